@@ -1,0 +1,1 @@
+"""THE FIVE caches, one room each."""

@@ -1,0 +1,1 @@
+"""VALUES <-> BYTES: tensors, records, dtype policies, compression."""

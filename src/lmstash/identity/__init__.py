@@ -1,0 +1,1 @@
+"""WHO and OVER WHAT: keys, fingerprints, the token-block chain. Pure but for reading weights."""

@@ -1,0 +1,1 @@
+"""BYTES: put, get, many at once, evict. Knows nothing of models."""

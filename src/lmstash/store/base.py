@@ -1,0 +1,241 @@
+"""The small protocol that every store keeps: bytes under 32-byte keys, many at once, within a byte limit.
+
+A store knows nothing of models. Faults are misses or drops, counted with a reason in `events`; with `strict=True` they
+raise instead. Any number of threads may share a store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from lmstash.errors import InvalidArgumentError
+from lmstash.events import EventLog
+
+KEY_BYTES = 32
+Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(slots=True)
+class Write:
+    """One value to keep, with what is kept beside it."""
+
+    key: bytes
+    """32 bytes."""
+    value: Buffer | Sequence[Buffer]
+    """The bytes, or several buffers that are written one after another."""
+    namespace: str = "user"
+    """`<kind>/<owner>`, for instance `activations/<first 16 hex digits of the model fingerprint>`."""
+    meta: Mapping[str, Any] | None = None
+    """Small JSON-able facts: what `ls` and `show` print, what `prune` selects by (`tags`, `model`, ...)."""
+    parent: bytes = b""
+    """The key this entry extends (32 bytes), or nothing."""
+    compute_seconds: float = 0.0
+    """What it cost to compute."""
+    n_tokens: int = 0
+    """Tokens the value covers."""
+    ttl_seconds: float | None = None
+    """Seconds until it expires; None for never."""
+
+
+@dataclass(slots=True)
+class Entry:
+    """One value served. `value` is memory of its own: the receiver may write into it."""
+
+    key: bytes
+    value: memoryview
+    namespace: str
+    parent: bytes
+    compute_seconds: float
+    n_tokens: int
+    created: float
+    """Unix seconds."""
+    expires: float | None
+    """Unix seconds, or None."""
+    meta_bytes: bytes
+    """`meta` as stored (JSON, or empty)."""
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """The facts kept beside the value."""
+        import json
+
+        return json.loads(self.meta_bytes) if self.meta_bytes else {}
+
+
+@dataclass(frozen=True, slots=True)
+class EntryInfo:
+    """One kept entry, described without its value."""
+
+    key: bytes
+    namespace: str
+    nbytes: int
+    """Bytes of the value."""
+    n_tokens: int
+    compute_seconds: float
+    created: float
+    last_used: float
+    hits: int
+    expires: float | None
+    pinned: bool
+    parent: bytes
+    meta: dict[str, Any]
+
+    @property
+    def kind(self) -> str:
+        """The part of the namespace before the first slash."""
+        return self.namespace.partition("/")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class NamespaceInfo:
+    """What one namespace holds."""
+
+    namespace: str
+    entries: int
+    nbytes: int
+    """Bytes the entries take, headers included."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreInfo:
+    """What a store holds and how full it is."""
+
+    location: str
+    entries: int
+    physical_bytes: int
+    """What the store takes in its medium, index and logs included."""
+    capacity_bytes: int | None
+    """The limit; None is unlimited."""
+    namespaces: list[NamespaceInfo]
+    oldest: float | None = None
+    newest: float | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What a full check found."""
+
+    entries: int
+    nbytes: int
+    damaged: list[str]
+    """One line for each damaged entry or file."""
+    repaired: bool
+    """Whether what was damaged has been dropped."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was damaged."""
+        return not self.damaged
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What a removal took away (or would take away)."""
+
+    entries: int
+    nbytes: int
+
+
+Selector = Callable[[EntryInfo], bool]
+
+
+class Store(Protocol):
+    """Bytes under keys. Every method may be called from any thread."""
+
+    events: EventLog
+    strict: bool
+
+    def get(self, key: bytes) -> memoryview | None:
+        """Return the value as a read-only view, or None."""
+        ...
+
+    def get_many(self, keys: Sequence[bytes]) -> list[memoryview | None]:
+        """Return the values as read-only views, None where there is none."""
+        ...
+
+    def fetch_many(self, keys: Sequence[bytes]) -> list[Entry | None]:
+        """Return whole entries whose `value` the caller owns and may write into."""
+        ...
+
+    def contains(self, key: bytes) -> bool:
+        """Whether a get would look for bytes (no recency, not counted as a hit or a miss)."""
+        ...
+
+    def contains_many(self, keys: Sequence[bytes]) -> list[bool]:
+        """As `contains`, for many keys at once."""
+        ...
+
+    def put(self, key: bytes, value: Buffer | Sequence[Buffer], **fields: Any) -> bool:
+        """Keep one value (`fields`: as in `Write`). Returns whether it was kept."""
+        ...
+
+    def put_many(self, writes: Iterable[Write], *, replace: bool = True) -> int:
+        """Keep many values; with `replace=False` what is kept already stays. Returns how many are kept now."""
+        ...
+
+    def delete(self, key: bytes) -> bool:
+        """Remove one entry; returns whether there was one."""
+        ...
+
+    def delete_many(self, keys: Sequence[bytes]) -> int:
+        """Remove entries; returns how many there were."""
+        ...
+
+    def pin_many(self, keys: Sequence[bytes], pinned: bool = True) -> int:
+        """Protect entries from eviction, or stop doing so; returns how many are kept."""
+        ...
+
+    def entries(self, namespace: str | None = None) -> Iterator[EntryInfo]:
+        """Describe every entry (of one namespace, or of one kind when given `"kind/"`)."""
+        ...
+
+    def prune(self, select: Selector | None = None, *, namespace: str | None = None, dry_run: bool = False) -> Removed:
+        """Remove the entries that `select` is true for (all, when None); `namespace` as in `entries`."""
+        ...
+
+    def evict(self, to_bytes: int) -> Removed:
+        """Remove the least valuable entries until at most `to_bytes` are taken."""
+        ...
+
+    def set_capacity(self, capacity_bytes: int | None) -> None:
+        """Change the limit and enforce it at once."""
+        ...
+
+    def info(self) -> StoreInfo:
+        """Say what is held. Does not read entries."""
+        ...
+
+    def verify(self, *, repair: bool = False) -> VerifyReport:
+        """Read everything and check every checksum."""
+        ...
+
+    def clear(self) -> Removed:
+        """Remove every entry."""
+        ...
+
+    def flush(self) -> None:
+        """Return once everything put so far would survive a power loss."""
+        ...
+
+    def close(self) -> None:
+        """Flush and let go of files. A closed store misses and drops."""
+        ...
+
+
+def check_key(key: bytes) -> None:
+    """Raise unless `key` is 32 bytes."""
+    if not isinstance(key, bytes) or len(key) != KEY_BYTES:
+        raise InvalidArgumentError(f"a key is {KEY_BYTES} bytes; got {key!r}. Use lmstash.identity to make one.")
+
+
+def join(value: Buffer | Sequence[Buffer]) -> bytes:
+    """Return `value` as one bytes object."""
+    return bytes(value) if isinstance(value, (bytes, bytearray, memoryview)) else b"".join(value)
+
+
+def matches(namespace: str, asked: str | None) -> bool:
+    """Whether `namespace` is the one asked for; `"kind/"` asks for every namespace of a kind."""
+    return asked is None or (namespace.startswith(asked) if asked.endswith("/") else namespace == asked)

@@ -1,0 +1,294 @@
+"""The RAM tier: values held by this process, least recently used out first, within a byte limit."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lmstash.errors import CapacityError
+from lmstash.events import DropReason, EventLog, MissReason
+from lmstash.store.base import (
+    Buffer,
+    Entry,
+    EntryInfo,
+    NamespaceInfo,
+    Removed,
+    Selector,
+    StoreInfo,
+    VerifyReport,
+    Write,
+    check_key,
+    join,
+    matches,
+)
+
+ENTRY_OVERHEAD_BYTES = 512
+"""What one entry costs in RAM beside its value (objects, dict slot), counted against the limit."""
+
+
+@dataclass(slots=True)
+class _Kept:
+    value: bytes
+    namespace: str
+    meta_bytes: bytes
+    parent: bytes
+    compute_seconds: float
+    n_tokens: int
+    created: float
+    expires: float | None
+    last_used: float
+    hits: int = 0
+    pinned: bool = False
+
+    @property
+    def weight(self) -> int:
+        return len(self.value) + len(self.meta_bytes) + ENTRY_OVERHEAD_BYTES
+
+
+class MemoryStore:
+    """Keeps values in this process, within `capacity_bytes`, least recently used out first.
+
+    Values are copied in. `get` hands out read-only views (no copy); `fetch_many` hands out copies. Threads may share
+    it; processes do not. Every call holds one lock for well under a microsecond per key plus the copy.
+    """
+
+    def __init__(
+        self, capacity_bytes: int | None = None, *, strict: bool = False, events: EventLog | None = None
+    ) -> None:
+        """Make an empty store.
+
+        Args:
+            capacity_bytes: Limit, values and bookkeeping together; None is unlimited, 0 keeps nothing.
+            strict: Raise instead of counting a drop.
+            events: Where to count; a fresh log by default.
+        """
+        self.events = events if events is not None else EventLog()
+        self.strict = strict
+        self.capacity_bytes = capacity_bytes
+        self._kept: OrderedDict[bytes, _Kept] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.RLock()
+
+    def __repr__(self) -> str:
+        """One line with the fill."""
+        limit = "unlimited" if self.capacity_bytes is None else f"{self.capacity_bytes:,} bytes"
+        return f"<MemoryStore: {len(self._kept):,} entries, {self._bytes:,} of {limit}>"
+
+    def get(self, key: bytes) -> memoryview | None:
+        """Return the value as a read-only view, or None."""
+        kept = self._look_up(key)
+        return None if kept is None else memoryview(kept.value)
+
+    def get_many(self, keys: Sequence[bytes]) -> list[memoryview | None]:
+        """Return the values as read-only views, None where there is none."""
+        return [self.get(key) for key in keys]
+
+    def fetch_many(self, keys: Sequence[bytes]) -> list[Entry | None]:
+        """Return whole entries; each value is a fresh copy."""
+        out: list[Entry | None] = []
+        for key in keys:
+            kept = self._look_up(key)
+            out.append(
+                None
+                if kept is None
+                else Entry(
+                    key=key,
+                    value=memoryview(bytearray(kept.value)),
+                    namespace=kept.namespace,
+                    parent=kept.parent,
+                    compute_seconds=kept.compute_seconds,
+                    n_tokens=kept.n_tokens,
+                    created=kept.created,
+                    expires=kept.expires,
+                    meta_bytes=kept.meta_bytes,
+                )
+            )
+        return out
+
+    def contains(self, key: bytes) -> bool:
+        """Whether a get would find the key now."""
+        kept = self._kept.get(key)
+        return kept is not None and (kept.expires is None or kept.expires > time.time())
+
+    def contains_many(self, keys: Sequence[bytes]) -> list[bool]:
+        """As `contains`, for many keys."""
+        return [self.contains(key) for key in keys]
+
+    def put(self, key: bytes, value: Buffer | Sequence[Buffer], **fields: Any) -> bool:
+        """Keep one value (`fields`: as in `Write`)."""
+        return self.put_many([Write(key, value, **fields)]) == 1
+
+    def put_many(self, writes: Iterable[Write], *, replace: bool = True) -> int:
+        """Keep many values, evicting the least recently used. A value over the whole limit is dropped, not the rest."""
+        return sum(self._put(write, replace) for write in writes)
+
+    def delete(self, key: bytes) -> bool:
+        """Remove one entry."""
+        with self._lock:
+            kept = self._kept.pop(key, None)
+            if kept is None:
+                return False
+            self._bytes -= kept.weight
+            return True
+
+    def delete_many(self, keys: Sequence[bytes]) -> int:
+        """Remove entries; returns how many there were."""
+        return sum(self.delete(key) for key in keys)
+
+    def pin_many(self, keys: Sequence[bytes], pinned: bool = True) -> int:
+        """Protect entries from eviction, or stop doing so; returns how many are kept."""
+        with self._lock:
+            found = [kept for key in keys if (kept := self._kept.get(key)) is not None]
+            for kept in found:
+                kept.pinned = pinned
+            return len(found)
+
+    def entries(self, namespace: str | None = None) -> Iterator[EntryInfo]:
+        """Describe every entry, as they are now."""
+        with self._lock:
+            snapshot = list(self._kept.items())
+        for key, kept in snapshot:
+            if matches(kept.namespace, namespace):
+                yield EntryInfo(
+                    key=key,
+                    namespace=kept.namespace,
+                    nbytes=len(kept.value),
+                    n_tokens=kept.n_tokens,
+                    compute_seconds=kept.compute_seconds,
+                    created=kept.created,
+                    last_used=kept.last_used,
+                    hits=kept.hits,
+                    expires=kept.expires,
+                    pinned=kept.pinned,
+                    parent=kept.parent,
+                    meta=json.loads(kept.meta_bytes) if kept.meta_bytes else {},
+                )
+
+    def prune(self, select: Selector | None = None, *, namespace: str | None = None, dry_run: bool = False) -> Removed:
+        """Remove the entries that `select` is true for; pinned ones too."""
+        chosen = [info for info in self.entries(namespace) if select is None or select(info)]
+        if not dry_run:
+            chosen = [info for info in chosen if self.delete(info.key)]
+        return Removed(len(chosen), sum(info.nbytes for info in chosen))
+
+    def evict(self, to_bytes: int) -> Removed:
+        """Remove the least recently used entries until at most `to_bytes` are taken."""
+        removed = nbytes = 0
+        with self._lock:
+            for key in list(self._kept):
+                if self._bytes <= to_bytes:
+                    break
+                kept = self._kept[key]
+                if kept.pinned:
+                    continue
+                del self._kept[key]
+                self._bytes -= kept.weight
+                removed += 1
+                nbytes += len(kept.value)
+                self.events.evict(kept.namespace, 1, kept.weight)
+        return Removed(removed, nbytes)
+
+    def set_capacity(self, capacity_bytes: int | None) -> None:
+        """Change the limit and enforce it at once."""
+        with self._lock:
+            self.capacity_bytes = capacity_bytes
+            if capacity_bytes is not None:
+                self.evict(capacity_bytes)
+
+    def info(self) -> StoreInfo:
+        """Say what is held."""
+        with self._lock:
+            totals: dict[str, list[int]] = {}
+            for kept in self._kept.values():
+                total = totals.setdefault(kept.namespace, [0, 0])
+                total[0] += 1
+                total[1] += kept.weight
+            times = [kept.created for kept in self._kept.values()]
+            return StoreInfo(
+                location="memory://",
+                entries=len(self._kept),
+                physical_bytes=self._bytes,
+                capacity_bytes=self.capacity_bytes,
+                namespaces=[NamespaceInfo(name, n, nbytes) for name, (n, nbytes) in sorted(totals.items())],
+                oldest=min(times, default=None),
+                newest=max(times, default=None),
+            )
+
+    def verify(self, *, repair: bool = False) -> VerifyReport:
+        """Count what is held; RAM carries no checksums."""
+        with self._lock:
+            return VerifyReport(len(self._kept), sum(len(kept.value) for kept in self._kept.values()), [], repair)
+
+    def clear(self) -> Removed:
+        """Remove every entry."""
+        return self.prune()
+
+    def flush(self) -> None:
+        """Nothing to do: RAM does not survive a power loss."""
+
+    def close(self) -> None:
+        """Let go of every value."""
+        with self._lock:
+            self._kept.clear()
+            self._bytes = 0
+
+    def _look_up(self, key: bytes) -> _Kept | None:
+        with self._lock:
+            kept = self._kept.get(key)
+            now = time.time()
+            expired = kept is not None and kept.expires is not None and kept.expires <= now
+            if kept is not None and not expired:
+                self._kept.move_to_end(key)
+                kept.last_used = now
+                kept.hits += 1
+        if kept is None or expired:
+            self.events.miss("", key, MissReason.EXPIRED if expired else MissReason.ABSENT)
+            return None
+        self.events.hit(kept.namespace, key, len(kept.value), kept.compute_seconds)
+        return kept
+
+    def _put(self, write: Write, replace: bool) -> bool:
+        check_key(write.key)
+        value = join(write.value)
+        now = time.time()
+        kept = _Kept(
+            value=value,
+            namespace=write.namespace,
+            meta_bytes=json.dumps(write.meta, separators=(",", ":")).encode() if write.meta else b"",
+            parent=write.parent,
+            compute_seconds=write.compute_seconds,
+            n_tokens=write.n_tokens,
+            created=now,
+            expires=None if write.ttl_seconds is None else now + write.ttl_seconds,
+            last_used=now,
+        )
+        with self._lock:
+            if not replace and self.contains(write.key):
+                return True
+            capacity = self.capacity_bytes
+            if capacity is not None and kept.weight > capacity:
+                reason = DropReason.DISABLED if capacity == 0 else DropReason.TOO_LARGE
+                return self._dropped(write, reason, f"{kept.weight:,} bytes over a limit of {capacity:,}")
+            if capacity is not None and self._bytes + kept.weight > capacity:
+                self.evict(capacity - kept.weight)
+                if self._bytes + kept.weight > capacity:
+                    return self._dropped(write, DropReason.NO_ROOM, "everything kept is pinned")
+            old = self._kept.pop(write.key, None)
+            if old is not None:
+                self._bytes -= old.weight
+                kept.pinned = old.pinned
+            self._kept[write.key] = kept
+            self._bytes += kept.weight
+        self.events.put(write.namespace, write.key, len(value), write.compute_seconds)
+        return True
+
+    def _dropped(self, write: Write, reason: DropReason, detail: str) -> bool:
+        self.events.drop(write.namespace, write.key, reason)
+        if self.strict:
+            raise CapacityError(f"{write.namespace}: value not kept: {detail}. Raise capacity_bytes= or unpin entries.")
+        return False
