@@ -1,0 +1,153 @@
+"""Where a setting comes from: explicit argument > environment > config file > default.
+
+Nothing is read at import. The config file is `$XDG_CONFIG_HOME/lmstash/config.toml` (else `~/.config/...`), with the
+names below in lower case without the prefix (`capacity = "50GB"`). `trust_env=False` leaves out both.
+
+======================  ==========================================================================
+`LMSTASH_DIR`           the folder that `lmstash.open()` opens
+`LMSTASH_CAPACITY`      byte limit: `50GB`, a number, or `unlimited`
+`LMSTASH_MEMORY`        byte limit of the RAM tier in front of the folder; 0 (the default) has none
+`LMSTASH_STRICT`        raise on faults instead of counting them
+`LMSTASH_READ_ONLY`     never write
+`LMSTASH_PRIVATE`       keep no text beside the values
+`LMSTASH_SALT`          tenant salt that enters every key
+`LMSTASH_DISABLE`       keep and serve nothing
+======================  ==========================================================================
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lmstash.errors import InvalidArgumentError
+
+DEFAULT_CAPACITY_BYTES = 50 * 2**30
+"""The limit of a folder when nobody names one (and never more than half of what is free on its disk at first use)."""
+
+_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+_TRUE = {"1", "on", "yes", "true"}
+_FALSE = {"0", "off", "no", "false", ""}
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One resolved value and where it came from."""
+
+    value: Any
+    origin: str
+    """`argument`, `environment LMSTASH_X`, `config FILE`, or `default`."""
+
+
+def parse_bytes(text: str | int | float | None) -> int | None:
+    """Return a number of bytes: `"50GB"`, `"1.5 MiB"`, `4096`; None and `"unlimited"` are None.
+
+    Units are powers of 1,024 (`50GB` is 50 * 2**30), as the memory sizes of this field are.
+
+    Raises:
+        InvalidArgumentError: The text is not a size.
+    """
+    if text is None or (isinstance(text, str) and text.strip().lower() in ("unlimited", "none")):
+        return None
+    if isinstance(text, (int, float)):
+        number = int(text)
+    else:
+        match = re.fullmatch(r"\s*([\d_.]+)\s*([kmgt]?)(i?b)?\s*", text.lower())
+        if not match:
+            raise InvalidArgumentError(f"not a size: {text!r}. Write a number of bytes, or for instance '50GB'.")
+        number = int(float(match[1].replace("_", "")) * _UNITS[match[2]])
+    if number < 0:
+        raise InvalidArgumentError(f"a size cannot be negative: {text!r}")
+    return number
+
+
+def parse_bool(text: str | bool) -> bool:
+    """Return a truth value: `1 on yes true` or `0 off no false`, in any case.
+
+    Raises:
+        InvalidArgumentError: The text is neither.
+    """
+    if isinstance(text, bool):
+        return text
+    word = str(text).strip().lower()
+    if word in _TRUE | _FALSE:
+        return word in _TRUE
+    raise InvalidArgumentError(f"not a truth value: {text!r}. Write 1 or 0.")
+
+
+def default_folder() -> Path:
+    """Return `$XDG_CACHE_HOME/lmstash`, else `~/.cache/lmstash`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lmstash"
+
+
+def config_file() -> Path:
+    """Return the path of the config file, which need not exist."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "lmstash" / "config.toml"
+
+
+_NAMES: dict[str, tuple[Callable[[Any], Any], Any]] = {
+    "dir": (str, None),
+    "capacity": (parse_bytes, DEFAULT_CAPACITY_BYTES),
+    "memory": (parse_bytes, 0),
+    "strict": (parse_bool, False),
+    "read_only": (parse_bool, False),
+    "private": (parse_bool, False),
+    "salt": (str, None),
+    "disable": (parse_bool, False),
+}
+UNSET: Any = object()
+"""Stands for an argument that was not given (None is a value: unlimited)."""
+
+
+def resolve(name: str, argument: Any = UNSET, *, trust_env: bool = True) -> Setting:
+    """Return the value of setting `name` and its origin.
+
+    Args:
+        name: A name of the table above, in lower case without the prefix.
+        argument: What the caller passed, or `UNSET`.
+        trust_env: Whether environment and config file count.
+
+    Raises:
+        InvalidArgumentError: The value found cannot be read; the message names its origin.
+    """
+    parse, default = _NAMES[name]
+    found, origin = argument, "argument"
+    if found is UNSET and trust_env:
+        variable = f"LMSTASH_{name.upper()}"
+        if variable in os.environ:
+            found, origin = os.environ[variable], f"environment {variable}"
+        else:
+            config = _read_config()
+            if name in config:
+                found, origin = config[name], f"config {config_file()}"
+    if found is UNSET:
+        return Setting(str(default_folder()) if name == "dir" else default, "default")
+    if found is None:
+        return Setting(None, origin)
+    try:
+        return Setting(parse(found), origin)
+    except InvalidArgumentError as error:
+        raise InvalidArgumentError(f"{origin}: {error}") from None
+
+
+def resolve_all() -> dict[str, Setting]:
+    """Return every setting as it stands without arguments (`lmstash env` prints this)."""
+    return {name: resolve(name) for name in _NAMES}
+
+
+def _read_config() -> dict[str, Any]:
+    path = config_file()
+    try:
+        text = path.read_bytes()
+    except OSError:
+        return {}
+    import tomllib
+
+    try:
+        return tomllib.loads(text.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidArgumentError(f"{path} is not valid TOML: {error}. Mend it or move it away.") from None

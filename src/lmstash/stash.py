@@ -1,0 +1,306 @@
+"""`Stash`: owns one store and hands out the caches over it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from html import escape
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from lmstash.errors import InvalidArgumentError, LmstashError
+from lmstash.events import EventLog, Stats, logger
+from lmstash.settings import UNSET, resolve
+from lmstash.store.base import EntryInfo, Removed, Store, StoreInfo, VerifyReport, Write
+from lmstash.store.memory import MemoryStore
+
+if TYPE_CHECKING:
+    from lmstash.caches.activations.cache import Activations
+
+
+class Stash:
+    """One store, and the caches over it.
+
+    Threads may share a stash, and any number of processes may open the same folder. Use it as a context manager, or
+    call `close()`; a program that ends without doing so loses nothing that was put.
+
+    Attributes:
+        store: The byte level: values under 32-byte keys.
+        tensors: Tensors under any JSON-able identity.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        ttl_seconds: float | None = None,
+        private: bool = False,
+        salt: str | bytes | None = None,
+    ) -> None:
+        """Wrap `store`. Most callers use `lmstash.open()`."""
+        self.store = store
+        self.ttl_seconds = ttl_seconds
+        self.private = private
+        self.salt = salt
+        self.tensors = Tensors(self)
+
+    def activations(self, model: Any = None, tokenizer: Any = None, **options: Any) -> Activations:
+        """Return the activations cache of `model`.
+
+        Args:
+            model: A transformers model (or any module that names its blocks as they do).
+            tokenizer: Turns prompts into token ids; not needed when prompts are lists of ids.
+            **options: `extractor=`, `variant=`, `strict_numerics=`, `assume_frozen=`, `storage_dtype=`: see
+                `lmstash.caches.activations.Activations`.
+        """
+        from lmstash.caches.activations.cache import Activations
+
+        defaults = {"salt": self.salt, "private": self.private, "ttl_seconds": self.ttl_seconds}
+        return Activations(self.store, model, tokenizer, **(defaults | options))
+
+    @property
+    def stats(self) -> Stats:
+        """Counters of this process since the stash was opened: hits, misses by reason, bytes, seconds saved."""
+        return self.store.events.stats
+
+    def info(self) -> StoreInfo:
+        """Say what is held and how full the store is. Costs milliseconds, whatever the number of entries."""
+        return self.store.info()
+
+    def verify(self, *, repair: bool = False) -> VerifyReport:
+        """Read every entry and check every checksum; with `repair=True` drop what is damaged."""
+        return self.store.verify(repair=repair)
+
+    def prune(
+        self,
+        *,
+        kind: str | None = None,
+        model: str | None = None,
+        tag: str | None = None,
+        older_than: float | None = None,
+        dry_run: bool = False,
+    ) -> Removed:
+        """Remove the entries that meet every condition given.
+
+        Args:
+            kind: For instance `activations`.
+            model: The model's name as kept, or at least 8 leading hex digits of its fingerprint.
+            tag: A tag the entries were put with.
+            older_than: Seconds since the entry was last used.
+            dry_run: Only count.
+
+        Raises:
+            InvalidArgumentError: No condition was given (`clear()` removes everything).
+        """
+        if kind is None and model is None and tag is None and older_than is None:
+            raise InvalidArgumentError("prune() needs a condition: kind=, model=, tag= or older_than=; or call clear()")
+        deadline = None if older_than is None else time.time() - older_than
+
+        def chosen(entry: EntryInfo) -> bool:
+            return (
+                (model is None or names_model(entry, model))
+                and (tag is None or tag in entry.meta.get("tags", ()))
+                and (deadline is None or entry.last_used < deadline)
+            )
+
+        select = None if model is None and tag is None and deadline is None else chosen
+        return self.store.prune(select, namespace=None if kind is None else f"{kind}/", dry_run=dry_run)
+
+    def forget(self, *, prompt: str, dry_run: bool = False) -> Removed:
+        """Remove every entry that keeps `prompt` as its text, of every kind. Reads the facts of all entries."""
+        return self.store.prune(lambda entry: entry.meta.get("text") == prompt, dry_run=dry_run)
+
+    def clear(self) -> Removed:
+        """Remove every entry; touches no file that lmstash did not write."""
+        return self.store.clear()
+
+    def flush(self) -> None:
+        """Return once everything put so far would survive a power loss."""
+        self.store.flush()
+
+    def close(self) -> None:
+        """Flush, and let go of files."""
+        self.store.close()
+
+    def __enter__(self) -> Self:
+        """Return the stash; leaving the block closes it."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def __repr__(self) -> str:
+        """One line with the fill."""
+        return f"<Stash on {self.store!r}>"
+
+    def _repr_html_(self) -> str:
+        info = self.info()
+        rows = "".join(
+            f"<tr><td>{escape(each.namespace)}</td><td>{each.entries:,}</td><td>{each.nbytes:,}</td></tr>"
+            for each in info.namespaces
+        )
+        limit = "unlimited" if info.capacity_bytes is None else f"{info.capacity_bytes:,}"
+        return (
+            f"<b>lmstash</b> {escape(info.location)}: {info.physical_bytes:,} of {limit} bytes"
+            f"<table><tr><th>namespace</th><th>entries</th><th>bytes</th></tr>{rows}</table>"
+        )
+
+
+class Tensors:
+    """Tensors under any JSON-able identity: for people who bring their own kind of value."""
+
+    namespace = "tensors/user"
+
+    def __init__(self, stash: Stash) -> None:
+        """Keep tensors in `stash`."""
+        self._stash = stash
+
+    def put(
+        self,
+        key: Any,
+        tensors: Mapping[str, Any],
+        *,
+        compute_seconds: float = 0.0,
+        tags: Sequence[str] = (),
+        ttl_seconds: float | None = None,
+    ) -> bool:
+        """Keep `tensors` (torch or numpy) under `key`.
+
+        Args:
+            key: Any JSON-able identity; types count (`1` is not `True` and not `"1"`).
+            tensors: Arrays by name.
+            compute_seconds: What they cost to compute.
+            tags: Words to prune by.
+            ttl_seconds: Seconds until they expire; default: the stash's.
+
+        Returns:
+            Whether they are kept.
+        """
+        from lmstash.codecs.tensors import encode_tensors
+
+        meta: dict[str, Any] = {"tags": list(tags)} if tags else {}
+        if not self._stash.private:
+            meta["key"] = json.loads(json.dumps(key, default=repr))
+        return self._stash.store.put(
+            self._digest(key),
+            encode_tensors(tensors),
+            namespace=self.namespace,
+            meta=meta,
+            compute_seconds=compute_seconds,
+            ttl_seconds=self._stash.ttl_seconds if ttl_seconds is None else ttl_seconds,
+        )
+
+    def get(self, key: Any, *, framework: str = "torch") -> dict[str, Any] | None:
+        """Return the tensors kept under `key`, or None. They are the caller's own: writing into them harms nothing.
+
+        Args:
+            key: As given to `put`.
+            framework: `"torch"` or `"numpy"`.
+        """
+        from lmstash.codecs.tensors import decode_tensors
+        from lmstash.errors import CorruptEntryError
+
+        digest = self._digest(key)
+        entry = self._stash.store.fetch_many([digest])[0]
+        if entry is None:
+            return None
+        try:
+            return decode_tensors(entry.value, framework=framework)  # pyright: ignore[reportArgumentType]
+        except CorruptEntryError as error:
+            self._stash.store.events.damage(self.namespace, digest, str(error))
+            if self._stash.store.strict:
+                raise
+            return None
+
+    def delete(self, key: Any) -> bool:
+        """Remove what is kept under `key`."""
+        return self._stash.store.delete(self._digest(key))
+
+    def _digest(self, key: Any) -> bytes:
+        from lmstash.identity.keys import Key
+
+        return Key({"kind": "tensors", "key": key, "salt": self._stash.salt}).digest
+
+
+def names_model(entry: EntryInfo, model: str) -> bool:
+    """Whether `entry` belongs to `model`: its name as kept, or 8 or more leading hex digits of its fingerprint."""
+    fingerprint = str(entry.meta.get("model", ""))
+    return entry.meta.get("name") == model or (len(model) >= 8 and fingerprint.startswith(model[:16]))
+
+
+def open_stash(
+    location: Any = UNSET,
+    *,
+    capacity_bytes: int | str | None = UNSET,
+    memory_bytes: int | str | None = UNSET,
+    ttl_seconds: float | None = None,
+    strict: bool = UNSET,
+    read_only: bool = UNSET,
+    private: bool = UNSET,
+    salt: str | bytes | None = UNSET,
+    policy: str = "lru",
+    trust_env: bool = True,
+) -> Stash:
+    """Do what `lmstash.open` says."""
+    is_strict = resolve("strict", strict, trust_env=trust_env).value
+    options = {
+        "ttl_seconds": ttl_seconds,
+        "private": resolve("private", private, trust_env=trust_env).value,
+        "salt": salt if isinstance(salt, bytes) else resolve("salt", salt, trust_env=trust_env).value,
+    }
+    check_policy(policy)
+    where = os.fspath(resolve("dir").value if location is UNSET and trust_env else _given(location))
+    if resolve("disable", trust_env=trust_env).value:
+        return Stash(MemoryStore(0), **options)
+    if where.startswith(("s3://", "gs://", "az://", "valkey://", "redis://")):
+        scheme = where.partition(":")[0]
+        raise InvalidArgumentError(f"{scheme}:// comes with a later release of lmstash. Open a folder or memory://.")
+    memory = resolve("memory", memory_bytes, trust_env=trust_env).value
+    if where == "memory://":
+        asked = capacity_bytes if memory_bytes is UNSET else memory_bytes
+        limit = None if asked is UNSET else resolve("capacity", asked).value
+        return Stash(MemoryStore(limit, strict=is_strict), **options)
+
+    from lmstash.store.disk.store import DiskStore
+
+    # The default limit belongs to the folder (it remembers the last one given): only a named limit is passed on.
+    capacity = resolve("capacity", capacity_bytes, trust_env=trust_env)
+    try:
+        store: Store = DiskStore(
+            where,
+            capacity_bytes=UNSET if capacity.origin == "default" else capacity.value,
+            read_only=resolve("read_only", read_only, trust_env=trust_env).value,
+            strict=is_strict,
+            policy=policy,
+        )
+    except LmstashError as error:
+        if is_strict:
+            raise
+        logger.warning("lmstash: %s Nothing is cached in this run.", error)
+        events = EventLog()
+        return Stash(MemoryStore(0, events=events), **options)
+    if memory:
+        from lmstash.store.tiered import TieredStore
+
+        store = TieredStore(MemoryStore(memory, events=EventLog()), store)
+    return Stash(store, **options)
+
+
+def check_policy(policy: str) -> None:
+    """Raise unless `policy` is one that exists."""
+    if policy in ("arc", "gdsf"):
+        raise InvalidArgumentError(f"policy={policy!r} comes with a later release of lmstash. Use policy='lru'.")
+    if policy != "lru":
+        raise InvalidArgumentError(f"no policy is called {policy!r}. Use policy='lru'.")
+
+
+def _given(location: Any) -> Any:
+    return resolve("dir", trust_env=False).value if location is UNSET else location
+
+
+__all__ = ["Stash", "Tensors", "Write", "open_stash"]
