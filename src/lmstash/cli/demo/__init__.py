@@ -1,0 +1,1 @@
+"""`lmstash demo`: the main job on a real model."""
