@@ -1,0 +1,87 @@
+"""The token-block chain: one id per 64-token block, which stands for all tokens up to the block's end.
+
+`id[0] = H(model, position scheme, salt)`, `id[i] = H(id[i-1], tokens of block i)`. Two prompts share ids exactly as
+far as they share whole blocks under one model, so what is kept for a shared prefix is stored once and found together.
+Ids are not keys: a key says in addition what is kept (kind, site, layout, dtype). Each of the four hashes has its own
+domain, so none can be mistaken for another. Hashing parent and block tokens is the idea of vLLM's prefix caching.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from functools import lru_cache
+from typing import Final
+
+from lmstash.errors import InvalidArgumentError
+from lmstash.identity.encoding import encode
+from lmstash.identity.tokens import TokenIds, token_bytes
+
+BLOCK_TOKENS: Final = 64
+"""Tokens in a block. Part of every root."""
+
+_ROOT = b"lmstash chain root 1\0"
+_BLOCK = b"lmstash chain block 1\0"
+_KEY = b"lmstash chain key 1\0"
+_TAIL = b"lmstash chain tail 1\0"
+
+
+def chain_root(model: bytes, *, position_scheme: str = "0..n-1", salt: bytes | str | None = None) -> bytes:
+    """Return the 32-byte id of the empty prefix.
+
+    Args:
+        model: Digest of the model's fingerprint.
+        position_scheme: How positions follow from places; the default is a prompt that starts at 0 without gaps.
+        salt: A tenant's secret; chains under different salts (also None, "" and b"") share nothing.
+    """
+    return hashlib.sha256(_ROOT + encode((bytes(model), BLOCK_TOKENS, position_scheme, salt))).digest()
+
+
+def chain_ids(root: bytes, ids: TokenIds) -> list[bytes]:
+    """Return the chain id after each full block of `ids`: `len(ids) // BLOCK_TOKENS` ids of 32 bytes.
+
+    The ids for a prefix of `ids` are a prefix of the result. `root` may also be the id of an earlier block, to go on
+    from there. Costs about 1 us per block and 10 ns per token.
+
+    Raises:
+        InvalidArgumentError: As `tokens.token_bytes`, or `root` is not 32 bytes.
+    """
+    _check_id(root)
+    data = token_bytes(ids)
+    step = 4 * BLOCK_TOKENS
+    sha256 = hashlib.sha256
+    out: list[bytes] = []
+    parent = root
+    for start in range(0, len(data) - step + 1, step):
+        parent = sha256(_BLOCK + parent + data[start : start + step]).digest()
+        out.append(parent)
+    return out
+
+
+def chain_key(chain_id: bytes, *, kind: str, site: str, layout: str, dtype: str) -> bytes:
+    """Return the 32-byte key of what is kept at `site` for the block that ends at `chain_id`."""
+    _check_id(chain_id)
+    return hashlib.sha256(_KEY + chain_id + _what(kind, site, layout, dtype)).digest()
+
+
+def tail_key(parent_id: bytes, first_token: int, *, kind: str, site: str, layout: str, dtype: str) -> bytes:
+    """Return the 32-byte key of the tail (1 to 63 tokens) that begins with `first_token` after `parent_id`.
+
+    The rest of the tail's tokens are not in the key: they are kept with the value and compared before it is used.
+    """
+    _check_id(parent_id)
+    try:
+        token = struct.pack(">I", first_token)
+    except struct.error:
+        raise InvalidArgumentError(f"a token id is an integer from 0 to 2**32 - 1, not {first_token!r}") from None
+    return hashlib.sha256(_TAIL + parent_id + token + _what(kind, site, layout, dtype)).digest()
+
+
+@lru_cache(maxsize=1024)
+def _what(kind: str, site: str, layout: str, dtype: str) -> bytes:
+    return encode((kind, site, layout, dtype))
+
+
+def _check_id(chain_id: bytes) -> None:
+    if len(chain_id) != 32:
+        raise InvalidArgumentError(f"a chain id has 32 bytes, not {len(chain_id)}. Start from chain_root().")
