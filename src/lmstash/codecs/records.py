@@ -1,0 +1,150 @@
+"""Records: Python values as JSON that keeps their types. Nothing is ever unpickled.
+
+What JSON can say is written as plain JSON. The rest is an object with one key that starts with `$`:
+
+    {"$tuple": [...]}  {"$bytes": base64}  {"$int": hex}        more than 64 bits
+    {"$float": "nan" | "inf" | "-inf" | 16 hex digits}          the digits are the bits of an unusual NaN
+    {"$str": base64 of UTF-8}                                   text with lone surrogates
+    {"$dict": [[key, value], ...]}                              a key that is no text or starts with `$`
+
+so that a plain object never has such a key, and reading is unambiguous.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import struct
+from typing import Any
+
+from lmstash.errors import CorruptEntryError, InvalidArgumentError
+
+MAX_DEPTH = 200
+"""How deep values may nest, both when written and when read."""
+
+_PLAIN = frozenset((type(None), bool))
+_NAMED_FLOATS = {
+    "nan": struct.pack(">d", math.nan),
+    "inf": struct.pack(">d", math.inf),
+    "-inf": struct.pack(">d", -math.inf),
+}
+
+
+def encode_record(value: Any) -> bytes:
+    """Return `value` as UTF-8 JSON from which `decode_record` makes an equal value of the same types.
+
+    Takes None, bool, int, float, str, bytes, list, tuple and dict (with keys of these types), exactly these types:
+    a subclass would come back as its base. Order of dicts is kept; the same value gives the same bytes.
+
+    Raises:
+        InvalidArgumentError: another type, or nested more than `MAX_DEPTH` deep (as a value within itself is).
+    """
+    return json.dumps(_tag(value, MAX_DEPTH), ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+
+def decode_record(data: bytes | bytearray | memoryview) -> Any:
+    """Return the value that `encode_record` wrote.
+
+    Raises:
+        CorruptEntryError: the bytes are no such record, or nest more than `MAX_DEPTH` deep.
+    """
+    try:
+        return _untag(
+            json.loads(bytes(data).decode(), object_pairs_hook=_unique, parse_constant=_no_constant), MAX_DEPTH
+        )
+    except (ValueError, TypeError, RecursionError) as error:
+        raise CorruptEntryError(f"The record is damaged: {error}") from error
+
+
+def _tag(value: Any, depth: int) -> Any:
+    kind = type(value)
+    if kind is str:
+        return (
+            value if value.isascii() or _encodable(value) else {"$str": _base64(value.encode("utf-8", "surrogatepass"))}
+        )
+    if kind in _PLAIN:
+        return value
+    if kind is int:
+        return value if value.bit_length() <= 64 else {"$int": f"{value:x}"}
+    if kind is float:
+        return value if math.isfinite(value) else {"$float": _float_name(value)}
+    if kind is bytes:
+        return {"$bytes": _base64(value)}
+    if depth <= 0:
+        raise InvalidArgumentError(f"A record may nest {MAX_DEPTH} deep, and not hold itself: flatten it.")
+    if kind is list:
+        return [_tag(item, depth - 1) for item in value]
+    if kind is tuple:
+        return {"$tuple": [_tag(item, depth - 1) for item in value]}
+    if kind is dict:
+        if all(type(key) is str and key[:1] != "$" and _encodable(key) for key in value):
+            return {key: _tag(item, depth - 1) for key, item in value.items()}
+        return {"$dict": [[_tag(key, depth - 1), _tag(item, depth - 1)] for key, item in value.items()]}
+    raise InvalidArgumentError(
+        f"A record holds None, bool, int, float, str, bytes, list, tuple and dict; got {kind.__module__}."
+        f"{kind.__qualname__}: convert it first."
+    )
+
+
+def _untag(value: Any, depth: int) -> Any:
+    kind = type(value)
+    if kind is not list and kind is not dict:
+        return value
+    if depth <= 0:
+        raise ValueError(f"nested more than {MAX_DEPTH} deep")
+    if kind is list:
+        return [_untag(item, depth - 1) for item in value]
+    tag = next(iter(value), "")
+    if len(value) == 1 and tag[:1] == "$":
+        return _untag_one(tag, value[tag], depth)
+    if any(key[:1] == "$" for key in value):
+        raise ValueError("a tag beside other keys")
+    return {key: _untag(item, depth - 1) for key, item in value.items()}
+
+
+def _untag_one(tag: str, body: Any, depth: int) -> Any:
+    if tag == "$tuple" and type(body) is list:
+        return tuple([_untag(item, depth - 1) for item in body])
+    if tag == "$dict" and type(body) is list:
+        pairs = [(_untag(key, depth - 1), _untag(item, depth - 1)) for key, item in body]
+        return _unique(pairs)
+    if type(body) is not str:
+        raise ValueError(f"tag {tag[:20]} with a body of another type")
+    if tag == "$bytes":
+        return base64.b64decode(body, validate=True)
+    if tag == "$int":
+        return int(body, 16)
+    if tag == "$float":
+        return struct.unpack(">d", _NAMED_FLOATS.get(body) or bytes.fromhex(body))[0]
+    if tag == "$str":
+        return base64.b64decode(body, validate=True).decode("utf-8", "surrogatepass")
+    raise ValueError(f"unknown tag {tag[:20]}")
+
+
+def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return entries
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+def _float_name(value: float) -> str:
+    bits = struct.pack(">d", value)
+    return next((name for name, known in _NAMED_FLOATS.items() if known == bits), bits.hex())
