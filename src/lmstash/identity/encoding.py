@@ -10,21 +10,12 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable
+from typing import Any
 
 from lmstash.errors import InvalidArgumentError
 
-Component = (
-    None
-    | bool
-    | int
-    | float
-    | str
-    | bytes
-    | tuple["Component", ...]
-    | list["Component"]
-    | dict["Component", "Component"]
-)
-"""What a key may be made of."""
+Component = None | bool | int | float | str | bytes | tuple[Any, ...] | list[Any] | dict[Any, Any]
+"""What a key may be made of; tuples, lists and dicts (keys too) of the same, all the way down."""
 
 _LENGTH = struct.Struct(">Q")
 _FLOAT = struct.Struct(">d")

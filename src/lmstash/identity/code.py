@@ -1,0 +1,243 @@
+"""The code that a model runs, as digests: what is loaded now, not what a file on disk says.
+
+Followed from the modules' classes: their base classes, every function in them, and the functions, classes and plain
+values that these functions name. Three kinds of owner:
+
+* torch, numpy, huggingface_hub and the standard library: by name only (torch's version is recorded in fingerprints);
+* transformers: by name and SHA-256 of the source file (its version is a component of its own), so that another minor
+  version of Python shares; functions that another package has put into its classes or modules count as that package's;
+* everything else (your classes, remote code, other packages): by bytecode, which is what really runs. Bytecode differs
+  between minor versions of Python; the loss is a miss.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from types import CodeType, FunctionType, ModuleType
+from typing import Any
+
+from lmstash.errors import InvalidArgumentError
+from lmstash.identity.encoding import Component, encode
+
+_BY_NAME = {*sys.stdlib_module_names, "torch", "numpy", "huggingface_hub", "builtins"} - {"__main__"}
+_PYTHON = f"{sys.implementation.name}-{sys.version_info.major}.{sys.version_info.minor}"
+_PLAIN = (type(None), bool, int, float, str, bytes)
+
+
+class CodeGraph:
+    """Collects the code reachable from classes and functions. Not for several threads at once.
+
+    Reading is done once per object; `unchanged` says whether anything that was read has been replaced since.
+    """
+
+    def __init__(self) -> None:
+        self._units: dict[str, set[str]] = {}
+        self._seen: dict[int, str] = {}
+        self._places: list[tuple[dict[str, Any], str, Any, bytes | None]] = []
+        self._classes: list[tuple[type, list[Any]]] = []
+        self.tensors: dict[str, Any] = {}
+        """Tensors that the code names as globals, by qualified name."""
+
+    def components(self) -> dict[Component, Component]:
+        """Return {qualified name: hexadecimal digests} of everything read so far."""
+        return {name: sorted(digests) for name, digests in sorted(self._units.items())}
+
+    def unchanged(self) -> bool:
+        """Return whether classes, functions and globals are still the objects that were read. Costs about 0.1 ms."""
+        for namespace, name, value, data in self._places:
+            if namespace.get(name) is not value or (data is not None and _encoded(value) != data):
+                return False
+        return all(
+            len(members) == len(vars(owner)) and all(map(_same, vars(owner).values(), members))
+            for owner, members in self._classes
+        )
+
+    def add(self, code: Any) -> str:
+        """Read a class, function or builtin and what it leads to; return its qualified name."""
+        known = self._seen.get(id(code))
+        if known is not None:
+            return known
+        if isinstance(code, type):
+            return self._add_class(code)
+        if isinstance(code, FunctionType):
+            return self._add_function(code)
+        name = f"{getattr(code, '__module__', None)}.{getattr(code, '__qualname__', type(code).__qualname__)}"
+        return self._note(code, name, "builtin")
+
+    def _note(self, code: Any, name: str, *what: Component) -> str:
+        self._seen[id(code)] = name
+        self._units.setdefault(name, set()).add(hashlib.sha256(encode(what)).hexdigest())
+        self._places.append(({"": code}, "", code, None))  # keeps it alive, so that its id stays its own
+        return name
+
+    def _add_class(self, cls: type) -> str:
+        name = f"{cls.__module__}.{cls.__qualname__}"
+        owner = _owner(cls.__module__)
+        if owner in _BY_NAME:
+            return self._note(cls, name, "by name")
+        bases = [f"{base.__module__}.{base.__qualname__}" for base in cls.__bases__]
+        if owner == "transformers":
+            self._note(cls, name, "file", _file_digest(cls.__module__), bases)
+        else:
+            plain = {key: value for key, value in vars(cls).items() if _is_plain(value) and key not in _CLASS_NOISE}
+            self._note(cls, name, "class", bases, _plain_component(plain))
+        self._classes.append((cls, list(vars(cls).values())))
+        for base in cls.__bases__:
+            self.add(base)
+        for member in vars(cls).values():
+            for function in _functions(member):
+                module = function.__globals__.get("__name__")
+                if owner != "transformers" or module != cls.__module__ or _is_modeling(cls.__module__):
+                    self.add(function)
+        return name
+
+    def _add_function(self, function: FunctionType) -> str:
+        module = str(function.__globals__.get("__name__"))  # `__module__` is copied about by functools.wraps
+        name = f"{module}.{function.__code__.co_qualname}"
+        owner = _owner(module)
+        if owner in _BY_NAME:
+            self._note(function, name, "by name")
+        elif owner == "transformers":
+            self._note(function, name, "file", _file_digest(module))
+        else:
+            defaults = _plain_component([function.__defaults__, function.__kwdefaults__])
+            self._note(function, name, "bytecode", _PYTHON, _code_component(function.__code__), defaults)
+        for cell in function.__closure__ or ():
+            try:
+                self._follow(function, cell.cell_contents, name)
+            except ValueError:  # an empty cell
+                continue
+        if owner not in _BY_NAME and (owner != "transformers" or _is_modeling(module)):
+            self._add_globals(function, name, owner)
+        return name
+
+    def _add_globals(self, function: FunctionType, name: str, owner: str) -> None:
+        names = set(_names(function.__code__))
+        for each in sorted(names & function.__globals__.keys()):
+            value = function.__globals__[each]
+            if isinstance(value, ModuleType):
+                foreign = _owner(value.__name__) not in {*_BY_NAME, "transformers"}
+                for attribute in sorted(names & vars(value).keys()):
+                    inner = vars(value)[attribute]
+                    patched = isinstance(inner, FunctionType | type) and _defined_in(inner) != value.__name__
+                    if patched or foreign:
+                        self._place(vars(value), attribute, inner)
+                        self._follow(function, inner, f"{name}:{attribute}")
+                continue
+            self._place(function.__globals__, each, value)
+            if owner != "transformers" or isinstance(value, FunctionType | type):
+                self._follow(function, value, f"{name}:{each}")
+
+    def _place(self, namespace: dict[str, Any], name: str, value: Any) -> None:
+        data = _encoded(value) if isinstance(value, list | dict | set) else None
+        self._places.append((namespace, name, value, data))
+
+    def _follow(self, function: FunctionType, value: Any, name: str) -> None:
+        if isinstance(value, FunctionType | type):
+            target = _defined_in(value)
+            here = function.__globals__.get("__name__")
+            if _owner(target) == "transformers" and target != here and not isinstance(value, FunctionType):
+                self._units.setdefault(f"{target}.{value.__qualname__}", set()).add("pinned by version")
+            elif id(value) not in self._seen:
+                self.add(value)
+        elif _is_tensor(value):
+            self.tensors[name] = value
+        elif (data := _encoded(value)) is not None:
+            self._units.setdefault(name, set()).add(hashlib.sha256(data).hexdigest())
+
+
+_CLASS_NOISE = frozenset({"__module__", "__doc__", "__qualname__", "__firstlineno__"})
+
+
+def _same(left: object, right: object) -> bool:
+    return left is right
+
+
+def _owner(module: str | None) -> str:
+    name = str(module)
+    return "remote" if name.startswith("transformers_modules") else name.partition(".")[0]
+
+
+def _is_modeling(module: str) -> bool:
+    return module.startswith("transformers.models.")
+
+
+def _defined_in(code: Any) -> str:
+    if isinstance(code, FunctionType):
+        return str(code.__globals__.get("__name__"))
+    return str(getattr(code, "__module__", None))
+
+
+def _functions(member: Any) -> Iterator[FunctionType]:
+    """Yield the Python functions behind a class member."""
+    if isinstance(member, FunctionType):
+        yield member
+    elif isinstance(member, staticmethod | classmethod):
+        yield from _functions(member.__func__)
+    elif isinstance(member, property):
+        for each in (member.fget, member.fset):
+            yield from _functions(each)
+    elif hasattr(member, "__wrapped__"):
+        yield from _functions(member.__wrapped__)
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for each in code.co_consts:
+        if isinstance(each, CodeType):
+            yield from _names(each)
+
+
+def _code_component(code: CodeType) -> Component:
+    consts = [
+        _code_component(each) if isinstance(each, CodeType) else _plain_component(each) for each in code.co_consts
+    ]
+    names = [*code.co_names, "|", *code.co_varnames, "|", *code.co_freevars, "|", *code.co_cellvars]
+    counts = [code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags]
+    return [code.co_code, consts, names, counts, code.co_exceptiontable]
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, (*_PLAIN, tuple, list, dict, set, frozenset))
+
+
+def _plain_component(value: Any) -> Component:
+    """Return `value` with what no key can hold replaced by the name of its type."""
+    if type(value) in _PLAIN:
+        return value
+    if isinstance(value, tuple | list):
+        return [type(value).__name__, *map(_plain_component, value)]
+    if isinstance(value, set | frozenset):
+        parts = [_plain_component(each) for each in value]
+        return [type(value).__name__, *sorted(parts, key=encode)]
+    if isinstance(value, dict):
+        return {encode(_plain_component(key)): _plain_component(each) for key, each in value.items()}
+    return ["type", f"{type(value).__module__}.{type(value).__qualname__}"]
+
+
+def _encoded(value: Any) -> bytes | None:
+    """Return the encoding of a plain value, or None where it holds anything else."""
+    if not _is_plain(value):
+        return None
+    try:
+        return encode(_plain_component(value) if isinstance(value, set | frozenset) else value)
+    except InvalidArgumentError:
+        return None
+
+
+def _is_tensor(value: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+@lru_cache(maxsize=4096)
+def _file_digest(module: str) -> str:
+    path = getattr(sys.modules.get(module), "__file__", None)
+    try:
+        return hashlib.sha256(Path(str(path)).read_bytes()).hexdigest()
+    except OSError:
+        return "no file"

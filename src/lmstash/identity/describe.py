@@ -1,0 +1,185 @@
+"""Python values that hang on a model, as key components.
+
+What is plain is taken as it is; containers and objects are taken apart; functions and classes stand by their code;
+tensors and modules are handed to whoever reads those. What cannot be taken apart is refused, unless the owner of the
+model vouches for it with `variant=`.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import logging
+import sys
+import threading
+import types
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+from lmstash.errors import UnsupportedModelError
+from lmstash.identity.code import CodeGraph
+from lmstash.identity.encoding import Component, encode
+
+IMMUTABLE = frozenset({type(None), bool, int, float, str, bytes})
+
+_HARMLESS_CONFIG = frozenset(
+    {
+        "_name_or_path", "name_or_path", "base_model_name_or_path", "_commit_hash", "transformers_version",
+        "torch_dtype", "dtype", "architectures", "tokenizer_class", "_auto_class", "auto_map", "id2label", "label2id",
+        "finetuning_task", "task_specific_params", "_output_attentions", "output_hidden_states",
+    }
+)  # fmt: skip
+"""Fields of a configuration that name things; dtype and architecture are read off the model itself."""
+
+_WITHOUT_MEANING = (
+    logging.Logger, threading.Event, weakref.ref, type(threading.Lock()), type(threading.RLock()), types.SimpleNamespace
+)[:-1]  # fmt: skip
+_TORCH_NAMES = frozenset({"dtype", "layout", "memory_format", "qscheme"})
+
+
+class Describer:
+    """Describes values, each object once. For one thread and one walk.
+
+    Args:
+        code: Where functions and classes are read.
+        lenient: Describe what cannot be taken apart by its type instead of refusing it.
+        follow_code: Read code; without, functions and classes are described by their identity in this process.
+    """
+
+    def __init__(self, code: CodeGraph, *, lenient: bool, follow_code: bool = True) -> None:
+        self._code = code
+        self._lenient = lenient
+        self._follow_code = follow_code
+        self._seen: dict[int, str] = {}
+        self._alive: list[object] = []
+        self.seen_modules: dict[int, str] = {}
+        self.modules: list[tuple[str, Any]] = []
+        """Modules met and not yet walked, by path."""
+        self.tensors: dict[str, Any] = {}
+        """Tensors met, by path."""
+        self._torch = sys.modules.get("torch")
+
+    def value(self, value: Any, path: str) -> Component:
+        """Return `value` as a component.
+
+        Raises:
+            UnsupportedModelError: It can neither be taken apart nor is it known to be harmless.
+        """
+        kind = type(value)
+        if kind in IMMUTABLE:
+            return value
+        if isinstance(value, enum.Enum):
+            return ["enum", f"{kind.__module__}.{kind.__qualname__}", value.name]
+        if kind is tuple or kind is list:
+            return [kind.__name__, *[self.value(each, f"{path}[{index}]") for index, each in enumerate(value)]]
+        if kind is set or kind is frozenset:
+            return [kind.__name__, *sorted((self.value(each, path) for each in value), key=encode)]
+        if isinstance(value, types.FunctionType | types.BuiltinFunctionType | type):
+            return self.code(value, path)
+        torch = self._torch
+        if torch is not None:
+            if isinstance(value, torch.Tensor):
+                return self.tensor(value, path)
+            if isinstance(value, torch.nn.Module):
+                return self.module(value, path)
+            if kind is torch.device:
+                return "device"
+            if kind.__module__ == "torch" and kind.__name__ in _TORCH_NAMES:
+                return ["torch", str(value)]
+        if isinstance(value, _WITHOUT_MEANING):
+            return kind.__qualname__
+        if isinstance(value, types.ModuleType):
+            return ["module", value.__name__]
+        if id(value) in self._seen:
+            return ["seen", self._seen[id(value)]]
+        self._seen[id(value)] = path
+        self._alive.append(value)
+        return self._object(value, kind, path)
+
+    def code(self, code: Any, path: str = "") -> Component:
+        """Return a class or function by name, after reading its code, and what a function has closed over."""
+        if not self._follow_code:
+            return ["code", id(code)]
+        name = self._code.add(code)
+        closure: list[Component] = []
+        if path and isinstance(code, types.FunctionType) and code.__closure__:
+            if id(code) in self._seen:
+                return ["seen", self._seen[id(code)]]
+            self._seen[id(code)] = path
+            for variable, cell in zip(code.__code__.co_freevars, code.__closure__, strict=True):
+                try:
+                    closure.append([variable, self.value(cell.cell_contents, f"{path}<{variable}>")])
+                except ValueError:  # an empty cell
+                    closure.append([variable])
+        return ["code", name, *closure]
+
+    def module(self, module: Any, path: str) -> Component:
+        """Return a module by the path it was first met at; it is walked later."""
+        known = self.seen_modules.get(id(module))
+        if known is None:
+            self.seen_modules[id(module)] = known = path
+            self.modules.append((path, module))
+        return ["module at", known]
+
+    def tensor(self, tensor: Any, path: str) -> Component:
+        """Return a tensor by the path it was met at, and what hangs on it; its bytes are read later."""
+        self.tensors[path] = tensor
+        extra = {name: each for name, each in vars(tensor).items() if name != "_is_hf_initialized"}
+        if extra and id(tensor) not in self._seen:
+            self._seen[id(tensor)] = path
+            return ["tensor", self.value(extra, path)]
+        return "tensor"
+
+    def _object(self, value: Any, kind: type, path: str) -> Component:
+        name = f"{kind.__module__}.{kind.__qualname__}"
+        if isinstance(value, functools.partial):
+            return ["partial", self.value(value.func, path), self.value([value.args, value.keywords], path)]
+        if isinstance(value, types.MethodType):
+            return ["method", self.code(value.__func__, path), self.value(value.__self__, f"{path}.__self__")]
+        if isinstance(value, Mapping):
+            items = [(self.value(key, path), self.value(each, f"{path}.{key}")) for key, each in value.items()]
+            plain = {key: each for key, each in items if type(key) is str}
+            if len(plain) == len(items):
+                return {"": name, **plain} if kind is not dict else plain
+            return [name, *sorted(([key, each] for key, each in items), key=encode)]
+        item = getattr(value, "item", None)
+        if kind.__module__ == "numpy" and item is not None and getattr(value, "shape", None) == ():
+            return ["numpy", kind.__name__, self.value(item(), path)]
+        if kind.__module__ == "numpy" and kind.__name__ == "ndarray" and value.dtype.kind in "biufc":
+            return ["numpy", str(value.dtype), list(value.shape), value.tobytes()]
+        if isinstance(value, tuple | list):
+            return [name, *[self.value(each, f"{path}[{index}]") for index, each in enumerate(value)]]
+        if isinstance(value, str | int | float):
+            base = next(each for each in (str, int, float) if isinstance(value, each))
+            return [name, base.__call__(value)]
+        fields = dict(getattr(value, "__dict__", {}))
+        for base in kind.__mro__:
+            slots = vars(base).get("__slots__", ())
+            for slot in (slots,) if isinstance(slots, str) else slots:
+                if slot not in {"__dict__", "__weakref__"} and hasattr(value, slot):
+                    fields[slot] = getattr(value, slot)
+        if (
+            not fields
+            and (not self._lenient)
+            and type(value).__reduce_ex__ is object.__reduce_ex__
+            and not _is_python(kind)
+        ):
+            raise UnsupportedModelError(
+                f"{path} is a {name}, which lmstash cannot take apart to tell whether it changes. "
+                "Replace it, or vouch for it: variant='...' (a new name whenever it changes)."
+            )
+        if hasattr(value, "model_type") and hasattr(value, "to_dict"):
+            fields = {key: each for key, each in fields.items() if key not in _HARMLESS_CONFIG}
+            fields["model_type"] = value.model_type
+        out: dict[Component, Component] = {"": self.code(kind)}
+        for field, each in fields.items():
+            out[str(field)] = self.value(each, f"{path}.{field}")
+        return out
+
+
+def _is_python(kind: type) -> bool:
+    """Return whether instances of `kind` hold nothing that Python cannot see."""
+    return bool(kind.__flags__ & (1 << 9)) and all(
+        base is object or base.__flags__ & (1 << 9) for base in kind.__mro__
+    )  # Py_TPFLAGS_HEAPTYPE: made by a class statement
