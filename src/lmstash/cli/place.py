@@ -1,0 +1,149 @@
+"""Opens the stash that a command line names, finds entries in it, and asks before something is removed."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmstash.errors import InvalidArgumentError, LmstashError, NotFoundError
+from lmstash.settings import resolve
+
+if TYPE_CHECKING:
+    from lmstash.stash import Stash
+    from lmstash.store.base import EntryInfo, Removed, Store
+
+UNANSWERED = 2
+"""Exit code of a command that would have had to ask."""
+
+
+def location(arguments: argparse.Namespace) -> str:
+    """Return the folder or URI in force: `--dir` or `--uri`, else what `lmstash.open()` would take."""
+    return str(arguments.uri or arguments.dir or resolve("dir").value)
+
+
+def open_named(arguments: argparse.Namespace, *, write: bool = False) -> Stash:
+    """Open the stash that the command line names; never makes one.
+
+    The folder's own byte limit counts, not `LMSTASH_CAPACITY`: looking at a stash must not shrink it.
+
+    Args:
+        arguments: With `dir` and `uri`.
+        write: Whether the command changes what is kept.
+
+    Raises:
+        NotFoundError: There is no stash there.
+        StoreUnavailableError: It cannot be used.
+    """
+    import lmstash
+
+    where = location(arguments)
+    if "://" not in where:
+        from lmstash.store.disk.folder import Folder
+
+        if not Folder(where).description.exists():
+            raise NotFoundError(
+                f"there is no stash in {where}. Name its folder with --dir (or LMSTASH_DIR); "
+                "lmstash.open() makes one on first use, and `lmstash demo` shows how."
+            )
+    read_only = not write or bool(resolve("read_only").value)
+    return lmstash.open(where, strict=True, read_only=read_only, trust_env=False)
+
+
+def find_entry(store: Store, text: str) -> EntryInfo:
+    """Return the one entry whose key starts with the hex digits `text`. Reads the facts of all entries.
+
+    Raises:
+        InvalidArgumentError: Not hex digits, or several entries start so.
+        NotFoundError: No entry does.
+    """
+    prefix = text.lower().removeprefix("0x")
+    if not prefix or len(prefix) > 64 or set(prefix) - set("0123456789abcdef"):
+        raise InvalidArgumentError(f"not a key: {text!r}. A key is 64 hex digits; its first ones will do.")
+    found = [entry for entry in store.entries() if entry.key.hex().startswith(prefix)]
+    if not found:
+        raise NotFoundError(f"no entry has a key that starts with {prefix}. `lmstash ls` lists the keys.")
+    if len(found) > 1:
+        some = ", ".join(entry.key.hex()[:16] for entry in found[:3])
+        raise InvalidArgumentError(
+            f"{len(found)} entries have keys that start with {prefix} ({some}, ...). Add digits."
+        )
+    return found[0]
+
+
+def components(entry: EntryInfo) -> dict[str, Any]:
+    """Return the identity components kept with an entry (without those that its model stands for), or nothing."""
+    described = entry.meta.get("id")
+    if not isinstance(described, dict):
+        return {}
+    from lmstash.identity.keys import Key
+
+    try:
+        return dict(Key.from_description(described).components)
+    except LmstashError:
+        return {}
+
+
+def describe(entry: EntryInfo) -> dict[str, Any]:
+    """Return all facts of an entry, JSON-able."""
+    return {
+        "key": entry.key.hex(),
+        "kind": entry.kind,
+        "namespace": entry.namespace,
+        "nbytes": entry.nbytes,
+        "n_tokens": entry.n_tokens,
+        "compute_seconds": entry.compute_seconds,
+        "created": entry.created,
+        "last_used": entry.last_used,
+        "hits": entry.hits,
+        "expires": entry.expires,
+        "pinned": entry.pinned,
+        "parent": entry.parent.hex(),
+        "components": {name: plain(value) for name, value in components(entry).items()},
+        "meta": {name: value for name, value in entry.meta.items() if name != "id"},
+    }
+
+
+def plain(value: Any) -> Any:
+    """Return a key component as JSON can say it: bytes as hex digits, tuples as lists."""
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, (list, tuple)):
+        return [plain(each) for each in value]
+    if isinstance(value, dict):
+        return {str(name): plain(each) for name, each in value.items()}
+    return value
+
+
+def model_of(entry: EntryInfo) -> str:
+    """Return the name of an entry's model, else its fingerprint, else a dash."""
+    name, fingerprint = entry.meta.get("name"), entry.meta.get("model")
+    if name:
+        return Path(str(name)).name
+    return str(fingerprint)[:16] if fingerprint else "-"
+
+
+def confirmed(arguments: argparse.Namespace, would: Removed, what: str) -> bool | None:
+    """Show what would be removed and ask, unless `--yes`.
+
+    Args:
+        arguments: With `yes`.
+        would: What the removal would take away.
+        what: The words for it, after "N entries".
+
+    Returns:
+        True to go on; False when the person said no; None when nobody can be asked.
+    """
+    from lmstash.cli.output import say, size
+
+    if arguments.yes:
+        return True
+    say(f"would remove {would.entries:,} entries {what} ({size(would.nbytes)}) from {location(arguments)}")
+    if not would.entries:
+        return True
+    if not (sys.stdin and sys.stdin.isatty()):
+        say("nothing was removed: nobody can be asked here. Add --yes to remove them.")
+        return None
+    say("remove them? [y/N]")
+    return sys.stdin.readline().strip().lower() in ("y", "yes")

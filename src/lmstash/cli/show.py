@@ -1,0 +1,70 @@
+"""Print everything known of one entry: what it answers, what it cost, when it was used, which tensors it holds."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from lmstash.cli.output import age, clip, facts, print_json, since, size, style
+from lmstash.cli.place import describe, find_entry, open_named
+from lmstash.errors import FormatError
+from lmstash.store.base import EntryInfo, Store
+
+TENSOR_KINDS = ("activations", "tensors", "kv", "logprobs")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the key."""
+    parser.add_argument("key", metavar="KEY", help="the entry's key in hex; its first digits will do")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print one entry."""
+    with open_named(arguments) as stash:
+        entry = find_entry(stash.store, arguments.key)
+        tensors = read_layout(stash.store, entry)
+    described = describe(entry)
+    if arguments.json:
+        print_json("show", entry=described | {"tensors": tensors})
+        return 0
+    print(style(described["key"], "bold"))
+    lines = [
+        ("namespace", entry.namespace),
+        *((name, clip(value, 100)) for name, value in described["components"].items()),
+        *((name, clip(value, 100)) for name, value in described["meta"].items() if value not in ("", [], None)),
+        ("value", size(entry.nbytes)),
+        *(("tensor", f"{each['name']}  {each['dtype']}  {each['shape']}") for each in tensors or ()),
+        ("tokens", f"{entry.n_tokens:,}"),
+        ("cost", f"{entry.compute_seconds:.3g} s to compute"),
+        ("created", since(entry.created)),
+        ("used", f"{since(entry.last_used)}, {entry.hits:,} hits"),
+        ("expires", "never" if entry.expires is None else expiry(entry.expires)),
+        ("pinned", "yes" if entry.pinned else "no"),
+        ("parent", entry.parent.hex() or "-"),
+    ]
+    print(facts(lines))
+    return 0
+
+
+def expiry(moment: float) -> str:
+    """Return when an entry expires or expired."""
+    import time
+
+    left = moment - time.time()
+    return f"in {age(left)}" if left > 0 else f"expired {age(-left)} ago"
+
+
+def read_layout(store: Store, entry: EntryInfo) -> list[dict[str, Any]] | None:
+    """Return names, dtypes and shapes of the tensors an entry holds; None where it holds something else."""
+    if entry.kind not in TENSOR_KINDS:
+        return None
+    from lmstash.codecs.tensors import decode_header
+
+    value = store.get(entry.key)
+    if value is None:
+        return None
+    try:
+        layout = decode_header(value)
+    except FormatError:
+        return None
+    return [{"name": each.name, "dtype": each.dtype, "shape": list(each.shape)} for each in layout.tensors.values()]

@@ -1,0 +1,148 @@
+"""Say why a look-up hits or misses, and which part of its identity differs from the nearest kept entry.
+
+`lmstash why KEY` asks about one key. `lmstash why --prompt TEXT` asks about an activation as a program would, by what
+it names: --model, --layer, --site, --pool; parts that are not named are not compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from lmstash.cli.output import clip, facts, print_json, style
+from lmstash.cli.place import components, find_entry, model_of, open_named, plain
+from lmstash.errors import InvalidArgumentError, LmstashError, NotFoundError
+from lmstash.store.base import EntryInfo, Store
+
+TEXT_CHARACTERS = 200
+"""How much of a prompt an entry keeps."""
+_PARTS = ("model", "layer", "site", "pool")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the two ways of asking."""
+    parser.add_argument("key", metavar="KEY", nargs="?", help="a key in hex; its first digits will do")
+    parser.add_argument("--prompt", metavar="TEXT", help="the prompt that was looked up")
+    parser.add_argument("--model", help="a model's name, or 8 or more leading hex digits of its fingerprint")
+    parser.add_argument("--layer", type=int, help="the layer that was looked up")
+    parser.add_argument("--site", help="the site that was looked up, for instance block_out")
+    parser.add_argument("--pool", help="the pooling that was looked up: last, mean, a token index, or none for raw")
+    parser.add_argument("--kind", default="activations", help="the kind to look among (default: activations)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Answer; exit code 1 where the look-up would miss."""
+    if (arguments.key is None) == (arguments.prompt is None):
+        raise InvalidArgumentError("give a KEY or --prompt TEXT (one of them)")
+    with open_named(arguments) as stash:
+        answer = by_key(stash.store, arguments.key) if arguments.key else by_prompt(stash.store, arguments)
+    if arguments.json:
+        print_json("why", **answer)
+    else:
+        print(style(answer["answer"], "green" if answer["hit"] else "yellow"))
+        shown = [("nearest kept entry", answer["nearest"][:16])] if answer.get("nearest") else []
+        shown += [(each["name"], f"asked {each['asked']}; kept {each['kept']}") for each in answer["differences"]]
+        if shown:
+            print(facts(shown))
+    return 0 if answer["hit"] else 1
+
+
+def by_key(store: Store, text: str) -> dict[str, Any]:
+    """Say whether the value under a key would be served, by asking for it."""
+    try:
+        entry = find_entry(store, text)
+    except NotFoundError:
+        return _miss(
+            f"miss (absent): nothing is kept under {text}. A key is a digest and cannot be read backwards; "
+            "ask with --prompt to see which part differs from what is kept"
+        )
+    if entry.expires is not None and entry.expires <= time.time():
+        return _miss("miss (expired): the entry is older than its ttl_seconds", entry)
+    try:
+        value = store.get(entry.key)
+    except LmstashError as error:
+        return _miss(f"miss (damaged or unreadable): {error}", entry)
+    if value is None:
+        reasons = ", ".join(store.events.stats.misses)
+        return _miss(
+            f"miss ({reasons}): the entry is listed, but its bytes cannot be served. Run: lmstash verify", entry
+        )
+    return {"hit": True, "answer": "hit: kept, and its checksum agrees", "nearest": entry.key.hex(), "differences": []}
+
+
+@dataclass(slots=True)
+class _Candidate:
+    entry: EntryInfo
+    differing: list[tuple[str, Any, Any]]
+    likeness: float
+
+    @property
+    def distance(self) -> tuple[int, float]:
+        return len(self.differing), -self.likeness
+
+
+def by_prompt(store: Store, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Find the entry nearest to what was looked up, and what differs."""
+    from lmstash.stash import names_model
+
+    asked: dict[str, Any] = {"prompt": arguments.prompt[:TEXT_CHARACTERS]}
+    asked |= {name: getattr(arguments, name) for name in _PARTS if getattr(arguments, name) is not None}
+    if "pool" in asked:
+        asked["pool"] = _read_pool(asked["pool"])
+    best: _Candidate | None = None
+    silent = total = 0
+    for entry in store.entries(f"{arguments.kind}/"):
+        total += 1
+        text = entry.meta.get("text")
+        if not isinstance(text, str):
+            silent += 1
+            continue
+        kept: dict[str, Any] = {**components(entry), "prompt": text[:TEXT_CHARACTERS]}
+        kept["model"] = asked.get("model") if names_model(entry, asked.get("model", "")) else model_of(entry)
+        candidate = _compare(entry, asked, kept)
+        if best is None or candidate.distance < best.distance:
+            best = candidate
+    if best is None:
+        hidden = f"; {silent:,} entries keep no text (a private stash)" if silent else ""
+        return _miss(f"miss (absent): none of {total:,} entries of kind {arguments.kind} keeps a prompt{hidden}")
+    if not best.differing:
+        if best.entry.expires is not None and best.entry.expires <= time.time():
+            return _miss("miss (expired): kept, but older than its ttl_seconds", best.entry)
+        unnamed = [name for name in _PARTS if name not in asked]
+        rest = f" ({', '.join(unnamed)} not compared)" if unnamed else ""
+        rest += "; past its first 200 characters a prompt is not compared" if len(arguments.prompt) > 200 else ""
+        return {"hit": True, "answer": f"kept{rest}", "nearest": best.entry.key.hex(), "differences": []}
+    names = ", ".join(name for name, _, _ in best.differing)
+    return _miss(f"miss (absent): {names} differ{'s' if len(best.differing) == 1 else ''}", best.entry, best.differing)
+
+
+def _compare(entry: EntryInfo, asked: dict[str, Any], kept: dict[str, Any]) -> _Candidate:
+    from lmstash.identity.keys import Key
+
+    ours, theirs = Key(asked), Key({name: kept[name] for name in asked if name in kept})
+    differing = [(each.name, each.ours, each.theirs) for each in ours.explain(theirs)]
+    same = asked["prompt"] == kept["prompt"]
+    likeness = 1.0 if same else difflib.SequenceMatcher(None, asked["prompt"], kept["prompt"]).quick_ratio()
+    return _Candidate(entry, differing, likeness)
+
+
+def _read_pool(text: str) -> str | int | None:
+    if text.lower() in ("none", "raw"):
+        return None
+    return int(text) if text.removeprefix("-").isdigit() else text
+
+
+def _miss(answer: str, nearest: EntryInfo | None = None, differing: list[tuple[str, Any, Any]] | None = None) -> Any:
+    differences = [
+        {"name": name, "asked": clip(plain(ours), 80), "kept": clip(plain(theirs), 80)}
+        for name, ours, theirs in differing or ()
+    ]
+    return {
+        "hit": False,
+        "answer": answer,
+        "nearest": nearest.key.hex() if nearest is not None else None,
+        "differences": differences,
+    }
