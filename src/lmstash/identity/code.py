@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
@@ -37,7 +37,7 @@ class CodeGraph:
     def __init__(self) -> None:
         self._units: dict[str, set[str]] = {}
         self._seen: dict[int, str] = {}
-        self._places: list[tuple[dict[str, Any], str, Any, bytes | None]] = []
+        self._places: list[tuple[Mapping[str, Any], str, Any, bytes | None]] = []
         self._classes: list[tuple[type, list[Any]]] = []
         self.tensors: dict[str, Any] = {}
         """Tensors that the code names as globals, by qualified name."""
@@ -88,7 +88,9 @@ class CodeGraph:
         self._classes.append((cls, list(vars(cls).values())))
         for base in cls.__bases__:
             self.add(base)
-        for member in vars(cls).values():
+        for key, member in vars(cls).items():
+            if owner != "transformers" and isinstance(member, list | dict | set):
+                self._place(vars(cls), key, member)
             for function in _functions(member):
                 module = function.__globals__.get("__name__")
                 if owner != "transformers" or module != cls.__module__ or _is_modeling(cls.__module__):
@@ -132,7 +134,7 @@ class CodeGraph:
             if owner != "transformers" or isinstance(value, FunctionType | type):
                 self._follow(function, value, f"{name}:{each}")
 
-    def _place(self, namespace: dict[str, Any], name: str, value: Any) -> None:
+    def _place(self, namespace: Mapping[str, Any], name: str, value: Any) -> None:
         data = _encoded(value) if isinstance(value, list | dict | set) else None
         self._places.append((namespace, name, value, data))
 

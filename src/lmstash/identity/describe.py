@@ -14,7 +14,7 @@ import sys
 import threading
 import types
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lmstash.errors import UnsupportedModelError
@@ -32,9 +32,13 @@ _HARMLESS_CONFIG = frozenset(
 )  # fmt: skip
 """Fields of a configuration that name things; dtype and architecture are read off the model itself."""
 
-_WITHOUT_MEANING = (
-    logging.Logger, threading.Event, weakref.ref, type(threading.Lock()), type(threading.RLock()), types.SimpleNamespace
-)[:-1]  # fmt: skip
+_WITHOUT_MEANING = (logging.Logger, threading.Event, weakref.ref, type(threading.Lock()), type(threading.RLock()))
+_EXACT: dict[type, Callable[[Any], Component]] = {
+    str: lambda value: str.__getitem__(value, slice(None)),
+    bytes: lambda value: bytes.__getitem__(value, slice(None)),
+    int: int.__index__,
+    float: float.__float__,
+}
 _TORCH_NAMES = frozenset({"dtype", "layout", "memory_format", "qscheme"})
 
 
@@ -69,6 +73,8 @@ class Describer:
         kind = type(value)
         if kind in IMMUTABLE:
             return value
+        if id(value) in self._seen:
+            return ["seen", self._seen[id(value)]]
         if isinstance(value, enum.Enum):
             return ["enum", f"{kind.__module__}.{kind.__qualname__}", value.name]
         if kind is tuple or kind is list:
@@ -91,21 +97,15 @@ class Describer:
             return kind.__qualname__
         if isinstance(value, types.ModuleType):
             return ["module", value.__name__]
-        if id(value) in self._seen:
-            return ["seen", self._seen[id(value)]]
         self._seen[id(value)] = path
         self._alive.append(value)
         return self._object(value, kind, path)
 
     def code(self, code: Any, path: str = "") -> Component:
         """Return a class or function by name, after reading its code, and what a function has closed over."""
-        if not self._follow_code:
-            return ["code", id(code)]
-        name = self._code.add(code)
+        name: Component = self._code.add(code) if self._follow_code else id(code)
         closure: list[Component] = []
         if path and isinstance(code, types.FunctionType) and code.__closure__:
-            if id(code) in self._seen:
-                return ["seen", self._seen[id(code)]]
             self._seen[id(code)] = path
             for variable, cell in zip(code.__code__.co_freevars, code.__closure__, strict=True):
                 try:
@@ -150,26 +150,13 @@ class Describer:
             return ["numpy", str(value.dtype), list(value.shape), value.tobytes()]
         if isinstance(value, tuple | list):
             return [name, *[self.value(each, f"{path}[{index}]") for index, each in enumerate(value)]]
-        if isinstance(value, str | int | float):
-            base = next(each for each in (str, int, float) if isinstance(value, each))
-            return [name, base.__call__(value)]
-        fields = dict(getattr(value, "__dict__", {}))
-        for base in kind.__mro__:
-            slots = vars(base).get("__slots__", ())
-            for slot in (slots,) if isinstance(slots, str) else slots:
-                if slot not in {"__dict__", "__weakref__"} and hasattr(value, slot):
-                    fields[slot] = getattr(value, slot)
-        if (
-            not fields
-            and (not self._lenient)
-            and type(value).__reduce_ex__ is object.__reduce_ex__
-            and not _is_python(kind)
-        ):
-            raise UnsupportedModelError(
-                f"{path} is a {name}, which lmstash cannot take apart to tell whether it changes. "
-                "Replace it, or vouch for it: variant='...' (a new name whenever it changes)."
-            )
-        if hasattr(value, "model_type") and hasattr(value, "to_dict"):
+        for base, exact in _EXACT.items():
+            if isinstance(value, base):
+                return [name, exact(value)]
+        if not _is_transparent(kind):
+            return [name, self._reduced(value, name, path)]
+        fields = _fields(value, kind)
+        if hasattr(kind, "model_type") and hasattr(kind, "to_dict"):
             fields = {key: each for key, each in fields.items() if key not in _HARMLESS_CONFIG}
             fields["model_type"] = value.model_type
         out: dict[Component, Component] = {"": self.code(kind)}
@@ -177,9 +164,33 @@ class Describer:
             out[str(field)] = self.value(each, f"{path}.{field}")
         return out
 
+    def _reduced(self, value: Any, name: str, path: str) -> Component:
+        """Return what an object that Python cannot look into would be copied from."""
+        try:
+            parts = value.__reduce_ex__(2)
+            if isinstance(parts, str):
+                return parts
+            parts = [*parts[:3], *[each and list(each) for each in parts[3:5]]]
+        except Exception:
+            if self._lenient:
+                return None
+            raise UnsupportedModelError(
+                f"{path} is a {name}, which lmstash cannot take apart to tell whether it changes. "
+                "Replace it, or vouch for it: variant='...' (a new name whenever it changes)."
+            ) from None
+        return self.value(parts, path)
 
-def _is_python(kind: type) -> bool:
-    """Return whether instances of `kind` hold nothing that Python cannot see."""
-    return bool(kind.__flags__ & (1 << 9)) and all(
-        base is object or base.__flags__ & (1 << 9) for base in kind.__mro__
-    )  # Py_TPFLAGS_HEAPTYPE: made by a class statement
+
+def _fields(value: Any, kind: type) -> dict[Any, Any]:
+    fields = dict(getattr(value, "__dict__", {}))
+    for base in kind.__mro__:
+        slots = vars(base).get("__slots__", ())
+        for slot in (slots,) if isinstance(slots, str) else slots:
+            if slot not in {"__dict__", "__weakref__"} and hasattr(value, slot):
+                fields[slot] = getattr(value, slot)
+    return fields
+
+
+def _is_transparent(kind: type) -> bool:
+    """Return whether all state of an instance lies in its `__dict__` and slots: no class of it is written in C."""
+    return all(base is object or "__slots__" in vars(base) or base.__dictoffset__ for base in kind.__mro__)

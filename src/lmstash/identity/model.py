@@ -72,7 +72,10 @@ def read_model(
             f"expected a torch module, got {type(model).__module__}.{type(model).__qualname__}. "
             "Give the model itself, not a pipeline, path or name."
         )
-    found = structure.read(model, variant=variant, strict_numerics=strict_numerics)
+    try:
+        found = structure.read(model, variant=variant, strict_numerics=strict_numerics)
+    except RecursionError:
+        raise UnsupportedModelError("something on the model nests too deep, or holds itself. Remove it.") from None
     dense = dict(structure.named(found.tensors))
     digests, kept, probe = weights.content_digests(dense, known)
     tensors: dict[Component, Component] = {

@@ -6,6 +6,7 @@ whenever the components could (`stamp`). Both leave out only what is named here 
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -41,8 +42,21 @@ HARMLESS = frozenset(
 )
 """Module attributes that do not change what a forward pass computes."""
 
-_NO_KERNELS = ("_use_kernels", False)  # loading says so, building from a configuration does not
+_SKIP = TORCH_OWN | HARMLESS
+_NO_KERNELS = "_use_kernels"  # False after loading, absent before
 _HARMLESS_HOOKS = frozenset({"transformers.utils.output_capturing"})  # these record outputs and return None
+_USUAL = {
+    "default_dtype": "torch.float32",
+    "float32_matmul_precision": "highest",
+    "allow_tf32": "False",
+    "allow_fp16_reduced_precision_reduction": "True",
+    "allow_bf16_reduced_precision_reduction": "True",
+    "fp32_precision": "none",
+    "flash_sdp": "True",
+    "mem_efficient_sdp": "True",
+    "math_sdp": "True",
+    "cudnn_sdp": "True",
+}  # left out of the components, so that devices share
 _RANDOM_WORDS = ("drop", "jitter", "noise")
 
 
@@ -107,7 +121,7 @@ def _read_module(name: str, module: torch.nn.Module, describer: Describer, varia
     if hooks:
         found["hooks"] = [describer.value(each, f"{where}'s hooks") for each in hooks]
     for attribute, value in module.__dict__.items():
-        if attribute not in TORCH_OWN and attribute not in HARMLESS and (attribute, value) != _NO_KERNELS:
+        if attribute not in _SKIP and (attribute != _NO_KERNELS or value is not False):
             found[attribute] = describer.value(value, f"{name}.{attribute}" if name else attribute)
     for kind in (module._parameters, module._buffers):
         for each, tensor in kind.items():
@@ -133,7 +147,7 @@ def stamp(model: torch.nn.Module) -> tuple[list[object], list[torch.Tensor]]:
         state = module.__dict__
         flat += (type(module), module.training, name)
         for attribute, value in state.items():
-            if attribute in TORCH_OWN or attribute in HARMLESS:
+            if attribute in _SKIP:
                 continue
             kind = type(value)
             if kind in IMMUTABLE:
@@ -231,28 +245,26 @@ def device_types(tensors: Any) -> list[str]:
 
 
 def numerics(devices: list[str]) -> dict[str, object]:
-    """Return the settings of this thread and process that change how the same weights compute."""
+    """Return the unusual settings of this thread and process that change how the same weights compute."""
     import torch
 
     found: dict[str, object] = {
         "default_dtype": str(torch.get_default_dtype()),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
     }
-    for device in devices or ["cpu"]:
+    for device in devices:
         if torch.is_autocast_enabled(device):
             found[f"autocast {device}"] = str(torch.get_autocast_dtype(device))
     if "cuda" in devices:
         matmul = torch.backends.cuda.matmul
         for name in ("allow_tf32", "allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction"):
-            try:
+            with contextlib.suppress(RuntimeError, AttributeError):  # old names are refused once new ones were used
                 found[name] = str(getattr(matmul, name))
-            except (RuntimeError, AttributeError):  # the old names are refused once the new ones were used
-                found[name] = "unreadable"
-        found["fp32_precision"] = str(getattr(matmul, "fp32_precision", None))
+        found["fp32_precision"] = str(getattr(matmul, "fp32_precision", "none"))
         for name in ("flash_sdp", "mem_efficient_sdp", "math_sdp", "cudnn_sdp"):
             enabled = getattr(torch.backends.cuda, f"{name}_enabled", None)
-            found[name] = enabled() if enabled else None
-    return found
+            found[name] = str(enabled()) if enabled else "True"
+    return {name: value for name, value in found.items() if _USUAL.get(name) != value}
 
 
 def environment(tensors: Any) -> dict[Component, Component]:

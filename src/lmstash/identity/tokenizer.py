@@ -19,7 +19,8 @@ _HARMLESS = frozenset(
         "name_or_path", "vocab_file", "merges_file", "tokenizer_file", "special_tokens_map_file", "_commit_hash",
         "added_tokens_file", "chat_template_file", "tokenizer_class", "processor_class", "auto_map", "local_files_only",
         "init_kwargs", "init_inputs", "deprecation_warnings", "_tokenizer", "_in_target_context_manager", "verbose",
-        "cache_dir", "token", "use_auth_token", "is_local", "_is_local", "backend", "files_loaded", "_should_update_post_processor",
+        "cache_dir", "token", "use_auth_token", "is_local", "_is_local", "backend", "files_loaded",
+        "_should_update_post_processor",
         "added_tokens_decoder", "_added_tokens_decoder", "padding_side",
         "clean_up_tokenization_spaces",
     }
