@@ -1,0 +1,64 @@
+"""What every test shares: Hypothesis profiles, one torch thread, no settings from the outside, the real model."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CONVERTED_MODEL = ROOT / ".cache" / "models" / "smollm2"
+
+# Shared machines are slow at random: no deadline for one example; `timeout` in pyproject.toml bounds each test.
+hypothesis.settings.register_profile("dev", max_examples=30, deadline=None)
+hypothesis.settings.register_profile("ci", max_examples=200, deadline=None, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A test sees neither the person's variables nor their config file nor their stash."""
+    for name in [name for name in os.environ if name.startswith("LMSTASH_")]:
+        monkeypatch.delenv(name)
+    home = tmp_path_factory.getbasetemp() / "home"
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "config"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def _one_torch_thread() -> None:
+    """Tests share two cores: more threads than that make each other wait."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.get_num_threads() != 1:
+        torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder() -> Path:
+    """The folder of the converted SmolLM2-135M-Instruct (converted now if `make model` has not)."""
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from lmstash.cli.demo.model import convert, find_gguf
+    from lmstash.errors import NotFoundError
+
+    if not (CONVERTED_MODEL / "config.json").exists():
+        try:
+            find_gguf()
+        except NotFoundError as error:
+            pytest.skip(str(error))
+    return convert(CONVERTED_MODEL)
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_folder: Path) -> tuple[Any, Any]:
+    """(model, tokenizer) of SmolLM2-135M-Instruct, float32 on the CPU. Shared: do not change the model."""
+    import torch
+
+    from lmstash.cli.demo.model import load
+
+    torch.set_num_threads(1)
+    return load(smollm2_folder)
