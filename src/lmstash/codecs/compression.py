@@ -1,7 +1,7 @@
 """Optional zstd compression, for tiers where bytes cost more than time. Needs the extra `zstd`.
 
 Tensors compress much better with their bytes shuffled first: all first bytes of the elements, then all second bytes,
-and so on (the transposition known from Blosc and HDF5; measured on bfloat16 activations: ratio 1.46 against 1.28).
+and so on (the transposition known from Blosc and HDF5; measured on bfloat16 KV rows: ratio 1.45 against 1.28).
 
 Format: one byte, the element size that was shuffled by (1: not shuffled), then one zstd frame that states its size.
 """
@@ -9,7 +9,7 @@ Format: one byte, the element size that was shuffled by (1: not shuffled), then 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from lmstash.codecs.header import Buffer, view_of
 from lmstash.errors import CorruptEntryError, InvalidArgumentError, MissingDependencyError
@@ -36,7 +36,7 @@ def compress(data: Buffer | Sequence[Buffer], level: int = 1, *, element_size: i
         raise InvalidArgumentError(f"element_size is one of {ELEMENT_SIZES}; got {element_size!r}.")
     if not 1 <= level <= 19:
         raise InvalidArgumentError(f"level is 1 (fast) to 19 (small); got {level!r}.")
-    whole = view_of(data if isinstance(data, bytes | bytearray | memoryview) else b"".join(data))
+    whole = view_of(cast("Buffer", data) if isinstance(data, bytes | bytearray | memoryview) else b"".join(data))
     if element_size > 1:
         whole = _shuffle(whole, element_size)
     return bytes((element_size,)) + zstandard.ZstdCompressor(level=level).compress(whole)
@@ -85,7 +85,7 @@ def _shuffle(data: memoryview, element_size: int) -> memoryview:
     source = np.frombuffer(data, np.uint8)
     shuffled[:whole].reshape(element_size, -1)[...] = source[:whole].reshape(-1, element_size).T
     shuffled[whole:] = source[whole:]
-    return memoryview(shuffled)
+    return shuffled.data
 
 
 def _unshuffle(data: memoryview, element_size: int) -> memoryview:
@@ -96,4 +96,4 @@ def _unshuffle(data: memoryview, element_size: int) -> memoryview:
     source = np.frombuffer(data, np.uint8)
     plain[:whole].reshape(-1, element_size)[...] = source[:whole].reshape(element_size, -1).T
     plain[whole:] = source[whole:]
-    return memoryview(plain)
+    return plain.data

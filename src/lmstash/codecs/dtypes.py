@@ -44,8 +44,8 @@ def rows_to_storage(batch: torch.Tensor, storage_dtype: str | None) -> tuple[tor
     """Convert a batch `[n, ...]`; return it with the positions of the rows that overflow.
 
     The rows named hold infinities in the batch returned: keep `widest(batch[row])` for each of them instead. All others
-    are ready to be kept. Costs one conversion and one pass over the result; rows are looked at one by one only where
-    there are infinities.
+    are ready to be kept. Costs one conversion and one pass over the batch; rows are looked at one by one only where
+    something is not finite or too large.
 
     Raises:
         InvalidArgumentError: `storage_dtype` is not one of `STORAGE_DTYPES`.
@@ -58,23 +58,33 @@ def rows_to_storage(batch: torch.Tensor, storage_dtype: str | None) -> tuple[tor
     dtype = getattr(torch, storage_dtype)
     if batch.dtype == dtype:
         return batch, []
-    batch = batch.detach()
+    # torch computes next to nothing in the float8 types; float32 holds all their values.
+    batch = batch.detach() if batch.element_size() > 1 else batch.to(torch.float32)
     rounded = batch.to(dtype)
-    infinite = torch.isinf(rounded)
-    if not bool(infinite.any()):
+    if not batch.numel() or _fits(batch, torch.finfo(dtype).max):
         return rounded, []
-    new = (infinite & torch.isfinite(batch.to(torch.float32) if batch.element_size() == 1 else batch)).flatten(1)
-    return rounded, [int(row) for row in new.any(dim=1).nonzero().flatten().tolist()]
+    new = (torch.isinf(rounded) & torch.isfinite(batch)).reshape(len(batch), -1)
+    return rounded, new.any(dim=1).nonzero().flatten().tolist()
+
+
+def _fits(batch: torch.Tensor, limit: float) -> bool:
+    """Whether all values are finite and within `limit` (one pass, far cheaper than looking for infinities)."""
+    import torch
+
+    low, high = torch.aminmax(batch)
+    return -limit <= float(low) and float(high) <= limit
 
 
 def widest(tensor: torch.Tensor) -> torch.Tensor:
-    """Return an overflowing tensor as it is kept: in float32, or in its own dtype if float32 cannot hold it."""
+    """Return an overflowing tensor as it is kept: in float32, or as it is if it is float64 and overflows that too."""
     import torch
 
     if tensor.dtype == torch.float32:
         return tensor
     wide = tensor.to(torch.float32)
-    return tensor if bool((torch.isinf(wide) & torch.isfinite(tensor)).any()) else wide
+    if tensor.dtype != torch.float64 or not bool((torch.isinf(wide) & torch.isfinite(tensor)).any()):
+        return wide
+    return tensor
 
 
 def restore(tensor: torch.Tensor, dtype: str | torch.dtype | None) -> torch.Tensor:

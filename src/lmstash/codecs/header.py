@@ -32,7 +32,6 @@ ITEM_BYTES: Mapping[str, int] = MappingProxyType(
         "F8_E4M3FNUZ": 1,
         "F8_E5M2": 1,
         "F8_E5M2FNUZ": 1,
-        "F8_E8M0": 1,
         "I16": 2,
         "U16": 2,
         "F16": 2,

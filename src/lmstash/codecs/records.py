@@ -40,7 +40,10 @@ def encode_record(value: Any) -> bytes:
     Raises:
         InvalidArgumentError: another type, or nested more than `MAX_DEPTH` deep (as a value within itself is).
     """
-    return json.dumps(_tag(value, MAX_DEPTH), ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    try:
+        return json.dumps(_tag(value, MAX_DEPTH), ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    except RecursionError as error:
+        raise InvalidArgumentError("The record nests too deep for the stack that is left: flatten it.") from error
 
 
 def decode_record(data: bytes | bytearray | memoryview) -> Any:
@@ -116,7 +119,10 @@ def _untag_one(tag: str, body: Any, depth: int) -> Any:
     if tag == "$int":
         return int(body, 16)
     if tag == "$float":
-        return struct.unpack(">d", _NAMED_FLOATS.get(body) or bytes.fromhex(body))[0]
+        bits = _NAMED_FLOATS.get(body) or bytes.fromhex(body)
+        if len(bits) != 8:
+            raise ValueError("a float that has not 64 bits")
+        return struct.unpack(">d", bits)[0]
     if tag == "$str":
         return base64.b64decode(body, validate=True).decode("utf-8", "surrogatepass")
     raise ValueError(f"unknown tag {tag[:20]}")

@@ -100,5 +100,10 @@ def _place_torch(out: Any, pieces: list[memoryview], spec: TensorSpec, rows: lis
 
     if not rows or not spec.count:
         return
-    values = torch.frombuffer(bytearray().join(pieces), dtype=torch_dtype(spec.dtype))
-    out[_span(rows)] = values.view(len(rows), *spec.shape).to(device=out.device, dtype=out.dtype)
+    # A bytearray, since torch warns about memory that it must not write.
+    values = torch.frombuffer(bytearray().join(pieces), dtype=torch_dtype(spec.dtype)).view(len(rows), *spec.shape)
+    span = _span(rows)
+    if isinstance(span, slice):
+        out[span].copy_(values)
+    else:
+        out[span] = values.to(device=out.device, dtype=out.dtype)

@@ -45,7 +45,6 @@ _EXTENDED_NAMES = {
     "F8_E4M3FNUZ": "float8_e4m3fnuz",
     "F8_E5M2": "float8_e5m2",
     "F8_E5M2FNUZ": "float8_e5m2fnuz",
-    "F8_E8M0": "float8_e8m0fnu",
 }
 _EXTENDED_CODES = {name: code for code, name in _EXTENDED_NAMES.items()}
 
@@ -243,7 +242,7 @@ def _to_torch(view: memoryview, layout: Layout, copy: bool) -> dict[str, torch.T
     for name, spec in layout.tensors.items():
         dtype = torch_dtype(spec.dtype)
         if not spec.count:
-            tensors[name] = torch.empty(spec.shape, dtype=dtype)
+            tensors[name] = torch.empty(spec.shape, dtype=dtype, device="cpu")
             continue
         if copy:
             tensor = frombuffer(bytearray(view[spec.offset : spec.offset + spec.nbytes]), dtype=dtype)
@@ -256,8 +255,10 @@ def _to_torch(view: memoryview, layout: Layout, copy: bool) -> dict[str, torch.T
 
 
 def _to_numpy(view: memoryview, layout: Layout, copy: bool) -> dict[str, np.ndarray]:
+    # Over an array that frombuffer made: np.ndarray alone would let go of the view, and a bytearray could be resized.
+    whole = np.frombuffer(view, _UINT8)
     arrays: dict[str, np.ndarray] = {}
     for name, spec in layout.tensors.items():
-        array = np.ndarray(spec.shape, numpy_dtype(spec.dtype), view, spec.offset)
+        array = np.ndarray(spec.shape, numpy_dtype(spec.dtype), whole, spec.offset)
         arrays[name] = array.copy() if copy else array
     return arrays
