@@ -167,6 +167,10 @@ class EventLog:
         self._lock = threading.Lock()
         self._warned: set[str] = set()
 
+    def after_fork(self) -> None:
+        """In a forked child: take a fresh lock, since another thread of the parent may have held the old one."""
+        self._lock = threading.Lock()
+
     @property
     def listening(self) -> bool:
         """Whether anybody listens (so that callers may skip building events)."""

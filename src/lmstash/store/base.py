@@ -6,6 +6,7 @@ raise instead. Any number of threads may share a store.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -27,8 +28,11 @@ class Write:
     """The bytes, or several buffers that are written one after another."""
     namespace: str = "user"
     """`<kind>/<owner>`, for instance `activations/<first 16 hex digits of the model fingerprint>`."""
-    meta: Mapping[str, Any] | None = None
-    """Small JSON-able facts: what `ls` and `show` print, what `prune` selects by (`tags`, `model`, ...)."""
+    meta: Mapping[str, Any] | bytes | None = None
+    """Small JSON-able facts: what `ls` and `show` print, what `prune` selects by (`tags`, `model`, ...).
+
+    Bytes are taken as JSON that is encoded already (cheaper for thousands of entries that share most of it).
+    """
     parent: bytes = b""
     """The key this entry extends (32 bytes), or nothing."""
     compute_seconds: float = 0.0
@@ -59,8 +63,6 @@ class Entry:
     @property
     def meta(self) -> dict[str, Any]:
         """The facts kept beside the value."""
-        import json
-
         return json.loads(self.meta_bytes) if self.meta_bytes else {}
 
 
@@ -229,6 +231,13 @@ def check_key(key: bytes) -> None:
     """Raise unless `key` is 32 bytes."""
     if not isinstance(key, bytes) or len(key) != KEY_BYTES:
         raise InvalidArgumentError(f"a key is {KEY_BYTES} bytes; got {key!r}. Use lmstash.identity to make one.")
+
+
+def encode_meta(meta: Mapping[str, Any] | bytes | None) -> bytes:
+    """Return `meta` as the JSON that is stored."""
+    if not meta:
+        return b""
+    return meta if isinstance(meta, bytes) else json.dumps(meta, separators=(",", ":")).encode()
 
 
 def join(value: Buffer | Sequence[Buffer]) -> bytes:

@@ -23,6 +23,7 @@ from lmstash.store.base import (
     VerifyReport,
     Write,
     check_key,
+    encode_meta,
     join,
     matches,
 )
@@ -259,7 +260,7 @@ class MemoryStore:
         kept = _Kept(
             value=value,
             namespace=write.namespace,
-            meta_bytes=json.dumps(write.meta, separators=(",", ":")).encode() if write.meta else b"",
+            meta_bytes=encode_meta(write.meta),
             parent=write.parent,
             compute_seconds=write.compute_seconds,
             n_tokens=write.n_tokens,

@@ -1,0 +1,12 @@
+"""The disk store: append-only segment files plus an SQLite index.
+
+    <folder>/stash.json            format and limit, for people and for recovery
+    <folder>/index.db (-wal,-shm)  where each key is; can be rebuilt from the segments
+    <folder>/recency               when each entry was last used, mapped by every process
+    <folder>/segments/<id>.seg     the records
+
+The files here, from the bytes up: `format` (records and segments as bytes), `folder` (paths, permissions, what file
+system this is), `segment` (appending and reading), `index` (SQLite), `recency` (the mapped file), `room` (the limit:
+grants, eviction, merging), `recovery` (after a crash or damage), `reading` (many values at once), `store` (the public
+class). The format is specified in `docs/format.md`.
+"""

@@ -1,0 +1,306 @@
+"""This process's open segments, one for each namespace it writes: getting room, appending records, sealing."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from lmstash.store.base import Buffer
+from lmstash.store.disk.folder import Folder
+from lmstash.store.disk.format import (
+    CHUNK_BYTES,
+    FLAG_PINNED,
+    HEADER,
+    RECORD_ALIGN,
+    TOMBSTONE,
+    Located,
+    RecordType,
+    aligned,
+    checksum_payload,
+    pack_head,
+    payload_align,
+)
+from lmstash.store.disk.index import SEALED, Index, Row
+from lmstash.store.disk.recency import FIRST_SLOT, REGION_UNIT, SLOT_BYTES, Recency
+from lmstash.store.disk.room import Room
+from lmstash.store.disk.segment import SegmentWriter
+
+CONTROL_BYTES = aligned(HEADER.size + TOMBSTONE.size + RECORD_ALIGN, RECORD_ALIGN)
+
+
+@dataclass(slots=True)
+class Item:
+    """One value on its way into a segment."""
+
+    key: bytes
+    buffers: list[Buffer]
+    nbytes: int
+    meta: bytes = b""
+    parent: bytes = b""
+    compute_seconds: float = 0.0
+    n_tokens: int = 0
+    expires_us: int = 0
+    generation: int = 0
+    """0: a new one is given."""
+    created_us: int = 0
+    pinned: bool = False
+    checksum: int = -1
+    """-1: to be computed."""
+    chunk_sums: bytes = b""
+    source_slot: int = -1
+
+    @property
+    def most_bytes(self) -> int:
+        """An upper bound of what the record takes, wherever it starts."""
+        chunks = 8 * -(-self.nbytes // CHUNK_BYTES) if self.nbytes > CHUNK_BYTES else 0
+        head = HEADER.size + len(self.meta) + chunks + payload_align(self.nbytes)
+        return head + self.nbytes + RECORD_ALIGN
+
+
+class Appender:
+    """The open segments of one process on one folder. The caller holds the store's write lock."""
+
+    def __init__(self, folder: Folder, index: Index, recency: Recency, room: Room) -> None:
+        """Start with none open."""
+        self._folder = folder
+        self._index = index
+        self._recency = recency
+        self.room = room
+        self.writers: dict[str, SegmentWriter] = {}
+        self.make_room: Callable[[int, bool, set[int]], bool] = lambda n_bytes, forced, busy: True
+        """Evicts until `n_bytes` are free; given by the reclaimer."""
+        self._unsynced: list[SegmentWriter] = []
+        self._last_generation = 0
+
+    def reserve(self, namespace: str, n_bytes: int, n_records: int, *, forced: bool = False) -> SegmentWriter | None:
+        """Return an open segment of `namespace` with room granted for records of `n_bytes` together, or None."""
+        writer = self.writers.get(namespace)
+        sizes = self.room.sizes
+        if writer is not None and (
+            (writer.count and writer.room_for(n_bytes, n_records) > sizes.segment_bytes)
+            or writer.count + n_records > writer.n_slots
+        ):
+            self.seal(writer)
+            writer = None
+        if writer is not None and writer.room_for(n_bytes, n_records) <= writer.granted:
+            return writer
+        with self._index.transaction():
+            self.room.refresh()
+            if writer is not None and not self._extend(writer, n_bytes, n_records, forced):
+                self.seal(writer)
+                writer = None
+            if writer is None:
+                writer = self._begin(namespace, n_bytes, n_records, forced)
+        if writer is not None:
+            self.writers[namespace] = writer
+        return writer
+
+    def append(self, writer: SegmentWriter, items: Sequence[Item]) -> list[Row]:
+        """Write items as records and return their rows (which the caller commits to the index)."""
+        offset, ordinal = writer.tail, writer.count
+        start = offset
+        now = int(time.time() * 1e6)
+        buffers: list[Buffer] = []
+        rows: list[Row] = []
+        for item in items:
+            if item.checksum < 0:
+                item.checksum, item.chunk_sums = checksum_payload(item.buffers, item.nbytes)
+            generation = item.generation or self.next_generation(now)
+            head = pack_head(
+                RecordType.ENTRY,
+                item.key,
+                offset=offset,
+                payload_bytes=item.nbytes,
+                checksum=item.checksum,
+                chunk_sums=item.chunk_sums,
+                meta=item.meta,
+                parent=item.parent,
+                generation=generation,
+                created_us=item.created_us or now,
+                expires_us=item.expires_us,
+                compute_seconds=item.compute_seconds,
+                n_tokens=item.n_tokens,
+                namespace_hash=writer.namespace_hash,
+                pinned=item.pinned,
+            )
+            size = len(head) + item.nbytes
+            padding = -size % RECORD_ALIGN
+            buffers.append(head)
+            buffers.extend(item.buffers)
+            if padding:
+                buffers.append(bytes(padding))
+            rows.append(
+                Row(
+                    int.from_bytes(item.key[:8], "little", signed=True),
+                    item.key[8:],
+                    writer.row,
+                    offset,
+                    len(head),
+                    item.nbytes,
+                    writer.first_slot + ordinal,
+                    generation,
+                    item.expires_us,
+                    int(item.pinned),
+                )
+            )
+            offset += size + padding
+            ordinal += 1
+        total = offset - start
+        # One copy is cheaper than many small vectors.
+        writer.append([b"".join(buffers)] if total < 1 << 20 else buffers, total, len(items))
+        writer.records.extend(
+            Located(
+                RecordType.ENTRY,
+                FLAG_PINNED if item.pinned else 0,
+                row.head,
+                item.key,
+                row.gen,
+                row.exp,
+                row.off,
+                row.size,
+                row.slot - writer.first_slot,
+            )
+            for row, item in zip(rows, items, strict=True)
+        )
+        return rows
+
+    def append_controls(self, namespace: str, kind: RecordType, controls: Sequence[tuple[bytes, bytes]]) -> bool:
+        """Append tombstones or pins, as (key, payload), so that a rebuild knows of them. Inside a transaction.
+
+        Returns:
+            Whether there was room (if not, a rebuild will not know).
+        """
+        now = int(time.time() * 1e6)
+        for start in range(0, len(controls), 256):
+            part = controls[start : start + 256]
+            writer = self.reserve(namespace, CONTROL_BYTES * len(part), len(part), forced=True)
+            if writer is None:
+                return False
+            for key, payload in part:
+                self._append_control(writer, kind, key, payload, now)
+            if not self._index.advance_segment(writer.row, writer.tail, writer.count, 0, 0):
+                self.forget(writer)
+                return False
+        return True
+
+    def _append_control(self, writer: SegmentWriter, kind: RecordType, key: bytes, payload: bytes, now: int) -> None:
+        checksum, _none = checksum_payload([payload], len(payload))
+        generation = self.next_generation(now)
+        head = pack_head(
+            kind,
+            key,
+            offset=writer.tail,
+            payload_bytes=len(payload),
+            checksum=checksum,
+            generation=generation,
+            created_us=now,
+            namespace_hash=writer.namespace_hash,
+        )
+        padding = -(len(head) + len(payload)) % RECORD_ALIGN
+        located = Located(kind, 0, len(head), key, generation, 0, writer.tail, len(payload), writer.count)
+        writer.append([head + payload + bytes(padding)], located.end - writer.tail, 1)
+        writer.records.append(located)
+
+    def next_generation(self, now: int) -> int:
+        """Return a number larger than this process gave before, and than most that others gave earlier."""
+        self._last_generation = max(now, self._last_generation + 1)
+        return self._last_generation
+
+    def seal(self, writer: SegmentWriter) -> None:
+        """Finish a segment and give back the room it did not need."""
+        self.writers.pop(writer.namespace, None)
+        writer.dirty = True
+        self._unsynced.append(writer)
+        size = writer.seal()
+        with self._index.transaction() as connection:
+            connection.execute(
+                "UPDATE segments SET state = ?, granted = ?, tail = ?, records = ? WHERE id = ?",
+                (SEALED, aligned(size, 4096), writer.tail, writer.count, writer.row),
+            )
+
+    def seal_all(self, busy: set[int] | None = None) -> bool:
+        """Seal every open segment but the busy ones; returns whether there was any."""
+        idle = [writer for writer in self.writers.values() if not busy or writer.row not in busy]
+        for writer in idle:
+            self.seal(writer)
+        return bool(idle)
+
+    def forget(self, writer: SegmentWriter) -> None:
+        """Let go of a segment that somebody else removed."""
+        self.writers.pop(writer.namespace, None)
+        writer.abandon()
+
+    def abandon(self) -> None:
+        """Let go of every open segment as it is; the next opener seals them."""
+        for writer in self.writers.values():
+            writer.abandon()
+        self.writers.clear()
+
+    def sync(self) -> None:
+        """Return once all that was appended is on the medium."""
+        for writer in self.writers.values():
+            writer.sync()
+        while self._unsynced:
+            writer = self._unsynced.pop()
+            try:
+                fd = os.open(writer.path, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue  # evicted since
+            try:
+                os.fdatasync(fd)
+            finally:
+                os.close(fd)
+        fd = os.open(self._folder.segments, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def _extend(self, writer: SegmentWriter, n_bytes: int, n_records: int, forced: bool) -> bool:
+        need = aligned(writer.room_for(n_bytes, n_records), 4096)
+        sizes = self.room.sizes
+        for want in (max(need, min(writer.granted + sizes.step_bytes, sizes.segment_bytes)), need):
+            if self.make_room(want - writer.granted, forced, {writer.row}):
+                self._grant(writer, want)
+                return True
+        return False
+
+    def _begin(self, namespace: str, n_bytes: int, n_records: int, forced: bool) -> SegmentWriter | None:
+        sizes = self.room.sizes
+        n_slots = aligned(max(n_records, sizes.segment_slots if n_bytes < sizes.segment_bytes else 1), REGION_UNIT)
+        need = aligned(n_bytes + 8192 + 96 * n_records, 4096)
+        for want in (max(need, sizes.step_bytes), need):
+            if self.make_room(want + 8192 + n_slots * SLOT_BYTES, forced, set()):
+                break
+        else:
+            return None
+        first_slot = self._free_slots(n_slots)
+        self._recency.grow(first_slot + n_slots)
+        self._recency.forget(first_slot, n_slots)
+        name = new_segment_name()
+        row = self._index.add_segment(name, namespace, 0, want, 512, first_slot, n_slots)
+        path = self._folder.segment(name)
+        writer = SegmentWriter(path, name, namespace, row=row, first_slot=first_slot, n_slots=n_slots)
+        writer.granted = want
+        return writer
+
+    def _grant(self, writer: SegmentWriter, want: int) -> None:
+        with self._index.transaction() as connection:
+            connection.execute("UPDATE segments SET granted = ? WHERE id = ?", (want, writer.row))
+        writer.granted = want
+
+    def _free_slots(self, n_slots: int) -> int:
+        taken = self._index.writer.execute("SELECT first_slot, n_slots FROM segments ORDER BY first_slot")
+        start = FIRST_SLOT
+        for first, count in taken:
+            if first - start >= n_slots:
+                break
+            start = max(start, first + count)
+        return start
+
+
+def new_segment_name() -> str:
+    """Return a name no segment has had."""
+    return os.urandom(16).hex()

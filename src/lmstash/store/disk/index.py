@@ -1,0 +1,374 @@
+"""Where each key is: an SQLite database, through apsw (its SQLite has the fix for the WAL-reset bug).
+
+An entry's row id is the first 8 bytes of its key, so that one b-tree serves look-up and storage; the other 24 bytes are
+kept in the row and compared. Two keys that share 64 bits displace each other, which costs a miss and never a wrong hit.
+
+One connection reads and one writes, each under its own lock, so that a long write holds up no look-up of this process.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import apsw
+
+from lmstash.errors import CapacityError, StoreUnavailableError
+from lmstash.store.disk.folder import Folder
+
+APPLICATION_ID = 0x4C4D5354  # "LMST"
+SCHEMA_VERSION = 1
+BUSY_SECONDS = 30.0
+OPEN, SEALED = 0, 1
+
+_SCHEMA = f"""
+CREATE TABLE segments(
+    id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, namespace TEXT NOT NULL, state INTEGER NOT NULL,
+    granted INTEGER NOT NULL, tail INTEGER NOT NULL, records INTEGER NOT NULL, live INTEGER NOT NULL,
+    live_bytes INTEGER NOT NULL, first_slot INTEGER NOT NULL, n_slots INTEGER NOT NULL, created REAL NOT NULL);
+CREATE TABLE entries(
+    k INTEGER PRIMARY KEY, rest BLOB NOT NULL, seg INTEGER NOT NULL, off INTEGER NOT NULL, head INTEGER NOT NULL,
+    size INTEGER NOT NULL, slot INTEGER NOT NULL, gen INTEGER NOT NULL, exp INTEGER NOT NULL, pinned INTEGER NOT NULL);
+CREATE TABLE facts(name TEXT PRIMARY KEY, value) WITHOUT ROWID;
+PRAGMA application_id = {APPLICATION_ID};
+PRAGMA user_version = {SCHEMA_VERSION};
+"""
+_COLUMNS = "k, rest, seg, off, head, size, slot, gen, exp, pinned"
+_FIND = f"SELECT {_COLUMNS} FROM entries WHERE k = ?"
+_FIND_MANY = f"SELECT {_COLUMNS} FROM carray(?) AS asked CROSS JOIN entries ON entries.k = asked.value"
+_PAGE = f"SELECT {_COLUMNS} FROM entries WHERE k > ? ORDER BY k LIMIT 1000"
+_PUT = f"INSERT OR REPLACE INTO entries({_COLUMNS}) VALUES(?,?,?,?,?,?,?,?,?,?)"
+
+
+class IndexDamagedError(Exception):
+    """The database cannot be read as what it should be; it can be rebuilt from the segments."""
+
+
+class Row(NamedTuple):
+    """Where one entry is."""
+
+    k: int
+    rest: bytes
+    seg: int
+    off: int
+    head: int
+    size: int
+    slot: int
+    gen: int
+    exp: int
+    pinned: int
+
+    @property
+    def key(self) -> bytes:
+        """The whole key."""
+        return self.k.to_bytes(8, "little", signed=True) + self.rest
+
+    @property
+    def record_bytes(self) -> int:
+        """What the record takes in its segment."""
+        return -(-(self.head + self.size) // 16) * 16
+
+
+class SegmentRow(NamedTuple):
+    """One segment as the index knows it."""
+
+    id: int
+    name: str
+    namespace: str
+    state: int
+    granted: int
+    tail: int
+    records: int
+    live: int
+    live_bytes: int
+    first_slot: int
+    n_slots: int
+    created: float
+
+
+def row_id(key: bytes) -> int:
+    """Return the row id of `key`."""
+    return int.from_bytes(key[:8], "little", signed=True)
+
+
+class Index:
+    """The database of one folder. Threads may share it; a forked child must make its own."""
+
+    def __init__(self, folder: Folder, *, read_only: bool = False, log_bytes: int = 4 << 20) -> None:
+        """Open the database, making it if it is missing.
+
+        Args:
+            folder: Whose database.
+            read_only: Never write; on a folder that cannot be written, read what the last checkpoint left.
+            log_bytes: About how long the write-ahead log may grow.
+
+        Raises:
+            IndexDamagedError: There is a file, but no sound database of ours in it.
+            StoreUnavailableError: It cannot be opened.
+        """
+        self._folder = folder
+        self._read_only = read_only
+        self._log_bytes = log_bytes
+        self.read_lock = threading.RLock()
+        self.write_lock = threading.RLock()
+        with self.translated():
+            self.reader = self._connect()
+            self.writer = self.reader if read_only else self._connect()
+            self._prepare()
+        self._inode = self._current_inode()
+
+    def _connect(self) -> apsw.Connection:
+        path = str(self._folder.index)
+        if not self._read_only:
+            connection = apsw.Connection(path)
+            os.chmod(path, 0o600)
+            connection.set_busy_handler(_wait)
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+            connection.execute(f"PRAGMA journal_size_limit = {self._log_bytes}")
+            connection.wal_autocheckpoint(max(16, self._log_bytes // 4096))
+        else:
+            flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
+            uri = "file:" + path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+            writable = os.access(self._folder.path, os.W_OK)
+            connection = apsw.Connection(uri if writable else uri + "?immutable=1", flags=flags)
+            connection.set_busy_handler(_wait)
+        connection.execute("PRAGMA cache_size = -65536")
+        connection.execute("PRAGMA temp_store = MEMORY")
+        return connection
+
+    def _prepare(self) -> None:
+        version = self.reader.execute("PRAGMA user_version").get
+        if version == 0 and not self._read_only:
+            with self.transaction():
+                if self.writer.execute("PRAGMA user_version").get == 0:
+                    if self.writer.execute("SELECT count(*) FROM sqlite_schema").get:
+                        raise IndexDamagedError("index.db is another program's database")
+                    self.writer.execute(_SCHEMA)
+            version = self.reader.execute("PRAGMA user_version").get
+        if version != SCHEMA_VERSION or self.reader.execute("PRAGMA application_id").get != APPLICATION_ID:
+            raise IndexDamagedError(f"index.db has schema {version}, not {SCHEMA_VERSION}")
+        self.reader.execute("SELECT count(*) FROM segments")
+        self.reader.execute(_FIND, (0,)).fetchall()
+
+    # --- look-ups -------------------------------------------------------------------------------------------------
+
+    def find(self, key: bytes) -> Row | None:
+        """Return where `key` is."""
+        try:
+            with self.read_lock:
+                found = self.reader.execute(_FIND, (row_id(key),)).fetchall()
+        except apsw.Error as error:
+            raise self._translate(error) from error
+        if not found or found[0][1] != key[8:]:
+            return None
+        return Row._make(found[0])
+
+    def find_many(self, keys: Sequence[bytes]) -> dict[bytes, Row]:
+        """Return where each key is that is there."""
+        with self.read_lock, self.translated():
+            return _find_many(self.reader, keys)
+
+    def page(self, after: int | None) -> list[Row]:
+        """Return up to 1,000 rows whose id follows `after`, in their order."""
+        start = -(2**63) - 1 if after is None else after
+        with self.read_lock, self.translated():
+            if after is None:
+                sql = _PAGE.replace("k > ?", "k >= ?")
+                return [Row._make(each) for each in self.reader.execute(sql, (start + 1,))]
+            return [Row._make(each) for each in self.reader.execute(_PAGE, (start,))]
+
+    def rows(self) -> Iterator[Row]:
+        """Yield every row, in pages, so that no long read holds up the log."""
+        after: int | None = None
+        while page := self.page(after):
+            yield from page
+            after = page[-1].k
+
+    def segment(self, row: int) -> SegmentRow | None:
+        """Return one segment."""
+        with self.read_lock, self.translated():
+            found = self.reader.execute("SELECT * FROM segments WHERE id = ?", (row,)).fetchall()
+        return SegmentRow._make(found[0]) if found else None
+
+    def segments(self) -> list[SegmentRow]:
+        """Return every segment, oldest first."""
+        with self.read_lock, self.translated():
+            return [SegmentRow._make(each) for each in self.reader.execute("SELECT * FROM segments ORDER BY id")]
+
+    def segments_for_change(self) -> list[SegmentRow]:
+        """As `segments`, as the running transaction sees them."""
+        return [SegmentRow._make(each) for each in self.writer.execute("SELECT * FROM segments ORDER BY id")]
+
+    def promised(self) -> tuple[int, int, int]:
+        """Return bytes granted to segments, their number, and the granted bytes still unfilled. Inside a transaction."""
+        found: Any = self.writer.execute(
+            "SELECT coalesce(sum(granted), 0), count(*), coalesce(sum(CASE state WHEN 0 THEN granted - tail END), 0)"
+            " FROM segments"
+        ).fetchall()[0]
+        return found
+
+    def fact(self, name: str) -> Any:
+        """Return a fact that concerns the whole store, or None."""
+        with self.read_lock, self.translated():
+            return self.reader.execute("SELECT value FROM facts WHERE name = ?", (name,)).get
+
+    # --- changes: only inside `transaction()` ---------------------------------------------------------------------
+
+    @contextmanager
+    def transaction(self) -> Iterator[apsw.Connection]:
+        """Run a group of changes that other processes see all at once or not at all. Nests."""
+        with self.write_lock, self.translated():
+            if self.writer.in_transaction:
+                yield self.writer
+                return
+            self.writer.execute("BEGIN IMMEDIATE")
+            try:
+                yield self.writer
+                self.writer.execute("COMMIT")
+            except BaseException:
+                if self.writer.in_transaction:
+                    self.writer.execute("ROLLBACK")
+                raise
+
+    def find_for_change(self, keys: Sequence[bytes]) -> dict[bytes, Row]:
+        """As `find_many`, as the running transaction sees it."""
+        if len(keys) == 1:
+            found = self.writer.execute(_FIND, (row_id(keys[0]),)).fetchall()
+            return {keys[0]: Row._make(found[0])} if found and found[0][1] == keys[0][8:] else {}
+        return _find_many(self.writer, keys)
+
+    def put_rows(self, rows: Sequence[Row] | Sequence[tuple[Any, ...]]) -> None:
+        """Insert or replace rows."""
+        if len(rows) == 1:
+            self.writer.execute(_PUT, rows[0])
+        else:
+            self.writer.executemany(_PUT, rows)
+
+    def move_rows(self, moves: Sequence[tuple[int, int, int, int, int, int]]) -> None:
+        """Point rows elsewhere: (segment, offset, head, slot, k, old segment)."""
+        self.writer.executemany("UPDATE entries SET seg=?, off=?, head=?, slot=? WHERE k=? AND seg=?", moves)
+
+    def delete_rows(self, rows: Sequence[Row]) -> None:
+        """Remove rows and what they counted for in their segments."""
+        self.writer.executemany("DELETE FROM entries WHERE k = ?", [(row.k,) for row in rows])
+        self.discount(rows)
+
+    def discount(self, rows: Sequence[Row]) -> None:
+        """Take rows that are no longer live out of their segments' counts."""
+        totals: dict[int, list[int]] = {}
+        for row in rows:
+            total = totals.setdefault(row.seg, [0, 0])
+            total[0] += 1
+            total[1] += row.record_bytes
+        self.writer.executemany(
+            "UPDATE segments SET live = live - ?, live_bytes = live_bytes - ? WHERE id = ?",
+            [(n, nbytes, seg) for seg, (n, nbytes) in totals.items()],
+        )
+
+    def rows_of_segment(self, row: int) -> list[Row]:
+        """Return a segment's rows by reading the whole table: for segments whose own list is lost."""
+        found = self.writer.execute(f"SELECT {_COLUMNS} FROM entries WHERE seg = ?", (row,))
+        return [Row._make(each) for each in found]
+
+    def add_segment(
+        self, name: str, namespace: str, state: int, granted: int, tail: int, first_slot: int, n_slots: int
+    ) -> int:
+        """Insert a segment and return its row id."""
+        self.writer.execute(
+            "INSERT INTO segments(name, namespace, state, granted, tail, first_slot, n_slots, created,"
+            " records, live, live_bytes) VALUES(?,?,?,?,?,?,?,?,0,0,0)",
+            (name, namespace, state, granted, tail, first_slot, n_slots, time.time()),
+        )
+        return self.writer.last_insert_rowid()
+
+    def advance_segment(self, row: int, tail: int, records: int, live: int, live_bytes: int) -> bool:
+        """Note what was appended to a segment; returns whether the segment is still there."""
+        self.writer.execute(
+            "UPDATE segments SET tail = ?, records = ?, live = live + ?, live_bytes = live_bytes + ? WHERE id = ?",
+            (tail, records, live, live_bytes, row),
+        )
+        return self.writer.changes() == 1
+
+    def set_fact(self, name: str, value: Any) -> None:
+        """Record a fact that concerns the whole store."""
+        self.writer.execute("INSERT OR REPLACE INTO facts VALUES(?, ?)", (name, value))
+
+    # --- upkeep ---------------------------------------------------------------------------------------------------
+
+    def moved(self) -> bool:
+        """Whether the file at the index's path is no longer the one that is open."""
+        return self._current_inode() != self._inode
+
+    def sync(self) -> None:
+        """Return once every committed change is on the medium."""
+        with self.write_lock, self.translated():
+            self.writer.execute("PRAGMA synchronous = FULL")
+            try:
+                with self.transaction():
+                    self.set_fact("flushed", time.time())
+            finally:
+                self.writer.execute("PRAGMA synchronous = NORMAL")
+
+    def checkpoint(self) -> None:
+        """Move the log into the database and cut it, if nobody is reading."""
+        with self.write_lock:
+            try:
+                self.writer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+            except apsw.Error:
+                return  # somebody reads or writes: the next one will
+
+    def close(self) -> None:
+        """Close both connections."""
+        with self.write_lock, self.read_lock:
+            self.writer.close()
+            self.reader.close()
+
+    def _current_inode(self) -> tuple[int, int]:
+        try:
+            status = os.stat(self._folder.index)
+        except OSError:
+            return (0, 0)
+        return status.st_dev, status.st_ino
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """Turn SQLite's errors into ours."""
+        try:
+            yield
+        except apsw.Error as error:
+            raise self._translate(error) from error
+
+    def _translate(self, error: apsw.Error) -> Exception:
+        if isinstance(error, (apsw.CorruptError, apsw.NotADBError, apsw.SQLError, apsw.FormatError)):
+            return IndexDamagedError(str(error))
+        if isinstance(error, apsw.FullError):
+            return CapacityError(f"the disk of {self._folder.path} is full. Free space on it.")
+        return StoreUnavailableError(f"the index {self._folder.index} cannot be used: {error}.")
+
+
+def _find_many(connection: apsw.Connection, keys: Sequence[bytes]) -> dict[bytes, Row]:
+    if not keys:
+        return {}
+    ids = memoryview(b"".join([key[:8] for key in keys])).cast("q")
+    by_id = {each[0]: each for each in connection.execute(_FIND_MANY, (apsw.carray(ids),))}
+    make = Row._make
+    return {
+        key: make(found)
+        for key, each_id in zip(keys, ids.tolist(), strict=True)
+        if (found := by_id.get(each_id)) is not None and found[1] == key[8:]
+    }
+
+
+def _wait(attempt: int) -> bool:
+    """Wait for a lock: short sleeps with jitter, since a writer holds it for tens of microseconds."""
+    delay = min(0.0002 * 1.4 ** min(attempt, 12), 0.01)
+    if attempt * 0.006 > BUSY_SECONDS:
+        return False
+    time.sleep(delay * random.uniform(0.5, 1.5))
+    return True

@@ -1,0 +1,135 @@
+"""When each entry was last used, and how often: eight bytes an entry in a file that every process maps.
+
+A hit costs one eight-byte store into shared memory and no write to the index. Slots are handed out in regions, one for
+each segment, so that a segment's slots are freed with it. The file is filled with real blocks (`posix_fallocate`)
+before it is mapped and never cut, since touching a hole on a full disk, or a page beyond the end, is SIGBUS.
+
+A slot holds milliseconds since 1970 shifted left by 16, and a hit count that stops at 65,535. Lost updates between
+processes only blur the order of eviction.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import time
+
+from lmstash.store.disk.folder import Folder
+
+SLOT_BYTES = 8
+REGION_UNIT = 512
+"""Regions are multiples of this many slots."""
+FIRST_SLOT = REGION_UNIT
+"""Slots before this one are the store's own; slot 0 counts removals."""
+_SAMPLE = 64
+
+
+class Recency:
+    """The mapped file. Threads and processes share it; a store opened for reading only may have none."""
+
+    def __init__(self, folder: Folder, *, read_only: bool = False) -> None:
+        """Map the file, making it if it is missing."""
+        self._path = folder.recency
+        self._read_only = read_only
+        self._slots: memoryview = memoryview(bytearray(0)).cast("Q")
+        self._map: mmap.mmap | None = None
+        if read_only:
+            self._slots = memoryview(bytearray(SLOT_BYTES * FIRST_SLOT)).cast("Q")
+        else:
+            self.grow(FIRST_SLOT)
+
+    def grow(self, n_slots: int) -> None:
+        """Make sure that slots below `n_slots` exist. Raises OSError when the disk is full."""
+        if self._read_only or n_slots <= len(self._slots):
+            return
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            size = os.fstat(fd).st_size // SLOT_BYTES * SLOT_BYTES
+            if size < n_slots * SLOT_BYTES:
+                os.posix_fallocate(fd, 0, n_slots * SLOT_BYTES)
+                size = n_slots * SLOT_BYTES
+            fresh = mmap.mmap(fd, size)
+        finally:
+            os.close(fd)
+        self._map, self._slots = fresh, memoryview(fresh).cast("Q")
+
+    def touch(self, slot: int) -> None:
+        """Note a use of the entry in `slot`, now."""
+        slots = self._slots
+        if slot >= len(slots):
+            if self._read_only or not self._catch_up(slot):
+                return
+            slots = self._slots
+        slots[slot] = (int(time.time() * 1000) << 16) | min((slots[slot] & 0xFFFF) + 1, 0xFFFF)
+
+    def touch_many(self, slots: list[int]) -> None:
+        """Note a use of many entries, now."""
+        if not slots or (max(slots) >= len(self._slots) and (self._read_only or not self._catch_up(max(slots)))):
+            return
+        cells, now = self._slots, int(time.time() * 1000) << 16
+        for slot in slots:
+            cells[slot] = now | min((cells[slot] & 0xFFFF) + 1, 0xFFFF)
+
+    def mark_new(self, first: int, count: int) -> None:
+        """Note that `count` entries from slot `first` were just put."""
+        self._fill(first, count, int(time.time() * 1000) << 16)
+
+    def copy(self, source: int, target: int) -> None:
+        """Give the entry that moved to `target` the history it had in `source`."""
+        value = self.read(source)
+        if target < len(self._slots) or self._catch_up(target):
+            self._slots[target] = value
+
+    def forget(self, first: int, count: int = 1) -> None:
+        """Mark slots as worth nothing: their entries are gone."""
+        self._fill(first, count, 0)
+
+    def read(self, slot: int) -> int:
+        """Return a slot's content, 0 where there is none."""
+        if slot >= len(self._slots) and not self._catch_up(slot):
+            return 0
+        return self._slots[slot]
+
+    def sample(self, first: int, count: int) -> list[int]:
+        """Return up to 64 slots spread evenly over a region."""
+        if count <= 0 or (first + count > len(self._slots) and not self._catch_up(first + count - 1)):
+            return []
+        return self._slots[first : first + count : max(1, count // _SAMPLE)].tolist()
+
+    def removals(self) -> int:
+        """Return a number that changes whenever an entry is removed or replaced, by any process."""
+        return self._slots[0]
+
+    def note_removal(self) -> None:
+        """Change what `removals` returns."""
+        if not self._read_only:
+            self._slots[0] = (self._slots[0] + 1) & 0xFFFFFFFFFFFFFFFF
+
+    def _fill(self, first: int, count: int, value: int) -> None:
+        if self._read_only or count <= 0:
+            return
+        if first + count > len(self._slots) and not self._catch_up(first + count - 1):
+            return
+        self._slots[first : first + count] = memoryview(value.to_bytes(8, "little") * count).cast("Q")
+
+    def _catch_up(self, slot: int) -> bool:
+        """Map what another process has added; returns whether `slot` exists now."""
+        if self._read_only:
+            return False
+        try:
+            if os.stat(self._path).st_size // SLOT_BYTES <= slot:
+                return False
+            self.grow(slot + 1)
+        except OSError:
+            return False
+        return slot < len(self._slots)
+
+
+def last_used(cell: int) -> float:
+    """Return the Unix seconds in a slot's content."""
+    return (cell >> 16) / 1000
+
+
+def hits(cell: int) -> int:
+    """Return the hit count in a slot's content."""
+    return cell & 0xFFFF

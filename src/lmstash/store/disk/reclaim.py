@@ -1,0 +1,310 @@
+"""Evicting and reclaiming are one act: take the least valuable segment, copy forward what is worth keeping, unlink it.
+
+Cost does not grow with the cache: ranking samples 64 slots a segment, and only the chosen segment's own list of keys is
+read. The design follows log-structured stores (Rosenblum and Ousterhout, 1992) with the cleaner's choice made by use
+instead of by emptiness.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+
+from lmstash.errors import FormatError
+from lmstash.events import EventLog
+from lmstash.store.base import Removed
+from lmstash.store.disk.appender import Appender, Item
+from lmstash.store.disk.folder import Folder
+from lmstash.store.disk.format import TOMBSTONE, Located, RecordType, parse_head
+from lmstash.store.disk.index import OPEN, SEALED, Index, Row, SegmentRow
+from lmstash.store.disk.recency import Recency
+from lmstash.store.disk.segment import read_footer, scan
+from lmstash.store.policies.base import Policy
+
+_COPY_BYTES = 4 << 20
+_SPARE_QUANTILE = 0.5
+"""An entry of the chosen segment is spared if it is worth more than this share of all entries."""
+_MOST_SPARED = 0.5
+"""At most this share of the chosen segment is copied, so that each eviction makes progress."""
+_MANY_SMALL = 8
+
+
+class Reclaimer:
+    """Makes room in one folder. The caller holds the store's write lock."""
+
+    def __init__(
+        self,
+        folder: Folder,
+        index: Index,
+        recency: Recency,
+        appender: Appender,
+        policy: Policy,
+        events: EventLog,
+        recover: Callable[[], bool],
+    ) -> None:
+        """Take the parts of a store.
+
+        Args:
+            folder: The folder.
+            index: Its index.
+            recency: Its slots.
+            appender: Copies what is spared.
+            policy: Ranks entries.
+            events: Counts.
+            recover: Seals what dead processes left open; returns whether there was any.
+        """
+        self._folder = folder
+        self._index = index
+        self._recency = recency
+        self._appender = appender
+        self._policy = policy
+        self._events = events
+        self._recover = recover
+        self._doomed: list[str] = []
+        appender.make_room = self.make_room
+
+    def make_room(self, n_bytes: int, forced: bool, busy: set[int]) -> bool:
+        """Evict until `n_bytes` may be granted; returns whether they may. Inside a transaction."""
+        room = self._appender.room
+        free = room.free_bytes(forced=forced)
+        if free is None or free >= n_bytes:
+            return True
+        if not forced and not room.could_ever_fit(n_bytes):
+            return False
+        stuck: set[int] = set()
+        while (free := room.free_bytes(forced=forced)) is not None and free < n_bytes:
+            if forced or not self._reclaim_least(busy, stuck):
+                # What is copied forward never evicts in turn: it lives on the reserve.
+                return False
+        return True
+
+    def evict(self, to_bytes: int) -> Removed:
+        """Evict until the folder takes at most `to_bytes`."""
+        before = self._events.stats.evicted_entries, self._events.stats.evicted_bytes
+        stuck: set[int] = set()
+        with self.changes():
+            self._appender.seal_all()
+            while self._appender.room.taken_bytes() > to_bytes and self._reclaim_least(set(), stuck):
+                pass
+        self._index.checkpoint()
+        stats = self._events.stats
+        return Removed(stats.evicted_entries - before[0], stats.evicted_bytes - before[1])
+
+    def tidy(self) -> None:
+        """Unlink segments in which nothing lives, and rewrite those that are mostly dead or small and many."""
+        with self.changes():
+            sealed = [each for each in self._index.segments() if each.state == SEALED]
+            small: dict[str, list[SegmentRow]] = {}
+            for each in sealed:
+                if each.live == 0 or each.live_bytes < each.granted // 2:
+                    self._reclaim(each, spare_all=True)
+                elif each.granted < self._appender.room.sizes.segment_bytes // 4:
+                    small.setdefault(each.namespace, []).append(each)
+            for group in small.values():
+                if len(group) > _MANY_SMALL:
+                    for each in group:
+                        self._reclaim(each, spare_all=True)
+
+    def drop(self, segments: list[SegmentRow]) -> Removed:
+        """Remove whole segments with all that lives in them."""
+        with self.changes():
+            for each in segments:
+                rows = self._live_rows(each, self._listed(each))
+                self._index.delete_rows(rows)
+                self._remove(each)
+        self._recency.note_removal()
+        return Removed(sum(each.live for each in segments), sum(each.live_bytes for each in segments))
+
+    @contextlib.contextmanager
+    def changes(self) -> Iterator[None]:
+        """Run a transaction; files that it dooms are unlinked once it is committed, and not before."""
+        outermost = not self._index.writer.in_transaction
+        try:
+            with self._index.transaction():
+                yield
+        except BaseException:
+            if outermost:
+                self._doomed.clear()
+            raise
+        if outermost:
+            self.unlink_doomed()
+
+    def unlink_doomed(self) -> None:
+        """Unlink the files of segments whose removal is committed."""
+        while self._doomed:
+            with contextlib.suppress(OSError):
+                os.unlink(self._folder.segment(self._doomed.pop()))
+
+    def _reclaim_least(self, busy: set[int], stuck: set[int]) -> bool:
+        """Reclaim the least valuable segment; returns whether there was one that gave room."""
+        segments = self._candidates(stuck)
+        if not segments and (self._recover() or self._appender.seal_all(busy)):
+            segments = self._candidates(stuck)
+        if not segments:
+            return False
+        samples = [self._values(each) for each in segments]
+        ranked = sorted(value for sample in samples for value in sample if value > 0)
+        scale = max(1, len(ranked))
+
+        def worth(number: int) -> tuple[float, int]:
+            # The mean rank of a segment's slots among all slots; dead and expired entries are worth nothing.
+            sample = samples[number]
+            ranks = sum(bisect_left(ranked, value) / scale for value in sample if value > 0)
+            return ranks / max(1, len(sample)), segments[number].id
+
+        victim = segments[min(range(len(segments)), key=worth)]
+        threshold = ranked[int(len(ranked) * _SPARE_QUANTILE)] if ranked else 0.0
+        before = self._appender.room.taken_bytes()
+        self._reclaim(victim, threshold=threshold)
+        if self._appender.room.taken_bytes() >= before:
+            stuck.add(victim.id)  # all pinned, say: do not take it again in this round
+            stuck.update(each.row for each in self._appender.writers.values())
+        return True
+
+    def _candidates(self, stuck: set[int]) -> list[SegmentRow]:
+        rows = self._index.writer.execute("SELECT * FROM segments WHERE state = ? ORDER BY id", (SEALED,))
+        return [segment for each in rows if (segment := SegmentRow._make(each)).id not in stuck]
+
+    def _values(self, segment: SegmentRow) -> list[float]:
+        return [self._value(cell) for cell in self._recency.sample(segment.first_slot, segment.records)]
+
+    def _value(self, cell: int) -> float:
+        return self._policy.value(cell >> 16, cell & 0xFFFF) if cell else 0.0
+
+    def _reclaim(self, segment: SegmentRow, *, threshold: float = 0.0, spare_all: bool = False) -> None:
+        """Copy forward what is worth it (or all), drop the rest, and doom the file."""
+        listed = self._listed(segment)
+        rows = self._live_rows(segment, listed)
+        now = int(time.time() * 1e6)
+        spared: list[Row] = []
+        budget = segment.granted if spare_all else int(segment.granted * _MOST_SPARED)
+        by_worth = sorted(rows, key=lambda row: (row.pinned, self._recency.read(row.slot)), reverse=True)
+        for row in by_worth:
+            if row.exp and row.exp <= now and not row.pinned:
+                continue
+            worth_it = spare_all or row.pinned or self._value(self._recency.read(row.slot)) > threshold
+            if worth_it and (row.pinned or budget >= row.record_bytes):
+                budget -= row.record_bytes
+                spared.append(row)
+        kept = self._copy(segment, sorted(spared, key=lambda row: row.off))
+        self._carry_controls(segment, listed)
+        gone = [row for row in rows if row.k not in kept]
+        self._index.delete_rows(gone)
+        self._remove(segment)
+        if gone:
+            self._recency.note_removal()
+            self._events.evict(segment.namespace, len(gone), sum(row.record_bytes for row in gone))
+
+    def _listed(self, segment: SegmentRow) -> list[Located] | None:
+        try:
+            fd = os.open(self._folder.segment(segment.name), os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            listed = read_footer(fd)
+            return listed if listed is not None or segment.state == OPEN else list(scan(fd))
+        finally:
+            os.close(fd)
+
+    def _live_rows(self, segment: SegmentRow, listed: list[Located] | None) -> list[Row]:
+        if listed is None or segment.state == OPEN:
+            return self._index.rows_of_segment(segment.id)
+        keys = list({each.key for each in listed if each.type == RecordType.ENTRY})
+        rows = [row for row in self._index.find_for_change(keys).values() if row.seg == segment.id] if keys else []
+        # A footer that was damaged and scanned anew may list less than the index knows.
+        return rows if len(rows) == segment.live else self._index.rows_of_segment(segment.id)
+
+    def _copy(self, segment: SegmentRow, rows: list[Row]) -> set[int]:
+        """Append the records of `rows` elsewhere and point the index there; returns the row ids that moved."""
+        moved: set[int] = set()
+        if not rows:
+            return moved
+        try:
+            fd = os.open(self._folder.segment(segment.name), os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return moved
+        try:
+            batch: list[tuple[Row, Item]] = []
+            size = 0
+            for row in rows:
+                item = _read_item(fd, row)
+                if item is None:
+                    continue
+                batch.append((row, item))
+                size += item.most_bytes
+                if size >= _COPY_BYTES or len(batch) >= 512:
+                    moved |= self._move(segment.namespace, batch, size)
+                    batch, size = [], 0
+            if batch:
+                moved |= self._move(segment.namespace, batch, size)
+        finally:
+            os.close(fd)
+        return moved
+
+    def _move(self, namespace: str, batch: list[tuple[Row, Item]], size: int) -> set[int]:
+        writer = self._appender.reserve(namespace, size, len(batch), forced=True)
+        if writer is None:
+            return set()
+        fresh = self._appender.append(writer, [item for _row, item in batch])
+        pairs = list(zip((row for row, _item in batch), fresh, strict=True))
+        self._index.move_rows([(new.seg, new.off, new.head, new.slot, new.k, old.seg) for old, new in pairs])
+        live_bytes = sum(new.record_bytes for new in fresh)
+        if not self._index.advance_segment(writer.row, writer.tail, writer.count, len(fresh), live_bytes):
+            self._appender.forget(writer)
+            return set()
+        for old, new in pairs:
+            self._recency.copy(old.slot, new.slot)
+        return {row.k for row in fresh}
+
+    def _carry_controls(self, segment: SegmentRow, listed: list[Located] | None) -> None:
+        """Append again the tombstones and pins that still mean something."""
+        controls = [each for each in listed or () if each.type != RecordType.ENTRY]
+        if not controls:
+            return
+        homes = {name for (name,) in self._index.writer.execute("SELECT name FROM segments")} - {segment.name}
+        fd = os.open(self._folder.segment(segment.name), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            for each in controls:
+                payload = os.pread(fd, each.payload_bytes, each.offset + each.head_bytes)
+                if each.type == RecordType.TOMBSTONE:
+                    needed = len(payload) == TOMBSTONE.size and TOMBSTONE.unpack(payload)[1].hex() in homes
+                else:
+                    found = self._index.find_for_change([each.key]).get(each.key)
+                    needed = found is not None and found.pinned == (each.type == RecordType.PIN)
+                if needed:
+                    self._appender.append_controls(segment.namespace, RecordType(each.type), [(each.key, payload)])
+        finally:
+            os.close(fd)
+
+    def _remove(self, segment: SegmentRow) -> None:
+        self._index.writer.execute("DELETE FROM segments WHERE id = ?", (segment.id,))
+        self._doomed.append(segment.name)
+
+
+def _read_item(fd: int, row: Row) -> Item | None:
+    record = os.pread(fd, row.head + row.size, row.off)
+    try:
+        header = parse_head(record)
+    except FormatError:
+        return None
+    if header.key != row.key or len(record) < row.head + row.size:
+        return None
+    return Item(
+        header.key,
+        [memoryview(record)[row.head :]],
+        row.size,
+        header.meta,
+        header.parent,
+        header.compute_seconds,
+        header.n_tokens,
+        header.expires_us,
+        header.generation,
+        header.created_us,
+        bool(row.pinned),
+        header.checksum,
+        header.chunk_sums,
+        row.slot,
+    )

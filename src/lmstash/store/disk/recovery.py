@@ -1,0 +1,261 @@
+"""After a crash or damage: sealing what dead processes left, dropping what lost its file, rebuilding a lost index.
+
+Nothing that was deleted comes back: tombstones name what they killed (key, generation, segment), and a file that the
+index does not know, while the index is sound, is a removal that was cut short and is finished.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from lmstash.errors import FormatError
+from lmstash.events import EventLog, logger
+from lmstash.store.disk.folder import Folder
+from lmstash.store.disk.format import FLAG_PINNED, Located, RecordType, aligned
+from lmstash.store.disk.index import OPEN, SEALED, Index, IndexDamagedError, Row, SegmentRow, row_id
+from lmstash.store.disk.recency import FIRST_SLOT, REGION_UNIT, Recency
+from lmstash.store.disk.segment import lock_if_abandoned, read_footer, read_segment_header, scan, seal_file
+
+
+class Recovery:
+    """Brings index and files of one folder together again."""
+
+    def __init__(self, folder: Folder, index: Index, recency: Recency, events: EventLog) -> None:
+        """Take the parts of a store."""
+        self._folder = folder
+        self._index = index
+        self._recency = recency
+        self._events = events
+
+    def reconcile(self) -> None:
+        """Do what an opener does: seal abandoned segments, forget lost files, finish removals."""
+        present = set(self._folder.segment_names())
+        known = {each.name: each for each in self._index.segments()}
+        lost = [each for name, each in known.items() if name not in present]
+        if lost:
+            self.forget_lost(lost)
+        self.seal_abandoned()
+        if present - known.keys():
+            self._finish_removals()
+
+    def seal_abandoned(self) -> bool:
+        """Seal the segments whose writers have died, keeping all they wrote whole; returns whether there was any."""
+        sealed = False
+        for segment in self._index.segments():
+            if segment.state == OPEN:
+                sealed |= self._seal_if_abandoned(segment)
+        return sealed
+
+    def forget_lost(self, segments: Iterable[SegmentRow]) -> None:
+        """Drop segments whose files are gone."""
+        with self._index.transaction() as connection:
+            for segment in segments:
+                if self._folder.segment(segment.name).exists():
+                    continue
+                rows = self._index.rows_of_segment(segment.id)
+                if rows:
+                    detail = f"segment {segment.name} is gone, with {len(rows)} entries of {segment.namespace}"
+                    self._events.damage(segment.namespace, None, detail)
+                self._index.delete_rows(rows)
+                connection.execute("DELETE FROM segments WHERE id = ?", (segment.id,))
+
+    def _finish_removals(self) -> None:
+        with self._index.transaction():
+            known = {each.name for each in self._index.segments()}
+            for name in self._folder.segment_names():
+                if name in known:
+                    continue
+                with contextlib.suppress(OSError, FormatError):
+                    fd = lock_if_abandoned(self._folder.segment(name))
+                    if fd is None:
+                        continue
+                    try:
+                        if read_segment_header(fd)[0] == name:
+                            os.unlink(self._folder.segment(name))
+                    finally:
+                        os.close(fd)
+
+    def _seal_if_abandoned(self, segment: SegmentRow) -> bool:
+        path = self._folder.segment(segment.name)
+        try:
+            fd = lock_if_abandoned(path)
+        except OSError:
+            return False
+        if fd is None:
+            return False
+        try:
+            with self._index.transaction() as connection:
+                found = connection.execute("SELECT * FROM segments WHERE id = ?", (segment.id,)).fetchall()
+                if not found or SegmentRow._make(found[0]).state != OPEN:
+                    return False  # another process was first
+                segment = SegmentRow._make(found[0])
+                listed = read_footer(fd)
+                records = listed if listed is not None else list(scan(fd))
+                self._adopt(segment, [each for each in records if each.offset >= segment.tail])
+                tail = records[-1].end if records else 512
+                size = os.fstat(fd).st_size if listed is not None else seal_file(fd, records, tail)
+                connection.execute(
+                    "UPDATE segments SET state = ?, granted = ?, tail = ?, records = ? WHERE id = ?",
+                    (SEALED, aligned(size, 4096), tail, len(records), segment.id),
+                )
+        except OSError as error:
+            logger.info("lmstash: could not seal %s: %s", path, error)
+            return False
+        finally:
+            os.close(fd)
+        return True
+
+    def _adopt(self, segment: SegmentRow, records: list[Located]) -> None:
+        """Index the records that their writer did not live to index."""
+        rebuilt = _Rebuilt()
+        for each in records:
+            if each.ordinal < segment.n_slots:
+                rebuilt.add(segment.id, segment.first_slot, each)
+        fresh = rebuilt.live_rows()
+        if not fresh:
+            return
+        kept = self._index.find_for_change([row.key for row in fresh])
+        rows = [row for row in fresh if row.key not in kept]
+        self._index.put_rows(rows)
+        self._recency.mark_new(min((row.slot for row in rows), default=0), len(rows))
+        self._index.writer.execute(
+            "UPDATE segments SET live = live + ?, live_bytes = live_bytes + ? WHERE id = ?",
+            (len(rows), sum(row.record_bytes for row in rows), segment.id),
+        )
+
+
+@dataclass(slots=True)
+class _Rebuilt:
+    """What a set of records amounts to once tombstones and pins have spoken."""
+
+    newest: dict[bytes, Row] = field(default_factory=dict)
+    killed: set[tuple[bytes, int]] = field(default_factory=set)
+    pins: dict[bytes, tuple[int, bool]] = field(default_factory=dict)
+
+    def add(self, segment: int, first_slot: int, each: Located, payload: bytes = b"") -> None:
+        if each.type == RecordType.ENTRY:
+            old = self.newest.get(each.key)
+            if old is not None and old.gen >= each.generation:
+                return
+            self.newest[each.key] = Row(
+                row_id(each.key),
+                each.key[8:],
+                segment,
+                each.offset,
+                each.head_bytes,
+                each.payload_bytes,
+                first_slot + each.ordinal,
+                each.generation,
+                each.expires_us,
+                int(bool(each.flags & FLAG_PINNED)),
+            )
+        elif (
+            each.type in (RecordType.PIN, RecordType.UNPIN) and each.generation > self.pins.get(each.key, (0, False))[0]
+        ):
+            self.pins[each.key] = (each.generation, each.type == RecordType.PIN)
+
+    def live_rows(self) -> list[Row]:
+        rows = [row for row in self.newest.values() if (row.key, row.gen) not in self.killed]
+        return [row._replace(pinned=int(self.pins[row.key][1])) if row.key in self.pins else row for row in rows]
+
+
+def rebuild(
+    folder: Folder, make_index: Callable[[], Index], recency: Recency, events: EventLog, *, lost: bool
+) -> Index:
+    """Make a new index from the segments, under a lock that one process at a time holds.
+
+    Args:
+        folder: The folder.
+        make_index: Opens the folder's index; raises if it is unsound.
+        recency: Its slots.
+        events: Counts the damage.
+        lost: Whether there was no index at all (else there was an unsound one).
+
+    Returns:
+        The index; another process may have been first to make it.
+    """
+    lock = os.open(folder.repair_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not lost or folder.index.exists():
+            with contextlib.suppress(IndexDamagedError):
+                return make_index()
+        for suffix in ("", "-wal", "-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{folder.index}{suffix}")
+        index = make_index()
+        with index.transaction():
+            fill_from_segments(folder, index, recency, events)
+        return index
+    finally:
+        os.close(lock)
+
+
+def fill_from_segments(folder: Folder, index: Index, recency: Recency, events: EventLog) -> None:
+    """Index what the segments hold. Inside a transaction of an empty index."""
+    rebuilt = _Rebuilt()
+    next_slot = FIRST_SLOT
+    for name in folder.segment_names():
+        path = folder.segment(name)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            events.damage("", None, f"segment {path} cannot be opened: {error}")
+            continue
+        try:
+            found_name, namespace = read_segment_header(fd)
+            if found_name != name:
+                raise FormatError(f"it says that it is {found_name}")
+            alive = not _locked(fd)
+            listed = read_footer(fd)
+            records = listed if listed is not None else list(scan(fd))
+            tail = records[-1].end if records else 512
+            if listed is None and not alive:
+                seal_file(fd, records, tail)
+            state = OPEN if listed is None and alive else SEALED
+            n_slots = aligned(max(len(records), REGION_UNIT if state == SEALED else 65536), REGION_UNIT)
+            recency.grow(next_slot + n_slots)
+            granted = aligned(os.fstat(fd).st_size, 4096)
+            segment = index.add_segment(name, namespace, state, granted, tail, next_slot, n_slots)
+            index.advance_segment(segment, tail, len(records), 0, 0)
+            for each in records:
+                if each.type == RecordType.TOMBSTONE:
+                    payload = os.pread(fd, each.payload_bytes, each.offset + each.head_bytes)
+                    rebuilt.killed.add((each.key, int.from_bytes(payload[:8], "little")))
+                else:
+                    rebuilt.add(segment, next_slot, each)
+            recency.mark_new(next_slot, len(records))
+            next_slot += n_slots
+        except (FormatError, OSError) as error:
+            events.damage("", None, f"segment {path} is left alone: {error}")
+        finally:
+            os.close(fd)
+    rows = rebuilt.live_rows()
+    index.put_rows(rows)
+    totals: dict[int, list[int]] = {}
+    for row in rows:
+        total = totals.setdefault(row.seg, [0, 0])
+        total[0] += 1
+        total[1] += row.record_bytes
+    index.writer.executemany(
+        "UPDATE segments SET live = ?, live_bytes = ? WHERE id = ?",
+        [(n, size, seg) for seg, (n, size) in totals.items()],
+    )
+    capacity = folder.describe().get("capacity_bytes", "missing")
+    if capacity != "missing":
+        index.set_fact("capacity", "unlimited" if capacity is None else capacity)
+    if rows:
+        logger.warning("lmstash: the index of %s was rebuilt from its segments: %d entries", folder.path, len(rows))
+
+
+def _locked(fd: int) -> bool:
+    """Take the segment's lock if nobody has it; returns whether it was taken."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

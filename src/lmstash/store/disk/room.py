@@ -1,0 +1,97 @@
+"""The byte limit: what the folder takes, what is still free, and what a writer may be granted.
+
+The limit is physical (index, log, recency and folders included) and holds at all times: before a writer writes it is
+granted room, in a transaction that every process sees. Grants are steps of a segment, so that most puts need none.
+What is still to come while granted room fills up (index pages, the log) is set aside beforehand.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+
+from lmstash.settings import DEFAULT_CAPACITY_BYTES
+from lmstash.store.disk.folder import Folder
+from lmstash.store.disk.index import Index
+
+MIN_CAPACITY_BYTES = 1 << 20
+"""A folder with a smaller limit keeps nothing: index and log alone take about that much."""
+_SEGMENT_EXTRA_BYTES = 8192
+"""What a file may take beyond its length: its last block and an extent block."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """The sizes that follow from a limit."""
+
+    segment_bytes: int
+    step_bytes: int
+    """Room is granted to a segment in steps of this."""
+    reserve_bytes: int
+    """Kept free for copying forward what eviction spares."""
+    log_bytes: int
+    segment_slots: int
+
+    @classmethod
+    def of(cls, capacity_bytes: int | None) -> Sizes:
+        """Return the sizes for a limit (None: unlimited)."""
+        capacity = 2**45 if capacity_bytes is None else capacity_bytes
+        segment = min(max(capacity // 128, 1 << 20), 256 << 20, max(capacity // 16, 64 << 10))
+        return cls(
+            segment_bytes=segment,
+            step_bytes=min(max(segment // 8, 64 << 10), 4 << 20),
+            reserve_bytes=2 * segment,
+            log_bytes=min(max(capacity // 32, 128 << 10), 16 << 20),
+            segment_slots=min(max(segment // 512 // 512 * 512, 512), 65536),
+        )
+
+
+class Room:
+    """The limit of one folder. Call inside an index transaction."""
+
+    def __init__(self, folder: Folder, index: Index) -> None:
+        """Take the limit from the index."""
+        self._folder = folder
+        self._index = index
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read the limit anew: another process may have changed it."""
+        capacity = self._index.fact("capacity")
+        self.capacity_bytes: int | None = None if capacity in (None, "unlimited") else int(capacity)
+        self.sizes = Sizes.of(self.capacity_bytes)
+
+    @property
+    def disabled(self) -> bool:
+        """Whether the limit is too small to keep anything."""
+        return self.capacity_bytes is not None and self.capacity_bytes < MIN_CAPACITY_BYTES
+
+    def taken_bytes(self) -> int:
+        """Return what the folder takes or has been promised."""
+        granted, segments, unfilled = self._index.promised()
+        log = max(0, self.sizes.log_bytes - self._folder.wal_bytes())
+        # Records as small as can be fill the index with up to half of their own size.
+        return granted + segments * _SEGMENT_EXTRA_BYTES + self._folder.overhead_bytes() + log + unfilled // 2
+
+    def free_bytes(self, *, forced: bool = False) -> int | None:
+        """Return what may still be granted; None is unlimited.
+
+        Args:
+            forced: Count the reserve too (for copying forward, and for tombstones).
+        """
+        if self.capacity_bytes is None:
+            return None
+        reserve = 0 if forced else self.sizes.reserve_bytes
+        return self.capacity_bytes - reserve - self.taken_bytes()
+
+    def could_ever_fit(self, n_bytes: int) -> bool:
+        """Whether a value of `n_bytes` would fit an otherwise empty folder."""
+        if self.capacity_bytes is None:
+            return True
+        fixed = self._folder.overhead_bytes() + self.sizes.log_bytes + self.sizes.reserve_bytes
+        return n_bytes + n_bytes // 64 + _SEGMENT_EXTRA_BYTES * 4 + fixed <= self.capacity_bytes
+
+
+def default_capacity_bytes(folder: Folder) -> int:
+    """Return the limit of a new folder: 50 GiB, or half of the free disk if that is less."""
+    return min(DEFAULT_CAPACITY_BYTES, shutil.disk_usage(folder.path).free // 2)

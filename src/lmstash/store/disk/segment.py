@@ -1,0 +1,244 @@
+"""Segment files: appending to one's own, reading anybody's, scanning one that was left unsealed."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from lmstash.errors import FormatError
+from lmstash.store.base import Buffer
+from lmstash.store.disk.format import (
+    HEADER,
+    SEGMENT_HEADER_BYTES,
+    TRAILER,
+    Located,
+    footer_bytes,
+    namespace_hash,
+    pack_footer,
+    pack_segment_header,
+    parse_footer,
+    parse_head,
+    parse_segment_header,
+    parse_trailer,
+    xxh3,
+)
+
+_OPEN_FILES = 256
+_IOV = 512
+_SCAN_WINDOW = 1 << 20
+"""Longer than any record's header (facts are limited to half of it)."""
+
+
+class SegmentWriter:
+    """This process's open segment of one namespace. Holding its lock says that its writer lives."""
+
+    def __init__(self, path: Path, name: str, namespace: str, *, row: int, first_slot: int, n_slots: int) -> None:
+        """Create the file, lock it and write its header.
+
+        Raises:
+            OSError: The disk is full, or permission was lost.
+        """
+        self.path = path
+        self.name = name
+        self.namespace = namespace
+        self.namespace_hash = namespace_hash(namespace)
+        self.row = row
+        self.first_slot = first_slot
+        self.n_slots = n_slots
+        self.granted = 0
+        self.tail = SEGMENT_HEADER_BYTES
+        self.count = 0
+        """Records written, which is the next record's ordinal."""
+        self.records: list[Located] = []
+        self.dirty = True
+        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            header = pack_segment_header(bytes.fromhex(name), namespace, int(time.time() * 1e6))
+            write_all(self.fd, [header], 0)
+        except BaseException:
+            os.close(self.fd)
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+            raise
+
+    def room_for(self, n_bytes: int, n_records: int) -> int:
+        """Return the file size after `n_records` more of `n_bytes` together, and the footer."""
+        return self.tail + n_bytes + footer_bytes(len(self.records) + n_records)
+
+    def append(self, buffers: Sequence[Buffer], n_bytes: int, n_records: int) -> None:
+        """Write buffers at the tail. The tail advances even if the index never hears of them."""
+        write_all(self.fd, buffers, self.tail)
+        self.tail += n_bytes
+        self.count += n_records
+        self.dirty = True
+
+    def sync(self) -> None:
+        """Return once what was written is on the medium."""
+        if self.dirty:
+            os.fdatasync(self.fd)
+            self.dirty = False
+
+    def seal(self) -> int:
+        """Write the footer, let go of the file, and return its final size."""
+        size = seal_file(self.fd, self.records, self.tail)
+        self.abandon()
+        return size
+
+    def abandon(self) -> None:
+        """Let go of the file as it is."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class SegmentFile:
+    """One segment opened for reading; closed when nobody refers to it any more."""
+
+    __slots__ = ("_direct", "fd", "namespace", "path")
+
+    def __init__(self, path: Path, namespace: str) -> None:
+        """Open the file. Raises OSError."""
+        self.path = path
+        self.namespace = namespace
+        self._direct: int | None = None
+        self.fd = -1
+        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def direct(self) -> int | None:
+        """Return a descriptor that bypasses the page cache, or None where the file system has none."""
+        if self._direct is None:
+            try:
+                self._direct = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_DIRECT", 0))
+            except OSError:
+                self._direct = -1
+        return None if self._direct < 0 or not hasattr(os, "O_DIRECT") else self._direct
+
+    def __del__(self) -> None:
+        for fd in (self.fd, self._direct):
+            if fd is not None and fd >= 0:
+                with contextlib.suppress(OSError):
+                    os.close(fd)
+
+
+class SegmentFiles:
+    """Segments opened for reading, the most recently used 256. The caller's lock guards it."""
+
+    def __init__(self) -> None:
+        """Start with none open."""
+        self._files: OrderedDict[int, SegmentFile] = OrderedDict()
+
+    def get(self, row: int) -> SegmentFile | None:
+        """Return the file of segment `row` if it is open."""
+        file = self._files.get(row)
+        if file is not None:
+            self._files.move_to_end(row)
+        return file
+
+    def add(self, row: int, file: SegmentFile) -> SegmentFile:
+        """Keep `file` open as segment `row`."""
+        self._files[row] = file
+        while len(self._files) > _OPEN_FILES:
+            self._files.popitem(last=False)
+        return file
+
+    def drop(self, row: int) -> None:
+        """Stop keeping segment `row` open."""
+        self._files.pop(row, None)
+
+    def clear(self) -> None:
+        """Stop keeping any open."""
+        self._files.clear()
+
+
+def write_all(fd: int, buffers: Sequence[Buffer], offset: int) -> None:
+    """Write `buffers` one after another at `offset`, however many calls that takes."""
+    for start in range(0, len(buffers), _IOV):
+        group = list(buffers[start : start + _IOV])
+        while group:
+            written = os.pwritev(fd, group, offset)
+            offset += written
+            while group and written >= (size := memoryview(group[0]).nbytes):
+                written -= size
+                group.pop(0)
+            if written:
+                group[0] = memoryview(group[0]).cast("B")[written:]
+
+
+def seal_file(fd: int, records: list[Located], tail: int) -> int:
+    """Write footer and trailer at `tail`, cut what lies beyond, and return the file's size."""
+    footer = pack_footer(records, tail)
+    write_all(fd, [footer], tail)
+    os.ftruncate(fd, tail + len(footer))
+    return tail + len(footer)
+
+
+def lock_if_abandoned(path: Path) -> int | None:
+    """Return a descriptor that holds the segment's lock if no living process does, else None."""
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        return None
+    return fd
+
+
+def read_footer(fd: int) -> list[Located] | None:
+    """Return the records that a sealed segment lists, or None if it is unsealed or its footer is damaged."""
+    size = os.fstat(fd).st_size
+    trailer = parse_trailer(os.pread(fd, TRAILER.size, max(0, size - TRAILER.size)))
+    if trailer is None:
+        return None
+    offset, count, total = trailer
+    if offset + footer_bytes(count) != size:
+        return None
+    footer = os.pread(fd, footer_bytes(count) - TRAILER.size, offset)
+    if len(footer) != footer_bytes(count) - TRAILER.size or xxh3(footer) != total:
+        return None
+    return parse_footer(footer)
+
+
+def read_segment_header(fd: int) -> tuple[str, str]:
+    """Return (name, namespace) of the segment. Raises `FormatError` if it is none."""
+    segment_id, namespace, _created = parse_segment_header(os.pread(fd, SEGMENT_HEADER_BYTES, 0))
+    return segment_id.hex(), namespace
+
+
+def scan(fd: int, start: int = SEGMENT_HEADER_BYTES, ordinal: int = 0) -> Iterator[Located]:
+    """Yield the whole records from `start` on, reading headers only, up to the first that is not one."""
+    size = os.fstat(fd).st_size
+    offset, window, window_start = start, b"", start
+    while offset + HEADER.size <= size:
+        try:
+            try:
+                header = parse_head(window, offset - window_start)
+            except FormatError:
+                # The window ends inside this header, or there is no record: a fresh one tells.
+                window, window_start = os.pread(fd, _SCAN_WINDOW, offset), offset
+                header = parse_head(window, 0)
+        except FormatError:
+            return
+        located = Located(
+            header.type,
+            header.flags,
+            header.head_bytes,
+            header.key,
+            header.generation,
+            header.expires_us,
+            offset,
+            header.payload_bytes,
+            ordinal,
+        )
+        if offset + header.head_bytes + header.payload_bytes > size:
+            return
+        yield located
+        offset = located.end
+        ordinal += 1
+        if offset - window_start > len(window):
+            window, window_start = b"", offset
