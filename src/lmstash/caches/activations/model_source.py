@@ -1,0 +1,288 @@
+"""Read activations off a transformers model with hooks, running no more of it than is needed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lmstash.caches.activations.batching import ACCELERATOR_BATCH_TOKENS, BATCH_TOKENS
+from lmstash.caches.activations.pooling import Pool, pack_tokens, pool_tokens
+from lmstash.caches.activations.sites import LAYERLESS_SITES, find_blocks, find_submodule, first_tensor, router_layers
+from lmstash.caches.activations.source import Values
+from lmstash.errors import MissingDependencyError, UnsupportedModelError
+
+_LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope", "su")
+"""Rotary embeddings whose early positions change with the length of the whole prompt."""
+
+
+class _EverythingRead(Exception):
+    pass
+
+
+class ModelSource:
+    """A transformers model as a `Source`.
+
+    Prompts are padded on the right with an attention mask, whatever the tokenizer would do; positions are 0..n-1. Only
+    the base model runs (no vocabulary head), under `no_grad`, and stops after the last module asked for. Threads may
+    share it: each reads only what its own forward pass computes.
+    """
+
+    remote = False
+    max_retries = 0
+    retry_seconds = 0.0
+
+    def __init__(self, model: Any) -> None:
+        """Find the blocks of `model`.
+
+        Raises:
+            UnsupportedModelError: An encoder-decoder, a model on the meta device, or one whose blocks cannot be found.
+        """
+        config = getattr(model, "config", None)
+        if not isinstance(model, nn.Module) or config is None:
+            raise UnsupportedModelError(
+                f"{type(model).__name__} is no transformers model (a module with a config). Pass the model itself "
+                "(for a wrapper: its .module), or extractor=, an object that reads the values."
+            )
+        if getattr(config, "is_encoder_decoder", False):
+            raise UnsupportedModelError(
+                f"{type(model).__name__} is an encoder-decoder: its encoder and decoder see different tokens. "
+                "Pass model.get_encoder(), or extractor=."
+            )
+        if any(each.is_meta for each in model.parameters()):
+            raise UnsupportedModelError(
+                f"{type(model).__name__} has weights on the meta device: there is nothing to compute with. "
+                "Load them first (from_pretrained without device_map='meta')."
+            )
+        self.model = model
+        self.name: str = getattr(config, "name_or_path", "") or type(model).__name__
+        self._refuse_prompt_learning()
+        whole: Any = model
+        if hasattr(whole, "peft_config") and hasattr(whole, "get_base_model"):
+            whole = whole.get_base_model()
+        self.base: nn.Module = getattr(whole, "base_model", whole)
+        self._entry = self.base if self._may_skip_head() else model
+        self.config = config.get_text_config() if hasattr(config, "get_text_config") else config
+        self.blocks = self._find_blocks()
+        embeddings = whole.get_input_embeddings()
+        self.device: torch.device = embeddings.weight.device
+        self.batch_tokens = BATCH_TOKENS if self.device.type == "cpu" else ACCELERATOR_BATCH_TOKENS
+        self.vocabulary: int | None = getattr(embeddings, "num_embeddings", None)
+        self.max_tokens = self._find_max_tokens()
+        self.n_experts = _first_number(self.config, "num_experts", "num_local_experts", "n_routed_experts")
+        # An exception through accelerate's hooks would leave offloaded weights where they are.
+        self._may_stop_early = not any(hasattr(module, "_hf_hook") for module in model.modules())
+        self._causal: bool | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return next((each.dtype for each in self.model.parameters() if each.is_floating_point()), torch.float32)
+
+    def width(self, site: str) -> int | None:
+        """Values per token, by the configuration."""
+        if site == "router_logits":
+            return self.n_experts
+        hidden = getattr(self.config, "hidden_size", None)
+        return getattr(self.config, "word_embed_proj_dim", hidden) if site == "final" else hidden
+
+    def layers(self, site: str) -> Sequence[int]:
+        """Return the layers that have `site`.
+
+        Raises:
+            UnsupportedModelError: `site` needs experts and the model has none.
+        """
+        if site in LAYERLESS_SITES:
+            return [0]
+        if site != "router_logits":
+            return range(len(self.blocks))
+        found = router_layers(self.blocks) if self.n_experts else []
+        if not found:
+            raise UnsupportedModelError(f"{self.name} has no experts, hence no router_logits. Read another site.")
+        return found
+
+    def compute(self, batch: Sequence[np.ndarray], layers: Sequence[int], site: str, pool: Pool) -> list[Values]:
+        """Run one padded batch (see `Source.compute`). Costs the forward pass up to the last layer asked for."""
+        shape = len(batch), max(len(ids) for ids in batch)
+        ids = np.zeros(shape, dtype=np.int64)
+        mask = np.zeros(shape, dtype=np.int64)
+        for row, prompt in enumerate(batch):
+            ids[row, : len(prompt)] = prompt
+            mask[row, : len(prompt)] = 1
+        lengths = torch.from_numpy(mask.sum(axis=1))
+
+        def read(hidden: Tensor) -> Tensor:
+            local = lengths.to(hidden.device)
+            return pack_tokens(hidden, local) if pool is None else pool_tokens(hidden, local, pool)
+
+        values = self._forward(torch.from_numpy(ids), torch.from_numpy(mask), layers, site, read)
+        values = [each.cpu() for each in values]
+        return [each.split(lengths.tolist()) if pool is None else each.unbind() for each in values]
+
+    def causal(self) -> bool:
+        """Whether raw values may be kept by token prefix: by what the configuration says *and* by a probe.
+
+        The probe (one forward pass of eight tokens, once) changes the last token and asks that nothing before it moves.
+        """
+        if self._causal is None:
+            self._causal = self._declared_causal() and self._observed_causal()
+        return self._causal
+
+    def _forward(
+        self, ids: Tensor, mask: Tensor, layers: Sequence[int], site: str, read: Callable[[Tensor], Tensor]
+    ) -> list[Tensor]:
+        thread = threading.get_ident()
+        kept: dict[int, Tensor] = {}
+        modules = self._modules(layers, site)
+
+        def keep(layer: int, value: Any) -> None:
+            if threading.get_ident() != thread:
+                return
+            kept[layer] = read(self._as_tokens(value, ids.shape, site, layer))
+            if len(kept) == len(modules) and self._may_stop_early:
+                raise _EverythingRead
+
+        handles = []
+        try:
+            for layer, module in modules.items():
+                if site == "embed":
+                    handles.append(module.register_forward_pre_hook(_reader_before(keep, layer), with_kwargs=True))
+                else:
+                    handles.append(module.register_forward_hook(_reader_after(keep, layer)))
+            with torch.no_grad():
+                self._entry(
+                    input_ids=ids.to(self.device),
+                    attention_mask=mask.to(self.device),
+                    use_cache=False,
+                    output_hidden_states=False,
+                    output_attentions=False,
+                )
+        except _EverythingRead:
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
+        if len(kept) != len(modules):
+            missing = sorted(set(modules) - set(kept))
+            raise UnsupportedModelError(
+                f"{self.name}: the modules of site={site!r}, layers {missing} were not called, so their values cannot "
+                "be read (a compiled or fused model?). Read another site, or pass extractor=."
+            )
+        return [kept[layer] for layer in layers]
+
+    def _modules(self, layers: Sequence[int], site: str) -> dict[int, nn.Module]:
+        if site == "embed":
+            return {0: self.blocks[0]}
+        if site == "final":
+            return {0: self.base}
+        if site == "block_out":
+            return {layer: self.blocks[layer] for layer in layers}
+        return {layer: find_submodule(self.blocks[layer], site, layer, self.n_experts) for layer in layers}
+
+    def _as_tokens(self, value: Any, shape: torch.Size, site: str, layer: int) -> Tensor:
+        hidden = first_tensor(value)
+        if isinstance(hidden, Tensor):
+            if hidden.ndim == 2 and len(hidden) == shape[0] * shape[1]:  # routers and OPT flatten the batch
+                hidden = hidden.unflatten(0, tuple(shape))
+            wrong_width = site == "router_logits" and hidden.shape[-1] != self.n_experts
+            if hidden.ndim == 3 and hidden.shape[:2] == shape and not wrong_width:
+                return hidden
+        got = tuple(hidden.shape) if isinstance(hidden, Tensor) else type(hidden).__name__
+        raise UnsupportedModelError(
+            f"{self.name}: site={site!r} of layer {layer} gave {got} for a batch of {tuple(shape)} tokens; expected "
+            "[n_prompts, n_tokens, width]. Read another site, or pass extractor=."
+        )
+
+    def _may_skip_head(self) -> bool:
+        """Whether calling the base model alone is what the whole model would do on the way."""
+        model = self.model
+        plain = type(model).__module__.startswith("transformers.") and "forward" not in vars(model)
+        return plain and not (model._forward_hooks or model._forward_pre_hooks)
+
+    def _find_blocks(self) -> list[nn.Module]:
+        n_layers = getattr(self.config, "num_hidden_layers", None)
+        if not isinstance(n_layers, int):
+            raise UnsupportedModelError(f"{self.name}: its config does not say num_hidden_layers. Pass extractor=.")
+        tower: Any = self.base
+        if self.config is not self.model.config and hasattr(tower, "get_decoder"):
+            tower = tower.get_decoder()  # models that also see or hear have more towers of blocks than the text's
+        return find_blocks(tower if isinstance(tower, nn.Module) else self.base, n_layers)
+
+    def _find_max_tokens(self) -> int | None:
+        limit = _first_number(self.config, "max_position_embeddings", "n_positions")
+        if limit is None:
+            return None
+        for path, module in self.base.named_modules():
+            start = module.padding_idx if isinstance(module, nn.Embedding) else None
+            if start is not None and path.endswith("position_embeddings"):
+                return limit - start - 1  # RoBERTa counts positions from there
+        return limit
+
+    def _refuse_prompt_learning(self) -> None:
+        adapters = getattr(self.model, "peft_config", None)
+        if isinstance(adapters, dict) and any(getattr(each, "is_prompt_learning", False) for each in adapters.values()):
+            raise UnsupportedModelError(
+                f"{self.name} has a prompt-learning adapter: it puts virtual tokens before the prompt, so values do "
+                "not belong to the prompt's tokens. Unload the adapter, or pass extractor=."
+            )
+
+    def _declared_causal(self) -> bool:
+        try:
+            from transformers.models.auto.modeling_auto import (
+                MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+                MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+            )
+        except ImportError:
+            raise MissingDependencyError("transformers", "torch") from None
+        config = self.config
+        if not type(self.base).__module__.startswith("transformers."):
+            return False  # code nobody here has seen
+        kind = getattr(config, "model_type", "")
+        if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            return False
+        if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
+            return False
+        return not any(_depends_on_length(getattr(config, name, None)) for name in ("rope_scaling", "rope_parameters"))
+
+    def _observed_causal(self) -> bool:
+        vocabulary = self.vocabulary or 2
+        ids = torch.arange(8).remainder(vocabulary).repeat(2, 1)
+        ids[1, -1] = (ids[1, -1] + 1) % vocabulary
+        last = len(self.blocks) - 1
+        (hidden,) = self._forward(ids, torch.ones_like(ids), [last], "block_out", lambda values: values.clone())
+        return vocabulary > 1 and torch.equal(hidden[0, :-1], hidden[1, :-1])
+
+
+def _reader_before(keep: Callable[[int, Any], None], layer: int) -> Callable[..., None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        keep(layer, args[0] if args else kwargs.get("hidden_states"))
+
+    return _ours(hook)
+
+
+def _reader_after(keep: Callable[[int, Any], None], layer: int) -> Callable[..., None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        keep(layer, output)
+
+    return _ours(hook)
+
+
+def _ours(hook: Callable[..., None]) -> Callable[..., None]:
+    """Mark a hook as one that changes nothing, for calls of other threads that look whether the model changed."""
+    hook.__dict__["_lmstash"] = True
+    return hook
+
+
+def _first_number(config: Any, *names: str) -> int | None:
+    return next((value for name in names if isinstance(value := getattr(config, name, None), int) and value), None)
+
+
+def _depends_on_length(rope: Any) -> bool:
+    if not isinstance(rope, dict):
+        return False
+    kind = rope.get("rope_type", rope.get("type"))
+    return kind in _LENGTH_DEPENDENT_ROPE or any(_depends_on_length(each) for each in rope.values())

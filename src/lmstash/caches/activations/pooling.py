@@ -1,0 +1,76 @@
+"""One vector per prompt out of one per token. Padding never takes part, not even when it is NaN."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lmstash.errors import InvalidArgumentError
+
+Pool = str | int | None
+"""How tokens become one vector: "last", "first", "mean", "max", an index (negative from the end); None keeps all."""
+
+_NAMES = ("last", "first", "mean", "max")
+
+
+def check_pool(pool: object) -> Pool:
+    """Return `pool` in its canonical form (index -1 is "last", 0 is "first"), so that equal poolings share entries.
+
+    Raises:
+        InvalidArgumentError: If it is no pooling.
+    """
+    if pool is None or (isinstance(pool, str) and pool in _NAMES):
+        return pool
+    if isinstance(pool, int) and not isinstance(pool, bool):
+        return {-1: "last", 0: "first"}.get(pool, pool)
+    raise InvalidArgumentError(f"pool={pool!r}: use {', '.join(map(repr, _NAMES))}, a token index, or None for raw.")
+
+
+def check_token_index(pool: Pool, lengths: Sequence[int]) -> None:
+    """Raise unless the token index `pool` lies within every prompt of `lengths` tokens.
+
+    Raises:
+        InvalidArgumentError: Naming the first prompt that is too short.
+    """
+    if not isinstance(pool, int):
+        return
+    needed = pool + 1 if pool >= 0 else -pool
+    for index, length in enumerate(lengths):
+        if length < needed:
+            raise InvalidArgumentError(
+                f"pool={pool}: prompt {index} has only {length} tokens. Leave it out, or pool='last'."
+            )
+
+
+def pool_tokens(hidden: Tensor, lengths: Tensor, pool: str | int) -> Tensor:
+    """Pool right-padded values over the real tokens of each prompt.
+
+    Means are accumulated in float32 (in float64 for float64) and cast back. NaN and inf of real tokens pass through.
+
+    Args:
+        hidden: `[n_prompts, n_tokens, hidden]`.
+        lengths: `[n_prompts]` int64 on the same device: real tokens of each row.
+        pool: A canonical pooling (see `check_pool`) that fits every prompt.
+
+    Returns:
+        `[n_prompts, hidden]`, a copy, dtype of `hidden`.
+    """
+    rows = torch.arange(len(hidden), device=hidden.device)
+    if pool == "last":
+        return hidden[rows, lengths - 1]
+    if pool == "first":
+        return hidden[:, 0].clone()
+    if isinstance(pool, int):
+        return hidden[rows, lengths + pool if pool < 0 else torch.full_like(lengths, pool)]
+    real = (torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None])[:, :, None]
+    if pool == "mean":
+        wide = hidden if hidden.dtype == torch.float64 else hidden.float()
+        return (torch.where(real, wide, 0.0).sum(dim=1) / lengths[:, None]).to(hidden.dtype)
+    return torch.where(real, hidden, float("-inf")).amax(dim=1)
+
+
+def pack_tokens(hidden: Tensor, lengths: Tensor) -> Tensor:
+    """Return the real tokens of right-padded `[n_prompts, n_tokens, hidden]` as a copy `[sum(lengths), hidden]`."""
+    return hidden[torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]]

@@ -1,0 +1,131 @@
+"""Prompts as the model sees them: strings, id lists and chat messages become token ids. Tokens are the identity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lmstash.errors import InvalidArgumentError
+
+TEXT_KEPT_CHARACTERS = 200
+"""How much of a prompt's text is kept beside its entries, for people to read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt as token ids, with the text it came from where there was one.
+
+    May itself be given wherever prompts are taken.
+    """
+
+    ids: np.ndarray
+    """`[n_tokens]` uint32, C-contiguous."""
+    text: str | None = None
+
+    def __len__(self) -> int:
+        """Tokens."""
+        return len(self.ids)
+
+    @property
+    def excerpt(self) -> str | None:
+        """The text, cut to what is kept beside entries."""
+        return None if self.text is None else self.text[:TEXT_KEPT_CHARACTERS]
+
+
+def read_prompts(prompts: Sequence[Any], tokenizer: Any = None) -> list[Prompt]:
+    """Turn what a user passes into token ids.
+
+    Strings are tokenized in one batch, without truncation or padding and with the tokenizer's own special tokens;
+    lists of chat messages go through its chat template. Costs one tokenizer call for all strings.
+
+    Args:
+        prompts: Strings, sequences of token ids (lists, tuples, 1-d arrays or tensors), lists of `{"role", "content"}`
+            messages, or `Prompt` objects; kinds may be mixed.
+        tokenizer: A transformers tokenizer; needed for strings and messages only.
+
+    Raises:
+        InvalidArgumentError: For anything else, and for an empty prompt; the message names its index.
+    """
+    if isinstance(prompts, str | bytes):
+        raise InvalidArgumentError("prompts is one string; pass a list of prompts: [text].")
+    if isinstance(prompts, Mapping) or not hasattr(prompts, "__len__"):
+        raise InvalidArgumentError(f"prompts must be a list; got {type(prompts).__name__}. Use list(...) on iterators.")
+    out: list[Prompt | None] = [None] * len(prompts)
+    texts: list[int] = []
+    for index, prompt in enumerate(prompts):
+        if isinstance(prompt, str):
+            texts.append(index)
+        elif isinstance(prompt, Prompt):
+            out[index] = Prompt(_as_ids(prompt.ids, index), prompt.text)
+        elif _is_chat(prompt):
+            out[index] = _render_chat(prompt, tokenizer, index)
+        else:
+            out[index] = Prompt(_as_ids(prompt, index))
+    if texts:
+        strings = [prompts[index] for index in texts]
+        for index, text, ids in zip(texts, strings, _tokenize(strings, tokenizer), strict=True):
+            if not ids:
+                raise _empty(index)
+            out[index] = Prompt(np.array(ids, dtype=np.uint32), text)
+    return [prompt for prompt in out if prompt is not None]
+
+
+def check_ids(ids: np.ndarray, index: int, name: str, max_tokens: int | None, vocabulary: int | None) -> None:
+    """Raise InvalidArgumentError unless the ids of prompt `index` fit context and vocabulary of the model `name`."""
+    if max_tokens is not None and len(ids) > max_tokens:
+        raise InvalidArgumentError(
+            f"prompt {index} has {len(ids):,} tokens; {name} takes {max_tokens:,}. Shorten it: lmstash never truncates."
+        )
+    if vocabulary is not None and (top := int(ids.max())) >= vocabulary:
+        raise InvalidArgumentError(
+            f"prompt {index} holds the id {top:,}; {name} knows ids below {vocabulary:,}. Is this its own tokenizer?"
+        )
+
+
+def _tokenize(strings: list[str], tokenizer: Any) -> list[list[int]]:
+    if tokenizer is None:
+        raise InvalidArgumentError("prompts are strings but there is no tokenizer: pass tokenizer=, or lists of ids.")
+    # Everything that a tokenizer's own defaults may switch on is switched off: ids must not depend on neighbours.
+    only_ids = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
+    return tokenizer(strings, padding=False, truncation=False, **only_ids)["input_ids"]
+
+
+def _is_chat(prompt: Any) -> bool:
+    return isinstance(prompt, list | tuple) and len(prompt) > 0 and all(isinstance(turn, Mapping) for turn in prompt)
+
+
+def _render_chat(messages: Sequence[Any], tokenizer: Any, index: int) -> Prompt:
+    if tokenizer is None or not hasattr(tokenizer, "apply_chat_template"):
+        raise InvalidArgumentError(
+            f"prompt {index} is a list of chat messages; they need tokenizer=, one with a chat template."
+        )
+    rendered = tokenizer.apply_chat_template(list(messages), tokenize=False)
+    # The template writes special tokens itself; adding them again would change what the model sees.
+    encoded = tokenizer([rendered], add_special_tokens=False, padding=False, truncation=False, verbose=False)
+    return Prompt(_as_ids(encoded["input_ids"][0], index), rendered)
+
+
+def _as_ids(ids: Any, index: int) -> np.ndarray:
+    if hasattr(ids, "detach"):
+        ids = ids.detach().cpu().numpy()
+    try:
+        array = np.asarray(ids)
+    except ValueError as error:
+        raise InvalidArgumentError(f"prompt {index} is not a list of token ids: {error}.") from None
+    if array.ndim == 1 and array.size == 0:
+        raise _empty(index)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise InvalidArgumentError(
+            f"prompt {index} must be a string, a list of token ids or a list of chat messages; got "
+            f"{type(ids).__name__} of shape {array.shape} and dtype {array.dtype}."
+        )
+    if array.min() < 0 or array.max() >= 2**32:
+        raise InvalidArgumentError(f"prompt {index} holds the id {array.min()}..{array.max()}: ids are 0 to 2**32 - 1.")
+    return np.ascontiguousarray(array, dtype=np.uint32)
+
+
+def _empty(index: int) -> InvalidArgumentError:
+    return InvalidArgumentError(f"prompt {index} is empty (no tokens): there is nothing to read. Leave it out.")

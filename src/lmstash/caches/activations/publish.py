@@ -1,0 +1,98 @@
+"""Computed values on their way to the store: held back until the model is known not to have changed meanwhile."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from lmstash.errors import MismatchError
+from lmstash.events import DropReason
+from lmstash.store.base import Store, Write
+
+HELD_BYTES = 64 * 2**20
+"""Most bytes held back."""
+HELD_SECONDS = 10.0
+"""Longest time values are held back."""
+_CHECK_SHARE = 0.01
+"""Share of the time that checks may take, as far as `HELD_SECONDS` allows."""
+
+
+class Publisher:
+    """Saves computed values in groups, each after a check that the model did not change.
+
+    A batch is saved as soon as it is done, unless the check costs more than a hundredth of the time since the last one:
+    then batches wait, at most `HELD_SECONDS` or `HELD_BYTES`. Used by one thread.
+    """
+
+    def __init__(self, store: Store, unchanged: Callable[[], bool], *, replace: bool) -> None:
+        """Save into `store`; `replace` overwrites what is kept already."""
+        self._store = store
+        self._unchanged = unchanged
+        self._replace = replace
+        self._held: list[Write] = []
+        self._held_again: list[Write] = []
+        self._held_bytes = 0
+        self._last_check = time.monotonic()
+        self._check_seconds = 0.0
+        self.changed = False
+        """Whether the model changed since the call began; nothing is saved from then on."""
+
+    def offer(self, writes: Sequence[Write], unfit: Sequence[Write] = ()) -> None:
+        """Take what one batch computed; saves it when it is time.
+
+        Args:
+            writes: What was not kept.
+            unfit: What was kept under its key but cannot be used: it is replaced.
+        """
+        self._held.extend(writes)
+        self._held_again.extend(unfit)
+        self._held_bytes += sum(_size(write) for each in (writes, unfit) for write in each)
+        waited = time.monotonic() - self._last_check
+        if self._held_bytes >= HELD_BYTES or waited >= min(HELD_SECONDS, self._check_seconds / _CHECK_SHARE):
+            self.flush()
+
+    def flush(self) -> None:
+        """Save what is held, or drop it when the model changed.
+
+        Raises:
+            MismatchError: It changed, and the store is strict.
+        """
+        if not self._held and not self._held_again:
+            return
+        fresh, again = self._held, self._held_again
+        self._held, self._held_again, self._held_bytes = [], [], 0
+        if self.changed or not self._check():
+            for write in (*fresh, *again):
+                self._store.events.drop(write.namespace, write.key, DropReason.MODEL_CHANGED)
+            return
+        if fresh:
+            self._store.put_many(fresh, replace=self._replace)
+        if again:
+            self._store.put_many(again, replace=True)
+
+    def _check(self) -> bool:
+        started = time.monotonic()
+        same = self._unchanged()
+        self._last_check = time.monotonic()
+        self._check_seconds = self._last_check - started
+        if same:
+            return True
+        self.changed = True
+        self._store.events.warn_once(
+            "model changed", "lmstash: the model changed while activations were computed; the values are not kept"
+        )
+        if self._store.strict:
+            raise MismatchError(
+                "the model changed while activations were computed, so they were not kept. Do not edit weights "
+                "during a call, or pass assume_frozen=True if you vouch for them."
+            )
+        return False
+
+
+def _size(write: Write) -> int:
+    value = write.value
+    return (
+        len(value)
+        if isinstance(value, bytes | bytearray | memoryview)
+        else sum(memoryview(each).nbytes for each in value)
+    )

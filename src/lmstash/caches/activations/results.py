@@ -1,0 +1,148 @@
+"""Where results are put together: allocated once, when their width and dtype are first known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lmstash.errors import InvalidArgumentError, MismatchError
+
+
+class PooledResult:
+    """`[n_prompts, n_layers, width]`, contiguous; in the caller's `out` where that is contiguous too.
+
+    Without a dtype asked for, it has the one in which values were computed (the wider one where layers differ).
+    """
+
+    def __init__(self, n_prompts: int, n_layers: int, dtype: torch.dtype | None, out: Any = None) -> None:
+        """Plan a result; `out` (array, memory map or tensor) is filled in place.
+
+        Raises:
+            InvalidArgumentError: `out` has another shape, is read-only, or holds no floating-point numbers.
+        """
+        self.n_prompts = n_prompts
+        self.n_layers = n_layers
+        self._dtype = dtype
+        self._out = out
+        self._target = None if out is None else _as_target(out, n_prompts, n_layers)
+        if self._target is not None and dtype is not None and dtype != self._target.dtype:
+            raise InvalidArgumentError(f"dtype={dtype} but out= holds {self._target.dtype}: leave one of them out.")
+        self._buffer = self._target if self._target is not None and self._target.is_contiguous() else None
+
+    def rows(self, width: int, dtype: torch.dtype) -> Tensor:
+        """Return the result as `[n_prompts * n_layers, width]`, able to hold values of `dtype`.
+
+        Raises:
+            MismatchError: Values of another width came before.
+            InvalidArgumentError: `out` has another width.
+        """
+        wanted = self._target.dtype if self._target is not None else self._dtype or dtype
+        buffer = self._buffer
+        if self._target is not None and self._target.shape[2] != width:
+            raise InvalidArgumentError(f"out= holds {self._target.shape[2]} numbers per row; the values have {width}.")
+        if buffer is None:
+            buffer = torch.empty((self.n_prompts, self.n_layers, width), dtype=wanted)
+        elif buffer.shape[2] != width:
+            raise MismatchError(f"values of {width} numbers do not go with others of {buffer.shape[2]}.")
+        elif self._target is None and self._dtype is None:
+            buffer = buffer.to(torch.promote_types(buffer.dtype, dtype))
+        self._buffer = buffer
+        return buffer.view(-1, width)
+
+    def finish(self, width: int, dtype: torch.dtype, owners: Sequence[int]) -> Any:
+        """Copy the rows of equal prompts from their first one, and return the result (or `out`).
+
+        Args:
+            width: For a result in which no value was seen.
+            dtype: The same.
+            owners: For each prompt, the first prompt equal to it.
+        """
+        if self._buffer is None:
+            self.rows(width, dtype)
+        buffer = self._buffer
+        assert buffer is not None
+        for row, owner in enumerate(owners):
+            if owner != row:
+                buffer[row] = buffer[owner]
+        if self._target is None:
+            return buffer
+        if self._target is not buffer:
+            self._target.copy_(buffer)
+        return self._out
+
+
+class RawResult:
+    """One `[n_layers, n_tokens, width]` per prompt, each in memory of its own."""
+
+    def __init__(self, lengths: Sequence[int], n_layers: int, dtype: torch.dtype | None) -> None:
+        """Plan results for prompts of `lengths` tokens."""
+        self._lengths = lengths
+        self._n_layers = n_layers
+        self._dtype = dtype
+        self._values: list[Tensor | None] = [None] * len(lengths)
+
+    def place(self, prompt: int, position: int, start: int, value: Tensor) -> None:
+        """Copy `value` `[n, width]` to tokens `start` and on of one prompt and layer position."""
+        held = self._values[prompt]
+        if held is None:
+            shape = (self._n_layers, self._lengths[prompt], value.shape[1])
+            held = torch.empty(shape, dtype=self._dtype or value.dtype)
+        elif held.shape[2] != value.shape[1]:
+            raise MismatchError(f"values of {value.shape[1]} numbers do not go with others of {held.shape[2]}.")
+        elif self._dtype is None and held.dtype != value.dtype:
+            held = held.to(torch.promote_types(held.dtype, value.dtype))
+        held[position, start : start + len(value)] = value
+        self._values[prompt] = held
+
+    def finish(self, owners: Sequence[int]) -> list[Tensor]:
+        """Return one tensor per prompt; equal prompts get copies.
+
+        Args:
+            owners: For each prompt asked for, which of the planned ones it is.
+        """
+        out: list[Tensor] = []
+        handed: set[int] = set()
+        for owner in owners:
+            value = self._values[owner]
+            assert value is not None
+            out.append(value.clone() if owner in handed else value)
+            handed.add(owner)
+        return out
+
+
+def as_dtype(dtype: object) -> torch.dtype | None:
+    """Return the floating-point dtype named by a user: "float32", torch.float32, numpy's; None stays None."""
+    if dtype is None:
+        return None
+    found: object = dtype
+    if isinstance(dtype, str):
+        found = getattr(torch, dtype.removeprefix("torch."), None)
+    elif isinstance(dtype, np.dtype | type):
+        found = getattr(torch, getattr(dtype, "name", getattr(dtype, "__name__", "")), None)
+    if isinstance(found, torch.dtype) and found.is_floating_point:
+        return found
+    raise InvalidArgumentError(f"dtype={dtype!r}: name a floating-point dtype such as 'float32' or torch.bfloat16.")
+
+
+def _as_target(out: Any, n_prompts: int, n_layers: int) -> Tensor:
+    if isinstance(out, np.ndarray):
+        if not out.flags.writeable:
+            raise InvalidArgumentError("out= is read-only: open the memory map with mode 'r+' or 'w+'.")
+        try:
+            target = torch.from_numpy(out)
+        except (TypeError, ValueError) as error:
+            raise InvalidArgumentError(f"out= cannot be filled: {error}. Pass an array of float16, 32 or 64.") from None
+    elif isinstance(out, Tensor):
+        target = out.detach()
+    else:
+        raise InvalidArgumentError(f"out= must be an array or a tensor; got {type(out).__name__}.")
+    if target.ndim != 3 or target.shape[:2] != (n_prompts, n_layers) or not target.is_floating_point():
+        raise InvalidArgumentError(
+            f"out= has shape {tuple(target.shape)} of {target.dtype}; it must be [{n_prompts}, {n_layers}, hidden] of "
+            "floating-point numbers."
+        )
+    return target

@@ -1,0 +1,196 @@
+"""Computing what is not kept: batch by batch, each saved as it is done, with retries for remote extractors."""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from collections import defaultdict, deque
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from lmstash.caches.activations.batching import plan_batches
+from lmstash.caches.activations.extractor import ExtractionError
+from lmstash.caches.activations.pooling import Pool
+from lmstash.caches.activations.prompts import Prompt
+from lmstash.caches.activations.publish import Publisher
+from lmstash.caches.activations.source import Source
+from lmstash.errors import LmstashError, MissingDependencyError
+from lmstash.events import logger
+from lmstash.store.base import Write
+
+_OutOfMemory: type[Exception] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
+_LONGEST_WAIT_SECONDS = 60.0
+_PROMPTS_NAMED = 10
+
+
+class Shelf(Protocol):
+    """Where values of some prompts are kept (pooled or raw)."""
+
+    def missing(self, prompt: int) -> tuple[int, ...]:
+        """Return the positions of the layers that must be computed for one prompt."""
+        ...
+
+    def keep(
+        self, members: Sequence[int], positions: Sequence[int], values: Sequence[Sequence[Tensor]], seconds: float
+    ) -> tuple[list[Write], list[Write]]:
+        """Take what one batch computed."""
+        ...
+
+
+class Runner:
+    """Computes the missing values of one call. Used by one thread."""
+
+    def __init__(
+        self,
+        source: Source,
+        shelf: Shelf,
+        publisher: Publisher,
+        prompts: Sequence[Prompt],
+        layers: Sequence[int],
+        site: str,
+        pool: Pool,
+    ) -> None:
+        """Bind what a batch needs."""
+        self._source = source
+        self._shelf = shelf
+        self._publisher = publisher
+        self._prompts = prompts
+        self._layers = layers
+        self._site = site
+        self._pool = pool
+
+    def run(
+        self,
+        absent: Sequence[int],
+        places: Sequence[int],
+        *,
+        batch_size: int | None,
+        progress: bool | None,
+        max_retries: int | None,
+    ) -> None:
+        """Compute and save the prompts `absent`; what was done is saved whatever happens.
+
+        Args:
+            absent: Which prompts.
+            places: For each prompt its index in the caller's list, for messages.
+            batch_size: Prompts per batch.
+            progress: Whether to show a bar; None decides by the terminal.
+            max_retries: For batches of an extractor that fail.
+
+        Raises:
+            ExtractionError: Batches failed for good.
+        """
+        queue = deque(self._plan(absent, batch_size))
+        failed: list[int] = []
+        reason: Exception | None = None
+        bar = _bar(progress, len(absent))
+        try:
+            while queue:
+                members, positions = queue.popleft()
+                # A block shared with an earlier batch may have been the last thing missing.
+                todo = [member for member in members if self._shelf.missing(member)]
+                try:
+                    self._one_batch(todo, positions, max_retries)
+                except _OutOfMemory:
+                    if len(todo) < 2:
+                        raise
+                    half = len(todo) // 2
+                    queue.extendleft([(todo[half:], positions), (todo[:half], positions)])
+                    bar.update(len(members) - len(todo))
+                    continue
+                except _BatchFailed as error:
+                    failed.extend(todo)
+                    reason = error.__cause__ if isinstance(error.__cause__, Exception) else error
+                bar.update(len(members))
+        except BaseException:
+            self._save_before_leaving()
+            raise
+        finally:
+            bar.close()
+        self._publisher.flush()
+        if failed:
+            named = sorted(places[index] for index in failed)
+            more = f" and {len(named) - _PROMPTS_NAMED} more" if len(named) > _PROMPTS_NAMED else ""
+            raise ExtractionError(
+                f"{self._source.name}: {len(failed)} of {len(absent)} prompts could not be computed: prompts "
+                f"{', '.join(map(str, named[:_PROMPTS_NAMED]))}{more} ({type(reason).__name__}: {reason}). The others "
+                "are saved; call again to go on."
+            ) from reason
+
+    def _plan(self, absent: Sequence[int], batch_size: int | None) -> list[tuple[list[int], tuple[int, ...]]]:
+        """Group by which layers are missing, so that none is computed that is kept, then by length."""
+        groups: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
+        for index in absent:
+            groups[self._shelf.missing(index)].append(index)
+        out: list[tuple[list[int], tuple[int, ...]]] = []
+        for positions, members in groups.items():
+            lengths = [len(self._prompts[member]) for member in members]
+            batches = plan_batches(lengths, batch_size, self._source.batch_tokens)
+            out.extend(([members[each] for each in batch], positions) for batch in batches)
+        return out
+
+    def _one_batch(self, members: Sequence[int], positions: Sequence[int], max_retries: int | None) -> None:
+        if not members:
+            return
+        batch = [self._prompts[member].ids for member in members]
+        layers = [self._layers[position] for position in positions]
+        retries = self._source.max_retries if max_retries is None else max_retries
+        for attempt in range(retries + 1):
+            started = time.perf_counter()
+            try:
+                values = self._source.compute(batch, layers, self._site, self._pool)
+                break
+            except (LmstashError, _OutOfMemory):
+                raise
+            except Exception as error:
+                if not self._source.remote:
+                    raise
+                if attempt == retries:
+                    raise _BatchFailed from error
+                wait = min(self._source.retry_seconds * 2**attempt, _LONGEST_WAIT_SECONDS) * random.uniform(1.0, 1.25)
+                logger.info("%s: a batch failed (%s); trying again in %.1f s", self._source.name, error, wait)
+                time.sleep(wait)
+        else:
+            raise AssertionError("unreachable: the last attempt returns or raises")
+        fresh, again = self._shelf.keep(members, positions, values, time.perf_counter() - started)
+        self._publisher.offer(fresh, again)
+
+    def _save_before_leaving(self) -> None:
+        """Save what is held while another error is on its way, which must not be hidden."""
+        try:
+            self._publisher.flush()
+        except Exception as error:
+            logger.warning("lmstash: what was computed before the error could not be saved: %s", error)
+
+
+class _BatchFailed(Exception):
+    pass
+
+
+class _NoBar:
+    def update(self, n: int) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def _bar(progress: bool | None, total: int) -> Any:
+    if progress is None:
+        progress = sys.stderr is not None and sys.stderr.isatty()
+        needed = False
+    else:
+        needed = progress
+    if not progress:
+        return _NoBar()
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        if needed:
+            raise MissingDependencyError("tqdm", "torch") from None
+        return _NoBar()
+    return tqdm(total=total, unit="prompt", desc="activations")

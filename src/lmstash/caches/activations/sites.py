@@ -1,0 +1,133 @@
+"""Where in a model values are read: its blocks, found by structure, and the submodules inside one block.
+
+No table of families: the blocks are the `ModuleList` as long as the configuration says; inside a block only a few names
+for "attention" and "MLP" are known. Values are read where the submodule's own contribution leaves, before it is added
+to the residual stream; where the submodule adds the residual itself (Bloom, MPT, BERT) that is its last projection.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from lmstash.errors import InvalidArgumentError, UnsupportedModelError
+
+SITES = ("block_out", "embed", "attn_out", "mlp_out", "router_logits", "final")
+"""Every site. `block_out` of layer i is what block i returns (the last one is before the final norm); `embed` is what
+enters block 0; `attn_out` and `mlp_out` are what the attention and the MLP contribute, before the residual is added
+(and before a norm that some families apply after them); `router_logits` are a mixture-of-experts gate's; `final` is
+what leaves the base model (after the final norm, where there is one)."""
+
+LAYERLESS_SITES = ("embed", "final")
+"""Sites there is one of: `layers=` is ignored and results have one layer."""
+
+_ATTENTION_NAMES = ("self_attn", "self_attention", "attn", "attention")
+_MLP_NAMES = ("mlp", "ffn", "feed_forward", "block_sparse_moe", "moe", "fc2", "output")
+_ROUTER_NAMES = ("gate", "router")
+_PROJECTION_NAMES = ("dense", "dense_4h_to_h", "down_proj", "out_proj", "o_proj")
+_RESIDUAL_ARGUMENTS = {"residual", "input_tensor"}
+
+
+def check_site(site: object) -> str:
+    """Return `site`, or raise InvalidArgumentError naming the sites there are."""
+    if isinstance(site, str) and site in SITES:
+        return site
+    raise InvalidArgumentError(f"site={site!r}: use one of {', '.join(map(repr, SITES))}.")
+
+
+def find_blocks(base: nn.Module, n_layers: int) -> list[nn.Module]:
+    """Return the transformer blocks of `base`: the outermost `ModuleList` of `n_layers` distinct modules.
+
+    Raises:
+        UnsupportedModelError: When there is none, or more than one.
+    """
+    found = [
+        (path, module)
+        for path, module in base.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == n_layers and len(set(map(id, module))) == n_layers
+    ]
+    outermost = [
+        (path, module)
+        for path, module in found
+        if not any(path.startswith(f"{other}.") for other, _ in found if other != path)
+    ]
+    alike = [(path, module) for path, module in outermost if len({type(block) for block in module}) == 1]
+    chosen = alike or outermost
+    if len(chosen) == 1:
+        return list(chosen[0][1])
+    what = "no" if not chosen else f"{len(chosen)} ({', '.join(path for path, _ in chosen)})"
+    raise UnsupportedModelError(
+        f"{type(base).__name__}: found {what} ModuleList of {n_layers} blocks, so which values are the blocks' is not "
+        "known. Pass extractor=, an object that reads them (see lmstash.caches.activations.Extractor)."
+    )
+
+
+def find_submodule(block: nn.Module, site: str, layer: int, n_experts: int | None) -> nn.Module:
+    """Return the module inside `block` whose output is `site`.
+
+    Args:
+        block: One transformer block.
+        site: "attn_out", "mlp_out" or "router_logits".
+        layer: Its number, for messages.
+        n_experts: Experts per layer by the configuration, None when it names none.
+
+    Raises:
+        UnsupportedModelError: The block has no such module.
+    """
+    if site == "router_logits":
+        router = None if n_experts is None else _find_router(block)
+        if router is None:
+            raise UnsupportedModelError(
+                f"layer {layer} ({type(block).__name__}) has no router: site='router_logits' needs experts."
+            )
+        return router
+    names = _ATTENTION_NAMES if site == "attn_out" else _MLP_NAMES
+    module = _child(block, names)
+    place = None if module is None else _before_residual(module)
+    if place is None:
+        children = ", ".join(name for name, _ in block.named_children())
+        raise UnsupportedModelError(
+            f"site={site!r}: layer {layer} ({type(block).__name__}) has none of {', '.join(names)} in a known form; "
+            f"it has {children}. Read another site, or pass extractor=."
+        )
+    return place
+
+
+def router_layers(blocks: Sequence[nn.Module]) -> list[int]:
+    """Return the layers that have a router."""
+    return [layer for layer, block in enumerate(blocks) if _find_router(block) is not None]
+
+
+def first_tensor(output: Any) -> Any:
+    """Return what a module computed: its output, or the first of several."""
+    while isinstance(output, tuple | list) and output:
+        output = output[0]
+    return getattr(output, "last_hidden_state", output)
+
+
+def _child(parent: nn.Module, names: Sequence[str]) -> nn.Module | None:
+    for name in names:
+        child = getattr(parent, name, None)
+        if isinstance(child, nn.Module):
+            return child
+    return None
+
+
+def _find_router(block: nn.Module) -> nn.Module | None:
+    mlp = _child(block, _MLP_NAMES)
+    return None if mlp is None else _child(mlp, _ROUTER_NAMES)
+
+
+def _before_residual(module: nn.Module) -> nn.Module | None:
+    """The module itself; its last projection when it adds the residual; None when that is not known."""
+    inner = getattr(module, "output", None)
+    if isinstance(inner, nn.Module) and _adds_residual(inner):
+        module = inner
+    return _child(module, _PROJECTION_NAMES) if _adds_residual(module) else module
+
+
+def _adds_residual(module: nn.Module) -> bool:
+    return not _RESIDUAL_ARGUMENTS.isdisjoint(inspect.signature(module.forward).parameters)

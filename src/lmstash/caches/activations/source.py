@@ -1,0 +1,181 @@
+"""Who computes: a transformers model read by hooks, or an extractor the user brings. One shape for both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lmstash.caches.activations.batching import BATCH_TOKENS
+from lmstash.caches.activations.extractor import Extractor
+from lmstash.caches.activations.pooling import Pool, pool_tokens
+from lmstash.errors import InvalidArgumentError, MismatchError
+
+_MAX_RETRIES = 3
+_RETRY_SECONDS = 2.0
+
+
+Values = Sequence[Tensor]
+"""What one layer gave: for each prompt `[hidden]`, or `[n_tokens, hidden]`."""
+
+
+class Source(Protocol):
+    """What the cache needs of whoever computes."""
+
+    name: str
+    """For people."""
+    max_tokens: int | None
+    """Longest prompt, in tokens; None when there is no limit."""
+    vocabulary: int | None
+    """Ids from here on do not exist; None when not known."""
+    batch_tokens: int
+    """Padded tokens in a batch when the user names no batch size."""
+    remote: bool
+    """Whether a failed batch may be tried again, and leaves the others alone."""
+    max_retries: int
+    retry_seconds: float
+    """First wait before trying again; doubles each time."""
+
+    def width(self, site: str) -> int | None:
+        """Values per token at `site`, None when only a result tells."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of an empty result."""
+        ...
+
+    def layers(self, site: str) -> Sequence[int] | None:
+        """Layers that have `site`, None when not known."""
+        ...
+
+    def causal(self) -> bool:
+        """Whether the value of a token depends on nothing after it, not even on the length of the prompt."""
+        ...
+
+    def compute(self, batch: Sequence[np.ndarray], layers: Sequence[int], site: str, pool: Pool) -> list[Values]:
+        """Run one batch.
+
+        Args:
+            batch: Token ids of each prompt, `[n_tokens]`.
+            layers: Layers to read, ascending.
+            site: Where.
+            pool: How to pool; None keeps every token.
+
+        Returns:
+            For each layer and prompt, on the CPU: `[hidden]`, or `[n_tokens, hidden]` when `pool` is None.
+        """
+        ...
+
+
+def resolve_layers(layers: object, site: str, known: Sequence[int] | None) -> list[int]:
+    """Turn what a user says into layer numbers.
+
+    Args:
+        layers: An int, a list of ints (negative from the end), or "all".
+        site: For messages.
+        known: The layers there are; None when not known, and then only plain numbers will do.
+
+    Raises:
+        InvalidArgumentError: For a layer that is not there, naming those that are.
+    """
+    if isinstance(layers, str):
+        if layers != "all":
+            raise InvalidArgumentError(f"layers={layers!r}: pass an int, a list of ints, or 'all'.")
+        if known is None:
+            raise InvalidArgumentError("layers='all' needs an extractor with n_layers; name the layers instead.")
+        return list(known)
+    numbers = list(layers) if isinstance(layers, Sequence | range | np.ndarray) else [layers]
+    if not numbers:
+        raise InvalidArgumentError("layers is empty: name at least one layer, or 'all'.")
+    out: list[int] = []
+    for each in numbers:
+        if isinstance(each, bool) or not isinstance(each, int | np.integer):
+            raise InvalidArgumentError(f"layers holds {each!r}: pass an int, a list of ints, or 'all'.")
+        number = int(each)
+        if known is None:
+            if number < 0:
+                raise InvalidArgumentError(f"layer {number} counts from the end: the extractor must say n_layers.")
+        else:
+            count = known[-1] + 1 if known else 0
+            number = number + count if number < 0 else number
+            if number not in known:
+                raise InvalidArgumentError(f"layer {each} has no {site!r} here; the layers that do: {_spans(known)}.")
+        out.append(number)
+    return out
+
+
+class ExtractorSource:
+    """A user's extractor as a `Source`: its answers are checked, split by prompt and pooled here."""
+
+    remote = True
+    vocabulary: int | None = None
+    batch_tokens = BATCH_TOKENS
+    dtype = torch.float32
+
+    def __init__(self, extractor: Extractor) -> None:
+        """Wrap `extractor`.
+
+        Raises:
+            InvalidArgumentError: It lacks `fingerprint` or `extract`.
+        """
+        if not isinstance(extractor, Extractor):
+            raise InvalidArgumentError(
+                f"{type(extractor).__name__} is no extractor: it needs a `fingerprint` (bytes or str) and "
+                "`extract(batch, layers, site)`."
+            )
+        self.extractor = extractor
+        self.name: str = getattr(extractor, "name", type(extractor).__name__)
+        self.max_tokens: int | None = getattr(extractor, "max_tokens", None)
+        self.max_retries: int = getattr(extractor, "max_retries", _MAX_RETRIES)
+        self.retry_seconds: float = getattr(extractor, "retry_seconds", _RETRY_SECONDS)
+
+    def width(self, site: str) -> int | None:
+        """Not known before a result is seen."""
+        return None
+
+    def layers(self, site: str) -> Sequence[int] | None:
+        """Return `range(n_layers)` when the extractor says how many there are."""
+        n_layers = getattr(self.extractor, "n_layers", None)
+        return None if n_layers is None else range(n_layers)
+
+    def causal(self) -> bool:
+        """Return what the extractor promises; no by default."""
+        return bool(getattr(self.extractor, "causal", False))
+
+    def compute(self, batch: Sequence[np.ndarray], layers: Sequence[int], site: str, pool: Pool) -> list[Values]:
+        """Call the extractor; raises MismatchError when its answer has another shape than asked."""
+        lengths = [len(ids) for ids in batch]
+        answer = self.extractor.extract([ids.tolist() for ids in batch], list(layers), site)
+        if len(answer) != len(layers):
+            raise MismatchError(f"{self.name}: extract() returned {len(answer)} layers for {len(layers)} asked.")
+        return [[_pool_one(values, pool) for values in self._split(each, lengths)] for each in answer]
+
+    def _split(self, values: Any, lengths: Sequence[int]) -> list[Tensor]:
+        if len(values) != len(lengths):
+            raise MismatchError(f"{self.name}: extract() returned {len(values)} prompts for {len(lengths)} asked.")
+        out: list[Tensor] = []
+        for row, length in zip(values, lengths, strict=True):
+            value = torch.as_tensor(row).detach().cpu()
+            if isinstance(values, Tensor):
+                value = value[:length]
+            if value.ndim != 2 or len(value) != length:
+                raise MismatchError(
+                    f"{self.name}: extract() returned shape {tuple(value.shape)} for a prompt of {length} tokens; "
+                    "it must be [n_tokens, hidden], or padded on the right."
+                )
+            out.append(value.clone())
+        return out
+
+
+def _pool_one(values: Tensor, pool: Pool) -> Tensor:
+    return values if pool is None else pool_tokens(values[None], torch.tensor([len(values)]), pool)[0]
+
+
+def _spans(numbers: Sequence[int]) -> str:
+    if len(numbers) > 2 and list(numbers) == list(range(numbers[0], numbers[-1] + 1)):
+        return f"{numbers[0]} to {numbers[-1]} (or negative, from the end)"
+    return ", ".join(map(str, numbers)) or "none"
