@@ -79,16 +79,20 @@ def test_memory_maps_are_filled(tmp_path):
     assert (np.asarray(out) == batch.half().float().numpy()).all()
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", [bytes, bytearray])
 @pytest.mark.parametrize("limit", [1, 100, 1 << 20])
-def test_the_size_of_a_gathering_does_not_show(monkeypatch, limit):
+def test_the_size_of_a_gathering_does_not_show(monkeypatch, limit, kind):
     monkeypatch.setattr(rows_module, "_CHUNK_BYTES", limit)
     batch = torch.randn(33, 10)
-    buffers = encodings(batch)
+    buffers = [kind(encoding) for encoding in encodings(batch)]
     buffers[7] = joined({"x": batch[7].double()})
+    before = list(map(bytes, buffers))
     order = torch.randperm(33).tolist()
     out = torch.zeros(33, 10)
     assert stack_rows(buffers, "x", out, order) == []
     assert torch.equal(out[order], batch)
+    assert list(map(bytes, buffers)) == before
 
 
 def test_unusable_encodings_are_named_and_leave_the_others_alone():
