@@ -23,14 +23,15 @@ def location(arguments: argparse.Namespace) -> str:
     return str(arguments.uri or arguments.dir or resolve("dir").value)
 
 
-def open_named(arguments: argparse.Namespace, *, write: bool = False) -> Stash:
-    """Open the stash that the command line names; never makes one.
+def open_named(arguments: argparse.Namespace, *, write: bool = False, make: bool = False) -> Stash:
+    """Open the stash that the command line names.
 
     The folder's own byte limit counts, not `LMSTASH_CAPACITY`: looking at a stash must not shrink it.
 
     Args:
         arguments: With `dir` and `uri`.
         write: Whether the command changes what is kept.
+        make: Make a stash where there is none.
 
     Raises:
         NotFoundError: There is no stash there.
@@ -39,7 +40,7 @@ def open_named(arguments: argparse.Namespace, *, write: bool = False) -> Stash:
     import lmstash
 
     where = location(arguments)
-    if "://" not in where:
+    if "://" not in where and not make:
         from lmstash.store.disk.folder import Folder
 
         if not Folder(where).description.exists():

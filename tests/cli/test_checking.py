@@ -1,0 +1,156 @@
+"""Commands that check: verify, doctor, why."""
+
+from __future__ import annotations
+
+import pytest
+
+import lmstash
+
+
+def damage(folder) -> None:
+    """Flip one byte of the text kept with one activation."""
+    for path in (folder / "segments").glob("*.seg"):
+        content = bytearray(path.read_bytes())
+        if (at := content.find(b"cat sat")) >= 0:
+            content[at] ^= 0xFF
+            path.write_bytes(content)
+
+
+def test_verify_of_a_sound_stash_is_code_0(lmstash_cli):
+    outcome = lmstash_cli("verify")
+    assert outcome.code == 0
+    assert "4 entries" in outcome.out
+    assert "all good" in outcome.out
+
+
+def test_verify_finds_damage_and_repairs_it(lmstash_cli, folder):
+    damage(folder)
+    outcome = lmstash_cli("verify", "--json")
+    assert outcome.code == 1
+    assert outcome.data["ok"] is False
+    assert len(outcome.data["damaged"]) == 1
+    assert lmstash_cli("verify", "--repair").code == 1
+    assert lmstash_cli("verify").code == 0
+
+
+def findings(lmstash_cli) -> dict[str, dict]:
+    return {each["check"]: each for each in lmstash_cli("doctor", "--json").data["findings"]}
+
+
+def test_doctor_of_a_sound_stash_is_code_0(lmstash_cli):
+    outcome = lmstash_cli("doctor")
+    assert outcome.code == 0
+    assert "SQLite" in outcome.out
+    assert "4 entries" in outcome.out
+
+
+def test_doctor_of_a_folder_that_is_not_there(lmstash_cli, tmp_path):
+    outcome = lmstash_cli("doctor", place=tmp_path / "nothing")
+    assert outcome.code == 0
+    assert "does not exist" in outcome.out
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_doctor_names_files_that_others_may_read(lmstash_cli, folder):
+    (folder / "index.db").chmod(0o644)
+    found = findings(lmstash_cli)["permissions"]
+    assert found["level"] == "bad"
+    assert "chmod" in found["advice"]
+
+
+def test_doctor_finds_a_lost_segment(lmstash_cli, folder):
+    next((folder / "segments").glob("*.seg")).unlink()
+    assert findings(lmstash_cli)["segments"]["level"] == "bad"
+    assert lmstash_cli("doctor").code == 1
+
+
+def test_doctor_finds_a_short_segment(lmstash_cli, folder):
+    path = max((folder / "segments").glob("*.seg"), key=lambda each: each.stat().st_size)
+    path.write_bytes(path.read_bytes()[:100])
+    assert "shorter" in findings(lmstash_cli)["segments"]["detail"]
+
+
+@pytest.mark.parametrize("content", [None, b"not a database, but long enough to look like one" * 100])
+def test_doctor_finds_a_missing_or_damaged_index(lmstash_cli, folder, content):
+    for name in ("index.db-wal", "index.db-shm", "index.db"):
+        (folder / name).unlink(missing_ok=True)
+    if content is not None:
+        (folder / "index.db").write_bytes(content)
+    assert findings(lmstash_cli)["index"]["level"] == "bad"
+
+
+def test_doctor_tells_that_caching_is_switched_off(lmstash_cli, monkeypatch):
+    monkeypatch.setenv("LMSTASH_DISABLE", "1")
+    assert findings(lmstash_cli)["disable"]["level"] == "note"
+
+
+def test_doctor_lists_strangers_files(lmstash_cli, folder):
+    (folder / "notes.txt").write_text("mine")
+    assert "notes.txt" in findings(lmstash_cli)["other files"]["detail"]
+
+
+def test_doctor_finds_a_stash_written_by_a_newer_version(lmstash_cli, folder):
+    (folder / "stash.json").write_text('{"format": 99}')
+    assert findings(lmstash_cli)["format"]["level"] == "bad"
+
+
+def test_why_a_kept_key_hits(lmstash_cli, writes):
+    outcome = lmstash_cli("why", writes[0].key.hex())
+    assert outcome.code == 0
+    assert "hit" in outcome.out
+
+
+def test_why_an_unknown_key_misses(lmstash_cli):
+    outcome = lmstash_cli("why", "ff" * 32)
+    assert outcome.code == 1
+    assert "absent" in outcome.out
+
+
+def test_why_a_damaged_entry_misses(lmstash_cli, folder, writes):
+    path = next(p for p in (folder / "segments").glob("*.seg") if b"cat sat" in p.read_bytes())
+    content = bytearray(path.read_bytes())
+    at = content.find(b"".join(bytes(each) for each in writes[0].value)[-64:])
+    content[at] ^= 0xFF
+    path.write_bytes(content)
+    outcome = lmstash_cli("why", writes[0].key.hex())
+    assert outcome.code == 1
+    assert "damaged" in outcome.out
+
+
+def test_why_an_expired_entry_misses(lmstash_cli, folder):
+    with lmstash.open(folder, strict=True) as stash:
+        stash.store.put(b"t" * 32, b"v", ttl_seconds=0.001)
+    outcome = lmstash_cli("why", (b"t" * 32).hex())
+    assert outcome.code == 1
+    assert "expired" in outcome.out or "absent" in outcome.out
+
+
+def test_why_names_the_one_component_that_differs(lmstash_cli, writes):
+    data = lmstash_cli("why", "--prompt", "The cat sat on the mat.", "--layer", "4", "--pool", "last", "--json").data
+    assert data["hit"] is False
+    assert [each["name"] for each in data["differences"]] == ["layer"]
+    assert data["differences"][0]["asked"] == "4"
+    assert data["nearest"] in {writes[0].key.hex(), writes[1].key.hex()}
+
+
+def test_why_names_another_model(lmstash_cli):
+    question = ["--prompt", "The cat sat on the mat.", "--layer", "3", "--model", "huge", "--json"]
+    data = lmstash_cli("why", *question).data
+    assert [(each["name"], each["asked"], each["kept"]) for each in data["differences"]] == [("model", "huge", "tiny")]
+
+
+def test_why_finds_the_likest_prompt(lmstash_cli, writes):
+    data = lmstash_cli("why", "--prompt", "Another prompt!", "--layer", "7", "--json").data
+    assert [each["name"] for each in data["differences"]] == ["prompt"]
+    assert data["nearest"] == writes[2].key.hex()
+
+
+def test_why_of_what_is_kept_says_what_was_not_compared(lmstash_cli):
+    outcome = lmstash_cli("why", "--prompt", "The cat sat on the mat.", "--layer", "3", "--pool", "last")
+    assert outcome.code == 0
+    assert "site not compared" in outcome.out.replace("model, site", "site")
+
+
+def test_why_takes_one_question(lmstash_cli):
+    assert lmstash_cli("why").code == 2
+    assert lmstash_cli("why", "ab", "--prompt", "x").code == 2
