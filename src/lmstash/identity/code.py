@@ -35,7 +35,7 @@ class CodeGraph:
     """
 
     def __init__(self) -> None:
-        self._units: dict[str, set[str]] = {}
+        self._units: dict[str, str] = {}
         self._seen: dict[int, str] = {}
         self._places: list[tuple[Mapping[str, Any], str, Any, bytes | None]] = []
         self._classes: list[tuple[type, list[Any]]] = []
@@ -43,8 +43,8 @@ class CodeGraph:
         """Tensors that the code names as globals, by qualified name."""
 
     def components(self) -> dict[Component, Component]:
-        """Return {qualified name: hexadecimal digests} of everything read so far."""
-        return {name: sorted(digests) for name, digests in sorted(self._units.items())}
+        """Return {qualified name: hexadecimal digest} of everything read so far."""
+        return {**self._units}
 
     def unchanged(self) -> bool:
         """Return whether classes, functions and globals are still the objects that were read. Costs about 0.1 ms."""
@@ -69,8 +69,12 @@ class CodeGraph:
         return self._note(code, name, "builtin")
 
     def _note(self, code: Any, name: str, *what: Component) -> str:
+        digest = hashlib.sha256(encode(what)).hexdigest()
+        own = bool(getattr(code, "__closure__", None))  # what it has closed over hangs on its name
+        while name in self._units if own else self._units.get(name, digest) != digest:
+            name += "'"  # another one of the same name: decorators and notebooks make them
+        self._units[name] = digest
         self._seen[id(code)] = name
-        self._units.setdefault(name, set()).add(hashlib.sha256(encode(what)).hexdigest())
         self._places.append(({"": code}, "", code, None))  # keeps it alive, so that its id stays its own
         return name
 
@@ -81,10 +85,10 @@ class CodeGraph:
             return self._note(cls, name, "by name")
         bases = [f"{base.__module__}.{base.__qualname__}" for base in cls.__bases__]
         if owner == "transformers":
-            self._note(cls, name, "file", _file_digest(cls.__module__), bases)
+            name = self._note(cls, name, "file", _file_digest(cls.__module__), bases)
         else:
             plain = {key: value for key, value in vars(cls).items() if _is_plain(value) and key not in _CLASS_NOISE}
-            self._note(cls, name, "class", bases, _plain_component(plain))
+            name = self._note(cls, name, "class", bases, _plain_component(plain))
         self._classes.append((cls, list(vars(cls).values())))
         for base in cls.__bases__:
             self.add(base)
@@ -94,7 +98,7 @@ class CodeGraph:
             for function in _functions(member):
                 module = function.__globals__.get("__name__")
                 if owner != "transformers" or module != cls.__module__ or _is_modeling(cls.__module__):
-                    self.add(function)
+                    self._link(f"{name}.{key}", self.add(function))
         return name
 
     def _add_function(self, function: FunctionType) -> str:
@@ -102,15 +106,15 @@ class CodeGraph:
         name = f"{module}.{function.__code__.co_qualname}"
         owner = _owner(module)
         if owner in _BY_NAME:
-            self._note(function, name, "by name")
+            name = self._note(function, name, "by name")
         elif owner == "transformers":
-            self._note(function, name, "file", _file_digest(module))
+            name = self._note(function, name, "file", _file_digest(module))
         else:
             defaults = _plain_component([function.__defaults__, function.__kwdefaults__])
-            self._note(function, name, "bytecode", _PYTHON, _code_component(function.__code__), defaults)
-        for cell in function.__closure__ or ():
+            name = self._note(function, name, "bytecode", _PYTHON, _code_component(function.__code__), defaults)
+        for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
             try:
-                self._follow(function, cell.cell_contents, name)
+                self._follow(function, cell.cell_contents, f"{name}:{variable}")
             except ValueError:  # an empty cell
                 continue
         if owner not in _BY_NAME and (owner != "transformers" or _is_modeling(module)):
@@ -134,6 +138,11 @@ class CodeGraph:
             if owner != "transformers" or isinstance(value, FunctionType | type):
                 self._follow(function, value, f"{name}:{each}")
 
+    def _link(self, place: str, name: str) -> None:
+        """Note which code lies in a place, where the place's own name does not say it."""
+        if place.replace(":", ".") != name:
+            self._units[f"{place} is"] = name
+
     def _place(self, namespace: Mapping[str, Any], name: str, value: Any) -> None:
         data = _encoded(value) if isinstance(value, list | dict | set) else None
         self._places.append((namespace, name, value, data))
@@ -143,13 +152,13 @@ class CodeGraph:
             target = _defined_in(value)
             here = function.__globals__.get("__name__")
             if _owner(target) == "transformers" and target != here and not isinstance(value, FunctionType):
-                self._units.setdefault(f"{target}.{value.__qualname__}", set()).add("pinned by version")
-            elif id(value) not in self._seen:
-                self.add(value)
+                self._units.setdefault(f"{target}.{value.__qualname__}", "pinned by version")
+            else:
+                self._link(name, self.add(value))
         elif _is_tensor(value):
             self.tensors[name] = value
         elif (data := _encoded(value)) is not None:
-            self._units.setdefault(name, set()).add(hashlib.sha256(data).hexdigest())
+            self._units[name] = hashlib.sha256(data).hexdigest()
 
 
 _CLASS_NOISE = frozenset({"__module__", "__doc__", "__qualname__", "__firstlineno__"})

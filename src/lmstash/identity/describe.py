@@ -39,6 +39,7 @@ _EXACT: dict[type, Callable[[Any], Component]] = {
     int: int.__index__,
     float: float.__float__,
 }
+_TENSOR_MARKS = frozenset({"_is_hf_initialized", "_is_buffer", "persistent"})  # set by loading and registering
 _TORCH_NAMES = frozenset({"dtype", "layout", "memory_format", "qscheme"})
 
 
@@ -56,7 +57,8 @@ class Describer:
         self._lenient = lenient
         self._follow_code = follow_code
         self._seen: dict[int, str] = {}
-        self._alive: list[object] = []
+        self._taken: set[str] = set()
+        self._alive: list[object] = []  # so that no id is given twice during the walk
         self.seen_modules: dict[int, str] = {}
         self.modules: list[tuple[str, Any]] = []
         """Modules met and not yet walked, by path."""
@@ -97,8 +99,7 @@ class Describer:
             return kind.__qualname__
         if isinstance(value, types.ModuleType):
             return ["module", value.__name__]
-        self._seen[id(value)] = path
-        self._alive.append(value)
+        self._see(value, path)
         return self._object(value, kind, path)
 
     def code(self, code: Any, path: str = "") -> Component:
@@ -106,7 +107,7 @@ class Describer:
         name: Component = self._code.add(code) if self._follow_code else id(code)
         closure: list[Component] = []
         if path and isinstance(code, types.FunctionType) and code.__closure__:
-            self._seen[id(code)] = path
+            self._see(code, path)
             for variable, cell in zip(code.__code__.co_freevars, code.__closure__, strict=True):
                 try:
                     closure.append([variable, self.value(cell.cell_contents, f"{path}<{variable}>")])
@@ -118,18 +119,31 @@ class Describer:
         """Return a module by the path it was first met at; it is walked later."""
         known = self.seen_modules.get(id(module))
         if known is None:
-            self.seen_modules[id(module)] = known = path
-            self.modules.append((path, module))
+            self.seen_modules[id(module)] = known = self._place(path)
+            self.modules.append((known, module))
         return ["module at", known]
 
     def tensor(self, tensor: Any, path: str) -> Component:
         """Return a tensor by the path it was met at, and what hangs on it; its bytes are read later."""
+        while self.tensors.get(path, tensor) is not tensor:
+            path += "'"
         self.tensors[path] = tensor
-        extra = {name: each for name, each in vars(tensor).items() if name != "_is_hf_initialized"}
+        extra = {name: each for name, each in vars(tensor).items() if name not in _TENSOR_MARKS}
         if extra and id(tensor) not in self._seen:
-            self._seen[id(tensor)] = path
-            return ["tensor", self.value(extra, path)]
-        return "tensor"
+            self._see(tensor, path)
+            return ["tensor at", path, self.value(extra, path)]
+        return ["tensor at", path]
+
+    def _see(self, value: Any, path: str) -> None:
+        self._seen[id(value)] = self._place(path)
+        self._alive.append(value)
+
+    def _place(self, path: str) -> str:
+        """Return `path`, marked where something else already goes by it."""
+        while path in self._taken:
+            path += "'"
+        self._taken.add(path)
+        return path
 
     def _object(self, value: Any, kind: type, path: str) -> Component:
         name = f"{kind.__module__}.{kind.__qualname__}"

@@ -10,7 +10,7 @@ import hashlib
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from lmstash.errors import CorruptEntryError, InvalidArgumentError, UnsupportedFormatError
 from lmstash.identity.encoding import Component, decode, encode, from_json, to_json
@@ -119,8 +119,8 @@ class Key:
                 "Upgrade lmstash to read it."
             )
         try:
-            components = from_json({"$dict": list(dict(description["components"]).items())})  # type: ignore[call-overload] # checked by the except
-            return cls(components)  # type: ignore[arg-type] # names are checked by Key
+            described: Any = description["components"]
+            return cls({name: from_json(each) for name, each in described.items()})
         except (ValueError, TypeError, KeyError, RecursionError, AttributeError) as error:
             raise CorruptEntryError(f"a key's description cannot be read: {error}") from error
 

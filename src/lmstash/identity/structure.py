@@ -82,15 +82,10 @@ def read(model: torch.nn.Module, *, variant: str | None, strict_numerics: bool) 
     config = getattr(model, "config", None)
     if config is not None:
         out.components["config"] = describer.value(config, "config")
-    describer.modules.append(("", model))
+    describer.module(model, "")
     while describer.modules:
         name, module = describer.modules.pop()
-        modules[name or "model"] = _read_module(name, module, describer, variant)
-        children = [(f"{name}.{child}" if name else child, each) for child, each in module._modules.items()]
-        modules[f"{name or 'model'} children"] = [
-            [child, describer.module(each, path) if each is not None else None]
-            for (path, each), child in zip(children, module._modules, strict=True)
-        ]
+        modules[name or "<root>"] = _read_module(name, module, describer, variant)
     hooks = _hooks(_global_hooks())
     _refuse_hooks(hooks, "torch's global hooks", variant)
     out.components["global_hooks"] = [describer.value(each, "global hooks") for each in hooks]
@@ -101,7 +96,7 @@ def read(model: torch.nn.Module, *, variant: str | None, strict_numerics: bool) 
     out.components["transformers"] = _version("transformers")
     if strict_numerics:
         out.components["environment"] = environment(out.tensors.values())
-    out.tensors.update(out.code.tensors)
+    out.tensors.update({f"code {name}": each for name, each in out.code.tensors.items()})
     out.components["code"] = out.code.components()
     return out
 
@@ -117,16 +112,22 @@ def _read_module(name: str, module: torch.nn.Module, describer: Describer, varia
         )
     hooks = _hooks(own_hooks(module))
     _refuse_hooks(hooks, where, variant)
-    found: dict[Component, Component] = {"": describer.code(type(module)), "training": module.training}
-    if hooks:
-        found["hooks"] = [describer.value(each, f"{where}'s hooks") for each in hooks]
+    found: dict[Component, Component] = {
+        "<class>": describer.code(type(module)),
+        "<training>": module.training,
+        "<hooks>": [describer.value(each, f"{where}'s hooks") for each in hooks],
+        "<children>": [
+            [child, None if each is None else describer.module(each, f"{name}.{child}" if name else child)]
+            for child, each in module._modules.items()
+        ],
+    }
     for attribute, value in module.__dict__.items():
         if attribute not in _SKIP and (attribute != _NO_KERNELS or value is not False):
             found[attribute] = describer.value(value, f"{name}.{attribute}" if name else attribute)
     for kind in (module._parameters, module._buffers):
         for each, tensor in kind.items():
-            if tensor is not None:
-                describer.tensor(tensor, f"{name}.{each}" if name else each)
+            path = f"{name}.{each}" if name else each
+            found[f"<{each}>"] = None if tensor is None else describer.tensor(tensor, path)
     return found
 
 
@@ -139,9 +140,9 @@ def stamp(model: torch.nn.Module) -> tuple[list[object], list[torch.Tensor]]:
     describer = Describer(CodeGraph(), lenient=True, follow_code=False)
     flat: list[object] = [encode(describer.value(getattr(model, "config", None), "config"))]
     live: list[torch.Tensor] = []
-    describer.modules.append(("", model))
     pending = describer.modules
     seen = describer.seen_modules
+    describer.module(model, "")
     while pending:
         name, module = pending.pop()
         state = module.__dict__
@@ -162,6 +163,8 @@ def stamp(model: torch.nn.Module) -> tuple[list[object], list[torch.Tensor]]:
                 flat.append(each)
                 if tensor is not None:
                     live.append(tensor)
+                    if tensor.__dict__:
+                        flat.append(encode(describer.tensor(tensor, each)))
         for child, inner in state["_modules"].items():
             flat += (child, id(inner))
             if inner is not None and id(inner) not in seen:
