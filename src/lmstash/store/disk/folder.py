@@ -110,6 +110,13 @@ class Folder:
                 total += max(status.st_blocks * 512, -(-status.st_size // 4096) * 4096)
         return total
 
+    def blocks(self, name: str) -> int:
+        """Return what the segment called `name` takes, 0 when it is gone."""
+        try:
+            return os.stat(self.segment(name)).st_blocks * 512
+        except OSError:
+            return 0
+
     def wal_bytes(self) -> int:
         """Return the length of the index's write-ahead log."""
         try:

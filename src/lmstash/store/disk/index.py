@@ -206,7 +206,7 @@ class Index:
         return [SegmentRow._make(each) for each in self.writer.execute("SELECT * FROM segments ORDER BY id")]
 
     def promised(self) -> tuple[int, int, int]:
-        """Return bytes granted to segments, their number, and the granted bytes still unfilled. Inside a transaction."""
+        """Return bytes granted to segments, their number, and granted bytes still unfilled. Inside a transaction."""
         found: Any = self.writer.execute(
             "SELECT coalesce(sum(granted), 0), count(*), coalesce(sum(CASE state WHEN 0 THEN granted - tail END), 0)"
             " FROM segments"
@@ -247,7 +247,7 @@ class Index:
         """Insert or replace rows."""
         if len(rows) == 1:
             self.writer.execute(_PUT, rows[0])
-        else:
+        elif rows:
             self.writer.executemany(_PUT, rows)
 
     def move_rows(self, moves: Sequence[tuple[int, int, int, int, int, int]]) -> None:
@@ -256,11 +256,14 @@ class Index:
 
     def delete_rows(self, rows: Sequence[Row]) -> None:
         """Remove rows and what they counted for in their segments."""
-        self.writer.executemany("DELETE FROM entries WHERE k = ?", [(row.k,) for row in rows])
-        self.discount(rows)
+        if rows:
+            self.writer.executemany("DELETE FROM entries WHERE k = ?", [(row.k,) for row in rows])
+            self.discount(rows)
 
     def discount(self, rows: Sequence[Row]) -> None:
         """Take rows that are no longer live out of their segments' counts."""
+        if not rows:
+            return
         totals: dict[int, list[int]] = {}
         for row in rows:
             total = totals.setdefault(row.seg, [0, 0])

@@ -85,7 +85,7 @@ class Reclaimer:
         """Evict until the folder takes at most `to_bytes`."""
         before = self._events.stats.evicted_entries, self._events.stats.evicted_bytes
         stuck: set[int] = set()
-        with self.changes():
+        with self._index.write_lock, self.changes():
             self._appender.seal_all()
             while self._appender.room.taken_bytes() > to_bytes and self._reclaim_least(set(), stuck):
                 pass
@@ -110,8 +110,11 @@ class Reclaimer:
 
     def drop(self, segments: list[SegmentRow]) -> Removed:
         """Remove whole segments with all that lives in them."""
-        with self.changes():
+        with self._index.write_lock, self.changes():
             for each in segments:
+                writer = self._appender.writers.get(each.namespace)
+                if writer is not None and writer.row == each.id:
+                    self._appender.forget(writer)
                 rows = self._live_rows(each, self._listed(each))
                 self._index.delete_rows(rows)
                 self._remove(each)

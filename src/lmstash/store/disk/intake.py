@@ -1,0 +1,172 @@
+"""From values to indexed records: keeping, replacing, deleting and pinning, in groups of one namespace."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from lmstash.errors import InvalidArgumentError
+from lmstash.events import EventLog
+from lmstash.store.base import Buffer, Write, check_key, encode_meta
+from lmstash.store.disk.appender import Appender, Item
+from lmstash.store.disk.format import MAX_NAMESPACE_BYTES, TOMBSTONE, RecordType
+from lmstash.store.disk.index import Index, Row
+from lmstash.store.disk.recency import Recency
+from lmstash.store.disk.reclaim import Reclaimer
+from lmstash.store.disk.segment import SegmentWriter
+
+MAX_META_BYTES = 256 << 10
+GROUP_ROWS = 512
+"""At most this many values share a transaction, which bounds how far it makes the index's log grow."""
+
+
+class NoRoomError(Exception):
+    """There is no room for a value, and none can be made."""
+
+
+class _SegmentRemovedError(Exception):
+    """Another process removed the segment this one was appending to."""
+
+
+class Intake:
+    """Changes one folder. Every method takes the index's write lock."""
+
+    def __init__(
+        self, index: Index, recency: Recency, appender: Appender, reclaimer: Reclaimer, events: EventLog
+    ) -> None:
+        """Take the parts of a store."""
+        self._index = index
+        self._recency = recency
+        self._appender = appender
+        self._reclaimer = reclaimer
+        self._events = events
+
+    def keep(self, namespace: str, items: Sequence[Item], *, replace: bool) -> None:
+        """Append items and make them findable.
+
+        Raises:
+            NoRoomError: There is no room for them together.
+            OSError, CapacityError: The disk is full.
+        """
+        n_bytes = sum(item.most_bytes for item in items)
+        with self._index.write_lock:
+            for _attempt in range(8):
+                with self._reclaimer.changes():
+                    writer = self._appender.reserve(namespace, n_bytes, len(items))
+                if writer is None:
+                    raise NoRoomError
+                rows = self._appender.append(writer, items)
+                try:
+                    self._commit(writer, rows, replace)
+                except _SegmentRemovedError:
+                    self._appender.forget(writer)
+                    continue
+                return
+            raise NoRoomError
+
+    def delete(self, keys: Sequence[bytes]) -> int:
+        """Remove entries; returns how many there were."""
+        with self._index.write_lock:
+            with self._reclaimer.changes():
+                rows = list(self._index.find_for_change(keys).values())
+                self._bury(rows)
+                self._index.delete_rows(rows)
+            self._forget_use(rows)
+            return len(rows)
+
+    def drop(self, row: Row) -> None:
+        """Remove one entry if it still is where `row` says."""
+        with self._index.write_lock, self._reclaimer.changes():
+            if self._index.find_for_change([row.key]).get(row.key) == row:
+                self._bury([row])
+                self._index.delete_rows([row])
+
+    def pin(self, keys: Sequence[bytes], pinned: bool) -> int:
+        """Protect entries from eviction or stop doing so; returns how many are kept."""
+        kind = RecordType.PIN if pinned else RecordType.UNPIN
+        with self._index.write_lock, self._reclaimer.changes():
+            rows = list(self._index.find_for_change(keys).values())
+            changed = [row for row in rows if bool(row.pinned) != pinned]
+            for namespace, some in self._by_namespace(changed).items():
+                self._appender.append_controls(namespace, kind, [(row.key, b"") for row in some])
+            self._index.put_rows([row._replace(pinned=int(pinned)) for row in changed])
+            return len(rows)
+
+    def _commit(self, writer: SegmentWriter, rows: list[Row], replace: bool) -> None:
+        with self._reclaimer.changes():
+            old = self._index.find_for_change([row.key for row in rows])
+            replaced, fresh, doomed = list(old.values()), rows, []
+            if old and replace:
+                # A pin belongs to the key.
+                fresh = [row._replace(pinned=old[row.key].pinned) if row.key in old else row for row in rows]
+            elif old:
+                # Somebody was faster: theirs stays, unless it has expired.
+                now = time.time() * 1e6
+                replaced = [row for row in replaced if 0 < row.exp <= now]
+                stays = old.keys() - {row.key for row in replaced}
+                fresh = [row for row in rows if row.key not in stays]
+                doomed = [row for row in rows if row.key in stays]
+            doomed = doomed + replaced
+            self._bury(doomed)
+            self._index.discount(replaced)
+            self._index.put_rows(fresh)
+            live_bytes = sum(row.record_bytes for row in fresh)
+            if not self._index.advance_segment(writer.row, writer.tail, writer.count, len(fresh), live_bytes):
+                raise _SegmentRemovedError
+        if rows:
+            self._recency.mark_new(rows[0].slot, len(rows))
+        if doomed:
+            self._forget_use(doomed)
+
+    def _forget_use(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            self._recency.forget(row.slot)
+        self._recency.note_removal()
+
+    def _bury(self, rows: Sequence[Row]) -> None:
+        """Append tombstones, so that no rebuild raises these records. Their room is forced: nothing moves."""
+        if rows:
+            homes = {segment.id: segment.name for segment in self._index.segments_for_change()}
+            for namespace, some in self._by_namespace(rows).items():
+                stones = [(row.key, TOMBSTONE.pack(row.gen, bytes.fromhex(homes[row.seg]))) for row in some]
+                self._appender.append_controls(namespace, RecordType.TOMBSTONE, stones)
+
+    def _by_namespace(self, rows: Sequence[Row]) -> dict[str, list[Row]]:
+        out: dict[str, list[Row]] = {}
+        if rows:
+            spaces = {segment.id: segment.namespace for segment in self._index.segments_for_change()}
+            for row in rows:
+                if row.seg in spaces:
+                    out.setdefault(spaces[row.seg], []).append(row)
+        return out
+
+
+def item_of(write: Write) -> Item:
+    """Return `write` checked and ready to be appended.
+
+    Raises:
+        InvalidArgumentError: The key, the namespace or the facts are not what a store takes.
+    """
+    check_key(write.key)
+    if not 0 < len(write.namespace.encode()) <= MAX_NAMESPACE_BYTES:
+        raise InvalidArgumentError(f"a namespace has 1 to {MAX_NAMESPACE_BYTES} bytes: {write.namespace!r}")
+    meta = encode_meta(write.meta)
+    if len(meta) > MAX_META_BYTES:
+        raise InvalidArgumentError(f"meta takes {len(meta):,} bytes; keep it under {MAX_META_BYTES:,}")
+    value = write.value
+    if isinstance(value, bytes):
+        buffers: list[Buffer] = [value]
+    else:
+        parts = [value] if isinstance(value, (bytearray, memoryview)) else value
+        buffers = [each if isinstance(each, bytes) else memoryview(each).cast("B") for each in parts]
+    expires = 0 if write.ttl_seconds is None else max(1, int((time.time() + write.ttl_seconds) * 1e6))
+    return Item(
+        write.key,
+        buffers,
+        sum(map(len, buffers)),
+        meta,
+        write.parent,
+        write.compute_seconds,
+        write.n_tokens,
+        expires,
+    )

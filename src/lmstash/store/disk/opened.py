@@ -1,0 +1,136 @@
+"""One connection to a folder: the parts of a store, opened together, and replaced together after a fork or damage."""
+
+from __future__ import annotations
+
+import contextlib
+
+from lmstash.errors import FormatError, StoreUnavailableError
+from lmstash.events import EventLog, MissReason
+from lmstash.settings import UNSET
+from lmstash.store.disk.appender import Appender
+from lmstash.store.disk.folder import Folder
+from lmstash.store.disk.format import OtherKeyError
+from lmstash.store.disk.index import Index, IndexDamagedError, Row
+from lmstash.store.disk.intake import Intake
+from lmstash.store.disk.lookup import Lookup
+from lmstash.store.disk.recency import Recency
+from lmstash.store.disk.reclaim import Reclaimer
+from lmstash.store.disk.recovery import Recovery, rebuild
+from lmstash.store.disk.room import Room, Sizes, default_capacity_bytes
+from lmstash.store.disk.segment import SegmentFile
+from lmstash.store.policies.base import Policy
+
+
+class Opened:
+    """The parts of a store on one folder, as one process has them open."""
+
+    def __init__(
+        self, folder: Folder, capacity_bytes: int | None, policy: Policy, events: EventLog, *, read_only: bool
+    ) -> None:
+        """Open the folder; recover what a crash left.
+
+        Args:
+            folder: The folder.
+            capacity_bytes: The limit asked for, or `UNSET`.
+            policy: What goes first.
+            events: Counts.
+            read_only: Never write.
+
+        Raises:
+            StoreUnavailableError: It cannot be used.
+        """
+        self.folder = folder
+        self.events = events
+        self.read_only = read_only
+        if not read_only:
+            folder.prepare()
+        elif not folder.index.exists():
+            raise StoreUnavailableError(f"{folder.path} holds no stash to read. Open it once without read_only.")
+        else:
+            folder.describe()
+        try:
+            self.recency = Recency(folder, read_only=read_only)
+            self.index = self._open_index(capacity_bytes)
+        except OSError as error:
+            raise StoreUnavailableError(folder.explain(error)) from error
+        self.room = Room(folder, self.index)
+        self.appender = Appender(folder, self.index, self.recency, self.room)
+        self.recovery = Recovery(folder, self.index, self.recency, events)
+        self.reclaimer = Reclaimer(
+            folder, self.index, self.recency, self.appender, policy, events, self.recovery.seal_abandoned
+        )
+        self.intake = Intake(self.index, self.recency, self.appender, self.reclaimer, events)
+        self.lookup = Lookup(folder, self.index, self.recency, events, self._damaged, self._lost)
+        if not read_only:
+            with self.index.write_lock:
+                self.settle_capacity(capacity_bytes)
+                self.recovery.reconcile()
+
+    def settle_capacity(self, asked: int | None) -> None:
+        """Make `asked` (if set) or a default the folder's limit, and enforce it."""
+        with self.index.transaction():
+            known = self.index.fact("capacity")
+            if asked is not UNSET:
+                capacity = asked
+            elif known is not None:
+                return
+            else:
+                described = self.folder.describe().get("capacity_bytes", UNSET)
+                capacity = default_capacity_bytes(self.folder) if described is UNSET else described
+            fact = "unlimited" if capacity is None else capacity
+            if known == fact:
+                return
+            self.index.set_fact("capacity", fact)
+        with contextlib.suppress(OSError):
+            self.folder.write_description(capacity)
+        self.room.refresh()
+        if capacity is not None and known is not None:
+            self.reclaimer.evict(capacity)
+
+    def sync(self) -> None:
+        """Return once what was put is on the medium."""
+        self.appender.sync()
+        self.index.sync()
+
+    def close(self) -> None:
+        """Seal, tidy, sync, and close the index."""
+        if not self.read_only:
+            with self.index.write_lock:
+                self.appender.seal_all()
+                self.reclaimer.tidy()
+                self.appender.seal_all()
+                self.sync()
+                self.index.checkpoint()
+        self.index.close()
+
+    def _open_index(self, capacity_bytes: int | None) -> Index:
+        folder = self.folder
+        limit = folder.describe().get("capacity_bytes") if capacity_bytes is UNSET else capacity_bytes
+        log_bytes = Sizes.of(limit).log_bytes
+
+        def make() -> Index:
+            return Index(folder, read_only=self.read_only, log_bytes=log_bytes)
+
+        lost = not folder.index.exists() and bool(folder.segment_names())
+        if not lost:
+            try:
+                return make()
+            except IndexDamagedError as error:
+                if self.read_only:
+                    raise StoreUnavailableError(
+                        f"the index of {folder.path} is damaged. Open it for writing once to rebuild it."
+                    ) from error
+                self.events.damage("", None, f"{folder.index}: {error}")
+        return rebuild(folder, make, self.recency, self.events, lost=lost)
+
+    def _damaged(self, row: Row, file: SegmentFile, error: FormatError) -> MissReason:
+        """Note a record that cannot be served, and stop serving it."""
+        self.events.damage(file.namespace, row.key, f"{file.path} at {row.off}: {error}")
+        if not self.read_only:
+            self.intake.drop(row)
+        return MissReason.MISMATCH if isinstance(error, OtherKeyError) else MissReason.DAMAGED
+
+    def _lost(self, seg: int) -> None:
+        segment = self.index.segment(seg)
+        if segment is not None and not self.read_only:
+            self.recovery.forget_lost([segment])
