@@ -65,6 +65,7 @@ HOSTILE = {
     "hole": buffer_with({"a": entry(), "b": entry(offsets=(8, 12))}, bytes(12)),
     "hole at the start": buffer_with({"a": entry(offsets=(4, 8))}, bytes(8)),
     "overlap": buffer_with({"a": entry(), "b": entry(offsets=(0, 4))}, FOUR),
+    "overlap and bytes nobody owns": buffer_with({"a": entry(), "b": entry(offsets=(0, 4))}, bytes(8)),
     "half overlap": buffer_with({"a": entry(shape=(2,), offsets=(0, 8)), "b": entry(offsets=(4, 8))}, bytes(8)),
     "metadata is a list": buffer_with({"__metadata__": []}),
     "metadata of numbers": buffer_with({"__metadata__": {"a": 1}}),

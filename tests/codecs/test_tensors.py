@@ -245,7 +245,7 @@ def test_decoding_gives_views_of_a_writable_buffer_and_copies_on_request():
 
 def test_read_only_buffers_cannot_be_written_through():
     encoded = joined({"x": torch.zeros(4), "y": torch.zeros(4)})
-    before = bytes(encoded)
+    before = bytearray(encoded)
     array = decode_tensors(encoded, framework="numpy")["x"]
     with pytest.raises(ValueError, match="read-only"):
         array[0] = 1
