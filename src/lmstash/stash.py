@@ -210,7 +210,9 @@ class Tensors:
         if entry is None:
             return None
         try:
-            return decode_tensors(entry.value, framework=framework)  # pyright: ignore[reportArgumentType]
+            if framework == "numpy":
+                return dict(decode_tensors(entry.value, framework="numpy"))
+            return dict(decode_tensors(entry.value, framework="torch"))
         except CorruptEntryError as error:
             self._stash.store.events.damage(self.namespace, digest, str(error))
             if self._stash.store.strict:

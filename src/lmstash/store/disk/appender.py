@@ -74,28 +74,37 @@ class Appender:
         self._unsynced: list[SegmentWriter] = []
         self._last_generation = 0
 
-    def reserve(self, namespace: str, n_bytes: int, n_records: int, *, forced: bool = False) -> SegmentWriter | None:
-        """Return an open segment of `namespace` with room granted for records of `n_bytes` together, or None."""
+    def granted(self, namespace: str, n_bytes: int, n_records: int) -> SegmentWriter | None:
+        """Return the open segment of `namespace` if what it was granted suffices: most puts need no more."""
         writer = self.writers.get(namespace)
-        sizes = self.room.sizes
+        if writer is None or self._full(writer, n_bytes, n_records):
+            return None
+        return writer if writer.room_for(n_bytes, n_records) <= writer.granted else None
+
+    def reserve(self, namespace: str, n_bytes: int, n_records: int, *, forced: bool = False) -> SegmentWriter | None:
+        """Return an open segment of `namespace` with room for records of `n_bytes` together, or None.
+
+        Inside a transaction. With `forced`, nothing is evicted and the reserve may be used.
+        """
+        writer = self.granted(namespace, n_bytes, n_records)
+        if writer is not None:
+            return writer
+        self.room.refresh()
+        writer = self.writers.get(namespace)
         if writer is not None and (
-            (writer.count and writer.room_for(n_bytes, n_records) > sizes.segment_bytes)
-            or writer.count + n_records > writer.n_slots
+            self._full(writer, n_bytes, n_records) or not self._extend(writer, n_bytes, n_records, forced)
         ):
             self.seal(writer)
             writer = None
-        if writer is not None and writer.room_for(n_bytes, n_records) <= writer.granted:
-            return writer
-        with self._index.transaction():
-            self.room.refresh()
-            if writer is not None and not self._extend(writer, n_bytes, n_records, forced):
-                self.seal(writer)
-                writer = None
-            if writer is None:
-                writer = self._begin(namespace, n_bytes, n_records, forced)
+        if writer is None:
+            writer = self._begin(namespace, n_bytes, n_records, forced)
         if writer is not None:
             self.writers[namespace] = writer
         return writer
+
+    def _full(self, writer: SegmentWriter, n_bytes: int, n_records: int) -> bool:
+        too_long = writer.count > 0 and writer.room_for(n_bytes, n_records) > self.room.sizes.segment_bytes
+        return too_long or writer.count + n_records > writer.n_slots
 
     def append(self, writer: SegmentWriter, items: Sequence[Item]) -> list[Row]:
         """Write items as records and return their rows (which the caller commits to the index)."""

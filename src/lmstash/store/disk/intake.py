@@ -51,8 +51,10 @@ class Intake:
         n_bytes = sum(item.most_bytes for item in items)
         with self._index.write_lock:
             for _attempt in range(8):
-                with self._reclaimer.changes():
-                    writer = self._appender.reserve(namespace, n_bytes, len(items))
+                writer = self._appender.granted(namespace, n_bytes, len(items))
+                if writer is None:
+                    with self._reclaimer.changes():
+                        writer = self._appender.reserve(namespace, n_bytes, len(items))
                 if writer is None:
                     raise NoRoomError
                 rows = self._appender.append(writer, items)

@@ -1,0 +1,159 @@
+"""A fast store in front of a slow one: what is read is promoted, what is put goes to both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from lmstash.store.base import (
+    Buffer,
+    Entry,
+    EntryInfo,
+    Removed,
+    Selector,
+    Store,
+    StoreInfo,
+    VerifyReport,
+    Write,
+)
+
+
+class TieredStore:
+    """RAM in front of a folder, say. The slow store is the truth; the fast one only holds copies of it.
+
+    Events and counters are the slow store's, with the fast one's hits added. When any process removes or replaces an
+    entry of the slow store, the fast one is emptied before it serves again: what is forgotten is forgotten everywhere.
+    Threads may share it.
+    """
+
+    def __init__(self, fast: Store, slow: Store, *, removals: Callable[[], int] | None = None) -> None:
+        """Put `fast` in front of `slow`.
+
+        Args:
+            fast: The small store.
+            slow: The large one.
+            removals: Returns a number that changes whenever an entry of `slow` is removed or replaced; default: the
+                slow store's own `removals`.
+        """
+        self.fast = fast
+        self.slow = slow
+        self.events = slow.events
+        self.strict = slow.strict
+        self._removals: Callable[[], int] = removals or getattr(slow, "removals", lambda: 0)
+        self._seen = self._removals()
+
+    def __repr__(self) -> str:
+        """Show both tiers."""
+        return f"<TieredStore: {self.fast!r} over {self.slow!r}>"
+
+    def get(self, key: bytes) -> memoryview | None:
+        """Return the value as a read-only view, from the fastest tier that has it."""
+        return self.get_many([key])[0]
+
+    def get_many(self, keys: Sequence[bytes]) -> list[memoryview | None]:
+        """Return the values as read-only views, None where there is none."""
+        return [None if entry is None else entry.value.toreadonly() for entry in self.fetch_many(keys)]
+
+    def fetch_many(self, keys: Sequence[bytes]) -> list[Entry | None]:
+        """Return whole entries whose values the caller owns; what the slow tier gave is promoted."""
+        self._keep_up()
+        out = self.fast.fetch_many(keys)
+        for entry in out:
+            if entry is not None:
+                self.events.hit(entry.namespace, entry.key, len(entry.value), entry.compute_seconds)
+        wanted = [number for number, entry in enumerate(out) if entry is None]
+        if wanted:
+            found = self.slow.fetch_many([keys[number] for number in wanted])
+            for number, entry in zip(wanted, found, strict=True):
+                out[number] = entry
+            self.fast.put_many([_copy(entry) for entry in found if entry is not None and entry.expires is None])
+        return out
+
+    def contains(self, key: bytes) -> bool:
+        """Whether the slow tier has the key."""
+        return self.slow.contains(key)
+
+    def contains_many(self, keys: Sequence[bytes]) -> list[bool]:
+        """As `contains`, for many keys."""
+        return self.slow.contains_many(keys)
+
+    def put(self, key: bytes, value: Buffer | Sequence[Buffer], **fields: Any) -> bool:
+        """Keep one value in both tiers; returns whether the slow one has it."""
+        return self.put_many([Write(key, value, **fields)]) == 1
+
+    def put_many(self, writes: Iterable[Write], *, replace: bool = True) -> int:
+        """Keep many values in the slow tier; the fast one has them when they are read."""
+        kept = self.slow.put_many(writes, replace=replace)
+        self._keep_up()
+        return kept
+
+    def delete(self, key: bytes) -> bool:
+        """Remove one entry from both tiers."""
+        return self.delete_many([key]) == 1
+
+    def delete_many(self, keys: Sequence[bytes]) -> int:
+        """Remove entries from both tiers."""
+        self.fast.delete_many(keys)
+        return self.slow.delete_many(keys)
+
+    def pin_many(self, keys: Sequence[bytes], pinned: bool = True) -> int:
+        """Protect entries of the slow tier from eviction."""
+        return self.slow.pin_many(keys, pinned)
+
+    def entries(self, namespace: str | None = None) -> Iterator[EntryInfo]:
+        """Describe every entry of the slow tier."""
+        return self.slow.entries(namespace)
+
+    def prune(self, select: Selector | None = None, *, namespace: str | None = None, dry_run: bool = False) -> Removed:
+        """Remove entries from both tiers."""
+        if not dry_run:
+            self.fast.clear()
+        return self.slow.prune(select, namespace=namespace, dry_run=dry_run)
+
+    def evict(self, to_bytes: int) -> Removed:
+        """Make room in the slow tier."""
+        return self.slow.evict(to_bytes)
+
+    def set_capacity(self, capacity_bytes: int | None) -> None:
+        """Change the slow tier's limit."""
+        self.slow.set_capacity(capacity_bytes)
+
+    def info(self) -> StoreInfo:
+        """Say what the slow tier holds."""
+        return self.slow.info()
+
+    def verify(self, *, repair: bool = False) -> VerifyReport:
+        """Check the slow tier."""
+        return self.slow.verify(repair=repair)
+
+    def clear(self) -> Removed:
+        """Empty both tiers."""
+        self.fast.clear()
+        return self.slow.clear()
+
+    def flush(self) -> None:
+        """Flush the slow tier."""
+        self.slow.flush()
+
+    def close(self) -> None:
+        """Close both."""
+        self.fast.close()
+        self.slow.close()
+
+    def _keep_up(self) -> None:
+        now = self._removals()
+        if now != self._seen:
+            self.fast.clear()
+            self._seen = now
+
+
+def _copy(entry: Entry) -> Write:
+    return Write(
+        entry.key,
+        entry.value,
+        entry.namespace,
+        entry.meta_bytes,
+        entry.parent,
+        entry.compute_seconds,
+        entry.n_tokens,
+    )
