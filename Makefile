@@ -37,7 +37,7 @@ demo: model ## The main job: activations of a real model, computed once and read
 test: model ## Every test but the campaigns
 	$(PYTHON) -m pytest -m "not campaign"
 
-check: env ## Lint, types, import contracts, the documents' examples, a clean install of the wheel
+check: model ## Lint, types, import contracts, the documents' examples, a clean install of the wheel
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m pyright
