@@ -30,11 +30,11 @@ def run(arguments: argparse.Namespace) -> int:
     print(style(described["key"], "bold"))
     lines = [
         ("namespace", entry.namespace),
-        *((name, clip(value, 100)) for name, value in described["components"].items()),
+        *((f"id: {name}", clip(value, 100)) for name, value in described["components"].items()),
         *((name, clip(value, 100)) for name, value in described["meta"].items() if value not in ("", [], None)),
         ("value", size(entry.nbytes)),
         *(("tensor", f"{each['name']}  {each['dtype']}  {each['shape']}") for each in tensors or ()),
-        ("tokens", f"{entry.n_tokens:,}"),
+        ("covers", f"{entry.n_tokens:,} tokens"),
         ("cost", f"{entry.compute_seconds:.3g} s to compute"),
         ("created", since(entry.created)),
         ("used", f"{since(entry.last_used)}, {entry.hits:,} hits"),

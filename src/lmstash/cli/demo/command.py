@@ -19,7 +19,7 @@ from typing import Any
 
 from lmstash.cli.demo.worker import POOL, Task
 from lmstash.cli.output import print_json, say, size, style
-from lmstash.errors import InvalidArgumentError, LmstashError, MissingDependencyError
+from lmstash.errors import InvalidArgumentError, LmstashError, NotFoundError
 
 WITHOUT_STASH = True  # it makes a fresh one
 LAYERS = [7, 14, 21, 29]
@@ -79,6 +79,8 @@ def _find_model(folder: Path | None) -> Path:
     from lmstash.cli.demo.model import COMPLETE, convert, default_folder
 
     place = folder or default_folder()
+    if folder is not None and not (folder / COMPLETE).exists():
+        raise NotFoundError(f"there is no model in {folder}. Run: python -m lmstash.cli.demo.model {folder}")
     if not (place / COMPLETE).exists():
         say(f"converting SmolLM2-135M-Instruct from GGUF to {place} (once, about half a minute)")
     return convert(place)
@@ -94,10 +96,7 @@ def _process(task: Task) -> dict[str, Any]:
 
 
 def _compare(folder: str) -> dict[str, Any]:
-    try:
-        import numpy as np
-    except ImportError as error:
-        raise MissingDependencyError("numpy", "torch") from error
+    import numpy as np
 
     first, second, plain = (np.load(f"{folder}/{name}.npy") for name in ("first", "second", "plain"))
     same_form = first.shape == second.shape and first.dtype == second.dtype
