@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,11 +19,13 @@ from lmstash.errors import FormatError
 from lmstash.events import MissReason
 from lmstash.identity.encoding import Component
 from lmstash.identity.keys import Key
-from lmstash.store.base import Store, Write
+from lmstash.store.base import KEY_BYTES, Entry, Store, Write
 
 KIND = "activations"
 VALUE = "value"
 """Name of the tensor in every entry."""
+_KEY = "key"
+"""Name of the entry's own key beside it: a value found under another key is not used, whatever store it came from."""
 EXACT = "exact"
 """Stands in keys for "in the dtype it was computed in"."""
 
@@ -98,7 +101,10 @@ class Context:
         lossy = self.storage_dtype is not None
         return Write(
             key,
-            encode_tensors(tensors, metadata={"dtype": dtype_name(computed)} if lossy else None),
+            encode_tensors(
+                {**tensors, _KEY: np.frombuffer(key, np.uint8)},
+                metadata={"dtype": dtype_name(computed)} if lossy else None,
+            ),
             namespace=self.namespace,
             meta=meta,
             parent=parent,
@@ -127,10 +133,16 @@ def namespace_of(model: bytes) -> str:
     return f"{KIND}/{model.hex()[:16]}"
 
 
-def described(buffer: memoryview) -> tuple[tuple[int, ...], torch.dtype] | None:
-    """Return shape and computed dtype of a kept value, None when the bytes hold none. Costs 2 us for a known header."""
+def described(entry: Entry) -> tuple[tuple[int, ...], torch.dtype] | None:
+    """Return shape and computed dtype of the value in an entry. Costs 2 us for a known header.
+
+    None when it holds no value, or one that was kept under another key: each carries its own.
+    """
     try:
-        layout = decode_header(buffer)
+        layout = decode_header(entry.value)
+        start = layout.tensors[_KEY].offset
+        if entry.value[start : start + KEY_BYTES] != entry.key:
+            return None
         spec = layout.tensors[VALUE]
         name = layout.metadata.get("dtype")
         dtype = torch_dtype(spec.dtype) if name is None else getattr(torch, name)

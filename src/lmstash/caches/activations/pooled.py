@@ -130,7 +130,7 @@ class PooledShelf:
         for index, entry in enumerate(entries, start):
             if entry is None:
                 continue
-            dtype = self._fitting(entry, self._tokens[index // n_layers])
+            dtype = self._fitting(entry)
             if dtype is None:
                 self._reject(index)
                 continue
@@ -150,10 +150,10 @@ class PooledShelf:
             else:
                 self._missing[index] = False
 
-    def _fitting(self, entry: Entry, tokens: bytes) -> torch.dtype | None:
+    def _fitting(self, entry: Entry) -> torch.dtype | None:
         """Return the dtype of an entry's value; None when it is not what was asked for."""
-        found = described(entry.value)
-        if found is None or len(found[0]) != 1 or tokens.hex().encode() not in entry.meta_bytes:
+        found = described(entry)
+        if found is None or len(found[0]) != 1:
             return None
         (width,), dtype = found
         if self._width is None:

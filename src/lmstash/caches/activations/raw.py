@@ -184,7 +184,7 @@ class RawShelf:
 
     def _fitting(self, piece: _Piece, entry: Entry) -> Tensor | None:
         """Return an entry's value in the dtype it was computed in; None when it is not what was asked for."""
-        found = described(entry.value)
+        found = described(entry)
         if found is None or len(found[0]) != 2 or found[0][0] != len(piece.ids) or entry.parent != piece.parent:
             return None
         (_, width), dtype = found

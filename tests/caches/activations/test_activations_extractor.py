@@ -1,0 +1,168 @@
+"""A user's own extractor in the model's place."""
+
+import pytest
+import torch
+
+from lmstash.caches.activations import Activations, ExtractionError, running
+from lmstash.errors import InvalidArgumentError, MismatchError, NotFoundError
+from lmstash.store.memory import MemoryStore
+
+PROMPTS = [[1, 2, 3], [4], [5, 6], [7, 8, 9, 10]]
+
+
+class Counting:
+    """Layer l of token t is [t, l, place]; answers lists, or one padded tensor."""
+
+    fingerprint = "counting/revision-1"
+    name = "counting"
+    n_layers = 3
+    padded = False
+
+    def __init__(self, **attributes) -> None:
+        self.asked = []
+        self.__dict__.update(attributes)
+
+    def values(self, ids, layer):
+        return torch.tensor([[float(token), float(layer), float(place)] for place, token in enumerate(ids)])
+
+    def extract(self, batch, layers, site):
+        self.asked.append((batch, layers, site))
+        out = []
+        for layer in layers:
+            values = [self.values(ids, layer) for ids in batch]
+            if self.padded:
+                values = torch.nn.utils.rnn.pad_sequence(values, batch_first=True, padding_value=float("nan"))
+            out.append(values)
+        return out
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("pool", ["last", "mean", "max", 0, None])
+def test_an_extractor_is_called_for_what_is_not_kept(padded, pool):
+    store = MemoryStore()
+    extractor = Counting(padded=padded)
+    acts = Activations(store, extractor=extractor)
+    cold = acts(PROMPTS, [0, -1], pool, site="mlp_out")
+    assert extractor.asked[0][1:] == ([0, 2], "mlp_out")
+    asked = len(extractor.asked)
+    warm = Activations(store, extractor=extractor)(PROMPTS, [0, 2], pool, site="mlp_out")
+    assert len(extractor.asked) == asked
+    for row, ids in enumerate(PROMPTS):
+        raw = torch.stack([extractor.values(ids, layer) for layer in (0, 2)])
+        expected = {"last": raw[:, -1], "mean": raw.mean(1), "max": raw.amax(1), 0: raw[:, 0], None: raw}[pool]
+        assert torch.equal(cold[row], expected)
+        assert torch.equal(warm[row], expected)
+
+
+def test_the_fingerprint_is_the_whole_identity():
+    store = MemoryStore()
+    Activations(store, extractor=Counting())(PROMPTS, 0)
+    others = [(Counting(fingerprint="counting/revision-2"), None), (Counting(fingerprint=b"counting/revision-1"), None)]
+    for extractor, variant in [*others, (Counting(), "patched")]:
+        with pytest.raises(NotFoundError):
+            Activations(store, extractor=extractor, variant=variant)(PROMPTS, 0, on_miss="error")
+    Activations(store, extractor=Counting())(PROMPTS, 0, on_miss="error")
+
+
+def test_raw_values_are_kept_by_prefix_only_on_its_word():
+    long = list(range(1, 131))
+    for causal, entries in ((False, 2), (True, 4)):
+        store = MemoryStore()
+        acts = Activations(store, extractor=Counting(causal=causal))
+        acts([long, [*long[:128], 7]], [1], None)
+        assert store.info().entries == entries
+
+
+@pytest.fixture
+def no_waiting(monkeypatch):
+    waits = []
+    monkeypatch.setattr(running.time, "sleep", waits.append)
+    return waits
+
+
+class Flaky(Counting):
+    """Fails the first `failures` calls that hold a poisoned prompt."""
+
+    def extract(self, batch, layers, site):
+        if self.failures and any(ids == self.poison for ids in batch):
+            self.failures -= 1
+            raise ConnectionError("gateway timeout")
+        return super().extract(batch, layers, site)
+
+
+def test_a_failed_batch_is_tried_again_with_growing_waits(no_waiting):
+    extractor = Flaky(failures=3, poison=[4])
+    result = Activations(MemoryStore(), extractor=extractor)(PROMPTS, 0, batch_size=1)
+    assert result[:, 0, 0].tolist() == [3.0, 4.0, 6.0, 10.0]
+    assert [round(wait / 2.0**power) for power, wait in enumerate(no_waiting, 1)] == [1, 1, 1]
+    assert no_waiting[0] >= 2.0
+
+
+def test_a_batch_that_fails_for_good_leaves_the_others_saved_and_is_named(no_waiting):
+    store = MemoryStore()
+    extractor = Flaky(failures=100, poison=[4])
+    acts = Activations(store, extractor=extractor)
+    with pytest.raises(ExtractionError, match=r"1 of 4 prompts could not be computed: prompts 1 \(ConnectionError"):
+        acts(PROMPTS, [0, 1], batch_size=1, max_retries=1)
+    assert len(no_waiting) == 1
+    assert acts.missing(PROMPTS, [0, 1]) == [[4]]
+    extractor.failures = 0
+    assert acts(PROMPTS, [0, 1]).shape == (4, 2, 3)
+
+
+def test_the_extractor_may_say_how_often_and_how_soon(no_waiting):
+    extractor = Flaky(failures=100, poison=[4], max_retries=2, retry_seconds=0.5)
+    with pytest.raises(ExtractionError):
+        Activations(MemoryStore(), extractor=extractor)(PROMPTS, 0)
+    assert len(no_waiting) == 2
+    assert 0.5 <= no_waiting[0] <= 0.625
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda batch, layers: [], "0 layers for 1"),
+        (lambda batch, layers: [[]], "0 prompts for 4"),
+        (lambda batch, layers: [[torch.zeros(9, 3)] * 4], "shape"),
+        (lambda batch, layers: [torch.zeros(4, 2, 3)], "shape"),
+        (lambda batch, layers: [[torch.zeros(len(ids)) for ids in batch]], "shape"),
+    ],
+)
+def test_an_answer_of_another_shape_is_refused_and_not_kept(answer, message):
+    store = MemoryStore()
+    extractor = Counting()
+    extractor.extract = lambda batch, layers, site: answer(batch, layers)
+    with pytest.raises(MismatchError, match=message):
+        Activations(store, extractor=extractor)(PROMPTS, 0, batch_size=4)
+    assert store.info().entries == 0
+
+
+def test_layers_need_no_number_of_layers_unless_they_count_from_the_end():
+    extractor = Counting(n_layers=None)
+    acts = Activations(MemoryStore(), extractor=extractor)
+    assert acts(PROMPTS, [5, 2])[:, :, 1].tolist() == [[5.0, 2.0]] * 4
+    for layers in (-1, "all"):
+        with pytest.raises(InvalidArgumentError, match="n_layers"):
+            acts(PROMPTS, layers)
+
+
+@pytest.mark.parametrize("extractor", [object(), Counting(fingerprint=""), Counting(fingerprint=5)])
+def test_what_is_no_extractor_is_refused(extractor):
+    with pytest.raises(InvalidArgumentError, match="fingerprint"):
+        Activations(MemoryStore(), extractor=extractor)
+
+
+def test_an_unusable_kept_width_never_breaks_a_call():
+    store = MemoryStore()
+    acts = Activations(store, extractor=Counting())
+    acts(PROMPTS, 0)
+    first = next(iter(store.entries()))
+    narrow = Activations(store, extractor=Counting(values=lambda ids, layer: torch.zeros(len(ids), 2)))
+    result = narrow([[99], [98, 97]], 0)
+    assert result.shape == (2, 1, 2)
+    assert first.key in {entry.key for entry in store.entries()}
+
+
+def test_prompts_longer_than_the_extractor_takes_are_refused():
+    with pytest.raises(InvalidArgumentError, match="prompt 3 has 4 tokens"):
+        Activations(MemoryStore(), extractor=Counting(max_tokens=3))(PROMPTS, 0)
