@@ -256,8 +256,9 @@ def numerics(devices: list[str]) -> dict[str, object]:
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
     }
     for device in devices:
-        if torch.is_autocast_enabled(device):
-            found[f"autocast {device}"] = str(torch.get_autocast_dtype(device))
+        with contextlib.suppress(RuntimeError):  # a kind of device that knows no autocast
+            if torch.is_autocast_enabled(device):
+                found[f"autocast {device}"] = str(torch.get_autocast_dtype(device))
     if "cuda" in devices:
         matmul = torch.backends.cuda.matmul
         for name in ("allow_tf32", "allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction"):

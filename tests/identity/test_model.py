@@ -1,0 +1,459 @@
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from lmstash.errors import UnsupportedModelError
+from lmstash.identity.model import Fingerprint, fingerprint_model
+
+
+def names(ours, theirs):
+    return [each.name for each in ours.explain(theirs)]
+
+
+def test_equal_models_share_and_different_ones_do_not(build):
+    left, right = fingerprint_model(build()), fingerprint_model(build())
+    assert left == right
+    assert left.hex == right.hex
+    assert left.explain(right) == []
+    other = build()
+    with torch.no_grad():
+        next(other.parameters())[3, 3] += 1e-3
+    assert fingerprint_model(other) != left
+    assert all(name.startswith("tensors.") for name in names(fingerprint_model(other), left))
+
+
+def test_the_same_weights_in_two_folders_share(build, tmp_path):
+    model = build()
+    for folder in ("a", "b/renamed"):
+        model.save_pretrained(tmp_path / folder)
+    loaded = [type(model).from_pretrained(tmp_path / folder, dtype="auto") for folder in ("a", "b/renamed")]
+    prints = [fingerprint_model(each) for each in (*loaded, model)]
+    assert prints[0] == prints[1] == prints[2]
+    assert prints[0].recorded["name"] != prints[1].recorded["name"]
+
+
+def test_another_process_finds_the_same_fingerprint():
+    script = textwrap.dedent("""
+        import torch
+        from transformers import GPT2Config, GPT2Model
+        from lmstash.identity.model import fingerprint_model
+        torch.manual_seed(0)
+        print(fingerprint_model(GPT2Model(GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=4)).eval()).hex)
+    """)
+    runs = {
+        subprocess.run(
+            [sys.executable, "-c", script], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in ("0", "1")
+    }
+    assert len(runs) == 1
+
+
+def test_a_forward_pass_does_not_change_the_fingerprint(build):
+    model = build()
+    before = fingerprint_model(model)
+    with torch.no_grad():
+        model(torch.tensor([[1, 2, 3]]), output_hidden_states=True)
+        model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=2, do_sample=False)
+    assert names(fingerprint_model(model), before) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "component"),
+    [
+        ({"rope_parameters": {"rope_theta": 500.0, "rope_type": "default"}}, "config.rope_parameters.rope_theta"),
+        ({"rms_norm_eps": 1e-5}, "config.rms_norm_eps"),
+        ({"hidden_act": "gelu"}, "config.hidden_act"),
+        ({"max_position_embeddings": 64}, "config.max_position_embeddings"),
+        ({"attn_implementation": "eager"}, "config._attn_implementation_internal"),
+    ],
+)
+def test_the_configuration_counts_field_by_field(build_llama, change, component):
+    assert component in names(fingerprint_model(build_llama(**change)), fingerprint_model(build_llama()))
+
+
+def test_dtype_counts_even_for_weights_that_are_zero(build_llama):
+    models = [build_llama(), build_llama()]
+    for model in models:
+        for each in model.parameters():
+            each.data.zero_()
+    models[1].to(torch.bfloat16)
+    prints = [fingerprint_model(each) for each in models]
+    assert "tensors.lm_head.weight" in names(*prints)
+    assert prints[1].recorded["dtypes"] == ["bfloat16"]
+
+
+class Shifted(nn.Linear):
+    def forward(self, input):
+        return super().forward(input) + 1
+
+
+class ShiftedMore(nn.Linear):
+    def forward(self, input):
+        return super().forward(input) + 2
+
+
+def test_a_subclass_with_another_forward_counts(build):
+    models = [build(), build(), build()]
+    models[1].lm_head.__class__ = Shifted
+    models[2].lm_head.__class__ = ShiftedMore
+    assert len({fingerprint_model(each) for each in models}) == 3
+
+
+def test_the_body_of_a_class_counts_even_under_the_same_name():
+    def make(constant, helper):
+        space = {"nn": nn, "__name__": "user_code"}
+        source = f"""
+            def helper(x):
+                return x * {helper}
+
+            class Block(nn.Linear):
+                def forward(self, x):
+                    return helper(super().forward(x)) + {constant}
+        """
+        exec(textwrap.dedent(source), space)
+        torch.manual_seed(0)
+        return fingerprint_model(space["Block"](4, 4).eval())
+
+    assert make(1, 1) == make(1, 1)
+    assert make(2, 1) != make(1, 1)
+    assert make(1, 2) != make(1, 1), "a function that the class calls is part of it"
+
+
+SCALES = {"scale": 1.0}
+OFFSET = torch.zeros(2)
+
+
+class UsesGlobals(nn.Linear):
+    def forward(self, input):
+        return super().forward(input) * SCALES["scale"] + OFFSET
+
+
+def test_globals_that_the_code_names_count(monkeypatch):
+    model = UsesGlobals(2, 2).eval()
+    before = fingerprint_model(model)
+    assert fingerprint_model(model) == before
+    monkeypatch.setitem(SCALES, "scale", 2.0)
+    scaled = fingerprint_model(model)
+    assert scaled != before
+    OFFSET[0] = 1
+    try:
+        assert fingerprint_model(model) != scaled
+    finally:
+        OFFSET[0] = 0
+
+
+def scaled(factor):
+    def decorate(forward):
+        def wrapper(self, input):
+            return forward(self, input) * factor
+
+        return wrapper
+
+    return decorate
+
+
+def test_what_decorators_close_over_counts():
+    def make(first, second):
+        class Left(nn.Linear):
+            @scaled(first)
+            def forward(self, input):
+                return super().forward(input)
+
+        class Right(nn.Linear):
+            @scaled(second)
+            def forward(self, input):
+                return super().forward(input)
+
+        torch.manual_seed(0)
+        return fingerprint_model(nn.Sequential(Left(2, 2), Right(2, 2)).eval())
+
+    assert make(2.0, 3.0) == make(2.0, 3.0)
+    assert len({make(2.0, 3.0), make(3.0, 2.0), make(2.0, 2.0), make(3.0, 3.0)}) == 4
+
+
+def test_a_function_replaced_inside_transformers_counts(build_llama, monkeypatch):
+    from transformers.models.llama import modeling_llama
+
+    model = build_llama()
+    before = fingerprint_model(model)
+    original = modeling_llama.rotate_half
+    with monkeypatch.context() as patch:
+        patch.setattr(modeling_llama, "rotate_half", lambda x: -original(x))
+        assert fingerprint_model(model) != before
+    with monkeypatch.context() as patch:
+        patch.setattr(modeling_llama.LlamaMLP, "forward", lambda self, x: self.down_proj(self.up_proj(x)))
+        assert fingerprint_model(model) != before
+    assert fingerprint_model(model) == before
+
+
+def test_plain_attributes_of_modules_count(build_llama):
+    model = build_llama()
+    before = fingerprint_model(model)
+    model.model.layers[1].self_attn.scaling *= 2
+    assert names(fingerprint_model(model), before) == ["modules.model.layers.1.self_attn.scaling"]
+
+
+class Adapted(nn.Linear):
+    """What a LoRA layer looks like: adapters by name, a scale for each, and which of them are active."""
+
+    def __init__(self):
+        super().__init__(4, 4)
+        self.lora_A = nn.ModuleDict({"x": nn.Linear(4, 2), "y": nn.Linear(4, 2)})
+        self.lora_B = nn.ModuleDict({"x": nn.Linear(2, 4), "y": nn.Linear(2, 4)})
+        self.scaling = {"x": 1.0, "y": 1.0}
+        self.active = ["x"]
+        self.merged = False
+
+
+@pytest.mark.parametrize(
+    ("change", "component"),
+    [
+        (lambda layer: layer.scaling.update(x=2.0), "modules.<root>.scaling.x"),
+        (lambda layer: setattr(layer, "active", ["y"]), "modules.<root>.active"),
+        (lambda layer: setattr(layer, "merged", True), "modules.<root>.merged"),
+        (lambda layer: layer.lora_B["x"].weight.data.add_(1), "tensors.lora_B.x.weight"),
+    ],
+)
+def test_adapters_count_by_weights_scale_and_which_is_active(change, component):
+    layer = Adapted().eval()
+    before = fingerprint_model(layer)
+    change(layer)
+    assert names(fingerprint_model(layer), before) == [component]
+
+
+def test_buffers_count_persistent_or_not():
+    def make(first, second):
+        module = nn.Identity().eval()
+        module.register_buffer("kept", torch.tensor([first]))
+        module.register_buffer("temporary", torch.tensor([second]), persistent=False)
+        return fingerprint_model(module)
+
+    assert make(1, 1) == make(1, 1)
+    assert len({make(1, 1), make(2, 1), make(1, 2)}) == 3
+
+
+def test_tensors_and_modules_outside_torch_registers_count():
+    def make(tensor, weight):
+        module = nn.Identity().eval()
+        module.steering = {"layer": [torch.tensor([tensor])]}
+        hidden = nn.Linear(1, 1).eval()
+        hidden.weight.data.fill_(weight)
+        hidden.bias.data.fill_(0)
+        module.hidden = [hidden]
+        return fingerprint_model(module)
+
+    assert make(1.0, 1.0) == make(1.0, 1.0)
+    assert len({make(1.0, 1.0), make(2.0, 1.0), make(1.0, 2.0)}) == 3
+
+
+def test_what_an_attribute_hides_an_attribute_shows():
+    """`__dict__` wins over registered parameters, so both must count."""
+    module = nn.Linear(2, 2).eval()
+    before = fingerprint_model(module)
+    module.__dict__["weight"] = torch.ones(2, 2)
+    shadowed = fingerprint_model(module)
+    module.__dict__["weight"] = torch.zeros(2, 2)
+    assert len({before, shadowed, fingerprint_model(module)}) == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn, torch.int8, torch.bool, torch.complex64])
+def test_one_element_counts_in_every_dtype_and_layout(dtype):
+    def make(value, view):
+        module = nn.Identity().eval()
+        data = torch.zeros(6, 4, dtype=torch.float32).to(dtype)
+        data[2, 1] = value
+        module.register_buffer("data", view(data))
+        return fingerprint_model(module)
+
+    def same(data):
+        return data
+
+    def transposed(data):
+        return data.T.contiguous().T
+
+    assert make(0, same) != make(1, same)
+    assert make(1, same) == make(1, transposed), "strides do not change what is computed from"
+    assert make(0, transposed) != make(1, transposed)
+
+
+def test_shapes_count_and_empty_or_scalar_tensors_are_fine():
+    def make(*shape):
+        module = nn.Identity().eval()
+        module.register_buffer("data", torch.zeros(shape))
+        return fingerprint_model(module)
+
+    assert len({make(), make(0), make(1), make(0, 3), make(3, 0), make(4), make(2, 2)}) == 7
+
+
+def test_tied_weights_are_listed_under_each_name(build):
+    found = fingerprint_model(build(tie_word_embeddings=True)).components["tensors"]
+    assert isinstance(found, dict)
+    digests = [
+        value[2] for name, value in found.items() if "lm_head" in name or "wte" in name or "embed_tokens" in name
+    ]
+    assert len(digests) == 2
+    assert digests[0] == digests[1]
+
+
+def test_a_model_in_training_mode_with_dropout_is_refused(build):
+    model = build(attention_dropout=0.1) if build.__name__ == "llama" else build()
+    model.train()
+    with pytest.raises(UnsupportedModelError, match=r"Call model.eval\(\)"):
+        fingerprint_model(model)
+
+
+def test_training_mode_without_effect_passes_but_does_not_share(build_llama):
+    model = build_llama(attention_dropout=0.0)
+    before = fingerprint_model(model)
+    model.train()
+    assert fingerprint_model(model) != before
+
+
+def test_batch_norm_in_training_mode_is_refused():
+    with pytest.raises(UnsupportedModelError, match="normalises by the batch"):
+        fingerprint_model(nn.BatchNorm1d(3).train())
+
+
+def test_an_instance_level_forward_needs_a_variant(build):
+    model = build()
+    plain = fingerprint_model(model)
+    model.lm_head.forward = lambda input: input
+    with pytest.raises(UnsupportedModelError, match=r"lm_head has its own `forward`.*variant="):
+        fingerprint_model(model)
+    vouched = fingerprint_model(model, variant="a")
+    assert len({plain, vouched, fingerprint_model(model, variant="b")}) == 3
+
+
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+def test_hooks_of_others_need_a_variant_and_our_own_do_not(build, register):
+    model = build()
+    plain = fingerprint_model(model)
+
+    def hook(*_):
+        return None
+
+    handle = getattr(model.lm_head, register)(hook)
+    with pytest.raises(UnsupportedModelError, match=r"lm_head has a forward hook .*variant="):
+        fingerprint_model(model)
+    assert fingerprint_model(model, variant="a") != plain
+    hook._lmstash = True
+    assert fingerprint_model(model) == plain
+    handle.remove()
+    assert fingerprint_model(model) == plain
+
+
+def test_global_hooks_need_a_variant(build):
+    model = build()
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    try:
+        with pytest.raises(UnsupportedModelError, match="global hooks"):
+            fingerprint_model(model)
+    finally:
+        handle.remove()
+
+
+def test_a_model_on_the_meta_device_is_refused(build):
+    with torch.device("meta"):
+        model = build()
+    with pytest.raises(UnsupportedModelError, match=r"meta device.*Load the model"):
+        fingerprint_model(model)
+
+
+def test_what_cannot_be_taken_apart_is_refused_unless_vouched_for():
+    module = nn.Identity().eval()
+    module.stream = iter([1, 2])
+    assert fingerprint_model(module) == fingerprint_model(module)  # a list iterator says what it was copied from
+    module.stream = (each for each in [1, 2])
+    with pytest.raises(UnsupportedModelError, match=r"stream is a builtins.generator.*variant="):
+        fingerprint_model(module)
+    assert fingerprint_model(module, variant="a").digest
+
+
+@pytest.mark.parametrize("thing", [None, "gpt2", object(), 5])
+def test_what_is_not_a_torch_module_is_refused(thing):
+    with pytest.raises(UnsupportedModelError, match="expected a torch module"):
+        fingerprint_model(thing)
+
+
+def test_autocast_and_matmul_precision_count(build):
+    model = build()
+    found = {fingerprint_model(model)}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found.add(fingerprint_model(model))
+    with torch.autocast("cpu", dtype=torch.float16):
+        found.add(fingerprint_model(model))
+    torch.set_float32_matmul_precision("medium")
+    try:
+        found.add(fingerprint_model(model))
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert len(found) == 4
+
+
+def test_a_registered_attention_function_counts_by_its_code(build_llama):
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    def first(*arguments, **keywords):
+        return sdpa_attention_forward(*arguments, **keywords)
+
+    def second(*arguments, **keywords):
+        output, weights = sdpa_attention_forward(*arguments, **keywords)
+        return output * 2, weights
+
+    found = set()
+    for function in (first, second):
+        AttentionInterface.register("lmstash_test", function)
+        model = build_llama()
+        model.config._attn_implementation = "lmstash_test"
+        found.add(fingerprint_model(model))
+    assert len(found) == 2
+
+
+def test_strict_numerics_counts_what_is_otherwise_only_recorded(build):
+    model = build()
+    plain, strict = fingerprint_model(model), fingerprint_model(model, strict_numerics=True)
+    assert names(plain, strict) == ["environment"]
+    assert plain.recorded["torch"] == str(torch.__version__)
+    assert plain.recorded["devices"] == ["cpu"]
+
+
+def test_a_fingerprint_survives_json(build):
+    fingerprint = fingerprint_model(build())
+    again = Fingerprint.from_description(json.loads(json.dumps(fingerprint.describe(), allow_nan=False)))
+    assert again == fingerprint
+    assert again.recorded == fingerprint.recorded
+    assert again.explain(fingerprint) == []
+
+
+def test_threads_may_fingerprint_one_model_at_once(build):
+    model = build()
+    found: list[Fingerprint] = []
+    threads = [threading.Thread(target=lambda: found.append(fingerprint_model(model))) for _ in range(4)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert len(found) == 4
+    assert len(set(found)) == 1
+
+
+def test_parametrizations_count(build_llama):
+    from torch.nn.utils import parametrize
+
+    class Double(nn.Module):
+        def forward(self, weight):
+            return weight * 2
+
+    model = build_llama()
+    before = fingerprint_model(model)
+    parametrize.register_parametrization(model.lm_head, "weight", Double())
+    assert fingerprint_model(model) != before

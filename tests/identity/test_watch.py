@@ -1,0 +1,362 @@
+import threading
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from lmstash.errors import UnsupportedModelError
+from lmstash.identity import watch as watch_module
+from lmstash.identity.model import fingerprint_model
+from lmstash.identity.watch import ModelWatch
+from lmstash.identity.weights import Probe, _device_sums
+
+
+def add_in_place(model):
+    with torch.no_grad():
+        model.lm_head.weight.add_(1)
+
+
+def copy_in_place(model):
+    with torch.no_grad():
+        model.lm_head.weight.copy_(torch.ones_like(model.lm_head.weight))
+
+
+def edit_data(model):
+    model.lm_head.weight.data[5, 5] += 1
+
+
+def edit_numpy(model):
+    model.lm_head.weight.detach().numpy()[1, 1] = 3
+
+
+def replace_data(model):
+    model.lm_head.weight.data = model.lm_head.weight.data * 2
+
+
+def replace_parameter(model):
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach() * 2)
+
+
+def load_state(model):
+    model.load_state_dict({name: each + 1 for name, each in model.state_dict().items()})
+
+
+def step_optimizer(model):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(torch.tensor([[1, 2, 3]])).logits.sum().backward()
+    optimizer.step()
+
+
+def edit_buffer(model):
+    next(model.buffers()).data.mul_(2)
+
+
+def cast(model):
+    model.to(torch.bfloat16)
+
+
+def edit_config(model):
+    model.config.rope_parameters["rope_theta"] = 5.0
+
+
+def edit_attribute(model):
+    model.model.layers[0].self_attn.scaling = 1.0
+
+
+def edit_type_only(model):
+    model.model.layers[0].self_attn.is_causal = 1
+
+
+def switch_attention(model):
+    model.set_attn_implementation("eager")
+
+
+def replace_module(model):
+    model.model.layers[0].mlp.act_fn = nn.GELU()
+
+
+def drop_layer(model):
+    del model.model.layers[1]
+
+
+def swap_layers(model):
+    model.model.layers[0], model.model.layers[1] = model.model.layers[1], model.model.layers[0]
+
+
+def train(model):
+    model.train()
+
+
+def add_attribute_tensor(model):
+    model.steering = torch.ones(3)
+
+
+CHANGES = [
+    add_in_place,
+    copy_in_place,
+    edit_data,
+    edit_numpy,
+    replace_data,
+    replace_parameter,
+    load_state,
+    step_optimizer,
+    edit_buffer,
+    cast,
+    edit_config,
+    edit_attribute,
+    edit_type_only,
+    switch_attention,
+    replace_module,
+    drop_layer,
+    swap_layers,
+    train,
+    add_attribute_tensor,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_in_place_is_seen_and_named_as_a_new_fingerprint_would(build_llama, change):
+    model = build_llama()
+    watch = ModelWatch(model)
+    before = watch.fingerprint
+    assert watch.unchanged()
+    assert watch.refresh() is before
+    change(model)
+    assert not watch.unchanged(before)
+    after = watch.refresh()
+    assert after != before
+    assert after == fingerprint_model(model)
+    assert watch.fingerprint is after
+    assert watch.refresh() is after
+    assert watch.unchanged()
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_refresh_alone_sees_a_change_in_place(build_llama, change):
+    model = build_llama()
+    watch = ModelWatch(model)
+    before = watch.refresh()
+    change(model)
+    assert watch.refresh() not in (before,)
+
+
+def test_a_change_undone_gives_the_old_fingerprint_back(build):
+    model = build()
+    watch = ModelWatch(model)
+    before = watch.refresh()
+    kept = model.lm_head.weight.data[5, 5].clone()
+    model.lm_head.weight.data[5, 5] += 1
+    assert watch.refresh() != before
+    model.lm_head.weight.data[5, 5] = kept
+    assert watch.refresh() == before
+
+
+def test_a_version_counter_that_moved_over_equal_bytes_changes_nothing(build):
+    model = build()
+    watch = ModelWatch(model)
+    before = watch.refresh()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1)
+    assert watch.refresh() is before
+    assert watch.unchanged()
+
+
+def test_a_forward_pass_changes_nothing(build):
+    model = build()
+    watch = ModelWatch(model)
+    before = watch.fingerprint
+    with torch.no_grad():
+        model(torch.tensor([[1, 2, 3]]), output_hidden_states=True, output_attentions=True)
+    assert watch.unchanged(before)
+    assert watch.refresh() is before
+
+
+def test_our_own_hooks_are_not_a_change(build):
+    model = build()
+    watch = ModelWatch(model)
+    before = watch.fingerprint
+
+    def hook(*_):
+        return None
+
+    hook._lmstash = True
+    handle = model.lm_head.register_forward_hook(hook)
+    assert watch.unchanged()
+    assert watch.refresh() is before
+    handle.remove()
+    assert watch.refresh() is before
+
+
+def test_a_hook_placed_later_is_refused_and_removed_is_fine_again(build):
+    model = build()
+    watch = ModelWatch(model)
+    before = watch.fingerprint
+    handle = model.lm_head.register_forward_hook(lambda *_: None)
+    assert not watch.unchanged()
+    with pytest.raises(UnsupportedModelError, match="forward hook"):
+        watch.refresh()
+    with pytest.raises(UnsupportedModelError, match="refresh"):
+        _ = watch.fingerprint
+    handle.remove()
+    assert watch.refresh() == before
+
+
+def test_a_method_replaced_in_the_class_is_seen(build_llama, monkeypatch):
+    from transformers.models.llama import modeling_llama
+
+    model = build_llama()
+    watch = ModelWatch(model)
+    before = watch.fingerprint
+    with monkeypatch.context() as patch:
+        patch.setattr(modeling_llama.LlamaMLP, "forward", lambda self, x: x)
+        assert watch.refresh() != before
+    with monkeypatch.context() as patch:
+        patch.setattr(modeling_llama, "apply_rotary_pos_emb", lambda q, k, *_: (q, k))
+        assert watch.refresh() != before
+    assert watch.refresh() == before
+
+
+def test_autocast_belongs_to_the_calling_thread(build):
+    watch = ModelWatch(build())
+    plain = watch.refresh()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = watch.refresh()
+        assert cast != plain
+        found = []
+        thread = threading.Thread(target=lambda: found.append(watch.refresh()))
+        thread.start()
+        thread.join()
+        assert found == [plain]
+        assert watch.unchanged(cast)
+        assert not watch.unchanged(plain)
+    assert watch.unchanged(plain)
+
+
+def test_assume_frozen_reads_once(build):
+    model = build()
+    watch = ModelWatch(model, assume_frozen=True)
+    before = watch.fingerprint
+    model.lm_head.weight.data[5, 5] += 1
+    assert watch.refresh() is before
+    assert watch.unchanged()
+
+
+def test_variant_and_strict_numerics_reach_the_fingerprint(build):
+    model = build()
+    assert ModelWatch(model, variant="a").fingerprint == fingerprint_model(model, variant="a")
+    assert ModelWatch(model, strict_numerics=True).fingerprint == fingerprint_model(model, strict_numerics=True)
+
+
+def test_one_element_of_half_a_gigabyte_is_seen():
+    model = nn.Module()
+    model.weight = nn.Parameter(torch.zeros(538 * 10**6 // 2, dtype=torch.bfloat16), requires_grad=False)
+    watch = ModelWatch(model.eval())
+    before = watch.fingerprint
+    for place in (0, 123_456_789, model.weight.numel() - 1):
+        model.weight.data[place] = 1
+        after = watch.refresh()
+        assert after != before
+        before = after
+
+
+def test_above_the_limit_pieces_are_read_and_everything_before_publishing(monkeypatch):
+    monkeypatch.setattr(watch_module, "WHOLE_BYTES", 2**20)
+    model = nn.Module()
+    model.weight = nn.Parameter(torch.zeros(16 * 2**20, dtype=torch.uint8), requires_grad=False)  # 4 pieces
+    watch = ModelWatch(model.eval())
+    before = watch.fingerprint
+    model.weight.data[5] = 1
+    assert not watch.unchanged(before)
+    seen = watch.refresh()
+    assert seen != before
+    model.weight.data[5] = 2
+    tries = 0
+    while watch.refresh() == seen:  # one piece of four is drawn each time
+        tries += 1
+        assert tries < 500
+    model.weight.data += 1
+    assert watch.refresh() == fingerprint_model(model), "a change all over is seen at once"
+
+
+def test_memory_freed_behind_the_model_is_refused_not_read(build):
+    model = build()
+    watch = ModelWatch(model)
+    model.lm_head.weight.untyped_storage().resize_(0)
+    assert not watch.unchanged()
+    with pytest.raises(UnsupportedModelError, match="freed"):
+        watch.refresh()
+
+
+def test_weights_made_under_inference_mode_are_watched():
+    with torch.inference_mode():
+        model = nn.Linear(4, 4).eval()
+    watch = ModelWatch(model)
+    before = watch.fingerprint
+    with torch.inference_mode():
+        model.weight[0, 0] += 1
+    assert watch.refresh() != before
+
+
+def test_many_threads_agree_while_the_model_changes(build):
+    model = build()
+    watch = ModelWatch(model)
+    found, faults = [], []
+
+    def look():
+        try:
+            found.extend([watch.refresh() for _ in range(20)])
+        except Exception as fault:
+            faults.append(fault)
+
+    threads = [threading.Thread(target=look) for _ in range(4)]
+    for each in threads:
+        each.start()
+    model.lm_head.weight.data[5, 5] += 1
+    for each in threads:
+        each.join()
+    assert faults == []
+    assert len(set(found)) <= 2
+    assert watch.refresh() == fingerprint_model(model)
+
+
+def test_the_structural_look_at_a_30_layer_model_is_cheap(build_llama):
+    watch = ModelWatch(build_llama(num_hidden_layers=30))
+    costs = []
+    for _ in range(20):
+        start = time.process_time()
+        watch.refresh()
+        costs.append(time.process_time() - start)
+    assert min(costs) < 0.02  # 2.4 ms on one core of a busy machine; this guards against another order of magnitude
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 1000, 2**20, 2**20 + 1, 17 * 2**20 + 4])
+def test_the_sums_taken_on_a_device_see_one_element_and_two_exchanged(count):
+    data = torch.randint(0, 255, (count,), dtype=torch.uint8)
+    before = _device_sums(data)
+    assert _device_sums(data.clone()) == before
+    for place in {0, count // 2, count - 1}:
+        edited = data.clone()
+        edited[place] ^= 128
+        assert _device_sums(edited) != before
+    if count > 8:
+        exchanged = data.clone()
+        exchanged[0:4], exchanged[-4:] = torch.tensor([1, 2, 3, 4]), torch.tensor([5, 6, 7, 8])
+        first = _device_sums(exchanged)
+        exchanged[0:4], exchanged[-4:] = torch.tensor([5, 6, 7, 8]), torch.tensor([1, 2, 3, 4])
+        assert _device_sums(exchanged) != first
+
+
+def test_a_probe_tells_tensors_of_equal_bytes_but_other_type_or_shape_apart():
+    tensors = {
+        "float": torch.zeros(4),
+        "int": torch.zeros(4, dtype=torch.int32),
+        "square": torch.zeros(2, 2),
+        "empty": torch.zeros(0),
+        "none": torch.zeros(0, 3),
+    }
+    probe = Probe(tensors)
+    assert len(set(probe.whole().values())) == 5
+    assert probe.holds()
+    tensors["square"][1, 1] = 1
+    assert not probe.holds()
