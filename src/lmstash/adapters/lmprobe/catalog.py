@@ -123,8 +123,8 @@ def readings(store: Store, name: str | None = None) -> Iterator[Reading]:
 class NamedSource:
     """Stands in a `Context` for a model that is not loaded: enough to name entries, nothing to compute with."""
 
-    max_tokens = None
-    vocabulary = None
+    max_tokens: int | None = None
+    vocabulary: int | None = None
     batch_tokens = BATCH_TOKENS
     remote = False
     max_retries = 0

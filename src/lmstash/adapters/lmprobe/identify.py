@@ -34,6 +34,7 @@ NAMESPACE = "lmprobe/extractors"
 HARMLESS = frozenset({"batch_size", "layer_indices", "_layer_indices", "layers_spec", "auto_candidates", "model_name"})
 """Attributes that choose what is read and how much at once; layers are part of every key."""
 
+_LMPROBE = "lmprobe.extraction.ActivationExtractor"
 _watches: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
@@ -52,7 +53,7 @@ class Identity:
 def is_local_lmprobe(extractor: Any, remote: bool) -> bool:
     """Whether this is lmprobe's own extractor, running a torch model in this process with lmprobe's own code."""
     backend = getattr(extractor, "_backend", None)
-    own = _name(type(extractor)) == "lmprobe.extraction.ActivationExtractor" and "extract_batch" not in vars(extractor)
+    own = _name(type(extractor)) == _LMPROBE and "extract_batch" not in vars(extractor)
     return own and not remote and _name(type(backend)) == "lmprobe.backends.LocalBackend"
 
 
@@ -98,7 +99,7 @@ class Teller:
         vouched = getattr(extractor, "fingerprint", None)
         vouched = vouched() if callable(vouched) else vouched
         if vouched is not None:
-            named = vouched.digest if isinstance(vouched, Fingerprint) else vouched
+            named: Any = vouched.digest if isinstance(vouched, Fingerprint) else vouched
             key = Key({"what": "lmprobe extractor, vouched for", "fingerprint": named, "remote": remote})
             return Identity(key.digest, lambda: True, {})
         parts, watched = _read(extractor, remote)
@@ -153,9 +154,7 @@ def _read(extractor: Any, remote: bool, weights: bool = True) -> tuple[dict[str,
         "remote": encode(remote),
         "class": encode(code.add(type(extractor))),
     }
-    for name, value in sorted(getattr(extractor, "__dict__", {}).items()):
-        if name in HARMLESS:
-            continue
+    for name, value in sorted(_attributes(extractor, code).items()):
         if callable(getattr(value, "get_vocab", None)):
             parts[f"attribute:{name}"] = _tokenizer(value) if weights else b""
             continue
@@ -175,6 +174,18 @@ def _read(extractor: Any, remote: bool, weights: bool = True) -> tuple[dict[str,
             parts["files"] = encode(_files(str(extractor.model_name)))
     parts |= {f"code:{name}": encode(digests) for name, digests in code.components().items()}
     return parts, watched
+
+
+def _attributes(extractor: Any, code: CodeGraph) -> dict[str, Any]:
+    """Return what is read of an extractor's own attributes."""
+    attributes = getattr(extractor, "__dict__", {})
+    if _name(type(extractor)) != _LMPROBE:
+        return {name: value for name, value in attributes.items() if name not in HARMLESS}
+    # lmprobe's other backends stream weights from files, or run elsewhere: there is no model here to take apart.
+    backend = attributes.get("_backend")
+    code.add(type(backend))
+    told = {name: attributes.get(name) for name in ("backend_name", "device", "remote")}
+    return {**told, "backend": _name(type(backend)), "dtype": str(getattr(backend, "dtype", None))}
 
 
 def _tokenizer(tokenizer: Any) -> bytes:

@@ -27,13 +27,13 @@ class PaddedResult(RawResult):
             longest: Tokens of the longest prompt, or None when not known yet.
         """
         super().__init__([], n_layers, None)
-        n_distinct = max(owners, default=-1) + 1
         self._owners = owners
         self._n_layers = n_layers
         self._longest = longest
-        self._first = [owners.index(each) for each in range(n_distinct)]
-        self._tokens = [0] * n_distinct
-        self._width: int | None = None
+        self._first = first_places(owners)
+        self._tokens = [0] * len(self._first)
+        self.width: int | None = None
+        """Numbers per token and layer, once a value was seen."""
         self._padded: Tensor | None = None
         self._held: list[tuple[int, int, int, Tensor]] = []
 
@@ -43,10 +43,10 @@ class PaddedResult(RawResult):
         Raises:
             MismatchError: Values of another width came before.
         """
-        if self._width is None:
-            self._width = value.shape[1]
-        elif value.shape[1] != self._width:
-            raise MismatchError(f"values of {value.shape[1]} numbers do not go with others of {self._width}.")
+        if self.width is None:
+            self.width = value.shape[1]
+        elif value.shape[1] != self.width:
+            raise MismatchError(f"values of {value.shape[1]} numbers do not go with others of {self.width}.")
         end = start + len(value)
         self._tokens[prompt] = max(self._tokens[prompt], end)
         if self._longest is None or end > self._longest:
@@ -70,7 +70,7 @@ class PaddedResult(RawResult):
         """
         longest = max(self._tokens, default=0)
         if self._padded is None or longest > self._padded.shape[1]:
-            self._widen(longest, dtype, self._width or width)
+            self._widen(longest, dtype, self.width or width)
         self._longest = longest
         self._held.reverse()
         while self._held:
@@ -105,3 +105,12 @@ class PaddedResult(RawResult):
             out = self._padded = out.to(torch.promote_types(out.dtype, value.dtype))
         width = value.shape[1]
         out[self._first[prompt], start : start + len(value), position * width : (position + 1) * width] = value
+
+
+def first_places(owners: Sequence[int]) -> list[int]:
+    """Return where each distinct prompt is first asked for; `owners` numbers them in that order."""
+    firsts: list[int] = []
+    for place, owner in enumerate(owners):
+        if owner == len(firsts):
+            firsts.append(place)
+    return firsts

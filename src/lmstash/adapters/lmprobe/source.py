@@ -33,8 +33,8 @@ class ExtractBatchSource:
         after_batch: Called when a batch is done, before its values are used.
     """
 
-    max_tokens = None
-    vocabulary = None
+    max_tokens: int | None = None
+    vocabulary: int | None = None
     batch_tokens = BATCH_TOKENS
     retry_seconds = 2.0
 

@@ -1,0 +1,319 @@
+"""`CachedExtractor`: an lmprobe extractor whose answers are kept."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from lmstash.adapters.lmprobe import config
+from lmstash.adapters.lmprobe.catalog import Reading, read_records, record_key, record_write
+from lmstash.adapters.lmprobe.identify import Identity, Teller, identify_model, is_local_lmprobe
+from lmstash.adapters.lmprobe.imported import serve_imported
+from lmstash.adapters.lmprobe.layout import hash16
+from lmstash.adapters.lmprobe.result import PaddedResult, first_places
+from lmstash.adapters.lmprobe.source import SITE, ExtractBatchSource, right_padding, text_prompt
+from lmstash.adapters.lmprobe.text_shelf import TextShelf
+from lmstash.caches.activations.context import Context
+from lmstash.caches.activations.extractor import ExtractionError
+from lmstash.caches.activations.model_source import ModelSource
+from lmstash.caches.activations.prompts import Prompt, read_prompts
+from lmstash.caches.activations.publish import Publisher
+from lmstash.caches.activations.raw import RawShelf
+from lmstash.caches.activations.running import Runner
+from lmstash.errors import InvalidArgumentError, LmstashError
+from lmstash.events import Drop, Event, Hit, Miss, logger
+from lmstash.stash import Stash
+from lmstash.store.memory import MemoryStore
+
+_REMOTE_RETRIES = 3
+
+
+class RemoteExtractionError(ExtractionError, RuntimeError):
+    """Some prompts could not be computed remotely; the others are kept, so call again to go on."""
+
+
+@dataclass
+class _Call:
+    """What one `extract` works with."""
+
+    stash: Stash
+    source: ExtractBatchSource
+    live: ModelSource | None
+    identity: Identity
+    context: Context
+    layers: list[int]
+    prompts: list[Prompt]
+    """Distinct."""
+    owners: list[int]
+    """For each prompt asked for, which of them it is."""
+
+
+class CachedExtractor:
+    """Wraps an extractor, and computes only what is not kept.
+
+    Works with lmprobe's `ActivationExtractor` and with anything that has `model_name`, `layer_indices`, `batch_size`
+    and `extract_batch(prompts, layer_indices, remote=)`, which returns values `[n, tokens, n_layers * hidden]` and a
+    mask `[n, tokens]`. What is served was computed by the same model: `lmstash.adapters.lmprobe.identify` says what
+    "same" means. Every batch is kept as it is done. Threads may share it as far as the extractor may be shared.
+    """
+
+    def __init__(self, extractor: Any) -> None:
+        """Wrap `extractor`.
+
+        Raises:
+            InvalidArgumentError: It lacks `model_name`, `layer_indices` or `extract_batch`.
+        """
+        lacking = [name for name in ("model_name", "layer_indices", "extract_batch") if not _has(extractor, name)]
+        if lacking:
+            raise InvalidArgumentError(f"{type(extractor).__name__} is no extractor: it lacks {', '.join(lacking)}.")
+        self.extractor = extractor
+        self._teller: tuple[Stash, Teller] | None = None
+
+    def extract(
+        self,
+        prompts: list[str],
+        remote: bool = False,
+        invalidate_cache: bool = False,
+        max_retries: int | None = None,
+        cache_only: bool = False,
+    ) -> tuple[Tensor, Tensor] | None:
+        """Return activations, computing (and keeping) what is not kept yet.
+
+        Equal prompts are computed once. Cost of a hit: reading it, once, into the result; a call in which everything
+        is kept holds little beside its result. A local model is re-hashed first, so that weights changed in place are
+        noticed (see `lmstash.identity.watch`).
+
+        Args:
+            prompts: Strings.
+            remote: Passed on; a failing batch is tried again and, failing for good, leaves the others alone.
+            invalidate_cache: Compute everything anew and replace what is kept.
+            max_retries: Of a remote batch; 3 when None. Local batches are never tried again.
+            cache_only: Fill the cache and return None.
+
+        Returns:
+            Activations `[n_prompts, n_tokens, n_layers * hidden]`, layers side by side in ascending order, zeros on the
+            right of shorter prompts; and the attention mask `[n_prompts, n_tokens]`. The caller owns both.
+
+        Raises:
+            InvalidArgumentError: `prompts` is not a list of strings, or a prompt has no tokens.
+            RemoteExtractionError: Remote batches failed for good; also a RuntimeError, as in lmprobe.
+            MismatchError: `extract_batch` answered in another shape than asked.
+        """
+        texts = _check(prompts)
+        if remote:
+            _configure_remote(self.extractor)
+        local = is_local_lmprobe(self.extractor, remote)
+        with right_padding(self.extractor.tokenizer) if local else nullcontext():
+            retries = 0 if not remote else _REMOTE_RETRIES if max_retries is None else max_retries
+            call = self._prepare(texts, remote, local, retries)
+            with _told(call):
+                try:
+                    return self._run(call, invalidate_cache, cache_only)
+                except ExtractionError as error:
+                    raise RemoteExtractionError(str(error)) from error
+
+    def _prepare(self, texts: list[str], remote: bool, local: bool, retries: int) -> _Call:
+        """Say who computes what, and where it is kept: nowhere, when that cannot be told."""
+        extractor, stash = self.extractor, config.current_stash()
+        if self._teller is None or self._teller[0] is not stash:
+            self._teller = stash, Teller(stash.store)
+        teller, live = self._teller[1], None
+        try:
+            if config.is_disabled():
+                raise _CachingOff("the limit is 0")
+            live = ModelSource(extractor.model) if local else None
+            identity = identify_model(extractor.model) if local else teller.identify(extractor, remote)
+        except Exception as error:
+            if not isinstance(error, _CachingOff):
+                if stash.store.strict:
+                    raise
+                stash.store.events.warn_once(
+                    f"identity of {extractor.model_name}",
+                    "lmstash: %s is not cached in this run: %s",
+                    extractor.model_name,
+                    error if isinstance(error, LmstashError) else repr(error),
+                )
+            live, identity = None, Identity(bytes(32), lambda: True, {})
+            stash = Stash(MemoryStore(0))
+
+        def after_batch() -> None:
+            if teller.note_state(extractor, call.identity, remote):
+                call.identity = teller.identify(extractor, remote)
+                call.context = replace(call.context, model=call.identity.digest)
+
+        source = ExtractBatchSource(extractor, live, remote=remote, max_retries=retries, after_batch=after_batch)
+        if live is None:
+            asked = [text_prompt(text) for text in texts]
+        else:
+            asked = read_prompts(texts, extractor.tokenizer)
+        places: dict[bytes, int] = {}
+        owners = [places.setdefault(prompt.ids.tobytes(), len(places)) for prompt in asked]
+        firsts = first_places(owners)
+        distinct = [asked[place] for place in firsts]
+        source.bind(distinct)
+        context = Context(
+            stash.store, source, identity.digest, config.storage_dtype(), stash.salt, stash.private, stash.ttl_seconds
+        )
+        layers = sorted({int(layer) for layer in extractor.layer_indices})
+        call = _Call(stash, source, live, identity, context, layers, distinct, owners)
+        return call
+
+    def _run(self, call: _Call, invalidate: bool, cache_only: bool) -> tuple[Tensor, Tensor] | None:
+        n_tokens = self._lengths(call)
+        known = [each for each in n_tokens if each is not None]
+        longest = max(known, default=0) if len(known) == len(n_tokens) else None
+        result = None if cache_only else PaddedResult(call.owners, len(call.layers), longest)
+        shelf: RawShelf | TextShelf
+        if call.live is not None:
+            shelf = RawShelf(call.context, call.prompts, call.layers, SITE, result)
+        else:
+            shelf = TextShelf(call.context, call.prompts, call.layers, result, n_tokens)
+        if invalidate:
+            shelf.refresh()
+        elif cache_only:
+            shelf.look()
+        else:
+            shelf.load()
+        absent = [index for index in range(len(call.prompts)) if shelf.missing(index)]
+        if absent and not invalidate:
+            served = serve_imported(
+                call.context, call.prompts, absent, call.layers, shelf, result, live=call.live is not None
+            )
+            absent = [index for index in absent if index not in served]
+        logger.info(
+            "%s: %d of %d prompts kept, %d to compute (layers %s)",
+            call.source.name,
+            len(call.prompts) - len(absent),
+            len(call.prompts),
+            len(absent),
+            ", ".join(map(str, call.layers)),
+        )
+        try:
+            # Twice at most: a batch may show that what was found for a prompt was not computed alike.
+            for _ in range(2):
+                if absent:
+                    self._compute(call, shelf, absent, replace_kept=invalidate)
+                    absent = [index for index in absent if shelf.missing(index)]
+        finally:
+            self._record(call, shelf)
+        if result is None:
+            return None
+        return result.padded(call.source.width(SITE) or 0, call.source.dtype)
+
+    def _compute(self, call: _Call, shelf: RawShelf | TextShelf, absent: list[int], *, replace_kept: bool) -> None:
+        publisher = Publisher(call.stash.store, lambda: call.identity.unchanged(), replace=replace_kept)
+        following = _Following(call, shelf) if isinstance(shelf, TextShelf) else shelf
+        runner = Runner(call.source, following, publisher, call.prompts, call.layers, SITE, None)
+        batch_size = getattr(self.extractor, "batch_size", None)
+        runner.run(absent, first_places(call.owners), batch_size=batch_size, progress=None, max_retries=None)
+
+    def _lengths(self, call: _Call) -> list[int | None]:
+        """Return the tokens of each prompt as far as they are known before anything is read or computed."""
+        if call.live is not None:
+            return [len(prompt) for prompt in call.prompts]
+        kept = read_records(call.stash.store, self._record_keys(call))
+        return [None if record is None else record.n_tokens for record in kept]
+
+    def _record_keys(self, call: _Call) -> list[bytes]:
+        context = call.context
+        hashes = [hash16(prompt.text or "") for prompt in call.prompts]
+        return [record_key(call.source.name, context.model, context.storage_dtype, each) for each in hashes]
+
+    def _record(self, call: _Call, shelf: RawShelf | TextShelf) -> None:
+        """Index what is kept now by name and prompt."""
+        live, store = call.live, call.stash.store
+        lengths = shelf.n_tokens if isinstance(shelf, TextShelf) else [len(prompt) for prompt in call.prompts]
+        there = store.contains_many(self._record_keys(call))
+        writes = [
+            record_write(call.context, call.source.name, prompt, tokens, live is not None)
+            for index, (prompt, tokens) in enumerate(zip(call.prompts, lengths, strict=True))
+            if tokens is not None and not there[index] and not shelf.missing(index)
+        ]
+        reading = Reading(
+            name=call.source.name,
+            model=call.context.model,
+            storage_dtype=call.context.storage_dtype,
+            layers=tuple(call.layers),
+            by_tokens=live is not None,
+            causal=live is not None and live.causal(),
+            n_layers=None if live is None else len(live.layers(SITE)),
+        ).write()
+        if any(not shelf.missing(index) for index in range(len(call.prompts))) and not store.contains(reading.key):
+            writes.append(reading)
+        if writes:
+            store.put_many(writes, replace=False)
+
+
+class _Following:
+    """A `TextShelf` that goes on under the identity of the call, which a first batch may correct."""
+
+    def __init__(self, call: _Call, shelf: TextShelf) -> None:
+        self._call = call
+        self._shelf = shelf
+        self._model = call.context.model
+
+    def missing(self, prompt: int) -> tuple[int, ...]:
+        return self._shelf.missing(prompt)
+
+    def keep(self, members: Sequence[int], positions: Sequence[int], values: Any, seconds: float) -> Any:
+        if self._call.context.model != self._model:
+            self._model = self._call.context.model
+            self._shelf.rename(self._call.context)
+        return self._shelf.keep(members, positions, values, seconds)
+
+
+class _CachingOff(Exception):
+    pass
+
+
+@contextmanager
+def _told(call: _Call) -> Iterator[None]:
+    """Log each hit and miss while the logger wants to hear of them."""
+    if not logger.isEnabledFor(logging.DEBUG):
+        yield
+        return
+
+    def tell(event: Event) -> None:
+        if isinstance(event, Hit):
+            logger.debug("hit %s %s (%d bytes)", event.namespace, event.key.hex()[:16], event.nbytes)
+        elif isinstance(event, Miss):
+            logger.debug("miss %s %s: %s", event.namespace, event.key.hex()[:16], event.reason.value)
+        elif isinstance(event, Drop):
+            logger.debug("not kept %s %s: %s", event.namespace, event.key.hex()[:16], event.reason.value)
+
+    stop = call.stash.store.events.listen(tell)
+    try:
+        yield
+    finally:
+        stop()
+
+
+def _check(prompts: Any) -> list[str]:
+    if isinstance(prompts, (str, bytes)) or not hasattr(prompts, "__iter__"):
+        raise InvalidArgumentError(f"prompts is a list of strings; got {type(prompts).__name__}")
+    texts = list(prompts)
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InvalidArgumentError(
+                f"prompt {index} is a {type(text).__name__}; lmprobe's cache takes strings. For token ids and chat "
+                "messages use lmstash's own stash.activations(model, tokenizer)."
+            )
+    return texts
+
+
+def _has(extractor: Any, name: str) -> bool:
+    """As `hasattr`, but without running the properties of the class: lmprobe's load the model."""
+    return name in getattr(extractor, "__dict__", {}) or hasattr(type(extractor), name) or hasattr(extractor, name)
+
+
+def _configure_remote(extractor: Any) -> None:
+    """Let lmprobe set up remote execution, for its own extractors."""
+    if type(extractor).__module__.partition(".")[0] == "lmprobe":
+        from lmprobe.extraction import configure_remote  # pyright: ignore[reportMissingImports]
+
+        configure_remote()
