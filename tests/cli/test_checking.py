@@ -51,6 +51,23 @@ def test_doctor_of_a_folder_that_is_not_there(lmstash_cli, tmp_path):
     assert not (tmp_path / "nothing").exists()
 
 
+def test_doctor_of_what_is_no_folder(lmstash_cli, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    outcome = lmstash_cli("doctor", place=tmp_path / "file")
+    assert outcome.code == 1
+    assert "is not a folder" in outcome.out
+
+
+def test_looking_at_a_stash_without_index_says_how_to_rebuild_it(lmstash_cli, folder):
+    for name in ("index.db-wal", "index.db-shm", "index.db"):
+        (folder / name).unlink(missing_ok=True)
+    outcome = lmstash_cli("info")
+    assert outcome.code == 1
+    assert "lmstash verify --repair" in outcome.err
+    assert lmstash_cli("verify", "--repair").code == 0
+    assert lmstash_cli("info", "--json").data["entries"] == 4
+
+
 def test_doctor_names_files_that_others_may_read(lmstash_cli, folder):
     (folder / "index.db").chmod(0o644)
     found = findings(lmstash_cli)["permissions"]

@@ -112,6 +112,14 @@ def check_folder(folder: Folder) -> Iterator[Finding]:
         yield Finding("folder", NOTE, f"{folder.path} does not exist", "It is made on first use.")
         yield from check_disk(folder, folder.path.parent)
         return
+    if not folder.path.is_dir():
+        yield Finding("folder", BAD, f"{folder.path} is not a folder", "Choose another with --dir or LMSTASH_DIR.")
+        return
+    if not os.access(folder.path, os.R_OK | os.X_OK):
+        yield Finding(
+            "folder", BAD, f"{folder.path} cannot be read", "Choose another with LMSTASH_DIR, or mend its mode."
+        )
+        return
     yield from check_access(folder)
     from lmstash.store.disk.folder import NETWORK_FILE_SYSTEMS, file_system
 
@@ -138,12 +146,7 @@ def check_folder(folder: Folder) -> Iterator[Finding]:
 def check_access(folder: Folder) -> Iterator[Finding]:
     """Check owner and permission bits."""
     path = folder.path
-    if not path.is_dir():
-        yield Finding("folder", BAD, f"{path} is not a folder", "Choose another with --dir or LMSTASH_DIR.")
-        return
-    if not os.access(path, os.R_OK | os.X_OK):
-        yield Finding("folder", BAD, f"{path} cannot be read", "Choose another with LMSTASH_DIR, or mend its mode.")
-    elif not os.access(path, os.W_OK):
+    if not os.access(path, os.W_OK):
         yield Finding("folder", NOTE, f"{path} cannot be written: hits are served, nothing is kept")
     else:
         yield Finding("folder", OK, str(path))

@@ -90,7 +90,9 @@ def _run(command: str, rest: list[str]) -> int:
         code = int(parsed.run(parsed))
         sys.stdout.flush()
         return code
-    except LmstashError as error:
+    except BrokenPipeError:
+        raise
+    except (LmstashError, OSError) as error:
         print(f"lmstash {command}: {error}", file=sys.stderr)
         if parsed.json:
             from lmstash.cli.output import print_json

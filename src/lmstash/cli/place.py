@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmstash.errors import InvalidArgumentError, LmstashError, NotFoundError
+from lmstash.errors import InvalidArgumentError, LmstashError, NotFoundError, StoreUnavailableError
 from lmstash.settings import resolve
 
 if TYPE_CHECKING:
@@ -35,20 +35,23 @@ def open_named(arguments: argparse.Namespace, *, write: bool = False, make: bool
 
     Raises:
         NotFoundError: There is no stash there.
-        StoreUnavailableError: It cannot be used.
+        StoreUnavailableError: It cannot be used, or has lost its index and is only looked at.
     """
     import lmstash
 
     where = location(arguments)
+    read_only = not write or bool(resolve("read_only").value)
     if "://" not in where and not make:
         from lmstash.store.disk.folder import Folder
 
-        if not Folder(where).description.exists():
+        folder = Folder(where)
+        if not folder.description.exists():
             raise NotFoundError(
                 f"there is no stash in {where}. Name its folder with --dir (or LMSTASH_DIR); "
                 "lmstash.open() makes one on first use, and `lmstash demo` shows how."
             )
-    read_only = not write or bool(resolve("read_only").value)
+        if read_only and not folder.index.exists():
+            raise StoreUnavailableError(f"the index of {where} is missing. Rebuild it: lmstash verify --repair")
     return lmstash.open(where, strict=True, read_only=read_only, trust_env=False)
 
 
