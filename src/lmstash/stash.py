@@ -10,7 +10,7 @@ from html import escape
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from lmstash.errors import InvalidArgumentError, LmstashError
+from lmstash.errors import FormatError, InvalidArgumentError, LmstashError
 from lmstash.events import EventLog, Stats, logger
 from lmstash.settings import UNSET, resolve
 from lmstash.store.base import EntryInfo, Removed, Store, StoreInfo, VerifyReport, Write
@@ -203,7 +203,6 @@ class Tensors:
             framework: `"torch"` or `"numpy"`.
         """
         from lmstash.codecs.tensors import decode_tensors
-        from lmstash.errors import CorruptEntryError
 
         digest = self._digest(key)
         entry = self._stash.store.fetch_many([digest])[0]
@@ -213,7 +212,7 @@ class Tensors:
             if framework == "numpy":
                 return dict(decode_tensors(entry.value, framework="numpy"))
             return dict(decode_tensors(entry.value, framework="torch"))
-        except CorruptEntryError as error:
+        except FormatError as error:
             self._stash.store.events.damage(self.namespace, digest, str(error))
             if self._stash.store.strict:
                 raise

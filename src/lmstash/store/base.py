@@ -63,7 +63,7 @@ class Entry:
     @property
     def meta(self) -> dict[str, Any]:
         """The facts kept beside the value."""
-        return json.loads(self.meta_bytes) if self.meta_bytes else {}
+        return decode_meta(self.meta_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +139,7 @@ class Removed:
 
     entries: int
     nbytes: int
+    """Bytes the entries took; a store may count headers or not."""
 
 
 Selector = Callable[[EntryInfo], bool]
@@ -227,22 +228,85 @@ class Store(Protocol):
         ...
 
 
+MAX_META_BYTES = 256 << 10
+MAX_NAMESPACE_BYTES = 256
+_FOREVER_SECONDS = 100 * 365 * 86400.0
+
+
 def check_key(key: bytes) -> None:
     """Raise unless `key` is 32 bytes."""
     if not isinstance(key, bytes) or len(key) != KEY_BYTES:
         raise InvalidArgumentError(f"a key is {KEY_BYTES} bytes; got {key!r}. Use lmstash.identity to make one.")
 
 
+def check_write(write: Write) -> tuple[bytes, float | None]:
+    """Return the facts of `write` as JSON bytes and its lifetime in seconds (None: for ever), checked.
+
+    Raises:
+        InvalidArgumentError: A field is not what a store takes.
+    """
+    check_key(write.key)
+    try:
+        named = 0 < len(write.namespace.encode()) <= MAX_NAMESPACE_BYTES
+    except UnicodeEncodeError:
+        named = False
+    if not named:
+        raise InvalidArgumentError(f"a namespace has 1 to {MAX_NAMESPACE_BYTES} bytes of UTF-8: {write.namespace!r}")
+    if len(write.parent) not in (0, KEY_BYTES):
+        raise InvalidArgumentError(f"parent= takes a key of {KEY_BYTES} bytes, or none")
+    if not 0 <= write.n_tokens < 2**32:
+        raise InvalidArgumentError(f"n_tokens= takes 0 to 2**32 - 1; got {write.n_tokens}")
+    lifetime = write.ttl_seconds
+    if lifetime is not None:
+        if lifetime != lifetime:
+            raise InvalidArgumentError("ttl_seconds= is not a number; use None for ever")
+        lifetime = None if lifetime >= _FOREVER_SECONDS else lifetime
+    return encode_meta(write.meta), lifetime
+
+
 def encode_meta(meta: Mapping[str, Any] | bytes | None) -> bytes:
-    """Return `meta` as the JSON that is stored."""
+    """Return `meta` as the JSON that is stored.
+
+    Raises:
+        InvalidArgumentError: It is no JSON, or takes more than 256 KiB.
+    """
     if not meta:
         return b""
-    return meta if isinstance(meta, bytes) else json.dumps(meta, separators=(",", ":")).encode()
+    try:
+        encoded = meta if isinstance(meta, bytes) else json.dumps(meta, separators=(",", ":")).encode()
+    except (TypeError, ValueError) as error:
+        raise InvalidArgumentError(f"meta= takes what JSON can say: {error}") from None
+    if isinstance(meta, bytes) and not (meta.startswith(b"{") and meta.endswith(b"}")):
+        raise InvalidArgumentError("meta= given as bytes must be one JSON object")
+    if len(encoded) > MAX_META_BYTES:
+        raise InvalidArgumentError(f"meta= takes {len(encoded):,} bytes; keep it under {MAX_META_BYTES:,}")
+    return encoded
+
+
+def decode_meta(encoded: bytes) -> dict[str, Any]:
+    """Return stored facts; what cannot be read is as if there were none."""
+    if not encoded:
+        return {}
+    try:
+        meta = json.loads(encoded)
+    except ValueError:
+        return {}
+    return meta if isinstance(meta, dict) else {}
+
+
+def byte_views(value: Buffer | Sequence[Buffer]) -> list[Buffer]:
+    """Return `value` as flat buffers of bytes, copying only what is not contiguous."""
+    parts = [value] if isinstance(value, (bytes, bytearray, memoryview)) else value
+    return [each if isinstance(each, bytes) else _flat(memoryview(each)) for each in parts]
+
+
+def _flat(view: memoryview) -> Buffer:
+    return view.cast("B") if view.c_contiguous and view.nbytes else view.tobytes()
 
 
 def join(value: Buffer | Sequence[Buffer]) -> bytes:
     """Return `value` as one bytes object."""
-    return bytes(value) if isinstance(value, (bytes, bytearray, memoryview)) else b"".join(value)
+    return bytes(value) if isinstance(value, bytes) else b"".join(byte_views(value))
 
 
 def matches(namespace: str, asked: str | None) -> bool:

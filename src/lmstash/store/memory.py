@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections import OrderedDict
@@ -10,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lmstash.errors import CapacityError
+from lmstash.errors import CapacityError, StoreUnavailableError
 from lmstash.events import DropReason, EventLog, MissReason
 from lmstash.store.base import (
     Buffer,
@@ -22,8 +21,8 @@ from lmstash.store.base import (
     StoreInfo,
     VerifyReport,
     Write,
-    check_key,
-    encode_meta,
+    check_write,
+    decode_meta,
     join,
     matches,
 )
@@ -73,6 +72,7 @@ class MemoryStore:
         self.capacity_bytes = capacity_bytes
         self._kept: OrderedDict[bytes, _Kept] = OrderedDict()
         self._bytes = 0
+        self._closed = False
         self._lock = threading.RLock()
 
     def __repr__(self) -> str:
@@ -167,7 +167,7 @@ class MemoryStore:
                     expires=kept.expires,
                     pinned=kept.pinned,
                     parent=kept.parent,
-                    meta=json.loads(kept.meta_bytes) if kept.meta_bytes else {},
+                    meta=decode_meta(kept.meta_bytes),
                 )
 
     def prune(self, select: Selector | None = None, *, namespace: str | None = None, dry_run: bool = False) -> Removed:
@@ -237,6 +237,7 @@ class MemoryStore:
         with self._lock:
             self._kept.clear()
             self._bytes = 0
+            self._closed = True
 
     def _look_up(self, key: bytes) -> _Kept | None:
         with self._lock:
@@ -248,27 +249,30 @@ class MemoryStore:
                 kept.last_used = now
                 kept.hits += 1
         if kept is None or expired:
-            self.events.miss("", key, MissReason.EXPIRED if expired else MissReason.ABSENT)
+            reason = MissReason.UNAVAILABLE if self._closed else MissReason.ABSENT
+            self.events.miss("", key, MissReason.EXPIRED if expired else reason)
             return None
         self.events.hit(kept.namespace, key, len(kept.value), kept.compute_seconds)
         return kept
 
     def _put(self, write: Write, replace: bool) -> bool:
-        check_key(write.key)
+        meta_bytes, lifetime = check_write(write)
         value = join(write.value)
         now = time.time()
         kept = _Kept(
             value=value,
             namespace=write.namespace,
-            meta_bytes=encode_meta(write.meta),
+            meta_bytes=meta_bytes,
             parent=write.parent,
             compute_seconds=write.compute_seconds,
             n_tokens=write.n_tokens,
             created=now,
-            expires=None if write.ttl_seconds is None else now + write.ttl_seconds,
+            expires=None if lifetime is None else now + lifetime,
             last_used=now,
         )
         with self._lock:
+            if self._closed:
+                return self._dropped(write, DropReason.UNAVAILABLE, "the store is closed")
             if not replace and self.contains(write.key):
                 return True
             capacity = self.capacity_bytes
@@ -290,6 +294,8 @@ class MemoryStore:
 
     def _dropped(self, write: Write, reason: DropReason, detail: str) -> bool:
         self.events.drop(write.namespace, write.key, reason)
+        if self.strict and reason == DropReason.UNAVAILABLE:
+            raise StoreUnavailableError(f"{write.namespace}: value not kept: {detail}. Open it again.")
         if self.strict:
             raise CapacityError(f"{write.namespace}: value not kept: {detail}. Raise capacity_bytes= or unpin entries.")
         return False

@@ -22,7 +22,7 @@ from lmstash.store.disk.format import (
     pack_head,
     payload_align,
 )
-from lmstash.store.disk.index import SEALED, Index, Row
+from lmstash.store.disk.index import SEALED, Index, Row, row_id
 from lmstash.store.disk.recency import FIRST_SLOT, REGION_UNIT, SLOT_BYTES, Recency
 from lmstash.store.disk.room import Room
 from lmstash.store.disk.segment import SegmentWriter
@@ -142,8 +142,8 @@ class Appender:
                 buffers.append(bytes(padding))
             rows.append(
                 Row(
-                    int.from_bytes(item.key[:8], "little", signed=True),
-                    item.key[8:],
+                    row_id(item.key),
+                    item.key,
                     writer.row,
                     offset,
                     len(head),

@@ -84,9 +84,9 @@ class Folder:
         return description
 
     def write_description(self, capacity_bytes: int | None) -> None:
-        """Record format and limit (atomically)."""
+        """Record format and limit, atomically. The index's write lock keeps others from doing so at the same time."""
         content = {"format": FORMAT_VERSION, "capacity_bytes": capacity_bytes, "made_by": "lmstash"}
-        fresh = self.description.with_name(f"stash.json.{os.getpid()}.new")
+        fresh = self.description.with_name("stash.json.new")
         write_private(fresh, (json.dumps(content, indent=2) + "\n").encode())
         os.replace(fresh, self.description)
 

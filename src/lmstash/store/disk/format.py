@@ -13,7 +13,7 @@ from enum import IntEnum
 import xxhash
 
 from lmstash.errors import CorruptEntryError, UnsupportedFormatError
-from lmstash.store.base import Buffer
+from lmstash.store.base import MAX_NAMESPACE_BYTES, Buffer
 
 FORMAT_VERSION = 1
 RECORD_MAGIC = b"LMSr"
@@ -229,6 +229,8 @@ def parse_head(buffer: Buffer, start: int = 0) -> Header:
         raise CorruptEntryError("no record begins here")
     if version != FORMAT_VERSION or flags & ~KNOWN_FLAGS:
         raise UnsupportedFormatError(f"record format {version} with flags {flags:#x}: upgrade lmstash to read it")
+    if bool(flags & FLAG_CHUNKED) != (payload_bytes > CHUNK_BYTES):
+        raise CorruptEntryError("a record header contradicts its lengths")
     n_chunks = -(-payload_bytes // CHUNK_BYTES) if flags & FLAG_CHUNKED else 0
     end = start + HEADER.size + meta_bytes + 8 * n_chunks
     if end > start + head_bytes or end > len(buffer):
@@ -289,9 +291,6 @@ def pack_segment_header(segment_id: bytes, namespace: str, created_us: int) -> b
     return head + _SUM.pack(xxh3(head))
 
 
-MAX_NAMESPACE_BYTES = SEGMENT_HEADER_BYTES - 8 - SEGMENT_HEADER.size
-
-
 def parse_segment_header(buffer: bytes) -> tuple[bytes, str, int]:
     """Return (segment id, namespace, created us).
 
@@ -307,7 +306,13 @@ def parse_segment_header(buffer: bytes) -> tuple[bytes, str, int]:
     if _SUM.unpack_from(buffer, SEGMENT_HEADER_BYTES - 8)[0] != xxh3(buffer[: SEGMENT_HEADER_BYTES - 8]):
         raise CorruptEntryError("a segment header fails its checksum")
     name = buffer[SEGMENT_HEADER.size : SEGMENT_HEADER.size + name_bytes]
-    return segment_id, name.decode(), created_us
+    try:
+        namespace = name.decode()
+    except UnicodeDecodeError:
+        namespace = ""
+    if not 0 < name_bytes <= MAX_NAMESPACE_BYTES or not namespace:
+        raise CorruptEntryError("a segment header names no namespace")
+    return segment_id, namespace, created_us
 
 
 def pack_footer(records: list[Located], offset: int) -> bytes:

@@ -1,7 +1,7 @@
 """Where each key is: an SQLite database, through apsw (its SQLite has the fix for the WAL-reset bug).
 
-An entry's row id is the first 8 bytes of its key, so that one b-tree serves look-up and storage; the other 24 bytes are
-kept in the row and compared. Two keys that share 64 bits displace each other, which costs a miss and never a wrong hit.
+An entry's row id is a 64-bit hash of its key, so that one b-tree serves look-up and storage; the whole key is kept in
+the row and compared. Two keys of one hash displace each other, which costs a miss and never a wrong hit.
 
 One connection reads and one writes, each under its own lock, so that a long write holds up no look-up of this process.
 """
@@ -12,6 +12,7 @@ import os
 import random
 import threading
 import time
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -20,11 +21,13 @@ import apsw
 
 from lmstash.errors import CapacityError, StoreUnavailableError
 from lmstash.store.disk.folder import Folder
+from lmstash.store.disk.format import xxh3
 
 APPLICATION_ID = 0x4C4D5354  # "LMST"
 SCHEMA_VERSION = 1
 BUSY_SECONDS = 30.0
 OPEN, SEALED = 0, 1
+_HALF = 1 << 63
 
 _SCHEMA = f"""
 CREATE TABLE segments(
@@ -32,13 +35,13 @@ CREATE TABLE segments(
     granted INTEGER NOT NULL, tail INTEGER NOT NULL, records INTEGER NOT NULL, live INTEGER NOT NULL,
     live_bytes INTEGER NOT NULL, first_slot INTEGER NOT NULL, n_slots INTEGER NOT NULL, created REAL NOT NULL);
 CREATE TABLE entries(
-    k INTEGER PRIMARY KEY, rest BLOB NOT NULL, seg INTEGER NOT NULL, off INTEGER NOT NULL, head INTEGER NOT NULL,
+    k INTEGER PRIMARY KEY, key BLOB NOT NULL, seg INTEGER NOT NULL, off INTEGER NOT NULL, head INTEGER NOT NULL,
     size INTEGER NOT NULL, slot INTEGER NOT NULL, gen INTEGER NOT NULL, exp INTEGER NOT NULL, pinned INTEGER NOT NULL);
 CREATE TABLE facts(name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
 """
-_COLUMNS = "k, rest, seg, off, head, size, slot, gen, exp, pinned"
+_COLUMNS = "k, key, seg, off, head, size, slot, gen, exp, pinned"
 _FIND = f"SELECT {_COLUMNS} FROM entries WHERE k = ?"
 _FIND_MANY = f"SELECT {_COLUMNS} FROM carray(?) AS asked CROSS JOIN entries ON entries.k = asked.value"
 _PAGE = f"SELECT {_COLUMNS} FROM entries WHERE k > ? ORDER BY k LIMIT 1000"
@@ -53,7 +56,7 @@ class Row(NamedTuple):
     """Where one entry is."""
 
     k: int
-    rest: bytes
+    key: bytes
     seg: int
     off: int
     head: int
@@ -62,11 +65,6 @@ class Row(NamedTuple):
     gen: int
     exp: int
     pinned: int
-
-    @property
-    def key(self) -> bytes:
-        """The whole key."""
-        return self.k.to_bytes(8, "little", signed=True) + self.rest
 
     @property
     def record_bytes(self) -> int:
@@ -93,7 +91,7 @@ class SegmentRow(NamedTuple):
 
 def row_id(key: bytes) -> int:
     """Return the row id of `key`."""
-    return int.from_bytes(key[:8], "little", signed=True)
+    return xxh3(key) - _HALF
 
 
 class Index:
@@ -165,7 +163,7 @@ class Index:
                 found = self.reader.execute(_FIND, (row_id(key),)).fetchall()
         except apsw.Error as error:
             raise self._translate(error) from error
-        if not found or found[0][1] != key[8:]:
+        if not found or found[0][1] != key:
             return None
         return Row._make(found[0])
 
@@ -240,8 +238,14 @@ class Index:
         """As `find_many`, as the running transaction sees it."""
         if len(keys) == 1:
             found = self.writer.execute(_FIND, (row_id(keys[0]),)).fetchall()
-            return {keys[0]: Row._make(found[0])} if found and found[0][1] == keys[0][8:] else {}
+            return {keys[0]: Row._make(found[0])} if found and found[0][1] == keys[0] else {}
         return _find_many(self.writer, keys)
+
+    def occupants(self, ids: Sequence[int]) -> list[Row]:
+        """Return the rows that have these ids, whatever their keys, as the running transaction sees them."""
+        if len(ids) == 1:
+            return [Row._make(each) for each in self.writer.execute(_FIND, (ids[0],))]
+        return [Row._make(each) for each in self.writer.execute(_FIND_MANY, (apsw.carray(array("q", ids)),))]
 
     def put_rows(self, rows: Sequence[Row] | Sequence[tuple[Any, ...]]) -> None:
         """Insert or replace rows."""
@@ -358,14 +362,11 @@ class Index:
 def _find_many(connection: apsw.Connection, keys: Sequence[bytes]) -> dict[bytes, Row]:
     if not keys:
         return {}
-    ids = memoryview(b"".join([key[:8] for key in keys])).cast("q")
-    by_id = {each[0]: each for each in connection.execute(_FIND_MANY, (apsw.carray(ids),))}
+    asked = set(keys)
     make = Row._make
-    return {
-        key: make(found)
-        for key, each_id in zip(keys, ids.tolist(), strict=True)
-        if (found := by_id.get(each_id)) is not None and found[1] == key[8:]
-    }
+    ids = array("q", [xxh3(key) - _HALF for key in keys])
+    found = connection.execute(_FIND_MANY, (apsw.carray(ids),))
+    return {row[1]: make(row) for row in found if row[1] in asked}
 
 
 def _wait(attempt: int) -> bool:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from lmstash.errors import InvalidArgumentError
 from lmstash.events import EventLog
-from lmstash.store.base import Buffer, Write, check_key, encode_meta
+from lmstash.store.base import Write, byte_views, check_write
 from lmstash.store.disk.appender import Appender, Item
-from lmstash.store.disk.format import MAX_NAMESPACE_BYTES, TOMBSTONE, RecordType
+from lmstash.store.disk.format import TOMBSTONE, RecordType
 from lmstash.store.disk.index import Index, Row
 from lmstash.store.disk.recency import Recency
 from lmstash.store.disk.reclaim import Reclaimer
 from lmstash.store.disk.segment import SegmentWriter
 
-MAX_META_BYTES = 256 << 10
 GROUP_ROWS = 512
 """At most this many values share a transaction, which bounds how far it makes the index's log grow."""
 
@@ -71,6 +69,8 @@ class Intake:
         with self._index.write_lock:
             with self._reclaimer.changes():
                 rows = list(self._index.find_for_change(keys).values())
+                # A pin belongs to the key: with the key deleted, a rebuild must not find it.
+                self._note_pins([row for row in rows if row.pinned], pinned=False)
                 self._bury(rows)
                 self._index.delete_rows(rows)
             self._forget_use(rows)
@@ -85,27 +85,27 @@ class Intake:
 
     def pin(self, keys: Sequence[bytes], pinned: bool) -> int:
         """Protect entries from eviction or stop doing so; returns how many are kept."""
-        kind = RecordType.PIN if pinned else RecordType.UNPIN
         with self._index.write_lock, self._reclaimer.changes():
             rows = list(self._index.find_for_change(keys).values())
             changed = [row for row in rows if bool(row.pinned) != pinned]
-            for namespace, some in self._by_namespace(changed).items():
-                self._appender.append_controls(namespace, kind, [(row.key, b"") for row in some])
+            self._note_pins(changed, pinned=pinned)
             self._index.put_rows([row._replace(pinned=int(pinned)) for row in changed])
             return len(rows)
 
     def _commit(self, writer: SegmentWriter, rows: list[Row], replace: bool) -> None:
         with self._reclaimer.changes():
-            old = self._index.find_for_change([row.key for row in rows])
-            replaced, fresh, doomed = list(old.values()), rows, []
+            occupants = self._index.occupants([row.k for row in rows])
+            asked = {row.key for row in rows}
+            old = {row.key: row for row in occupants if row.key in asked}
+            replaced, fresh, doomed = occupants, rows, []
             if old and replace:
                 # A pin belongs to the key.
                 fresh = [row._replace(pinned=old[row.key].pinned) if row.key in old else row for row in rows]
             elif old:
                 # Somebody was faster: theirs stays, unless it has expired.
                 now = time.time() * 1e6
-                replaced = [row for row in replaced if 0 < row.exp <= now]
-                stays = old.keys() - {row.key for row in replaced}
+                stays = {key for key, row in old.items() if not 0 < row.exp <= now}
+                replaced = [row for row in occupants if row.key not in stays]
                 fresh = [row for row in rows if row.key not in stays]
                 doomed = [row for row in rows if row.key in stays]
             doomed = doomed + replaced
@@ -124,6 +124,11 @@ class Intake:
         for row in rows:
             self._recency.forget(row.slot)
         self._recency.note_removal()
+
+    def _note_pins(self, rows: Sequence[Row], *, pinned: bool) -> None:
+        kind = RecordType.PIN if pinned else RecordType.UNPIN
+        for namespace, some in self._by_namespace(rows).items():
+            self._appender.append_controls(namespace, kind, [(row.key, b"") for row in some])
 
     def _bury(self, rows: Sequence[Row]) -> None:
         """Append tombstones, so that no rebuild raises these records. Their room is forced: nothing moves."""
@@ -147,21 +152,11 @@ def item_of(write: Write) -> Item:
     """Return `write` checked and ready to be appended.
 
     Raises:
-        InvalidArgumentError: The key, the namespace or the facts are not what a store takes.
+        InvalidArgumentError: A field is not what a store takes.
     """
-    check_key(write.key)
-    if not 0 < len(write.namespace.encode()) <= MAX_NAMESPACE_BYTES:
-        raise InvalidArgumentError(f"a namespace has 1 to {MAX_NAMESPACE_BYTES} bytes: {write.namespace!r}")
-    meta = encode_meta(write.meta)
-    if len(meta) > MAX_META_BYTES:
-        raise InvalidArgumentError(f"meta takes {len(meta):,} bytes; keep it under {MAX_META_BYTES:,}")
-    value = write.value
-    if isinstance(value, bytes):
-        buffers: list[Buffer] = [value]
-    else:
-        parts = [value] if isinstance(value, (bytearray, memoryview)) else value
-        buffers = [each if isinstance(each, bytes) else memoryview(each).cast("B") for each in parts]
-    expires = 0 if write.ttl_seconds is None else max(1, int((time.time() + write.ttl_seconds) * 1e6))
+    meta, lifetime = check_write(write)
+    buffers = byte_views(write.value)
+    expires = 0 if lifetime is None else max(1, int((time.time() + lifetime) * 1e6))
     return Item(
         write.key,
         buffers,

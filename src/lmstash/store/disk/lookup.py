@@ -146,7 +146,7 @@ class Lookup:
             records = [None] if len(group) == 1 else read_group(file, group)
             for row, record in zip(group, records, strict=True):
                 try:
-                    header, payload = read_one(file, row) if record is None else check_record(record, row)
+                    header, payload = read_one(file, row) if record is None else check_record(file, record, row)
                 except FormatError:
                     odd.add(row.key)
                     continue

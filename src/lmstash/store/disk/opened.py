@@ -81,8 +81,8 @@ class Opened:
             if known == fact:
                 return
             self.index.set_fact("capacity", fact)
-        with contextlib.suppress(OSError):
-            self.folder.write_description(capacity)
+            with contextlib.suppress(OSError):
+                self.folder.write_description(capacity)
         self.room.refresh()
         if capacity is not None and known is not None:
             self.reclaimer.evict(capacity)

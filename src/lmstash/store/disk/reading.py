@@ -18,6 +18,7 @@ from lmstash.store.disk.format import (
     CHUNK_BYTES,
     Header,
     OtherKeyError,
+    RecordType,
     check_chunk,
     check_chunk_table,
     check_payload,
@@ -57,17 +58,23 @@ def read_one(file: SegmentFile, row: Row) -> tuple[Header, memoryview]:
     buffer = memory(row.head + row.size)
     if os.preadv(file.fd, [buffer], row.off) != row.head + row.size:
         raise CorruptEntryError(f"{file.path.name} is cut short")
-    return check_record(buffer, row)
+    return check_record(file, buffer, row)
 
 
-def check_record(buffer: memoryview, row: Row) -> tuple[Header, memoryview]:
+def check_record(file: SegmentFile, buffer: memoryview, row: Row) -> tuple[Header, memoryview]:
     """Return header and payload of the record that fills `buffer`, both checked."""
     header = parse_head(buffer)
-    if header.key != row.key or header.head_bytes != row.head:
-        raise OtherKeyError("a record holds another key than the index says")
+    _check_identity(file, header, row)
     payload = buffer[row.head : row.head + row.size]
     check_payload(header, payload)
     return header, payload
+
+
+def _check_identity(file: SegmentFile, header: Header, row: Row) -> None:
+    if header.key != row.key or header.type != RecordType.ENTRY or header.namespace_hash != file.namespace_hash:
+        raise OtherKeyError("a record is not the one the index says")
+    if header.head_bytes != row.head or header.payload_bytes != row.size:
+        raise CorruptEntryError("a record's lengths are not those the index says")
 
 
 def read_group(file: SegmentFile, rows: list[Row]) -> list[memoryview | None]:
@@ -102,8 +109,7 @@ def groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
 def _read_large(file: SegmentFile, row: Row) -> tuple[Header, memoryview]:
     head = os.pread(file.fd, row.head, row.off)
     header = parse_head(head)
-    if header.key != row.key or header.head_bytes != row.head or header.payload_bytes != row.size:
-        raise OtherKeyError("a record holds another key than the index says")
+    _check_identity(file, header, row)
     check_chunk_table(header)
     padded = -(-row.size // _PAGE) * _PAGE
     whole = memory(padded, align=_PAGE)

@@ -18,7 +18,7 @@ from lmstash.events import EventLog
 from lmstash.store.base import Removed
 from lmstash.store.disk.appender import Appender, Item
 from lmstash.store.disk.folder import Folder
-from lmstash.store.disk.format import TOMBSTONE, Located, RecordType, parse_head
+from lmstash.store.disk.format import SEGMENT_HEADER_BYTES, TOMBSTONE, Located, RecordType, parse_head
 from lmstash.store.disk.index import OPEN, SEALED, Index, Row, SegmentRow
 from lmstash.store.disk.recency import Recency
 from lmstash.store.disk.segment import read_footer, scan
@@ -99,7 +99,7 @@ class Reclaimer:
             sealed = [each for each in self._index.segments() if each.state == SEALED]
             small: dict[str, list[SegmentRow]] = {}
             for each in sealed:
-                if each.live == 0 or each.live_bytes < each.granted // 2:
+                if each.live == 0 or each.live_bytes < (each.tail - SEGMENT_HEADER_BYTES) // 2:
                     self._reclaim(each, spare_all=True)
                 elif each.granted < self._appender.room.sizes.segment_bytes // 4:
                     small.setdefault(each.namespace, []).append(each)
@@ -208,7 +208,7 @@ class Reclaimer:
             return None
         try:
             listed = read_footer(fd)
-            return listed if listed is not None or segment.state == OPEN else list(scan(fd))
+            return listed if listed is not None or segment.state == OPEN else list(scan(fd, segment.namespace))
         finally:
             os.close(fd)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from lmstash.errors import FormatError
 from lmstash.events import EventLog, logger
 from lmstash.store.disk.folder import Folder
-from lmstash.store.disk.format import FLAG_PINNED, Located, RecordType, aligned
+from lmstash.store.disk.format import FLAG_PINNED, SEGMENT_HEADER_BYTES, Located, RecordType, aligned
 from lmstash.store.disk.index import OPEN, SEALED, Index, IndexDamagedError, Row, SegmentRow, row_id
 from lmstash.store.disk.recency import FIRST_SLOT, REGION_UNIT, Recency
 from lmstash.store.disk.segment import lock_if_abandoned, read_footer, read_segment_header, scan, seal_file
@@ -74,7 +74,9 @@ class Recovery:
                     if fd is None:
                         continue
                     try:
-                        if read_segment_header(fd)[0] == name:
+                        # Shorter than a header: its writer died while it made the file.
+                        unborn = os.fstat(fd).st_size < SEGMENT_HEADER_BYTES
+                        if unborn or read_segment_header(fd)[0] == name:
                             os.unlink(self._folder.segment(name))
                     finally:
                         os.close(fd)
@@ -94,7 +96,7 @@ class Recovery:
                     return False  # another process was first
                 segment = SegmentRow._make(found[0])
                 listed = read_footer(fd)
-                records = listed if listed is not None else list(scan(fd))
+                records = listed if listed is not None else list(scan(fd, segment.namespace))
                 self._adopt(segment, [each for each in records if each.offset >= segment.tail])
                 tail = records[-1].end if records else 512
                 size = os.fstat(fd).st_size if listed is not None else seal_file(fd, records, tail)
@@ -132,26 +134,25 @@ class Recovery:
 class _Rebuilt:
     """What a set of records amounts to once tombstones and pins have spoken."""
 
-    newest: dict[bytes, Row] = field(default_factory=dict)
+    found: dict[bytes, list[Row]] = field(default_factory=dict)
     killed: set[tuple[bytes, int]] = field(default_factory=set)
     pins: dict[bytes, tuple[int, bool]] = field(default_factory=dict)
 
-    def add(self, segment: int, first_slot: int, each: Located, payload: bytes = b"") -> None:
+    def add(self, segment: int, first_slot: int, each: Located) -> None:
         if each.type == RecordType.ENTRY:
-            old = self.newest.get(each.key)
-            if old is not None and old.gen >= each.generation:
-                return
-            self.newest[each.key] = Row(
-                row_id(each.key),
-                each.key[8:],
-                segment,
-                each.offset,
-                each.head_bytes,
-                each.payload_bytes,
-                first_slot + each.ordinal,
-                each.generation,
-                each.expires_us,
-                int(bool(each.flags & FLAG_PINNED)),
+            self.found.setdefault(each.key, []).append(
+                Row(
+                    row_id(each.key),
+                    each.key,
+                    segment,
+                    each.offset,
+                    each.head_bytes,
+                    each.payload_bytes,
+                    first_slot + each.ordinal,
+                    each.generation,
+                    each.expires_us,
+                    int(bool(each.flags & FLAG_PINNED)),
+                )
             )
         elif (
             each.type in (RecordType.PIN, RecordType.UNPIN) and each.generation > self.pins.get(each.key, (0, False))[0]
@@ -159,8 +160,14 @@ class _Rebuilt:
             self.pins[each.key] = (each.generation, each.type == RecordType.PIN)
 
     def live_rows(self) -> list[Row]:
-        rows = [row for row in self.newest.values() if (row.key, row.gen) not in self.killed]
-        return [row._replace(pinned=int(self.pins[row.key][1])) if row.key in self.pins else row for row in rows]
+        """Return the newest record of each key that no tombstone names."""
+        rows: list[Row] = []
+        for key, candidates in self.found.items():
+            alive = [row for row in candidates if (key, row.gen) not in self.killed]
+            if alive:
+                row = max(alive, key=lambda each: each.gen)
+                rows.append(row._replace(pinned=int(self.pins[key][1])) if key in self.pins else row)
+        return rows
 
 
 def rebuild(
@@ -212,7 +219,7 @@ def fill_from_segments(folder: Folder, index: Index, recency: Recency, events: E
                 raise FormatError(f"it says that it is {found_name}")
             alive = not _locked(fd)
             listed = read_footer(fd)
-            records = listed if listed is not None else list(scan(fd))
+            records = listed if listed is not None else list(scan(fd, namespace))
             tail = records[-1].end if records else 512
             if listed is None and not alive:
                 seal_file(fd, records, tail)

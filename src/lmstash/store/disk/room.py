@@ -55,11 +55,12 @@ class Room:
         self._index = index
         self.refresh()
 
-    def refresh(self) -> None:
-        """Read the limit anew: another process may have changed it."""
+    def refresh(self) -> Room:
+        """Read the limit anew (another process may have changed it), and return the room."""
         capacity = self._index.fact("capacity")
         self.capacity_bytes: int | None = None if capacity in (None, "unlimited") else int(capacity)
         self.sizes = Sizes.of(self.capacity_bytes)
+        return self
 
     @property
     def disabled(self) -> bool:

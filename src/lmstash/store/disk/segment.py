@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
+import sys
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from lmstash.errors import FormatError
@@ -30,6 +32,8 @@ from lmstash.store.disk.format import (
 
 _OPEN_FILES = 256
 _IOV = 512
+_STRETCH_BYTES = 8 << 20
+_EAGER_BYTES = 1 << 20
 _SCAN_WINDOW = 1 << 20
 """Longer than any record's header (facts are limited to half of it)."""
 
@@ -100,12 +104,13 @@ class SegmentWriter:
 class SegmentFile:
     """One segment opened for reading; closed when nobody refers to it any more."""
 
-    __slots__ = ("_direct", "fd", "namespace", "path")
+    __slots__ = ("_direct", "fd", "namespace", "namespace_hash", "path")
 
     def __init__(self, path: Path, namespace: str) -> None:
         """Open the file. Raises OSError."""
         self.path = path
         self.namespace = namespace
+        self.namespace_hash = namespace_hash(namespace)
         self._direct: int | None = None
         self.fd = -1
         self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -157,17 +162,60 @@ class SegmentFiles:
 
 
 def write_all(fd: int, buffers: Sequence[Buffer], offset: int) -> None:
-    """Write `buffers` one after another at `offset`, however many calls that takes."""
-    for start in range(0, len(buffers), _IOV):
-        group = list(buffers[start : start + _IOV])
-        while group:
-            written = os.pwritev(fd, group, offset)
-            offset += written
-            while group and written >= (size := memoryview(group[0]).nbytes):
-                written -= size
-                group.pop(0)
-            if written:
-                group[0] = memoryview(group[0]).cast("B")[written:]
+    """Write `buffers` one after another at `offset`, however many calls that takes.
+
+    The kernel is asked to start on long writes at once, so that a later flush finds most of them done.
+    """
+    group: list[Buffer] = []
+    size = 0
+    for buffer in buffers:
+        view = memoryview(buffer).cast("B") if len(buffer) > _STRETCH_BYTES else buffer
+        for start in range(0, max(len(view), 1), _STRETCH_BYTES):
+            part = view[start : start + _STRETCH_BYTES] if view is not buffer else view
+            group.append(part)
+            size += len(part)
+            if size >= _STRETCH_BYTES or len(group) >= _IOV:
+                offset = _write_group(fd, group, size, offset)
+                group, size = [], 0
+    if group:
+        _write_group(fd, group, size, offset)
+
+
+def _write_group(fd: int, group: list[Buffer], size: int, offset: int) -> int:
+    start = offset
+    left = group
+    while size > offset - start:
+        written = os.pwritev(fd, left, offset)
+        offset += written
+        if size > offset - start:  # a short write: go on behind it
+            while written >= len(left[0]):
+                written -= len(left[0])
+                left = left[1:]
+            left = [memoryview(left[0])[written:], *left[1:]]
+    if size >= _EAGER_BYTES:
+        start_writeback(fd, start, size)
+    return offset
+
+
+def start_writeback(fd: int, offset: int, n_bytes: int) -> None:
+    """Ask the kernel to begin writing a range to the disk, without waiting for it (Linux; elsewhere nothing)."""
+    call = _sync_file_range()
+    if call is not None:
+        call(fd, offset, n_bytes, 2)  # SYNC_FILE_RANGE_WRITE
+
+
+@functools.cache
+def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    import ctypes
+
+    try:
+        call = ctypes.CDLL(None).sync_file_range
+    except (OSError, AttributeError):
+        return None
+    call.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+    return call
 
 
 def seal_file(fd: int, records: list[Located], tail: int) -> int:
@@ -210,10 +258,12 @@ def read_segment_header(fd: int) -> tuple[str, str]:
     return segment_id.hex(), namespace
 
 
-def scan(fd: int, start: int = SEGMENT_HEADER_BYTES, ordinal: int = 0) -> Iterator[Located]:
-    """Yield the whole records from `start` on, reading headers only, up to the first that is not one."""
+def scan(fd: int, namespace: str) -> Iterator[Located]:
+    """Yield the whole records of a segment, reading headers only, up to the first that is not one of `namespace`."""
     size = os.fstat(fd).st_size
-    offset, window, window_start = start, b"", start
+    owner = namespace_hash(namespace)
+    offset, ordinal = SEGMENT_HEADER_BYTES, 0
+    window, window_start = b"", offset
     while offset + HEADER.size <= size:
         try:
             try:
@@ -235,7 +285,7 @@ def scan(fd: int, start: int = SEGMENT_HEADER_BYTES, ordinal: int = 0) -> Iterat
             header.payload_bytes,
             ordinal,
         )
-        if offset + header.head_bytes + header.payload_bytes > size:
+        if offset + header.head_bytes + header.payload_bytes > size or header.namespace_hash != owner:
             return
         yield located
         offset = located.end

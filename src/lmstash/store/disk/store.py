@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import errno
-import json
 import os
 import threading
 import time
@@ -34,6 +33,7 @@ from lmstash.store.base import (
     StoreInfo,
     VerifyReport,
     Write,
+    decode_meta,
     matches,
 )
 from lmstash.store.disk.appender import Item
@@ -218,7 +218,7 @@ class DiskStore:
     def contains_many(self, keys: Sequence[bytes]) -> list[bool]:
         """As `contains`, for many keys; about a microsecond a key."""
         with self._faults():
-            rows, now = self._ready().index.find_many(keys), int(time.time() * 1e6)
+            rows, now = self._ready().index.find_many(keys), time.time() * 1e6
             return [(row := rows.get(key)) is not None and not 0 < row.exp <= now for key in keys]
         return [False] * len(keys)
 
@@ -259,7 +259,7 @@ class DiskStore:
         items = list(batch.values())
         try:
             opened = self._writable()
-            if opened.room.disabled:
+            if opened.room.disabled and opened.room.refresh().disabled:
                 return kept + self._drop(namespace, items, DropReason.DISABLED, "its limit is too small")
             opened.intake.keep(namespace, items, replace=replace)
         except NoRoomError:
@@ -280,7 +280,7 @@ class DiskStore:
         except IndexDamagedError as error:
             self._fault(error)
             return kept + self._drop(namespace, items, DropReason.UNAVAILABLE, str(error))
-        except LmstashError as error:
+        except LmstashError as error:  # closed, or the index cannot be used
             return kept + self._drop(namespace, items, DropReason.UNAVAILABLE, str(error))
         self._count_puts(namespace, items)
         return kept + len(items)
@@ -331,7 +331,7 @@ class DiskStore:
                     expires=row.exp / 1e6 if row.exp else None,
                     pinned=bool(row.pinned),
                     parent=header.parent,
-                    meta=json.loads(header.meta) if header.meta else {},
+                    meta=decode_meta(header.meta),
                 )
 
     def prune(self, select: Selector | None = None, *, namespace: str | None = None, dry_run: bool = False) -> Removed:
