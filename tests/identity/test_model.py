@@ -11,6 +11,7 @@ from torch import nn
 
 from lmstash.errors import UnsupportedModelError
 from lmstash.identity.model import Fingerprint, fingerprint_model
+from lmstash.identity.watch import ModelWatch
 
 
 def names(ours, theirs):
@@ -127,13 +128,20 @@ def test_the_body_of_a_class_counts_even_under_the_same_name():
     assert make(1, 2) != make(1, 1), "a function that the class calls is part of it"
 
 
+class Settings:
+    def __init__(self):
+        self.scale = 1.0
+        self.head = nn.Linear(2, 2)
+
+
+SETTINGS = Settings()
 SCALES = {"scale": 1.0}
 OFFSET = torch.zeros(2)
 
 
 class UsesGlobals(nn.Linear):
     def forward(self, input):
-        return super().forward(input) * SCALES["scale"] + OFFSET
+        return super().forward(input) * SCALES["scale"] * SETTINGS.scale + OFFSET
 
 
 def test_globals_that_the_code_names_count(monkeypatch):
@@ -148,6 +156,33 @@ def test_globals_that_the_code_names_count(monkeypatch):
         assert fingerprint_model(model) != scaled
     finally:
         OFFSET[0] = 0
+
+
+def change_number(monkeypatch):
+    monkeypatch.setattr(SETTINGS, "scale", 2.0)
+
+
+def change_module(monkeypatch):
+    monkeypatch.setattr(SETTINGS.head.weight, "data", torch.ones(2, 2))
+
+
+def replace_module(monkeypatch):
+    monkeypatch.setattr(SETTINGS, "head", nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("change", [change_number, change_module, replace_module])
+def test_objects_that_the_code_names_count_and_are_watched(monkeypatch, change):
+    model = UsesGlobals(2, 2).eval()
+    SETTINGS.head.train()
+    before = fingerprint_model(model)
+    SETTINGS.head.eval()
+    watch = ModelWatch(model)
+    frozen = watch.refresh()
+    assert frozen != before, "training mode counts there, too"
+    assert watch.unchanged()
+    change(monkeypatch)
+    assert not watch.unchanged(frozen)
+    assert watch.refresh() == fingerprint_model(model) != frozen
 
 
 def scaled(factor):

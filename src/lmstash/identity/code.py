@@ -7,7 +7,11 @@ values that these functions name. Three kinds of owner:
 * transformers: by name and SHA-256 of the source file (its version is a component of its own), so that another minor
   version of Python shares; functions that another package has put into its classes or modules count as that package's;
 * everything else (your classes, remote code, other packages): by bytecode, which is what really runs. Bytecode differs
-  between minor versions of Python; the loss is a miss.
+  between minor versions of Python; the loss is a miss. Objects, tensors and modules that your own functions name as
+  globals count, too; those of installed packages are taken to follow from the package's version.
+
+Not seen: state that a function reaches neither through its arguments, its module's globals nor what it closed over
+(files, environment variables), and C code that is replaced under the same version.
 """
 
 from __future__ import annotations
@@ -39,12 +43,18 @@ class CodeGraph:
         self._seen: dict[int, str] = {}
         self._places: list[tuple[Mapping[str, Any], str, Any, bytes | None]] = []
         self._classes: list[tuple[type, list[Any]]] = []
-        self.tensors: dict[str, Any] = {}
-        """Tensors that the code names as globals, by qualified name."""
+        self.objects: dict[str, Any] = {}
+        """Other things that your own code names as globals, by where; whoever asked for the code describes them."""
 
     def components(self) -> dict[Component, Component]:
         """Return {qualified name: hexadecimal digest} of everything read so far."""
         return {**self._units}
+
+    def packages(self) -> dict[Component, Component]:
+        """Return {package: version} of the packages that the code lies in."""
+        roots = {name.partition(".")[0] for name in self._units} - _BY_NAME
+        versions = {root: getattr(sys.modules.get(root), "__version__", None) for root in sorted(roots)}
+        return {root: version for root, version in versions.items() if isinstance(version, str)}
 
     def unchanged(self) -> bool:
         """Return whether classes, functions and globals are still the objects that were read. Costs about 0.1 ms."""
@@ -155,10 +165,10 @@ class CodeGraph:
                 self._units.setdefault(f"{target}.{value.__qualname__}", "pinned by version")
             else:
                 self._link(name, self.add(value))
-        elif _is_tensor(value):
-            self.tensors[name] = value
         elif (data := _encoded(value)) is not None:
             self._units[name] = hashlib.sha256(data).hexdigest()
+        elif not _is_installed(str(function.__globals__.get("__name__"))):
+            self.objects[name] = value
 
 
 _CLASS_NOISE = frozenset({"__module__", "__doc__", "__qualname__", "__firstlineno__"})
@@ -240,9 +250,11 @@ def _encoded(value: Any) -> bytes | None:
         return None
 
 
-def _is_tensor(value: Any) -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(value, torch.Tensor)
+@lru_cache(maxsize=4096)
+def _is_installed(module: str) -> bool:
+    """Return whether a module belongs to an installed package, whose version pins what its globals hold."""
+    path = str(getattr(sys.modules.get(module), "__file__", ""))
+    return _owner(module) in {*_BY_NAME, "transformers"} or "site-packages" in path or "dist-packages" in path
 
 
 @lru_cache(maxsize=4096)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from lmstash.errors import UnsupportedModelError
@@ -83,20 +83,25 @@ def read(model: torch.nn.Module, *, variant: str | None, strict_numerics: bool) 
     if config is not None:
         out.components["config"] = describer.value(config, "config")
     describer.module(model, "")
-    while describer.modules:
-        name, module = describer.modules.pop()
-        modules[name or "<root>"] = _read_module(name, module, describer, variant)
     hooks = _hooks(_global_hooks())
     _refuse_hooks(hooks, "torch's global hooks", variant)
     out.components["global_hooks"] = [describer.value(each, "global hooks") for each in hooks]
-    out.components["modules"] = modules
-    out.components["numerics"] = describer.value(numerics(device_types(out.tensors.values())), "numerics")
     out.components["attention"] = _attention_code(model, out.code)
+    outside: dict[Component, Component] = {}
+    while describer.modules or len(outside) < len(out.code.objects):
+        while describer.modules:
+            name, module = describer.modules.pop()
+            modules[name or "<root>"] = _read_module(name, module, describer, variant)
+        for place, value in list(out.code.objects.items()):  # reading one may lead to more code, and to more modules
+            if place not in outside:
+                outside[place] = describer.value(value, f"code {place}")
+    out.components["modules"] = modules
+    out.components["globals"] = outside
+    out.components["numerics"] = describer.value(numerics(device_types(out.tensors.values())), "numerics")
     out.components["variant"] = variant
-    out.components["transformers"] = _version("transformers")
     if strict_numerics:
         out.components["environment"] = environment(out.tensors.values())
-    out.tensors.update({f"code {name}": each for name, each in out.code.tensors.items()})
+    out.components["packages"] = out.code.packages()
     out.components["code"] = out.code.components()
     return out
 
@@ -131,11 +136,11 @@ def _read_module(name: str, module: torch.nn.Module, describer: Describer, varia
     return found
 
 
-def stamp(model: torch.nn.Module) -> tuple[list[object], list[torch.Tensor]]:
+def stamp(model: torch.nn.Module, outside: Mapping[str, Any]) -> tuple[list[object], list[torch.Tensor]]:
     """Return a list that differs from an earlier one if `read` could, and the model's live tensors, in order.
 
     The list holds classes, names and plain values; what is not plain is described anew.
-    Costs about 2 ms for a model of 400 modules.
+    `outside` is `CodeGraph.objects`. Costs about 2 ms for a model of 400 modules.
     """
     describer = Describer(CodeGraph(), lenient=True, follow_code=False)
     flat: list[object] = [encode(describer.value(getattr(model, "config", None), "config"))]
@@ -143,6 +148,7 @@ def stamp(model: torch.nn.Module) -> tuple[list[object], list[torch.Tensor]]:
     pending = describer.modules
     seen = describer.seen_modules
     describer.module(model, "")
+    flat += [encode(describer.value(value, place)) for place, value in outside.items()]
     while pending:
         name, module = pending.pop()
         state = module.__dict__
@@ -279,10 +285,6 @@ def environment(tensors: Any) -> dict[Component, Component]:
         torch.cuda.get_device_name(each.device) if each.device.type == "cuda" else each.device.type for each in tensors
     }
     return {"torch": str(torch.__version__), "devices": sorted(devices)}
-
-
-def _version(package: str) -> str | None:
-    return getattr(sys.modules.get(package), "__version__", None)
 
 
 def named(tensors: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -56,13 +56,16 @@ def fingerprint_tokenizer(tokenizer: Any) -> Fingerprint:
     components["class"] = describer.code(type(tokenizer))
     if backend is not tokenizer:
         components["settings"] = _settings(tokenizer, describer)
-    components["transformers"] = getattr(sys.modules.get("transformers"), "__version__", None)
+    components["packages"] = {
+        **code.packages(),
+        "tokenizers": getattr(sys.modules.get("tokenizers"), "__version__", None),
+    }
+    components["globals"] = {place: describer.value(value, place) for place, value in code.objects.items()}
     components["code"] = code.components()
     name = getattr(tokenizer, "name_or_path", None)
     recorded: dict[str, Component] = {
         "name": name if isinstance(name, str) and name else type(tokenizer).__qualname__,
         "class": f"{type(tokenizer).__module__}.{type(tokenizer).__qualname__}",
-        "tokenizers": getattr(sys.modules.get("tokenizers"), "__version__", None),
     }
     return Fingerprint(Key(components), recorded)
 

@@ -109,7 +109,7 @@ class ModelWatch:
 
         if self._reading is None:
             return False
-        found, live = stamp(self._model)
+        found, live = stamp(self._model, self._reading.structure.code.objects)
         if found != self._stamp or _addresses(live) != self._addresses or not self._reading.structure.code.unchanged():
             return False
         versions = _versions(live)
@@ -126,12 +126,19 @@ class ModelWatch:
 
         known = self._reading.known if self._reading else {}
         self._reading = None
-        found, live = stamp(self._model)
-        addresses, versions = _addresses(live), _versions(live)
-        self._reading = read_model(
-            self._model, variant=self._variant, strict_numerics=self._strict_numerics, known=known
-        )
-        self._stamp, self._addresses, self._versions = found, addresses, versions
+        for _ in range(3):
+            before, live = stamp(self._model, {})
+            addresses, versions = _addresses(live), _versions(live)
+            reading = read_model(self._model, variant=self._variant, strict_numerics=self._strict_numerics, known=known)
+            after, live = stamp(self._model, {})
+            if after == before and _addresses(live) == addresses:
+                objects = reading.structure.code.objects
+                self._stamp, live = stamp(self._model, objects)
+                if objects:
+                    addresses, versions = _addresses(live), _versions(live)
+                self._addresses, self._versions, self._reading = addresses, versions, reading
+                return
+        raise UnsupportedModelError("the model changes while it is read. Let it come to rest, then retry.")
 
 
 def _addresses(tensors: list[torch.Tensor]) -> list[object]:

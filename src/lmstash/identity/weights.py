@@ -57,11 +57,10 @@ def dense_parts(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Te
         held = tensor.untyped_storage().nbytes()
     except (RuntimeError, NotImplementedError):
         raise UnsupportedModelError(f"{name} is a {type(tensor).__qualname__} without memory of its own.") from None
-    if (
-        tensor.numel()
-        and held < (tensor.storage_offset() + tensor.numel()) * tensor.element_size()
-        and (held == 0 or tensor.is_contiguous())
-    ):
+    reach = (
+        tensor.storage_offset() + 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    )
+    if tensor.numel() and held < reach * tensor.element_size():
         raise UnsupportedModelError(f"the memory of {name} has been freed (a sharded model?). Gather it first.")
     if tensor.is_conj() or tensor.is_neg():
         tensor = tensor.resolve_conj().resolve_neg()
