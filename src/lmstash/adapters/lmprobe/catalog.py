@@ -19,7 +19,9 @@ import torch
 from lmstash.adapters.lmprobe.layout import hash16
 from lmstash.caches.activations.batching import BATCH_TOKENS
 from lmstash.caches.activations.context import Context
+from lmstash.caches.activations.pooling import Pool
 from lmstash.caches.activations.prompts import Prompt
+from lmstash.caches.activations.source import Values
 from lmstash.codecs.records import decode_record, encode_record
 from lmstash.errors import FormatError
 from lmstash.identity.keys import Key
@@ -67,6 +69,8 @@ class Record:
     n_tokens: int
     ids: np.ndarray | None
     """`[n_tokens]` uint32; None when kept by text, or when the stash is private."""
+    text: str | None
+    """The prompt; None when the stash is private."""
 
 
 def record_key(name: str, model: bytes, storage_dtype: str | None, prompt_hash: str) -> bytes:
@@ -82,7 +86,8 @@ def record_write(context: Context, name: str, prompt: Prompt, n_tokens: int, by_
     meta = {"name": name, "model": context.model.hex()[:16], "prompt": hash16(text), "tokens": n_tokens}
     if not context.private and prompt.excerpt is not None:
         meta["text"] = prompt.excerpt
-    value = encode_record({"n_tokens": n_tokens, "ids": prompt.ids.astype("<u4").tobytes() if known else None})
+    ids = prompt.ids.astype("<u4").tobytes() if known else None
+    value = encode_record({"n_tokens": n_tokens, "ids": ids, "text": None if context.private else text})
     key = record_key(name, context.model, context.storage_dtype, hash16(text))
     return Write(key, value, namespace=RECORDS, meta=meta, n_tokens=n_tokens, ttl_seconds=context.ttl_seconds)
 
@@ -96,7 +101,8 @@ def read_records(store: Store, keys: Sequence[bytes]) -> list[Record | None]:
             if isinstance(said, dict) and isinstance(n_tokens := said.get("n_tokens"), int):
                 ids = said.get("ids")
                 known = np.frombuffer(ids, dtype="<u4").astype(np.uint32) if isinstance(ids, bytes) else None
-                out.append(Record(n_tokens, known))
+                text = said.get("text")
+                out.append(Record(n_tokens, known, text if isinstance(text, str) else None))
                 continue
         except (FormatError, ValueError):
             pass
@@ -148,6 +154,6 @@ class NamedSource:
         """As remembered."""
         return self._reading.causal
 
-    def compute(self, *_: object) -> list[Sequence[torch.Tensor]]:
+    def compute(self, batch: Sequence[np.ndarray], layers: Sequence[int], site: str, pool: Pool) -> list[Values]:
         """There is no model: nothing is computed."""
         return []

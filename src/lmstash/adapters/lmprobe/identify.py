@@ -15,8 +15,7 @@ happens, and remembered for the class.
 from __future__ import annotations
 
 import json
-import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,7 +118,7 @@ class Teller:
         changed = {
             name
             for name in before.parts.keys() | now.keys()
-            if name.startswith(("attribute:", "code:"))
+            if name.startswith(("attribute:", "global:", "code:"))
             and now.get(name) != before.parts.get(name)
             and now.get(name) != b""
         }
@@ -154,23 +153,26 @@ def _read(extractor: Any, remote: bool, weights: bool = True) -> tuple[dict[str,
         "remote": encode(remote),
         "class": encode(code.add(type(extractor))),
     }
-    for name, value in sorted(_attributes(extractor, code).items()):
-        if callable(getattr(value, "get_vocab", None)):
-            parts[f"attribute:{name}"] = _tokenizer(value) if weights else b""
-            continue
-        described = encode(describer.value(value, name))
-        parts[f"attribute:{name}"] = described + b"".join(map(_content, describer.tensors.values()))
-        describer.tensors.clear()
-    modules = dict(describer.modules) | dict(_free_modules(type(extractor)))
+    pending = [(f"attribute:{name}", value) for name, value in sorted(_attributes(extractor, code).items())]
+    while pending:
+        for place, value in pending:
+            if callable(getattr(value, "get_vocab", None)):
+                parts[place] = _tokenizer(value) if weights else b""
+                continue
+            described = encode(describer.value(value, place))
+            parts[place] = described + b"".join(map(_content, describer.tensors.values()))
+            describer.tensors.clear()
+        # What its code names as globals or has closed over; describing that may lead to more code.
+        named = {f"global:{name}": value for name, value in code.objects.items()}
+        pending = [(place, value) for place, value in named.items() if place not in parts]
     watched: list[tuple[Any, Fingerprint]] = []
     if weights:
-        for path, module in sorted(modules.items()):
+        for path, module in sorted(describer.modules):
             each = watch(module)
             fingerprint = each.refresh()
             watched.append((each, fingerprint))
             parts[f"module:{path}"] = fingerprint.digest
-        parts |= {f"global:{path}": _content(each) for path, each in code.tensors.items()}
-        if not modules:
+        if not watched:
             parts["files"] = encode(_files(str(extractor.model_name)))
     parts |= {f"code:{name}": encode(digests) for name, digests in code.components().items()}
     return parts, watched
@@ -201,25 +203,6 @@ def _content(tensor: Any) -> bytes:
     from lmstash.identity.weights import content_digest
 
     return encode((str(tensor.dtype), list(tensor.shape), content_digest(tensor)))
-
-
-def _free_modules(kind: type) -> Iterator[tuple[str, Any]]:
-    """Yield the torch modules that the methods of `kind` name as globals or have closed over."""
-    import torch
-
-    for base in kind.__mro__:
-        for function in vars(base).values():
-            if not isinstance(function, types.FunctionType):
-                continue
-            named = {each: function.__globals__.get(each) for each in function.__code__.co_names}
-            for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-                try:
-                    named[variable] = cell.cell_contents
-                except ValueError:  # an empty cell
-                    continue
-            for name, value in named.items():
-                if isinstance(value, torch.nn.Module):
-                    yield f"{function.__qualname__}:{name}", value
 
 
 def _files(model_name: str) -> Component:

@@ -43,6 +43,8 @@ class ImportedPrompt:
     n_tokens: int | None
     left_padded: bool
     text: str | None
+    top_k: int | None = None
+    """Of `logits_top_k_values`."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,9 @@ def read_index(store: Store, model_hash: str, prompt_hash: str) -> ImportedPromp
     if said is None:
         return None
     try:
-        return ImportedPrompt(tuple(said["tensors"]), said["n_tokens"], bool(said["left_padded"]), said["text"])
+        return ImportedPrompt(
+            tuple(said["tensors"]), said["n_tokens"], bool(said["left_padded"]), said["text"], said["top_k"]
+        )
     except (KeyError, TypeError):
         return None
 
@@ -91,6 +95,7 @@ def index_write(model_hash: str, prompt_hash: str, name: str | None, imported: I
             "n_tokens": imported.n_tokens,
             "left_padded": imported.left_padded,
             "text": imported.text,
+            "top_k": imported.top_k,
         }
     )
     meta: dict[str, Any] = {"name": name, "model_hash": model_hash, "prompt": prompt_hash, "tensors": imported.tensors}
@@ -126,7 +131,7 @@ def declare_identity(store: Store, name: str, model: bytes | None, *, how: str, 
 def declaration(store: Store, model_hash: str) -> Declaration | None:
     """Return the declaration for a model name, if there is one."""
     key = _declaration_key(model_hash)
-    said = _record(store, key) if store.contains(key) else None
+    said = _record(store, key)
     if said is None or not isinstance(said.get("model"), bytes):
         return None
     return Declaration(said["model"], str(said.get("how")), bool(said.get("left_padded")))
@@ -213,7 +218,7 @@ def _declaration_key(model_hash: str) -> bytes:
 
 
 def _record(store: Store, key: bytes) -> dict[str, Any] | None:
-    value = store.get(key)
+    value = store.get(key) if store.contains(key) else None
     try:
         said = None if value is None else decode_record(bytes(value))
     except FormatError:

@@ -132,7 +132,7 @@ class TextShelf:
 
     def _fitting(self, prompt: int, entry: Entry) -> Tensor | None:
         """Return an entry's value in the dtype it was computed in; None when it is not what was asked for."""
-        found = described(entry.value)
+        found = described(entry)
         if found is None or len(found[0]) != 2 or self.n_tokens[prompt] not in (None, found[0][0]):
             return None
         (_, width), dtype = found
