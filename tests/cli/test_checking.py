@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 
 import lmstash
+from lmstash.codecs.records import encode_record
+from lmstash.identity.fingerprint import Fingerprint
+from lmstash.identity.keys import Key
 
 
 def damage(folder) -> None:
@@ -156,6 +159,19 @@ def test_why_names_another_model(lmstash_cli):
     assert [(each["name"], each["asked"], each["kept"]) for each in data["differences"]] == [("model", "huge", "tiny")]
 
 
+def test_why_names_the_fields_in_which_two_models_differ(lmstash_cli, folder):
+    kept = Fingerprint(Key({"config": {"rope_theta": 10000.0}, "transformers": "5.22.0"}), {})
+    live = Fingerprint(Key({"config": {"rope_theta": 10000.0}, "transformers": "5.23.0"}), {})
+    with lmstash.open(folder, strict=True) as stash:
+        for model, each in (("0123456789abcdef", kept), (live.hex[:16], live)):
+            value = encode_record(each.describe())
+            assert stash.store.put(each.digest, value, namespace="models/all", meta={"model": model})
+    question = ["--prompt", "The cat sat on the mat.", "--layer", "3", "--model", live.hex, "--json"]
+    found = {each["name"]: (each["asked"], each["kept"]) for each in lmstash_cli("why", *question).data["differences"]}
+    assert found["model.transformers"] == ("5.23.0", "5.22.0")
+    assert "model.config.rope_theta" not in found
+
+
 def test_why_finds_the_likest_prompt(lmstash_cli, writes):
     data = lmstash_cli("why", "--prompt", "Another prompt!", "--layer", "7", "--json").data
     assert [each["name"] for each in data["differences"]] == ["prompt"]
@@ -165,7 +181,7 @@ def test_why_finds_the_likest_prompt(lmstash_cli, writes):
 def test_why_of_what_is_kept_says_what_was_not_compared(lmstash_cli):
     outcome = lmstash_cli("why", "--prompt", "The cat sat on the mat.", "--layer", "3", "--pool", "last")
     assert outcome.code == 0
-    assert "site not compared" in outcome.out.replace("model, site", "site")
+    assert "model, site, storage not compared" in outcome.out
 
 
 def test_why_takes_one_question(lmstash_cli):

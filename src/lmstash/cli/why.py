@@ -1,7 +1,7 @@
 """Say why a look-up hits or misses, and which part of its identity differs from the nearest kept entry.
 
 `lmstash why KEY` asks about one key. `lmstash why --prompt TEXT` asks about an activation as a program would, by what
-it names: --model, --layer, --site, --pool; parts that are not named are not compared.
+it names: --model, --layer, --site, --pool, --storage; parts that are not named are not compared.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from lmstash.cli.models import explain_models
 from lmstash.cli.output import clip, facts, print_json, style
 from lmstash.cli.place import components, find_entry, model_of, open_named, plain
 from lmstash.errors import InvalidArgumentError, LmstashError, NotFoundError
@@ -19,7 +20,7 @@ from lmstash.store.base import EntryInfo, Store
 
 TEXT_CHARACTERS = 200
 """How much of a prompt an entry keeps."""
-_PARTS = ("model", "layer", "site", "pool")
+_PARTS = ("model", "layer", "site", "pool", "storage")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layer", type=int, help="the layer that was looked up")
     parser.add_argument("--site", help="the site that was looked up, for instance block_out")
     parser.add_argument("--pool", help="the pooling that was looked up: last, mean, a token index, or none for raw")
+    parser.add_argument("--storage", help="the dtype it is kept in: exact, float16, bfloat16 or float32")
     parser.add_argument("--kind", default="activations", help="the kind to look among (default: activations)")
 
 
@@ -116,7 +118,9 @@ def by_prompt(store: Store, arguments: argparse.Namespace) -> dict[str, Any]:
         rest += "; past its first 200 characters a prompt is not compared" if len(arguments.prompt) > 200 else ""
         return {"hit": True, "answer": f"kept{rest}", "nearest": best.entry.key.hex(), "differences": []}
     names = ", ".join(name for name, _, _ in best.differing)
-    return _miss(f"miss (absent): {names} differ{'s' if len(best.differing) == 1 else ''}", best.entry, best.differing)
+    if "model" in asked and any(name == "model" for name, _, _ in best.differing):
+        best.differing += explain_models(store, asked["model"], str(best.entry.meta.get("model", "")))
+    return _miss(f"miss (absent): {names} not as kept", best.entry, best.differing)
 
 
 def _compare(entry: EntryInfo, asked: dict[str, Any], kept: dict[str, Any]) -> _Candidate:
