@@ -1,0 +1,30 @@
+"""Runs the benchmarks of this folder, one process each: `python benchmarks/run.py [WORD ...]`.
+
+A benchmark is a file `bench_<what>.py` that prints its figures when it is run. Words choose those whose names contain
+one of them.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+
+def main(words: list[str]) -> int:
+    """Run the chosen benchmarks; returns how many failed."""
+    here = Path(__file__).parent
+    chosen = [path for path in sorted(here.glob("bench_*.py")) if not words or any(word in path.stem for word in words)]
+    if not chosen:
+        there = ", ".join(path.stem.removeprefix("bench_") for path in sorted(here.glob("bench_*.py"))) or "none"
+        print(f"no benchmark is called {' '.join(words)!r}; there are: {there}", file=sys.stderr)
+        return 2
+    failed = 0
+    for path in chosen:
+        print(f"\n== {path.stem}", flush=True)
+        failed += subprocess.run([sys.executable, str(path)], check=False).returncode != 0
+    return min(failed, 1)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
