@@ -14,15 +14,17 @@ from lmstash.store.disk.format import (
     FLAG_PINNED,
     HEADER,
     RECORD_ALIGN,
+    SEGMENT_HEADER_BYTES,
     TOMBSTONE,
     Located,
     RecordType,
     aligned,
     checksum_payload,
+    footer_bytes,
     pack_head,
     payload_align,
 )
-from lmstash.store.disk.index import SEALED, Index, Row, row_id
+from lmstash.store.disk.index import OPEN, SEALED, Index, Row, row_id
 from lmstash.store.disk.recency import FIRST_SLOT, REGION_UNIT, SLOT_BYTES, Recency
 from lmstash.store.disk.room import Room
 from lmstash.store.disk.segment import SegmentWriter
@@ -86,21 +88,21 @@ class Appender:
 
         Inside a transaction. With `forced`, nothing is evicted and the reserve may be used.
         """
-        writer = self.granted(namespace, n_bytes, n_records)
-        if writer is not None:
-            return writer
         self.room.refresh()
-        writer = self.writers.get(namespace)
-        if writer is not None and (
-            self._full(writer, n_bytes, n_records) or not self._extend(writer, n_bytes, n_records, forced)
-        ):
-            self.seal(writer)
-            writer = None
-        if writer is None:
-            writer = self._begin(namespace, n_bytes, n_records, forced)
-        if writer is not None:
-            self.writers[namespace] = writer
-        return writer
+        # Making room copies records forward, which may begin, fill or seal this very segment: look again each time.
+        for _attempt in range(8):
+            writer = self.granted(namespace, n_bytes, n_records)
+            if writer is not None:
+                return writer
+            writer = self.writers.get(namespace)
+            if writer is not None and (
+                self._full(writer, n_bytes, n_records) or not self._extend(writer, n_bytes, n_records, forced)
+            ):
+                if self.writers.get(namespace) is writer:
+                    self.seal(writer)
+            elif writer is None and not self._begin(namespace, n_bytes, n_records, forced):
+                return None
+        return None
 
     def _full(self, writer: SegmentWriter, n_bytes: int, n_records: int) -> bool:
         too_long = writer.count > 0 and writer.room_for(n_bytes, n_records) > self.room.sizes.segment_bytes
@@ -268,32 +270,38 @@ class Appender:
             os.close(fd)
 
     def _extend(self, writer: SegmentWriter, n_bytes: int, n_records: int, forced: bool) -> bool:
+        """Grant an open segment more room; returns whether there was any."""
         need = aligned(writer.room_for(n_bytes, n_records), 4096)
         sizes = self.room.sizes
         for want in (max(need, min(writer.granted + sizes.step_bytes, sizes.segment_bytes)), need):
             if self.make_room(want - writer.granted, forced, {writer.row}):
-                self._grant(writer, want)
+                if self.writers.get(writer.namespace) is writer and writer.granted < want:
+                    self._grant(writer, want)
                 return True
         return False
 
-    def _begin(self, namespace: str, n_bytes: int, n_records: int, forced: bool) -> SegmentWriter | None:
+    def _begin(self, namespace: str, n_bytes: int, n_records: int, forced: bool) -> bool:
+        """Begin a segment; returns whether there was room for one."""
         sizes = self.room.sizes
         n_slots = aligned(max(n_records, sizes.segment_slots if n_bytes < sizes.segment_bytes else 1), REGION_UNIT)
-        need = aligned(n_bytes + 8192 + 96 * n_records, 4096)
+        need = aligned(n_bytes + 8192 + footer_bytes(n_records), 4096)
         for want in (max(need, sizes.step_bytes), need):
             if self.make_room(want + 8192 + n_slots * SLOT_BYTES, forced, set()):
                 break
         else:
-            return None
+            return False
+        if namespace in self.writers:
+            return True
         first_slot = self._free_slots(n_slots)
         self._recency.grow(first_slot + n_slots)
         self._recency.forget(first_slot, n_slots)
-        name = new_segment_name()
-        row = self._index.add_segment(name, namespace, 0, want, 512, first_slot, n_slots)
+        name = os.urandom(16).hex()
+        row = self._index.add_segment(name, namespace, OPEN, want, SEGMENT_HEADER_BYTES, first_slot, n_slots)
         path = self._folder.segment(name)
         writer = SegmentWriter(path, name, namespace, row=row, first_slot=first_slot, n_slots=n_slots)
         writer.granted = want
-        return writer
+        self.writers[namespace] = writer
+        return True
 
     def _grant(self, writer: SegmentWriter, want: int) -> None:
         with self._index.transaction() as connection:
@@ -308,8 +316,3 @@ class Appender:
                 break
             start = max(start, first + count)
         return start
-
-
-def new_segment_name() -> str:
-    """Return a name no segment has had."""
-    return os.urandom(16).hex()
