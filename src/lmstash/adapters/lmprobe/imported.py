@@ -128,6 +128,11 @@ def declare_identity(store: Store, name: str, model: bytes | None, *, how: str, 
     store.put(_declaration_key(hash16(name)), value, namespace=DECLARATIONS, meta=meta)
 
 
+def revoke(store: Store, model_hash: str) -> None:
+    """Take the declaration for a model name back: what was imported under it is served to nobody."""
+    store.delete(_declaration_key(model_hash))
+
+
 def declaration(store: Store, model_hash: str) -> Declaration | None:
     """Return the declaration for a model name, if there is one."""
     key = _declaration_key(model_hash)

@@ -1,13 +1,12 @@
 """Takes an lmprobe cache over into a stash, so that nobody loses what they have.
 
-The folder is only read. What is taken is marked unverified, since lmprobe's files do not say which weights computed them;
-`declare` and `verify_sample=` say when it may be served (see `lmstash.adapters.lmprobe.imported`).
+The folder is only read. What is taken is marked unverified, since lmprobe's files do not say which weights computed
+them; `declare` and `verify_sample=` say when it may be served (see `lmstash.adapters.lmprobe.imported`).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -17,12 +16,14 @@ from lmstash.adapters.lmprobe import config
 from lmstash.adapters.lmprobe.identify import Teller, identify_model, is_local_lmprobe
 from lmstash.adapters.lmprobe.imported import (
     ImportedPrompt,
+    declaration,
     declare_identity,
     encode_value,
     imported_key,
     index_write,
     read_imported,
     read_index,
+    revoke,
     value_write,
 )
 from lmstash.adapters.lmprobe.layout import LayoutModel, LayoutPrompt, hash16, load_prompt, read_layout
@@ -107,8 +108,9 @@ def import_cache(
 ) -> ImportReport:
     """Copy an lmprobe cache (layouts v1 and v2, sidecars included) into a stash.
 
-    Importing again adds what is new and changes nothing else. Damaged files and tensors that do not fit are reported and
-    left out. Reads every file once, a prompt at a time.
+    Importing again adds what is new and changes nothing else; what a sample verified before needs another sample once
+    something was added. Damaged files and tensors that do not fit are reported and left out. Reads every file once, a
+    prompt at a time.
 
     Args:
         folder: lmprobe's cache folder (`LMPROBE_CACHE_DIR`, or `~/.cache/lmprobe`). Only read.
@@ -118,12 +120,12 @@ def import_cache(
             that name takes the declaration, and no other.
         verify_sample: With a live extractor: how many prompts to compute again. If all agree, what was imported may be
             served to it; if one does not, nothing may.
-        tolerance: Largest difference that still agrees, relative to the largest value of the tensor. By default 1e-3 for
-            tensors in float32 and float64, 5e-3 in float16, 2e-2 in bfloat16.
+        tolerance: Largest difference that still agrees, relative to the largest value of the tensor. By default 1e-3
+            for tensors in float32 and float64, 5e-3 in float16, 2e-2 in bfloat16.
 
     Raises:
-        InvalidArgumentError: `declare` or `verify_sample` without a model to declare or to compute with, or a model that
-            is not in the folder.
+        InvalidArgumentError: `declare` or `verify_sample` without a model to declare or to compute with, or a model
+            that is not in the folder.
         StoreUnavailableError: The folder cannot be read.
     """
     extractor = None if model is None or isinstance(model, str) else getattr(model, "extractor", model)
@@ -140,13 +142,19 @@ def import_cache(
         raise InvalidArgumentError(f"{folder} holds nothing of a model called {name!r}. It has: {there}.")
     report = ImportReport(str(folder), ignored=layout.ignored)
     for found in chosen:
-        report.models.append(_import_model(found, name or found.name, target, report.problems))
+        taken = _import_model(found, name or found.name, target, report.problems)
+        report.models.append(taken)
+        before = declaration(target.store, found.model_hash)
+        if before is not None and before.how == "sample" and taken.added:
+            revoke(target.store, found.model_hash)
+        elif before is not None:
+            taken.status = "verified" if before.how == "sample" else "declared"
     if name is None:
         return report
     [taken] = report.models
     if verify_sample:
         _verify(taken, chosen[0], target, extractor, verify_sample, tolerance)
-    if declare and taken.status == "unverified":
+    if declare and not (verify_sample and taken.status in ("verified", "disagrees")):
         declare_model(extractor or name, target)
         taken.status = "declared"
     return report
@@ -156,8 +164,8 @@ def declare_model(model: Any, stash: Any = None) -> None:
     """Vouch that what was imported under a model's name was computed by it, so that it may be served.
 
     Args:
-        model: A live extractor: its weights as they are now. Or a name: the first extractor of that name that asks takes
-            the declaration, and no other.
+        model: A live extractor: its weights as they are now. Or a name: the first extractor of that name that asks
+            takes the declaration, and no other.
         stash: Where the import went; None is the backend in use.
 
     Raises:
@@ -165,6 +173,9 @@ def declare_model(model: Any, stash: Any = None) -> None:
     """
     target = config.current_stash() if stash is None else config.as_stash(stash)
     if isinstance(model, str):
+        before = declaration(target.store, hash16(model))
+        if before is not None and before.how == "owner":
+            return  # taken already, or waiting to be
         declare_identity(target.store, model, None, how="owner", left_padded=False)
         return
     extractor = getattr(model, "extractor", model)
@@ -175,8 +186,8 @@ def declare_model(model: Any, stash: Any = None) -> None:
 def load_imported(model_name: str, prompt: str, stash: Any = None) -> dict[str, Any] | None:
     """Return every tensor that was imported for a prompt, by lmprobe's names; None when there is none.
 
-    Layers are `[n_tokens, hidden]`, padding removed; everything else is as lmprobe kept it. Nothing is checked against a
-    model: what an extractor is served goes through `CachedExtractor`.
+    Layers are `[n_tokens, hidden]`, padding removed; everything else is as lmprobe kept it. Nothing is checked against
+    a model: what an extractor is served goes through `CachedExtractor`.
     """
     target = config.current_stash() if stash is None else config.as_stash(stash)
     imported = read_index(target.store, hash16(model_name), hash16(prompt))
@@ -235,9 +246,7 @@ def _verify(
     taken: ImportedModel, found: LayoutModel, stash: Stash, extractor: Any, n_prompts: int, tolerance: float | None
 ) -> None:
     digest = _identity(extractor, stash.store)
-    chosen = _sample(
-        [each for each in found.prompts if each.text is not None], stash.store, found.model_hash, n_prompts
-    )
+    chosen = _sample(found, stash.store, n_prompts)
     limits = TOLERANCE if tolerance is None else dict.fromkeys(TOLERANCE, tolerance)
     differences: list[float] = []
     agreed, left_padded = bool(chosen), False
@@ -258,17 +267,16 @@ def _verify(
     if agreed:
         declare_identity(stash.store, str(extractor.model_name), digest, how="sample", left_padded=left_padded)
     else:
+        revoke(stash.store, found.model_hash)
         logger.warning("lmstash: what was imported for %s does not agree with it; it is not served", taken.name)
 
 
-def _sample(
-    prompts: Sequence[LayoutPrompt], store: Store, model_hash: str, n_prompts: int
-) -> list[tuple[str, ImportedPrompt]]:
+def _sample(found: LayoutModel, store: Store, n_prompts: int) -> list[tuple[str, ImportedPrompt]]:
     """Choose prompts spread over the folder, one that was padded on the left among them if there is any."""
     known = [
         (prompt.text, imported)
-        for prompt in prompts
-        if prompt.text is not None and (imported := read_index(store, model_hash, prompt.prompt_hash)) is not None
+        for prompt in found.prompts
+        if prompt.text is not None and (imported := read_index(store, found.model_hash, prompt.prompt_hash)) is not None
     ]
     if len(known) <= n_prompts:
         return known
