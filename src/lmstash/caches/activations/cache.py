@@ -20,6 +20,7 @@ from lmstash.caches.activations.results import PooledResult, RawResult, as_dtype
 from lmstash.caches.activations.running import Runner
 from lmstash.caches.activations.sites import LAYERLESS_SITES, check_site
 from lmstash.caches.activations.source import ExtractorSource, Source, resolve_layers
+from lmstash.caches.activations.texts import TextIndex
 from lmstash.codecs.dtypes import check_storage_dtype
 from lmstash.errors import InvalidArgumentError, NotFoundError
 from lmstash.events import logger
@@ -81,6 +82,7 @@ class Activations:
         self.store = store
         self.tokenizer = tokenizer
         self._private = private
+        self._texts = None if private else TextIndex(store, tokenizer, salt=salt, ttl_seconds=ttl_seconds)
         self._salt = salt
         self._storage_dtype = storage_dtype
         self._ttl_seconds = ttl_seconds
@@ -171,7 +173,7 @@ class Activations:
         check_batch_size(batch_size)
         if pool is None and out is not None:
             raise InvalidArgumentError("out= is for pooled values: raw ones differ in length. Use batches().")
-        asked = read_prompts(prompts, self.tokenizer)
+        asked = read_prompts(prompts, self.tokenizer, self._texts)
         context, fingerprint = self._context(tags)
         source = context.source
         chosen = _choose_layers(layers, site, source)
@@ -228,7 +230,7 @@ class Activations:
             raise InvalidArgumentError("batch_size is None: pass how many prompts to yield at a time.")
         if "out" in options or options.get("cache_only"):
             raise InvalidArgumentError("batches() yields results: out= and cache_only= are for a plain call.")
-        asked = read_prompts(prompts, self.tokenizer)
+        asked = read_prompts(prompts, self.tokenizer, self._texts)
         _check_prompts(asked, check_pool(pool), self._source)
 
         def each() -> Iterator[Any]:
@@ -242,7 +244,7 @@ class Activations:
     ) -> list[Any]:
         """Return the prompts that would have to be computed: as given, equal ones once. Reads no values."""
         site, pool = check_site(site), check_pool(pool)
-        asked = read_prompts(prompts, self.tokenizer)
+        asked = read_prompts(prompts, self.tokenizer, self._texts)
         context, _ = self._context(())
         chosen = _choose_layers(layers, site, context.source)
         _check_prompts(asked, pool, context.source)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from lmstash.caches.activations.texts import TextIndex, tokenize
 from lmstash.errors import InvalidArgumentError
 
 TEXT_KEPT_CHARACTERS = 200
@@ -35,7 +36,7 @@ class Prompt:
         return None if self.text is None else self.text[:TEXT_KEPT_CHARACTERS]
 
 
-def read_prompts(prompts: Sequence[Any], tokenizer: Any = None) -> list[Prompt]:
+def read_prompts(prompts: Sequence[Any], tokenizer: Any = None, index: TextIndex | None = None) -> list[Prompt]:
     """Turn what a user passes into token ids.
 
     Strings are tokenized in one batch, without truncation or padding and with the tokenizer's own special tokens;
@@ -45,6 +46,7 @@ def read_prompts(prompts: Sequence[Any], tokenizer: Any = None) -> list[Prompt]:
         prompts: Strings, sequences of token ids (lists, tuples, 1-d arrays or tensors), lists of `{"role", "content"}`
             messages, or `Prompt` objects; kinds may be mixed.
         tokenizer: A transformers tokenizer; needed for strings and messages only.
+        index: Spares calling the tokenizer on texts it has seen.
 
     Raises:
         InvalidArgumentError: For anything else, and for an empty prompt; the message names its index.
@@ -55,21 +57,24 @@ def read_prompts(prompts: Sequence[Any], tokenizer: Any = None) -> list[Prompt]:
         raise InvalidArgumentError(f"prompts must be a list; got {type(prompts).__name__}. Use list(...) on iterators.")
     out: list[Prompt | None] = [None] * len(prompts)
     texts: list[int] = []
-    for index, prompt in enumerate(prompts):
+    for place, prompt in enumerate(prompts):
         if isinstance(prompt, str):
-            texts.append(index)
+            texts.append(place)
         elif isinstance(prompt, Prompt):
-            out[index] = Prompt(_as_ids(prompt.ids, index), prompt.text)
+            out[place] = Prompt(_as_ids(prompt.ids, place), prompt.text)
         elif _is_chat(prompt):
-            out[index] = _render_chat(prompt, tokenizer, index)
+            out[place] = _render_chat(prompt, tokenizer, place)
         else:
-            out[index] = Prompt(_as_ids(prompt, index))
+            out[place] = Prompt(_as_ids(prompt, place))
     if texts:
-        strings = [prompts[index] for index in texts]
-        for index, text, ids in zip(texts, strings, _tokenize(strings, tokenizer), strict=True):
-            if not ids:
-                raise _empty(index)
-            out[index] = Prompt(np.array(ids, dtype=np.uint32), text)
+        if tokenizer is None:
+            raise InvalidArgumentError("prompts are strings but there is no tokenizer: pass tokenizer=, or token ids.")
+        strings = [prompts[place] for place in texts]
+        encoded = tokenize(strings, tokenizer) if index is None else index.tokenize(strings)
+        for place, text, ids in zip(texts, strings, encoded, strict=True):
+            if not len(ids):
+                raise _empty(place)
+            out[place] = Prompt(ids, text)
     return [prompt for prompt in out if prompt is not None]
 
 
@@ -83,14 +88,6 @@ def check_ids(ids: np.ndarray, index: int, name: str, max_tokens: int | None, vo
         raise InvalidArgumentError(
             f"prompt {index} holds the id {top:,}; {name} knows ids below {vocabulary:,}. Is this its own tokenizer?"
         )
-
-
-def _tokenize(strings: list[str], tokenizer: Any) -> list[list[int]]:
-    if tokenizer is None:
-        raise InvalidArgumentError("prompts are strings but there is no tokenizer: pass tokenizer=, or lists of ids.")
-    # Everything that a tokenizer's own defaults may switch on is switched off: ids must not depend on neighbours.
-    only_ids = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
-    return tokenizer(strings, padding=False, truncation=False, **only_ids)["input_ids"]
 
 
 def _is_chat(prompt: Any) -> bool:
