@@ -64,11 +64,15 @@ def main() -> int:
         say("memory and disk stores")
         (scratch / "smoke.py").write_text(SMOKE)
         run(python, scratch / "smoke.py", scratch / "stash")
+        run(python, "-c", "from lmstash.cli.demo.worker import read_prompts; assert len(read_prompts(300)) == 300")
         say("the command line")
         assert "usage: lmstash COMMAND" in run(program, "--help")
         assert '"entries": 2' in run(program, "info", "--json", "--dir", scratch / "stash")
         assert "all good" in run(program, "verify", "--dir", scratch / "stash")
         run(program, "doctor", "--dir", scratch / "stash")
+        demo = subprocess.run([program, "demo"], capture_output=True, text=True, check=False)
+        assert demo.returncode == 1
+        assert "pip install 'lmstash[demo]'" in demo.stderr, demo.stderr
     say("all good")
     return 0
 

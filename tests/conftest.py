@@ -15,7 +15,7 @@ CONVERTED_MODEL = ROOT / ".cache" / "models" / "smollm2"
 
 # Shared machines are slow at random: no deadline for one example; `timeout` in pyproject.toml bounds each test.
 hypothesis.settings.register_profile("dev", max_examples=30, deadline=None)
-hypothesis.settings.register_profile("ci", max_examples=200, deadline=None, print_blob=True)
+hypothesis.settings.register_profile("ci", max_examples=100, deadline=None, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 
 

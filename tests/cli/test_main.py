@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import lmstash
 from lmstash.cli.main import COMMANDS, build_parser, main
 from lmstash.cli.output import age, clip, parse_age, size, style, table
 from lmstash.errors import InvalidArgumentError
@@ -62,8 +63,6 @@ def test_an_unknown_option_is_code_2():
 
 
 def test_version():
-    import lmstash
-
     assert run_program("--version").stdout == f"lmstash {lmstash.__version__}\n"
 
 
@@ -85,6 +84,16 @@ def test_a_reader_that_leaves_early_is_no_fault(folder):
     assert done.returncode == 0
     assert "Traceback" not in done.stderr
     assert "Broken" not in done.stderr
+
+
+def test_no_text_can_break_the_output(folder):
+    with lmstash.open(folder, strict=True) as stash:
+        stash.store.put(b"s" * 32, b"v", namespace="user/me", meta={"text": "lone \ud800, snow ☃"})
+    for options in ([], ["--json"]):
+        environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+        done = run_program("ls", "--kind", "user", "--dir", str(folder), *options, env=environment)
+        assert done.returncode == 0
+        assert "lone" in done.stdout
 
 
 class Terminal:

@@ -20,8 +20,8 @@ _STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33"}
 
 
 def print_json(command: str, **fields: Any) -> None:
-    """Print one JSON document on stdout."""
-    print(json.dumps({"schema": SCHEMA, "command": command, **fields}, indent=2, ensure_ascii=False, default=str))
+    """Print one JSON document on stdout, in ASCII, so that no terminal and no prompt can break it."""
+    print(json.dumps({"schema": SCHEMA, "command": command, **fields}, indent=2, default=str))
 
 
 def say(text: str) -> None:

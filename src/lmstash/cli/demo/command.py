@@ -8,6 +8,7 @@ minutes on two slow cores.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import subprocess
@@ -19,7 +20,7 @@ from typing import Any
 
 from lmstash.cli.demo.worker import POOL, Task
 from lmstash.cli.output import print_json, say, size, style
-from lmstash.errors import InvalidArgumentError, LmstashError, NotFoundError
+from lmstash.errors import InvalidArgumentError, LmstashError, MissingDependencyError, NotFoundError
 
 WITHOUT_STASH = True  # it makes a fresh one
 LAYERS = [7, 14, 21, 29]
@@ -77,6 +78,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _find_model(folder: Path | None) -> Path:
     from lmstash.cli.demo.model import COMPLETE, convert, default_folder
+
+    for package in ("torch", "transformers"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingDependencyError(package, "demo")
 
     place = folder or default_folder()
     if folder is not None and not (folder / COMPLETE).exists():

@@ -113,4 +113,7 @@ def work(task: Task) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(work(Task.decode(sys.argv[1]))))
+    try:
+        print(json.dumps(work(Task.decode(sys.argv[1]))))
+    except KeyboardInterrupt:
+        sys.exit(130)  # the process that started this one says so
