@@ -13,7 +13,7 @@ from torch import Tensor
 from lmstash.adapters.lmprobe import config
 from lmstash.adapters.lmprobe.catalog import Reading, read_records, record_key, record_write
 from lmstash.adapters.lmprobe.identify import Identity, Teller, identify_model, is_local_lmprobe
-from lmstash.adapters.lmprobe.imported import serve_imported
+from lmstash.adapters.lmprobe.imported import rebind, serve_imported
 from lmstash.adapters.lmprobe.layout import hash16
 from lmstash.adapters.lmprobe.result import PaddedResult, first_places
 from lmstash.adapters.lmprobe.source import SITE, ExtractBatchSource, right_padding, text_prompt
@@ -143,7 +143,8 @@ class CachedExtractor:
 
         def after_batch() -> None:
             if teller.note_state(extractor, call.identity, remote):
-                call.identity = teller.identify(extractor, remote)
+                before, call.identity = call.identity, teller.identify(extractor, remote)
+                rebind(call.stash.store, hash16(call.source.name), before.digest, call.identity.digest)
                 call.context = replace(call.context, model=call.identity.digest)
 
         source = ExtractBatchSource(extractor, live, remote=remote, max_retries=retries, after_batch=after_batch)

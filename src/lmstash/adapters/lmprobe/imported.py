@@ -133,6 +133,15 @@ def revoke(store: Store, model_hash: str) -> None:
     store.delete(_declaration_key(model_hash))
 
 
+def rebind(store: Store, model_hash: str, before: bytes, after: bytes) -> None:
+    """Let a declaration follow an extractor whose identity is now known better."""
+    declared = declaration(store, model_hash)
+    key = _declaration_key(model_hash)
+    if declared is not None and declared.model == before:
+        value = encode_record({"model": after, "how": declared.how, "left_padded": declared.left_padded})
+        store.put(key, value, namespace=DECLARATIONS, meta={"model": after.hex()[:16], "how": declared.how})
+
+
 def declaration(store: Store, model_hash: str) -> Declaration | None:
     """Return the declaration for a model name, if there is one."""
     key = _declaration_key(model_hash)

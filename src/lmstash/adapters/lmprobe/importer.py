@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lmstash.adapters.lmprobe import config
-from lmstash.adapters.lmprobe.identify import Teller, identify_model, is_local_lmprobe
+from lmstash.adapters.lmprobe.identify import Identity, Teller, identify_model, is_local_lmprobe
 from lmstash.adapters.lmprobe.imported import (
     ImportedPrompt,
     declaration,
@@ -179,8 +179,8 @@ def declare_model(model: Any, stash: Any = None) -> None:
         declare_identity(target.store, model, None, how="owner", left_padded=False)
         return
     extractor = getattr(model, "extractor", model)
-    digest = _identity(extractor, target.store)
-    declare_identity(target.store, str(extractor.model_name), digest, how="owner", left_padded=False)
+    identity = _identity(extractor, Teller(target.store))
+    declare_identity(target.store, str(extractor.model_name), identity.digest, how="owner", left_padded=False)
 
 
 def load_imported(model_name: str, prompt: str, stash: Any = None) -> dict[str, Any] | None:
@@ -245,7 +245,8 @@ def _import_prompt(prompt: LayoutPrompt, taken: ImportedModel, stash: Stash, pro
 def _verify(
     taken: ImportedModel, found: LayoutModel, stash: Stash, extractor: Any, n_prompts: int, tolerance: float | None
 ) -> None:
-    digest = _identity(extractor, stash.store)
+    teller = Teller(stash.store)
+    identity = _identity(extractor, teller)
     chosen = _sample(found, stash.store, n_prompts)
     limits = TOLERANCE if tolerance is None else dict.fromkeys(TOLERANCE, tolerance)
     differences: list[float] = []
@@ -265,7 +266,10 @@ def _verify(
         return
     taken.status = "verified" if agreed else "disagrees"
     if agreed:
-        declare_identity(stash.store, str(extractor.model_name), digest, how="sample", left_padded=left_padded)
+        if teller.note_state(extractor, identity, remote=False):
+            identity = _identity(extractor, teller)
+        name = str(extractor.model_name)
+        declare_identity(stash.store, name, identity.digest, how="sample", left_padded=left_padded)
     else:
         revoke(stash.store, found.model_hash)
         logger.warning("lmstash: what was imported for %s does not agree with it; it is not served", taken.name)
@@ -288,7 +292,7 @@ def _sample(found: LayoutModel, store: Store, n_prompts: int) -> list[tuple[str,
     return chosen
 
 
-def _identity(extractor: Any, store: Store) -> bytes:
+def _identity(extractor: Any, teller: Teller) -> Identity:
     if is_local_lmprobe(extractor, remote=False):
-        return identify_model(extractor.model).digest
-    return Teller(store).identify(extractor, remote=False).digest
+        return identify_model(extractor.model)
+    return teller.identify(extractor, remote=False)
