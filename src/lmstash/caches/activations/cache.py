@@ -13,7 +13,7 @@ from lmstash.caches.activations.extractor import Extractor
 from lmstash.caches.activations.model_source import ModelSource
 from lmstash.caches.activations.pooled import PooledShelf
 from lmstash.caches.activations.pooling import Pool, check_pool, check_token_index
-from lmstash.caches.activations.prompts import Prompt, check_ids, read_prompts
+from lmstash.caches.activations.prompts import Prompt, check_length, check_vocabulary, read_prompts
 from lmstash.caches.activations.publish import Publisher
 from lmstash.caches.activations.raw import RawShelf
 from lmstash.caches.activations.results import PooledResult, RawResult, as_dtype
@@ -195,7 +195,7 @@ class Activations:
             shelf.look()
         else:
             shelf.load()
-        absent = [index for index in range(len(unique)) if shelf.missing(index)]
+        absent = shelf.absent()
         if absent and on_miss == "error":
             raise NotFoundError(
                 f"{len(absent)} of {len(unique)} prompts are not kept (the first is prompt {distinct[absent[0]]}). "
@@ -204,6 +204,8 @@ class Activations:
         kept = len(unique) - len(absent)
         logger.debug("%s: activations of %d of %d prompts kept", source.name, kept, len(unique))
         if absent:
+            for index in absent:  # what is kept was checked when it was computed
+                check_vocabulary(unique[index].ids, distinct[index], source.name, source.vocabulary)
             publisher = Publisher(self.store, lambda: self._still(fingerprint), replace=refresh)
             runner = Runner(source, shelf, publisher, unique, chosen, site, pool)
             runner.run(absent, distinct, batch_size=batch_size, progress=progress, max_retries=max_retries)
@@ -256,7 +258,7 @@ class Activations:
         else:
             shelf = PooledShelf(context, unique, chosen, site, pool, None, distinct)
         shelf.look()
-        return [prompts[place] for index, place in enumerate(distinct) if shelf.missing(index)]
+        return [prompts[distinct[index]] for index in shelf.absent()]
 
     def _context(self, tags: Sequence[str]) -> tuple[Context, Fingerprint | None]:
         """Return the identity as of now: a model that changed in place since the last call is another one."""
@@ -294,7 +296,7 @@ def _choose_layers(layers: Any, site: str, source: Source) -> list[int]:
 
 def _check_prompts(asked: Sequence[Prompt], pool: Pool, source: Source) -> None:
     for index, prompt in enumerate(asked):
-        check_ids(prompt.ids, index, source.name, source.max_tokens, source.vocabulary)
+        check_length(len(prompt), index, source.name, source.max_tokens)
     check_token_index(pool, [len(prompt) for prompt in asked])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -154,13 +155,7 @@ class ModelSource:
                 else:
                     handles.append(module.register_forward_hook(_reader_after(keep, layer)))
             with torch.no_grad():
-                self._entry(
-                    input_ids=ids.to(self.device),
-                    attention_mask=mask.to(self.device),
-                    use_cache=False,
-                    output_hidden_states=False,
-                    output_attentions=False,
-                )
+                self._entry(input_ids=ids.to(self.device), attention_mask=mask.to(self.device), **self._switched_off())
         except _EverythingRead:
             pass
         finally:
@@ -173,6 +168,13 @@ class ModelSource:
                 "be read (a compiled or fused model?). Read another site, or pass extractor=."
             )
         return [kept[layer] for layer in layers]
+
+    def _switched_off(self) -> dict[str, bool]:
+        """Return what must not happen on the way, as far as the model knows of it."""
+        taken = inspect.signature(self._entry.forward).parameters
+        anything = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in taken.values())
+        names = ("use_cache", "output_hidden_states", "output_attentions")
+        return {name: False for name in names if anything or name in taken}
 
     def _modules(self, layers: Sequence[int], site: str) -> dict[int, nn.Module]:
         if site == "embed":
@@ -250,7 +252,7 @@ class ModelSource:
 
     def _observed_causal(self) -> bool:
         vocabulary = self.vocabulary or 2
-        ids = torch.arange(8).remainder(vocabulary).repeat(2, 1)
+        ids = torch.arange(8, device="cpu").remainder(vocabulary).repeat(2, 1)
         ids[1, -1] = (ids[1, -1] + 1) % vocabulary
         last = len(self.blocks) - 1
         (hidden,) = self._forward(ids, torch.ones_like(ids), [last], "block_out", lambda values: values.clone())

@@ -59,6 +59,11 @@ class PooledShelf:
         self._missing = [True] * len(self._keys)
         self._unfit: set[int] = set()
 
+    def absent(self) -> list[int]:
+        """Return the prompts of which something must be computed."""
+        n_layers = len(self._layers)
+        return sorted({index // n_layers for index, missing in enumerate(self._missing) if missing})
+
     def missing(self, prompt: int) -> tuple[int, ...]:
         """Return the positions of the layers that must be computed for one prompt."""
         start = prompt * len(self._layers)

@@ -78,12 +78,16 @@ def read_prompts(prompts: Sequence[Any], tokenizer: Any = None, index: TextIndex
     return [prompt for prompt in out if prompt is not None]
 
 
-def check_ids(ids: np.ndarray, index: int, name: str, max_tokens: int | None, vocabulary: int | None) -> None:
-    """Raise InvalidArgumentError unless the ids of prompt `index` fit context and vocabulary of the model `name`."""
-    if max_tokens is not None and len(ids) > max_tokens:
+def check_length(n_tokens: int, index: int, name: str, max_tokens: int | None) -> None:
+    """Raise InvalidArgumentError unless prompt `index` fits into the context of the model `name`."""
+    if max_tokens is not None and n_tokens > max_tokens:
         raise InvalidArgumentError(
-            f"prompt {index} has {len(ids):,} tokens; {name} takes {max_tokens:,}. Shorten it: lmstash never truncates."
+            f"prompt {index} has {n_tokens:,} tokens; {name} takes {max_tokens:,}. Shorten it: lmstash never truncates."
         )
+
+
+def check_vocabulary(ids: np.ndarray, index: int, name: str, vocabulary: int | None) -> None:
+    """Raise InvalidArgumentError unless the model `name` knows every id of prompt `index` (a GPU would crash on it)."""
     if vocabulary is not None and (top := int(ids.max())) >= vocabulary:
         raise InvalidArgumentError(
             f"prompt {index} holds the id {top:,}; {name} knows ids below {vocabulary:,}. Is this its own tokenizer?"

@@ -81,6 +81,10 @@ class RawShelf:
         for prompt in range(len(prompts)):
             name(prompt)
 
+    def absent(self) -> list[int]:
+        """Return the prompts of which something must be computed."""
+        return [prompt for prompt, pieces in enumerate(self._of) if any(piece.missing for piece in pieces)]
+
     def missing(self, prompt: int) -> tuple[int, ...]:
         """Return the positions of the layers that must be computed for one prompt."""
         return tuple(sorted({piece.position for piece in self._of[prompt] if piece.missing}))

@@ -45,7 +45,7 @@ class PooledResult:
         if self._target is not None and self._target.shape[2] != width:
             raise InvalidArgumentError(f"out= holds {self._target.shape[2]} numbers per row; the values have {width}.")
         if buffer is None:
-            buffer = torch.empty((self.n_prompts, self.n_layers, width), dtype=wanted)
+            buffer = torch.empty((self.n_prompts, self.n_layers, width), dtype=wanted, device="cpu")
         elif buffer.shape[2] != width:
             raise MismatchError(f"values of {width} numbers do not go with others of {buffer.shape[2]}.")
         elif self._target is None and self._dtype is None:
@@ -90,7 +90,7 @@ class RawResult:
         held = self._values[prompt]
         if held is None:
             shape = (self._n_layers, self._lengths[prompt], value.shape[1])
-            held = torch.empty(shape, dtype=self._dtype or value.dtype)
+            held = torch.empty(shape, dtype=self._dtype or value.dtype, device="cpu")
         elif held.shape[2] != value.shape[1]:
             raise MismatchError(f"values of {value.shape[1]} numbers do not go with others of {held.shape[2]}.")
         elif self._dtype is None and held.dtype != value.dtype:

@@ -172,7 +172,7 @@ class ExtractorSource:
 
 
 def _pool_one(values: Tensor, pool: Pool) -> Tensor:
-    return values if pool is None else pool_tokens(values[None], torch.tensor([len(values)]), pool)[0]
+    return values if pool is None else pool_tokens(values[None], torch.tensor([len(values)], device="cpu"), pool)[0]
 
 
 def _spans(numbers: Sequence[int]) -> str:
