@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +66,8 @@ def find_entry(store: Store, text: str) -> EntryInfo:
     prefix = text.lower().removeprefix("0x")
     if not prefix or len(prefix) > 64 or set(prefix) - set("0123456789abcdef"):
         raise InvalidArgumentError(f"not a key: {text!r}. A key is 64 hex digits; its first ones will do.")
-    found = [entry for entry in store.entries() if entry.key.hex().startswith(prefix)]
+    matching = (entry for entry in store.entries() if entry.key.hex().startswith(prefix))
+    found = list(islice(matching, 1 if len(prefix) == 64 else 3))
     if not found:
         raise NotFoundError(f"no entry has a key that starts with {prefix}. `lmstash ls` lists the keys.")
     if len(found) > 1:
