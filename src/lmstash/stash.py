@@ -271,20 +271,19 @@ def open_stash(
 
     # The default limit belongs to the folder (it remembers the last one given): only a named limit is passed on.
     capacity = resolve("capacity", capacity_bytes, trust_env=trust_env)
+    limit = UNSET if capacity.origin == "default" else capacity.value
+    only_read = resolve("read_only", read_only, trust_env=trust_env).value
     try:
-        store: Store = DiskStore(
-            where,
-            capacity_bytes=UNSET if capacity.origin == "default" else capacity.value,
-            read_only=resolve("read_only", read_only, trust_env=trust_env).value,
-            strict=is_strict,
-            policy=policy,
-        )
+        store: Store = DiskStore(where, capacity_bytes=limit, read_only=only_read, strict=is_strict, policy=policy)
     except LmstashError as error:
         if is_strict:
             raise
-        logger.warning("lmstash: %s Nothing is cached in this run.", error)
-        events = EventLog()
-        return Stash(MemoryStore(0, events=events), **options)
+        try:
+            store = DiskStore(where, read_only=True, policy=policy)
+        except LmstashError:
+            logger.warning("lmstash: %s Nothing is cached in this run.", error)
+            return Stash(MemoryStore(0), **options)
+        logger.warning("lmstash: %s What it holds is served; nothing is added in this run.", error)
     if memory:
         from lmstash.store.tiered import TieredStore
 

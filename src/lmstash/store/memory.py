@@ -248,6 +248,8 @@ class MemoryStore:
                 self._kept.move_to_end(key)
                 kept.last_used = now
                 kept.hits += 1
+        if self._closed and self.strict:
+            raise StoreUnavailableError("the store is closed. Open it again.")
         if kept is None or expired:
             reason = MissReason.UNAVAILABLE if self._closed else MissReason.ABSENT
             self.events.miss("", key, MissReason.EXPIRED if expired else reason)
@@ -279,14 +281,17 @@ class MemoryStore:
             if capacity is not None and kept.weight > capacity:
                 reason = DropReason.DISABLED if capacity == 0 else DropReason.TOO_LARGE
                 return self._dropped(write, reason, f"{kept.weight:,} bytes over a limit of {capacity:,}")
-            if capacity is not None and self._bytes + kept.weight > capacity:
-                self.evict(capacity - kept.weight)
-                if self._bytes + kept.weight > capacity:
-                    return self._dropped(write, DropReason.NO_ROOM, "everything kept is pinned")
             old = self._kept.pop(write.key, None)
             if old is not None:
                 self._bytes -= old.weight
                 kept.pinned = old.pinned
+            if capacity is not None and self._bytes + kept.weight > capacity:
+                self.evict(capacity - kept.weight)
+                if self._bytes + kept.weight > capacity:
+                    if old is not None:
+                        self._kept[write.key] = old
+                        self._bytes += old.weight
+                    return self._dropped(write, DropReason.NO_ROOM, "everything kept is pinned")
             self._kept[write.key] = kept
             self._bytes += kept.weight
         self.events.put(write.namespace, write.key, len(value), write.compute_seconds)

@@ -17,6 +17,8 @@ from lmstash.store.base import (
     Write,
 )
 
+_TOUCH_EVERY = 256
+
 
 class TieredStore:
     """RAM in front of a folder, say. The slow store is the truth; the fast one only holds copies of it.
@@ -41,6 +43,8 @@ class TieredStore:
         self.strict = slow.strict
         self._removals: Callable[[], int] = removals or getattr(slow, "removals", lambda: 0)
         self._seen = self._removals()
+        self._touch: Callable[[Sequence[bytes]], None] = getattr(slow, "touch_many", lambda keys: None)
+        self._served: set[bytes] = set()
 
     def __repr__(self) -> str:
         """Show both tiers."""
@@ -61,6 +65,11 @@ class TieredStore:
         for entry in out:
             if entry is not None:
                 self.events.hit(entry.namespace, entry.key, len(entry.value), entry.compute_seconds)
+                self._served.add(entry.key)
+        if len(self._served) >= _TOUCH_EVERY:
+            # What RAM serves is in use: the slow tier must not take it for the coldest.
+            served, self._served = self._served, set()
+            self._touch(list(served))
         wanted = [number for number, entry in enumerate(out) if entry is None]
         if wanted:
             found = self.slow.fetch_many([keys[number] for number in wanted])

@@ -214,6 +214,17 @@ class Appender:
         writer.append([head + payload + bytes(padding)], located.end - writer.tail, 1)
         writer.records.append(located)
 
+    def commit(self) -> None:
+        """Note that the index has heard of all that was appended."""
+        for writer in self.writers.values():
+            writer.commit()
+
+    def roll_back(self) -> None:
+        """Take back what was appended since the last commit: the index has not heard of it, so no rebuild shall."""
+        for namespace, writer in list(self.writers.items()):
+            if not writer.roll_back():
+                del self.writers[namespace]
+
     def next_generation(self, now: int) -> int:
         """Return a number larger than this process gave before, and than most that others gave earlier."""
         self._last_generation = max(now, self._last_generation + 1)

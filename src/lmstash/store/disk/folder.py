@@ -10,12 +10,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from lmstash.errors import StoreUnavailableError, UnsupportedFormatError
+from lmstash.errors import InvalidArgumentError, StoreUnavailableError, UnsupportedFormatError
+from lmstash.settings import parse_bytes
 from lmstash.store.disk.format import FORMAT_VERSION
 
 SEGMENT_NAME = re.compile(r"[0-9a-f]{32}\.seg")
 NETWORK_FILE_SYSTEMS = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "lustre", "gpfs", "beegfs", "ceph", "glusterfs"}
+    | {"sshfs", "s3fs", "rclone", "gcsfuse", "goofys", "juicefs", "davfs", "davfs2"}  # behind "fuse."
 )
 _CACHEDIR_TAG = (
     "Signature: 8a477f597d28d172789f06886806bc55\n"
@@ -43,7 +45,8 @@ class Folder:
             UnsupportedFormatError: A newer lmstash wrote it.
         """
         try:
-            self.segments.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.segments.mkdir(exist_ok=True, mode=0o700)
             tag = self.path / "CACHEDIR.TAG"
             if not tag.exists():
                 write_private(tag, _CACHEDIR_TAG.encode())
@@ -56,7 +59,7 @@ class Folder:
         """Raise when the folder lies on a network file system, where the index cannot be locked safely."""
         if os.environ.get("LMSTASH_ALLOW_NETWORK") == "1":
             return
-        kind = file_system(self.path)
+        kind = file_system(self.path).removeprefix("fuse.")
         if kind in NETWORK_FILE_SYSTEMS:
             raise StoreUnavailableError(
                 f"{self.path} lies on a network file system ({kind}), where locks between machines cannot be trusted. "
@@ -81,6 +84,13 @@ class Folder:
                 f"{self.path} was written in format {version}; this lmstash reads up to {FORMAT_VERSION}. "
                 "Upgrade lmstash, or choose another folder."
             )
+        try:
+            capacity = parse_bytes(description.get("capacity_bytes"))
+        except (InvalidArgumentError, TypeError, ValueError):
+            description.pop("capacity_bytes", None)
+        else:
+            if "capacity_bytes" in description:
+                description["capacity_bytes"] = capacity
         return description
 
     def write_description(self, capacity_bytes: int | None) -> None:
@@ -90,6 +100,13 @@ class Folder:
         write_private(fresh, (json.dumps(content, indent=2) + "\n").encode())
         os.replace(fresh, self.description)
 
+    def has_index(self) -> bool:
+        """Whether there is an index with anything in it. Raises OSError when one may not look."""
+        try:
+            return os.stat(self.index).st_size > 0
+        except FileNotFoundError:
+            return False
+
     def segment(self, name: str) -> Path:
         """Return the path of the segment called `name`."""
         return self.segments / f"{name}.seg"
@@ -97,7 +114,9 @@ class Folder:
     def segment_names(self) -> list[str]:
         """Return the names of the segment files; strangers' files are not listed."""
         try:
-            return sorted(name[:-4] for name in os.listdir(self.segments) if SEGMENT_NAME.fullmatch(name))
+            with os.scandir(self.segments) as found:
+                ours = [each for each in found if SEGMENT_NAME.fullmatch(each.name)]
+                return sorted(each.name[:-4] for each in ours if each.is_file(follow_symlinks=False))
         except FileNotFoundError:
             return []
 
@@ -157,7 +176,7 @@ def file_system(path: Path) -> str:
     best, kind = -1, ""
     for line in mounts.splitlines():
         before, _, after = line.partition(" - ")
-        point = before.split()[4].replace("\\040", " ")
+        point = re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), before.split()[4])
         if (real == point or real.startswith(point.rstrip("/") + "/")) and len(point) >= best:
             best, kind = len(point), after.split()[0]
     return kind

@@ -8,6 +8,7 @@ One connection reads and one writes, each under its own lock, so that a long wri
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import threading
@@ -28,6 +29,7 @@ SCHEMA_VERSION = 1
 BUSY_SECONDS = 30.0
 OPEN, SEALED = 0, 1
 _HALF = 1 << 63
+_MOST_HEAD_BYTES = 1 << 20
 
 _SCHEMA = f"""
 CREATE TABLE segments(
@@ -89,6 +91,14 @@ class SegmentRow(NamedTuple):
     created: float
 
 
+def sane(row: Row) -> bool:
+    """Whether a row's numbers can be what they are said to be; if not, the database is damaged."""
+    try:
+        return row.off >= 0 and 0 < row.head <= _MOST_HEAD_BYTES and row.size >= 0 and row.slot >= 0 and row.exp >= 0
+    except TypeError:
+        return False
+
+
 def row_id(key: bytes) -> int:
     """Return the row id of `key`."""
     return xxh3(key) - _HALF
@@ -112,6 +122,8 @@ class Index:
         self._folder = folder
         self._read_only = read_only
         self._log_bytes = log_bytes
+        self.made = False
+        """Whether this object made the database, which then knows nothing of older files."""
         self.read_lock = threading.RLock()
         self.write_lock = threading.RLock()
         with self.translated():
@@ -133,9 +145,14 @@ class Index:
         else:
             flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
             uri = "file:" + path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
-            writable = os.access(self._folder.path, os.W_OK)
-            connection = apsw.Connection(uri if writable else uri + "?immutable=1", flags=flags)
-            connection.set_busy_handler(_wait)
+            try:
+                connection = apsw.Connection(uri, flags=flags)
+                connection.set_busy_handler(_wait)
+                connection.execute("SELECT count(*) FROM segments").fetchall()
+            except (apsw.CantOpenError, apsw.IOError, apsw.ReadOnlyError, apsw.FullError):
+                # A log needs a file beside it, which a full or read-only disk refuses: read what is checkpointed.
+                # Rows that are out of date are caught by the records' own keys and checksums.
+                connection = apsw.Connection(uri + "?immutable=1", flags=flags)
         connection.execute("PRAGMA cache_size = -65536")
         connection.execute("PRAGMA temp_store = MEMORY")
         return connection
@@ -148,6 +165,7 @@ class Index:
                     if self.writer.execute("SELECT count(*) FROM sqlite_schema").get:
                         raise IndexDamagedError("index.db is another program's database")
                     self.writer.execute(_SCHEMA)
+                    self.made = True
             version = self.reader.execute("PRAGMA user_version").get
         if version != SCHEMA_VERSION or self.reader.execute("PRAGMA application_id").get != APPLICATION_ID:
             raise IndexDamagedError(f"index.db has schema {version}, not {SCHEMA_VERSION}")
@@ -356,15 +374,30 @@ class Index:
             return IndexDamagedError(str(error))
         if isinstance(error, apsw.FullError):
             return CapacityError(f"the disk of {self._folder.path} is full. Free space on it.")
-        return StoreUnavailableError(f"the index {self._folder.index} cannot be used: {error}.")
+        if isinstance(error, apsw.IOError) and not self._ours():
+            return IndexDamagedError(f"index.db is not ours: {error}")
+        path = self._folder.index
+        if isinstance(error, (apsw.CantOpenError, apsw.ReadOnlyError)) and not os.access(path, os.R_OK | os.W_OK):
+            return StoreUnavailableError(self._folder.explain(PermissionError(errno.EACCES, "")))
+        return StoreUnavailableError(f"the index {path} cannot be used: {error}.")
+
+    def _ours(self) -> bool:
+        """Whether the file itself says that it is ours (or so young that it says nothing yet)."""
+        try:
+            head = self._folder.index.read_bytes()[:100]
+        except OSError:
+            return True
+        return int.from_bytes(head[68:72], "big") in (0, APPLICATION_ID) and head[:15] in (b"", b"SQLite format 3")
 
 
 def _find_many(connection: apsw.Connection, keys: Sequence[bytes]) -> dict[bytes, Row]:
     if not keys:
         return {}
-    asked = set(keys)
+    asked = {key for key in keys if isinstance(key, bytes)}
     make = Row._make
-    ids = array("q", [xxh3(key) - _HALF for key in keys])
+    ids = array("q", [xxh3(key) - _HALF for key in asked])
+    if not ids:
+        return {}
     found = connection.execute(_FIND_MANY, (apsw.carray(ids),))
     return {row[1]: make(row) for row in found if row[1] in asked}
 

@@ -55,12 +55,14 @@ class Intake:
                         writer = self._appender.reserve(namespace, n_bytes, len(items))
                 if writer is None:
                     raise NoRoomError
-                rows = self._appender.append(writer, items)
                 try:
-                    self._commit(writer, rows, replace)
+                    self._commit(writer, self._appender.append(writer, items), replace)
                 except _SegmentRemovedError:
                     self._appender.forget(writer)
                     continue
+                except BaseException:
+                    self._appender.roll_back()
+                    raise
                 return
             raise NoRoomError
 

@@ -10,7 +10,7 @@ from lmstash.errors import FormatError
 from lmstash.events import EventLog, MissReason
 from lmstash.store.disk.folder import Folder
 from lmstash.store.disk.format import Header, parse_head
-from lmstash.store.disk.index import Index, Row
+from lmstash.store.disk.index import Index, IndexDamagedError, Row, sane
 from lmstash.store.disk.reading import check_record, groups, read_group, read_one
 from lmstash.store.disk.recency import Recency
 from lmstash.store.disk.segment import SegmentFile, SegmentFiles
@@ -57,6 +57,8 @@ class Lookup:
             if row is None:
                 reason = MissReason.ABSENT
                 break
+            if not sane(row):
+                raise IndexDamagedError(f"a row makes no sense: {row}")
             if row.exp and row.exp <= time.time() * 1e6:
                 reason = MissReason.EXPIRED
                 break
@@ -86,6 +88,8 @@ class Lookup:
         odd: set[bytes] = set()
         by_segment: dict[int, list[Row]] = {}
         for key, row in self._index.find_many(keys).items():
+            if not sane(row):
+                raise IndexDamagedError(f"a row makes no sense: {row}")
             if not row.exp or row.exp > now:
                 by_segment.setdefault(row.seg, []).append(row)
             else:
@@ -109,6 +113,11 @@ class Lookup:
                 given.add(key)
             out.append(found)
         return out
+
+    def close(self) -> None:
+        """Let go of every file."""
+        with self._index.read_lock:
+            self._files.clear()
 
     def header(self, row: Row) -> Header | None:
         """Return a record's header, or None if it cannot be read."""

@@ -44,7 +44,7 @@ class Opened:
         self.read_only = read_only
         if not read_only:
             folder.prepare()
-        elif not folder.index.exists():
+        elif not self._index_there():
             raise StoreUnavailableError(f"{folder.path} holds no stash to read. Open it once without read_only.")
         else:
             folder.describe()
@@ -94,14 +94,25 @@ class Opened:
 
     def close(self) -> None:
         """Seal, tidy, sync, and close the index."""
-        if not self.read_only:
-            with self.index.write_lock:
-                self.appender.seal_all()
-                self.reclaimer.tidy()
-                self.appender.seal_all()
-                self.sync()
-                self.index.checkpoint()
-        self.index.close()
+        try:
+            if not self.read_only:
+                with self.index.write_lock:
+                    self.appender.seal_all()
+                    self.reclaimer.tidy()
+                    self.appender.seal_all()
+                    self.sync()
+                    self.index.checkpoint()
+        finally:
+            self.appender.abandon()
+            self.lookup.close()
+            self.recency.close()
+            self.index.close()
+
+    def _index_there(self) -> bool:
+        try:
+            return self.folder.has_index()
+        except OSError as error:
+            raise StoreUnavailableError(self.folder.explain(error)) from error
 
     def _open_index(self, capacity_bytes: int | None) -> Index:
         folder = self.folder
@@ -111,7 +122,7 @@ class Opened:
         def make() -> Index:
             return Index(folder, read_only=self.read_only, log_bytes=log_bytes)
 
-        lost = not folder.index.exists() and bool(folder.segment_names())
+        lost = not folder.has_index() and bool(folder.segment_names())
         if not lost:
             try:
                 return make()

@@ -111,6 +111,8 @@ def _read_large(file: SegmentFile, row: Row) -> tuple[Header, memoryview]:
     header = parse_head(head)
     _check_identity(file, header, row)
     check_chunk_table(header)
+    if row.size > os.fstat(file.fd).st_size:
+        raise CorruptEntryError(f"{file.path.name} is cut short")
     padded = -(-row.size // _PAGE) * _PAGE
     whole = memory(padded, align=_PAGE)
     start = row.off + row.head

@@ -10,6 +10,7 @@ processes only blur the order of eviction.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import time
@@ -52,6 +53,16 @@ class Recency:
         finally:
             os.close(fd)
         self._map, self._slots = fresh, memoryview(fresh).cast("Q")
+
+    def close(self) -> None:
+        """Let go of the file. Later uses are noted nowhere."""
+        stale, mapped = self._slots, self._map
+        self._read_only, self._map = True, None
+        self._slots = memoryview(bytearray(SLOT_BYTES * FIRST_SLOT)).cast("Q")
+        with contextlib.suppress(BufferError):
+            stale.release()
+            if mapped is not None:
+                mapped.close()
 
     def touch(self, slot: int) -> None:
         """Note a use of the entry in `slot`, now."""

@@ -87,8 +87,9 @@ class Reclaimer:
         stuck: set[int] = set()
         with self._index.write_lock, self.changes():
             self._appender.seal_all()
-            while self._appender.room.taken_bytes() > to_bytes and self._reclaim_least(set(), stuck):
+            while self._appender.room.held_bytes() > to_bytes and self._reclaim_least(set(), stuck):
                 pass
+            self._appender.seal_all()
         self._index.checkpoint()
         stats = self._events.stats
         return Removed(stats.evicted_entries - before[0], stats.evicted_bytes - before[1])
@@ -100,13 +101,13 @@ class Reclaimer:
             small: dict[str, list[SegmentRow]] = {}
             for each in sealed:
                 if each.live == 0 or each.live_bytes < (each.tail - SEGMENT_HEADER_BYTES) // 2:
-                    self._reclaim(each, spare_all=True)
+                    self._rewrite(each)
                 elif each.granted < self._appender.room.sizes.segment_bytes // 4:
                     small.setdefault(each.namespace, []).append(each)
             for group in small.values():
                 if len(group) > _MANY_SMALL:
                     for each in group:
-                        self._reclaim(each, spare_all=True)
+                        self._rewrite(each)
 
     def drop(self, segments: list[SegmentRow]) -> Removed:
         """Remove whole segments with all that lives in them."""
@@ -131,8 +132,10 @@ class Reclaimer:
         except BaseException:
             if outermost:
                 self._doomed.clear()
+                self._appender.roll_back()
             raise
         if outermost:
+            self._appender.commit()
             self.unlink_doomed()
 
     def unlink_doomed(self) -> None:
@@ -160,11 +163,12 @@ class Reclaimer:
 
         victim = segments[min(range(len(segments)), key=worth)]
         threshold = ranked[int(len(ranked) * _SPARE_QUANTILE)] if ranked else 0.0
-        before = self._appender.room.taken_bytes()
-        self._reclaim(victim, threshold=threshold)
-        if self._appender.room.taken_bytes() >= before:
-            stuck.add(victim.id)  # all pinned, say: do not take it again in this round
-            stuck.update(each.row for each in self._appender.writers.values())
+        listed = self._listed(victim)
+        rows = self._live_rows(victim, listed)
+        if sum(row.record_bytes for row in rows if row.pinned) * 4 > victim.granted * 3:
+            stuck.add(victim.id)  # nearly all of it is pinned: moving it gains nothing
+        else:
+            self._reclaim(victim, listed, rows, threshold=threshold)
         return True
 
     def _candidates(self, stuck: set[int]) -> list[SegmentRow]:
@@ -177,10 +181,21 @@ class Reclaimer:
     def _value(self, cell: int) -> float:
         return self._policy.value(cell >> 16, cell & 0xFFFF) if cell else 0.0
 
-    def _reclaim(self, segment: SegmentRow, *, threshold: float = 0.0, spare_all: bool = False) -> None:
-        """Copy forward what is worth it (or all), drop the rest, and doom the file."""
+    def _rewrite(self, segment: SegmentRow) -> None:
+        """Copy forward all that lives in a segment, and doom the file."""
         listed = self._listed(segment)
-        rows = self._live_rows(segment, listed)
+        self._reclaim(segment, listed, self._live_rows(segment, listed), spare_all=True)
+
+    def _reclaim(
+        self,
+        segment: SegmentRow,
+        listed: list[Located] | None,
+        rows: list[Row],
+        *,
+        threshold: float = 0.0,
+        spare_all: bool = False,
+    ) -> None:
+        """Copy forward what is worth it (or all), drop the rest, and doom the file."""
         now = int(time.time() * 1e6)
         spared: list[Row] = []
         budget = segment.granted if spare_all else int(segment.granted * _MOST_SPARED)

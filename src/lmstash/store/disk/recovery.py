@@ -39,7 +39,8 @@ class Recovery:
         if lost:
             self.forget_lost(lost)
         self.seal_abandoned()
-        if present - known.keys():
+        # An index made just now knows no file and must not judge any.
+        if not self._index.made and present - known.keys():
             self._finish_removals()
 
     def seal_abandoned(self) -> bool:
@@ -91,18 +92,20 @@ class Recovery:
             return False
         try:
             with self._index.transaction() as connection:
-                found = connection.execute("SELECT * FROM segments WHERE id = ?", (segment.id,)).fetchall()
-                if not found or SegmentRow._make(found[0]).state != OPEN:
+                current = connection.execute("SELECT * FROM segments WHERE id = ?", (segment.id,)).fetchall()
+                if not current or SegmentRow._make(current[0]).state != OPEN:
                     return False  # another process was first
-                segment = SegmentRow._make(found[0])
+                segment = SegmentRow._make(current[0])
                 listed = read_footer(fd)
-                records = listed if listed is not None else list(scan(fd, segment.namespace))
-                self._adopt(segment, [each for each in records if each.offset >= segment.tail])
-                tail = records[-1].end if records else 512
-                size = os.fstat(fd).st_size if listed is not None else seal_file(fd, records, tail)
+                found = listed if listed is not None else list(scan(fd, segment.namespace))
+                adopted = self._adopt(segment, [each for each in found if each.offset >= segment.tail])
+                # What no commit vouches for and is not adopted now must not be found by a later rebuild.
+                records = [each for each in found if each.offset < segment.tail or each.offset in adopted]
+                tail = found[-1].end if found else SEGMENT_HEADER_BYTES
+                size = seal_file(fd, records, tail)
                 connection.execute(
                     "UPDATE segments SET state = ?, granted = ?, tail = ?, records = ? WHERE id = ?",
-                    (SEALED, aligned(size, 4096), tail, len(records), segment.id),
+                    (SEALED, aligned(size, 4096), tail, len(found), segment.id),
                 )
         except OSError as error:
             logger.info("lmstash: could not seal %s: %s", path, error)
@@ -111,15 +114,18 @@ class Recovery:
             os.close(fd)
         return True
 
-    def _adopt(self, segment: SegmentRow, records: list[Located]) -> None:
-        """Index the records that their writer did not live to index."""
+    def _adopt(self, segment: SegmentRow, records: list[Located]) -> set[int]:
+        """Index the entries that their writer did not live to index; returns their offsets.
+
+        Tombstones and pins among them were never committed and count for nothing.
+        """
         rebuilt = _Rebuilt()
         for each in records:
-            if each.ordinal < segment.n_slots:
+            if each.ordinal < segment.n_slots and each.type == RecordType.ENTRY:
                 rebuilt.add(segment.id, segment.first_slot, each)
         fresh = rebuilt.live_rows()
         if not fresh:
-            return
+            return set()
         kept = self._index.find_for_change([row.key for row in fresh])
         rows = [row for row in fresh if row.key not in kept]
         self._index.put_rows(rows)
@@ -128,6 +134,7 @@ class Recovery:
             "UPDATE segments SET live = live + ?, live_bytes = live_bytes + ? WHERE id = ?",
             (len(rows), sum(row.record_bytes for row in rows), segment.id),
         )
+        return {row.off for row in rows}
 
 
 @dataclass(slots=True)
@@ -188,7 +195,7 @@ def rebuild(
     lock = os.open(folder.repair_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not lost or folder.index.exists():
+        if not lost or folder.has_index():
             with contextlib.suppress(IndexDamagedError):
                 return make_index()
         for suffix in ("", "-wal", "-shm"):
@@ -220,7 +227,7 @@ def fill_from_segments(folder: Folder, index: Index, recency: Recency, events: E
             alive = not _locked(fd)
             listed = read_footer(fd)
             records = listed if listed is not None else list(scan(fd, namespace))
-            tail = records[-1].end if records else 512
+            tail = records[-1].end if records else SEGMENT_HEADER_BYTES
             if listed is None and not alive:
                 seal_file(fd, records, tail)
             state = OPEN if listed is None and alive else SEALED

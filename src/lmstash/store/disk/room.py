@@ -74,6 +74,11 @@ class Room:
         # Records as small as can be fill the index with up to half of their own size.
         return granted + segments * _SEGMENT_EXTRA_BYTES + self._folder.overhead_bytes() + log + unfilled // 2
 
+    def held_bytes(self) -> int:
+        """Return what the folder holds now, without what is only promised."""
+        granted, _segments, unfilled = self._index.promised()
+        return granted - unfilled + self._folder.overhead_bytes()
+
     def free_bytes(self, *, forced: bool = False) -> int | None:
         """Return what may still be granted; None is unlimited.
 

@@ -60,6 +60,7 @@ class SegmentWriter:
         """Records written, which is the next record's ordinal."""
         self.records: list[Located] = []
         self.dirty = True
+        self._committed = (0, 0, 0, 0)
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -81,6 +82,23 @@ class SegmentWriter:
         self.tail += n_bytes
         self.count += n_records
         self.dirty = True
+
+    def commit(self) -> None:
+        """Note that the index has heard of everything up to here."""
+        self._committed = (self.tail, self.count, len(self.records), self.granted)
+
+    def roll_back(self) -> bool:
+        """Cut off what the index has not heard of; returns whether it has heard of this segment at all."""
+        if self._committed[0] == 0:
+            self.abandon()
+            with contextlib.suppress(OSError):
+                os.unlink(self.path)
+            return False
+        self.tail, self.count, n_records, self.granted = self._committed
+        del self.records[n_records:]
+        with contextlib.suppress(OSError):
+            os.ftruncate(self.fd, self.tail)
+        return True
 
     def sync(self) -> None:
         """Return once what was written is on the medium."""

@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import errno
 import os
+import struct
 import threading
 import time
 import weakref
@@ -15,7 +16,6 @@ from typing import Any
 
 from lmstash.errors import (
     CapacityError,
-    FormatError,
     InvalidArgumentError,
     LmstashError,
     ReadOnlyError,
@@ -27,25 +27,25 @@ from lmstash.store.base import (
     Buffer,
     Entry,
     EntryInfo,
-    NamespaceInfo,
     Removed,
     Selector,
     StoreInfo,
     VerifyReport,
     Write,
-    decode_meta,
     matches,
 )
+from lmstash.store.disk import survey
 from lmstash.store.disk.appender import Item
 from lmstash.store.disk.folder import Folder
-from lmstash.store.disk.index import IndexDamagedError, SegmentRow
+from lmstash.store.disk.index import IndexDamagedError
 from lmstash.store.disk.intake import GROUP_ROWS, NoRoomError, item_of
 from lmstash.store.disk.lookup import Loaded
 from lmstash.store.disk.opened import Opened
-from lmstash.store.disk.reading import read_one
-from lmstash.store.disk.recency import hits, last_used
 from lmstash.store.policies import policy_named
 
+_DAMAGE = (IndexDamagedError, TypeError, OverflowError, struct.error)
+"""What a damaged index looks like: SQLite says so, or a row holds what no row can hold."""
+_FAULTS = (LmstashError, OSError, *_DAMAGE)
 _live: weakref.WeakSet[DiskStore] = weakref.WeakSet()
 _abandoned: list[object] = []
 """Connections that must not be finalised: those a forked child inherited, and those of a replaced index."""
@@ -158,11 +158,13 @@ class DiskStore:
         """Seal and flush what this process wrote, and let go of files. Costs what `flush` does."""
         if self._closed:
             return
-        if not self._inherited:
-            with self._faults():
-                self._opened.close()
-        self._closed = True
-        _live.discard(self)
+        try:
+            if not self._inherited:
+                with self._faults():
+                    self._opened.close()
+        finally:
+            self._closed = True
+            _live.discard(self)
 
     def __repr__(self) -> str:
         """One line."""
@@ -204,8 +206,12 @@ class DiskStore:
 
     def _load_many(self, keys: Sequence[bytes]) -> list[Loaded | None]:
         try:
-            return self._ready().lookup.load_many(keys)
-        except (LmstashError, OSError, IndexDamagedError) as error:
+            try:
+                return self._ready().lookup.load_many(keys)
+            except IndexDamagedError as error:
+                self._fault(error)  # rebuilds the index
+                return self._ready().lookup.load_many(keys)
+        except _FAULTS as error:
             for key in keys:
                 self.events.miss("", key, MissReason.UNAVAILABLE)
             self._fault(error)
@@ -247,7 +253,7 @@ class DiskStore:
             size += item.most_bytes
         return kept + self._keep(namespace, batch, replace) if batch else kept
 
-    def _keep(self, namespace: str, batch: dict[bytes, Item], replace: bool) -> int:
+    def _keep(self, namespace: str, batch: dict[bytes, Item], replace: bool, *, again: bool = True) -> int:
         """Keep a batch; what cannot be kept is counted as dropped. Returns how many are kept."""
         kept = 0
         if not replace:
@@ -277,8 +283,10 @@ class DiskStore:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             reason = DropReason.DISK_FULL if full else DropReason.UNAVAILABLE
             return kept + self._drop(namespace, items, reason, self._folder.explain(error))
-        except IndexDamagedError as error:
-            self._fault(error)
+        except _DAMAGE as error:
+            self._fault(error)  # rebuilds the index
+            if again:
+                return kept + self._keep(namespace, batch, replace, again=False)
             return kept + self._drop(namespace, items, DropReason.UNAVAILABLE, str(error))
         except LmstashError as error:  # closed, or the index cannot be used
             return kept + self._drop(namespace, items, DropReason.UNAVAILABLE, str(error))
@@ -310,29 +318,7 @@ class DiskStore:
     def entries(self, namespace: str | None = None) -> Iterator[EntryInfo]:
         """Describe every entry; reads each record's header (about 10 microseconds)."""
         with self._faults():
-            opened = self._ready()
-            for row in opened.index.rows():
-                file = opened.lookup.file(row.seg)
-                if file is None or not matches(file.namespace, namespace):
-                    continue
-                header = opened.lookup.header(row)
-                if header is None:
-                    continue
-                cell = opened.recency.read(row.slot)
-                yield EntryInfo(
-                    key=row.key,
-                    namespace=file.namespace,
-                    nbytes=row.size,
-                    n_tokens=header.n_tokens,
-                    compute_seconds=header.compute_seconds,
-                    created=header.created_us / 1e6,
-                    last_used=last_used(cell) if cell else header.created_us / 1e6,
-                    hits=hits(cell),
-                    expires=row.exp / 1e6 if row.exp else None,
-                    pinned=bool(row.pinned),
-                    parent=header.parent,
-                    meta=decode_meta(header.meta),
-                )
+            yield from survey.entries(self._ready(), namespace)
 
     def prune(self, select: Selector | None = None, *, namespace: str | None = None, dry_run: bool = False) -> Removed:
         """Remove the entries that `select` is true for. Without `select`, whole segments are unlinked."""
@@ -370,53 +356,21 @@ class DiskStore:
 
     def info(self) -> StoreInfo:
         """Say what is held. Reads no entry: about a millisecond."""
-        segments: list[SegmentRow] = []
-        physical, capacity = 0, None
         with self._faults():
-            opened = self._ready()
-            segments = opened.index.segments()
-            physical = self._folder.overhead_bytes() + sum(self._folder.blocks(each.name) for each in segments)
-            opened.room.refresh()
-            capacity = opened.room.capacity_bytes
-        totals: dict[str, list[int]] = {}
-        for each in segments:
-            total = totals.setdefault(each.namespace, [0, 0])
-            total[0] += each.live
-            total[1] += each.live_bytes
-        return StoreInfo(
-            location=str(self._folder.path),
-            entries=sum(each.live for each in segments),
-            physical_bytes=physical,
-            capacity_bytes=capacity,
-            namespaces=[NamespaceInfo(name, n, size) for name, (n, size) in sorted(totals.items()) if n],
-            oldest=min((each.created for each in segments if each.live), default=None),
-            newest=max((each.created for each in segments if each.live), default=None),
-            details={"segments": len(segments), "policy": self._policy.name, "read_only": self.read_only},
-        )
+            return survey.info(self._ready(), self._policy.name)
+        return StoreInfo(str(self._folder.path), 0, 0, None, [])
 
     def verify(self, *, repair: bool = False) -> VerifyReport:
         """Read every entry and check every checksum; `repair=True` drops what is damaged."""
-        n = nbytes = 0
-        damaged: list[str] = []
-        repair = repair and not self.read_only
+        with self._faults():
+            return survey.verify(self._ready(), repair=repair and not self.read_only)
+        return VerifyReport(0, 0, ["the store could not be read"], False)
+
+    def touch_many(self, keys: Sequence[bytes]) -> None:
+        """Note that entries were used, by a tier above that served them."""
         with self._faults():
             opened = self._ready()
-            for row in opened.index.rows():
-                file = opened.lookup.file(row.seg)
-                try:
-                    if file is None:
-                        raise FormatError("its segment is gone")
-                    read_one(file, row)
-                except (FormatError, OSError) as error:
-                    if opened.index.find(row.key) != row:
-                        continue  # moved or removed meanwhile
-                    where = file.path.name if file is not None else f"segment {row.seg}"
-                    damaged.append(f"{row.key.hex()} in {where} at {row.off}: {error}")
-                    if repair:
-                        opened.intake.drop(row)
-                n += 1
-                nbytes += row.size
-        return VerifyReport(n, nbytes, damaged, repair and bool(damaged))
+            opened.recency.touch_many([row.slot for row in opened.index.find_many(keys).values()])
 
     def flush(self) -> None:
         """Return once everything put so far would survive a power loss: syncs segments, folder and index."""
@@ -437,15 +391,17 @@ class DiskStore:
             yield
         except InvalidArgumentError:
             raise
-        except (LmstashError, OSError, IndexDamagedError) as error:
+        except _FAULTS as error:
             self._fault(error)
 
     def _fault(self, error: BaseException) -> None:
         """Note a fault; mend the index if that is what is broken. Raises in strict mode."""
+        if isinstance(error, _DAMAGE):
+            error = IndexDamagedError(str(error))
         if isinstance(error, IndexDamagedError) and not self.read_only and not self._closed:
             try:
                 self._reopen(self._opened)
-            except (LmstashError, OSError, IndexDamagedError) as second:
+            except _FAULTS as second:
                 self.events.warn_once("reopen", "lmstash: the index could not be rebuilt: %s", second)
         words = self._folder.explain(error) if isinstance(error, OSError) else str(error)
         self.events.warn_once(f"fault {type(error).__name__}", "lmstash: %s (treated as a miss)", words)

@@ -1,0 +1,85 @@
+"""Looking over a whole folder: what is held, entry by entry or in sum, and whether it is sound."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lmstash.errors import FormatError
+from lmstash.store.base import EntryInfo, NamespaceInfo, StoreInfo, VerifyReport, decode_meta, matches
+from lmstash.store.disk.index import IndexDamagedError, sane
+from lmstash.store.disk.opened import Opened
+from lmstash.store.disk.reading import read_one
+from lmstash.store.disk.recency import hits, last_used
+
+
+def entries(opened: Opened, namespace: str | None) -> Iterator[EntryInfo]:
+    """Describe every entry of `namespace` (see `lmstash.store.base.matches`), reading each record's header."""
+    for row in opened.index.rows():
+        if not sane(row):
+            raise IndexDamagedError(f"a row makes no sense: {row}")
+        file = opened.lookup.file(row.seg)
+        if file is None or not matches(file.namespace, namespace):
+            continue
+        header = opened.lookup.header(row)
+        if header is None:
+            continue
+        cell = opened.recency.read(row.slot)
+        yield EntryInfo(
+            key=row.key,
+            namespace=file.namespace,
+            nbytes=row.size,
+            n_tokens=header.n_tokens,
+            compute_seconds=header.compute_seconds,
+            created=header.created_us / 1e6,
+            last_used=last_used(cell) if cell else header.created_us / 1e6,
+            hits=hits(cell),
+            expires=row.exp / 1e6 if row.exp else None,
+            pinned=bool(row.pinned),
+            parent=header.parent,
+            meta=decode_meta(header.meta),
+        )
+
+
+def info(opened: Opened, policy: str) -> StoreInfo:
+    """Sum up the segments; reads no entry."""
+    folder = opened.folder
+    segments = opened.index.segments()
+    totals: dict[str, list[int]] = {}
+    for each in segments:
+        total = totals.setdefault(each.namespace, [0, 0])
+        total[0] += each.live
+        total[1] += each.live_bytes
+    return StoreInfo(
+        location=str(folder.path),
+        entries=sum(each.live for each in segments),
+        physical_bytes=folder.overhead_bytes() + sum(folder.blocks(each.name) for each in segments),
+        capacity_bytes=opened.room.refresh().capacity_bytes,
+        namespaces=[NamespaceInfo(name, n, size) for name, (n, size) in sorted(totals.items()) if n],
+        oldest=min((each.created for each in segments if each.live), default=None),
+        newest=max((each.created for each in segments if each.live), default=None),
+        details={"segments": len(segments), "policy": policy, "read_only": opened.read_only},
+    )
+
+
+def verify(opened: Opened, *, repair: bool) -> VerifyReport:
+    """Read every entry and check every checksum; with `repair` drop what is damaged."""
+    n = nbytes = 0
+    damaged: list[str] = []
+    for row in opened.index.rows():
+        if not sane(row):
+            raise IndexDamagedError(f"a row makes no sense: {row}")
+        file = opened.lookup.file(row.seg)
+        try:
+            if file is None:
+                raise FormatError("its segment is gone")
+            read_one(file, row)
+        except (FormatError, OSError) as error:
+            if opened.index.find(row.key) != row:
+                continue  # moved or removed meanwhile
+            where = file.path.name if file is not None else f"segment {row.seg}"
+            damaged.append(f"{row.key.hex()} in {where} at {row.off}: {error}")
+            if repair:
+                opened.intake.drop(row)
+        n += 1
+        nbytes += row.size
+    return VerifyReport(n, nbytes, damaged, repair and bool(damaged))
