@@ -25,6 +25,8 @@ from lmstash.store.base import Write
 _OutOfMemory: type[Exception] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
 _LONGEST_WAIT_SECONDS = 60.0
 _PROMPTS_NAMED = 10
+_RAW_BATCH_BYTES = 512 * 2**20
+"""Most that the raw values of one batch may take, in float32, when the user names no batch size."""
 
 
 class Shelf(Protocol):
@@ -129,9 +131,16 @@ class Runner:
         out: list[tuple[list[int], tuple[int, ...]]] = []
         for positions, members in groups.items():
             lengths = [len(self._prompts[member]) for member in members]
-            batches = plan_batches(lengths, batch_size, self._source.batch_tokens)
+            batches = plan_batches(lengths, batch_size, self._batch_tokens(len(positions)))
             out.extend(([members[each] for each in batch], positions) for batch in batches)
         return out
+
+    def _batch_tokens(self, n_layers: int) -> int:
+        """Return the token budget of a batch; raw values of many layers bound it by what they take in memory."""
+        if self._pool is not None:
+            return self._source.batch_tokens
+        token_bytes = 4 * (self._source.width(self._site) or 4096) * n_layers
+        return min(self._source.batch_tokens, max(1, _RAW_BATCH_BYTES // token_bytes))
 
     def _one_batch(self, members: Sequence[int], positions: Sequence[int], max_retries: int | None) -> None:
         if not members:
