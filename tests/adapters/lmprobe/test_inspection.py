@@ -63,7 +63,8 @@ def test_nothing_evicted_stays_listed(store):
 
 def test_pooled_raw_and_router_entries_of_a_live_model_are_described(tmp_path):
     transformers = pytest.importorskip("transformers")
-    from lmstash.adapters.lmprobe.catalog import Reading, record_write
+    from lmstash.adapters.lmprobe.catalog import Reading, record_keys, record_write, register
+    from lmstash.adapters.lmprobe.layout import hash16
     from lmstash.caches.activations.context import Context
     from lmstash.caches.activations.prompts import Prompt
 
@@ -82,9 +83,10 @@ def test_pooled_raw_and_router_entries_of_a_live_model_are_described(tmp_path):
     acts([prompt], layers=[1], pool=None, site="router_logits")
     # What CachedExtractor leaves behind for a live model:
     digest = bytes.fromhex(acts.fingerprint)
-    reading = Reading("mix", digest, None, (0,), by_tokens=True, causal=True, n_layers=2)
+    register(stash.store, Reading("mix", digest, None, by_tokens=True, causal=True, n_layers=2))
     context = Context(stash.store, acts._source, digest, None, None, False, None)
-    stash.store.put_many([reading.write(), record_write(context, "mix", prompt, 3, True)])
+    [key] = record_keys("mix", digest, None, [hash16(str(prompt.text))])
+    stash.store.put_many([record_write(key, context, prompt, 3, True)])
     found = adapter.discover_cached("mix", "one two three")
     assert found.raw_layers == [0]
     assert found.pooled == {"last_token": [1], "mean": [0, 1]}

