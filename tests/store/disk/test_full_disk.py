@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -94,7 +95,9 @@ def test_strict_raises_when_the_disk_is_full(mount: Callable[..., Path], tools: 
     with pytest.raises(CapacityError, match="full"):
         put_until_dropped(store, tools)
     assert store.get(tools.key(0)) == tools.value(0, 20_000)
-    store.close()
+    with contextlib.suppress(StoreError):  # there may be no room for what closing writes
+        store.close()
+    assert not store.contains_many([]), "closed all the same"
 
 
 @pytest.mark.parametrize("leave", [0, 4096, 16_384, 65_536, 200_000, 600_000])

@@ -1,0 +1,251 @@
+"""Ctrl-C at any moment: the store goes on, nothing acknowledged is lost, no lock stays taken."""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from lmstash.store.base import Write
+from lmstash.store.disk.store import DiskStore
+
+
+@pytest.fixture
+def default_sigint() -> Iterator[None]:
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, old)
+
+
+class Journal:
+    """What was acknowledged: for each key number the versions that are right."""
+
+    def __init__(self, tools: Any) -> None:
+        self.tools = tools
+        self.allowed: dict[int, set[int]] = {}
+
+    def put(self, store: DiskStore, numbers: list[int], version: int) -> None:
+        for number in numbers:
+            self.allowed.setdefault(number, {-1}).add(version)
+        writes = [
+            Write(self.tools.key(number), self.tools.value(number, 50 + 400 * (number % 5), version))
+            for number in numbers
+        ]
+        kept = store.put_many(writes)
+        if kept == len(numbers):
+            for number in numbers:
+                self.allowed[number] = {version}
+
+    def delete(self, store: DiskStore, numbers: list[int]) -> None:
+        for number in numbers:
+            self.allowed.setdefault(number, {-1}).add(-1)
+        store.delete_many([self.tools.key(number) for number in numbers])
+        for number in numbers:
+            self.allowed[number] = {-1}
+
+    def check(self, store: DiskStore, *, evicting: bool) -> None:
+        for number, versions in self.allowed.items():
+            value = store.get(self.tools.key(number))
+            if value is None:
+                assert evicting or -1 in versions, f"key {number} of versions {versions} is lost"
+            else:
+                right = [v for v in versions if value == self.tools.value(number, 50 + 400 * (number % 5), v)]
+                assert right, f"key {number} has a value that none of {versions} has"
+
+
+def some_work(store: DiskStore, journal: Journal, draw: random.Random, version: int) -> None:
+    choice = draw.random()
+    if choice < 0.5:
+        journal.put(store, [draw.randrange(60)], version)
+    elif choice < 0.7:
+        journal.put(store, draw.sample(range(60), 12), version)
+    elif choice < 0.8:
+        journal.delete(store, draw.sample(range(60), 4))
+    elif choice < 0.9:
+        store.get_many([journal.tools.key(number) for number in range(20)])
+    elif choice < 0.95:
+        doomed = {journal.tools.key(number) for number in draw.sample(range(60), 5)}
+        for number in range(60):
+            if journal.tools.key(number) in doomed:
+                journal.allowed.setdefault(number, {-1}).add(-1)
+        store.prune(lambda entry: entry.key in doomed)
+    else:
+        store.flush()
+
+
+def check_healthy(folder: Path, store: DiskStore, journal: Journal, capacity: int | None, tools: Any) -> None:
+    """The interrupted store works, so does a second one at once, and nothing is left over."""
+    gc.collect()
+    evicting = capacity is not None
+    journal.check(store, evicting=evicting)
+    began = time.monotonic()
+    other = DiskStore(folder)
+    assert other.put(tools.key(1, "other"), b"other")
+    assert time.monotonic() - began < 5, "a lock stayed taken"
+    journal.check(other, evicting=evicting)
+    assert store.put(tools.key(2, "same"), b"same")
+    assert other.get(tools.key(2, "same")) == b"same", "what is put is committed"
+    assert other.verify().ok
+    if capacity is not None:
+        assert tools.folder_bytes(folder) <= capacity
+    other.close()
+
+
+def finish(folder: Path, store: DiskStore, journal: Journal, capacity: int | None, tools: Any) -> None:
+    store.close()
+    again = DiskStore(folder)
+    journal.check(again, evicting=capacity is not None)
+    known = {segment.name for segment in again._opened.index.segments()}
+    assert {path.stem for path in tools.segments(folder)} <= known, "segments are left over"
+    again.close()
+    if capacity is None:
+        for path in folder.glob("index.db*"):
+            path.unlink()
+        rebuilt = DiskStore(folder)
+        journal.check(rebuilt, evicting=False)
+        rebuilt.close()
+
+
+CAPACITIES = pytest.mark.parametrize("capacity", [None, 2 << 20], ids=["unlimited", "2MiB"])
+
+
+@CAPACITIES
+def test_sigint_at_random_times_in_a_loop(
+    capacity: int | None, tmp_path: Path, tools: Any, default_sigint: None
+) -> None:
+    folder = tmp_path / "stash"
+    store = DiskStore(folder, capacity_bytes=capacity)
+    journal, draw = Journal(tools), random.Random(11)
+    interrupts = version = 0
+    for _round in range(60):
+        timer = threading.Timer(draw.uniform(0.0005, 0.02), signal.raise_signal, [signal.SIGINT])
+        timer = threading.Timer(draw.uniform(0.0005, 0.02), os.kill, [os.getpid(), signal.SIGINT])
+        try:
+            timer.start()
+            while timer.is_alive():
+                version += 1
+                some_work(store, journal, draw, version)
+                if version % 3 == 0:
+                    journal.put(store, list(range(60, 90)), version)
+            time.sleep(0.05)
+        except KeyboardInterrupt:
+            interrupts += 1
+        timer.join()
+    assert interrupts >= 55
+    check_healthy(folder, store, journal, capacity, tools)
+    finish(folder, store, journal, capacity, tools)
+
+
+def interrupted_at(
+    line: int, folder: Path, capacity: int | None, tools: Any, seed: int
+) -> tuple[DiskStore, Journal, int]:
+    """Work, with KeyboardInterrupt raised at the `line`-th line of the store's code; returns the lines run."""
+    lines = 0
+
+    def trace(frame: FrameType, event: str, argument: Any) -> Any:
+        nonlocal lines
+        if "/lmstash/store/disk/" not in frame.f_code.co_filename and "contextlib" not in frame.f_code.co_filename:
+            return None
+        if event == "line":
+            lines += 1
+            if lines == line:
+                raise KeyboardInterrupt
+        return trace
+
+    store = DiskStore(folder, capacity_bytes=capacity)
+    journal, draw = Journal(tools), random.Random(seed)
+    # Enough kept beforehand that room must be made.
+    for version in range(1, 3 if capacity is None else 9):
+        journal.put(store, list(range(60)), version)
+    old = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        for version in range(100, 112):
+            some_work(store, journal, draw, version)
+            journal.put(store, list(range(60, 120)), version)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(old)
+    return store, journal, lines
+
+
+def interrupt_at_lines(n: int, tmp_path: Path, capacity: int | None, tools: Any, seed: int) -> None:
+    store, _journal, total = interrupted_at(-1, tmp_path / "whole", capacity, tools, seed)
+    store.close()
+    assert total > 2000, "the lines of the store are counted"
+    draw = random.Random(seed)
+    for line in sorted(draw.sample(range(1, total), min(n, total - 1))):
+        folder = tmp_path / f"at-{line}"
+        store, journal, _lines = interrupted_at(line, folder, capacity, tools, seed)
+        try:
+            check_healthy(folder, store, journal, capacity, tools)
+            finish(folder, store, journal, capacity, tools)
+        except AssertionError as error:
+            raise AssertionError(f"after an interrupt at line {line} of {total} (seed {seed}): {error}") from error
+
+
+@CAPACITIES
+def test_an_interrupt_at_any_line_leaves_the_store_working(capacity: int | None, tmp_path: Path, tools: Any) -> None:
+    interrupt_at_lines(40, tmp_path, capacity, tools, seed=3)
+
+
+@pytest.mark.campaign
+@pytest.mark.timeout(1800)
+@CAPACITIES
+def test_an_interrupt_at_a_thousand_lines_leaves_the_store_working(
+    capacity: int | None, tmp_path: Path, tools: Any
+) -> None:
+    seed = int.from_bytes(os.urandom(2), "little")
+    print(f"seed {seed}")
+    interrupt_at_lines(1000, tmp_path, capacity, tools, seed)
+
+
+PROGRAM = """
+import sys, lmstash
+stash = lmstash.open(sys.argv[1])
+print("ready", flush=True)
+n = 0
+while True:
+    n += 1
+    stash.store.put(n.to_bytes(32, "little"), n.to_bytes(32, "little") * 30)
+    print(n, flush=True)
+"""
+
+
+def test_a_program_ended_by_ctrl_c_loses_nothing(tmp_path: Path, start_child: Callable[..., Any]) -> None:
+    import subprocess
+
+    folder = tmp_path / "stash"
+    for delay in (0.05, 0.2):
+        with subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as program:
+            assert program.stdout is not None
+            assert program.stdout.readline() == "ready\n"
+            reader: list[str] = []
+            thread = threading.Thread(target=lambda pipe=program.stdout, out=reader: out.extend(pipe))
+            thread.start()
+            time.sleep(delay)
+            program.send_signal(signal.SIGINT)
+            assert program.wait(timeout=30) in (1, 130, -signal.SIGINT)
+            thread.join()
+            assert program.stderr is not None
+            assert program.stderr.read().rstrip().endswith("KeyboardInterrupt")
+        whole = [line for line in reader if line.endswith("\n")]
+        last = int(whole[-1])
+        store = DiskStore(folder)
+        keys = [number.to_bytes(32, "little") for number in range(1, last + 1)]
+        assert store.get_many(keys) == [key * 30 for key in keys]
+        assert store.verify().ok
+        store.close()
