@@ -95,7 +95,8 @@ def discover_cached(model_name: str, prompt: str) -> CachedPromptInfo | None:
 
     Only what can be found is named: every layer is asked for by its own key, so nothing evicted stays listed. Costs a
     few microseconds per layer the model has. Values of several identities under one name are taken together; extraction
-    serves only those of the model that asks.
+    serves only those of the model that asks. A private stash keeps no token ids, so that there nothing can be said of
+    what a live model computed.
 
     Args:
         model_name: As the extractor names it.
