@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 import xxhash
 
@@ -60,8 +61,7 @@ class RecordType(IntEnum):
     UNPIN = 4
 
 
-@dataclass(slots=True)
-class Header:
+class Header(NamedTuple):
     """One record's header, checked."""
 
     type: int
@@ -232,13 +232,13 @@ def parse_head(buffer: Buffer, start: int = 0) -> Header:
     if bool(flags & FLAG_CHUNKED) != (payload_bytes > CHUNK_BYTES):
         raise CorruptEntryError("a record header contradicts its lengths")
     n_chunks = -(-payload_bytes // CHUNK_BYTES) if flags & FLAG_CHUNKED else 0
-    end = start + HEADER.size + meta_bytes + 8 * n_chunks
+    first = start + HEADER.size
+    end = first + meta_bytes + 8 * n_chunks
     if end > start + head_bytes or end > len(buffer):
         raise CorruptEntryError("a record header contradicts its lengths")
-    if xxh3(memoryview(buffer)[start + 8 : end]) != total:
+    view = memoryview(buffer)
+    if xxh3(view[start + 8 : end]) != total:
         raise CorruptEntryError("a record header fails its checksum")
-    meta_start = start + HEADER.size
-    body = bytes(memoryview(buffer)[meta_start:end])
     return Header(
         kind,
         flags,
@@ -253,8 +253,8 @@ def parse_head(buffer: Buffer, start: int = 0) -> Header:
         n_tokens,
         namespace_hash,
         checksum,
-        body[:meta_bytes],
-        body[meta_bytes:],
+        bytes(view[first : first + meta_bytes]) if meta_bytes else b"",
+        bytes(view[first + meta_bytes : end]) if n_chunks else b"",
     )
 
 
