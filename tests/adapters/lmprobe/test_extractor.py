@@ -1,6 +1,8 @@
 """`CachedExtractor` over any duck-typed extractor: right results, computed once, served to nobody else."""
 
+import gc
 import logging
+import weakref
 from pathlib import Path
 
 import pytest
@@ -188,6 +190,25 @@ def test_weights_inside_a_bare_extractor_count():
     with torch.no_grad():
         extractor.net.weight[0, 0] += 1
     assert same(CachedExtractor(extractor).extract(PROMPTS), extractor.expected(PROMPTS))
+
+
+def test_models_are_let_go_with_their_extractor():
+    class Net(Letters):
+        def __init__(self):
+            super().__init__()
+            self.net = torch.nn.Linear(HIDDEN, HIDDEN).eval()
+
+    extractor = Net()
+    CachedExtractor(extractor).extract(PROMPTS)
+    first, second = weakref.ref(extractor.net), torch.nn.Linear(HIDDEN, HIDDEN).eval()
+    extractor.net = second
+    CachedExtractor(extractor).extract(PROMPTS)
+    gc.collect()
+    assert first() is None
+    last = weakref.ref(second)
+    del extractor, second
+    gc.collect()
+    assert last() is None
 
 
 def test_a_model_folder_with_other_files_is_another_model(tmp_path, monkeypatch):

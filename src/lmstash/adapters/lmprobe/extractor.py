@@ -130,7 +130,7 @@ class CachedExtractor:
             if config.is_disabled():
                 raise _CachingOff("the limit is 0")
             live = ModelSource(extractor.model) if local else None
-            identity = identify_model(extractor.model) if local else teller.identify(extractor, remote)
+            identity = identify_model(extractor) if local else teller.identify(extractor, remote)
         except Exception as error:
             if not isinstance(error, _CachingOff):
                 if stash.store.strict:

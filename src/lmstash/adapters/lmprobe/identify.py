@@ -14,11 +14,12 @@ happens, and remembered for the class.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from lmstash.errors import LmstashError
@@ -29,12 +30,15 @@ from lmstash.identity.fingerprint import Fingerprint
 from lmstash.identity.keys import Key
 from lmstash.store.base import Store
 
+if TYPE_CHECKING:
+    from lmstash.identity.watch import ModelWatch
+
 NAMESPACE = "lmprobe/extractors"
 HARMLESS = frozenset({"batch_size", "layer_indices", "_layer_indices", "layers_spec", "auto_candidates", "model_name"})
 """Attributes that choose what is read and how much at once; layers are part of every key."""
 
 _LMPROBE = "lmprobe.extraction.ActivationExtractor"
-_watches: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+_watches: WeakKeyDictionary[Any, dict[int, tuple[Any, ModelWatch]]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -56,27 +60,35 @@ def is_local_lmprobe(extractor: Any, remote: bool) -> bool:
     return own and not remote and _name(type(backend)) == "lmprobe.backends.LocalBackend"
 
 
-def watch(model: Any) -> Any:
-    """Return the `ModelWatch` of a live torch module, one for all who use it.
+def watch(owner: Any, model: Any) -> ModelWatch:
+    """Return the watch of a torch module that an extractor holds: the same one as long as it holds that module.
+
+    The extractor keeps the watch alive, and the watch the module, so that both go when the extractor goes.
 
     Raises:
         UnsupportedModelError: The model cannot be cached safely.
     """
     from lmstash.identity.watch import ModelWatch
 
-    found = _watches.get(model)
-    if found is None:
-        found = _watches[model] = ModelWatch(model)
-    return found
+    try:
+        held = _watches.setdefault(owner, {})
+    except TypeError:  # it cannot be hashed, or not be referred to weakly
+        return ModelWatch(model)
+    found = held.get(id(model))
+    if found is None or found[0] is not model:
+        found = held[id(model)] = (model, ModelWatch(model))
+    return found[1]
 
 
-def identify_model(model: Any) -> Identity:
-    """Return the identity of a live model. Costs what `ModelWatch.refresh` costs.
+def identify_model(extractor: Any) -> Identity:
+    """Return the identity of the live model of lmprobe's own extractor. Costs what `ModelWatch.refresh` costs.
 
     Raises:
         UnsupportedModelError: The model cannot be cached safely.
     """
-    watched = watch(model)
+    model = extractor.model
+    watched = watch(extractor, model)
+    _forget_others(extractor, [model])
     fingerprint: Fingerprint = watched.refresh()
     return Identity(fingerprint.digest, lambda: watched.unchanged(fingerprint), {})
 
@@ -168,14 +180,23 @@ def _read(extractor: Any, remote: bool, weights: bool = True) -> tuple[dict[str,
     watched: list[tuple[Any, Fingerprint]] = []
     if weights:
         for path, module in sorted(describer.modules):
-            each = watch(module)
+            each = watch(extractor, module)
             fingerprint = each.refresh()
             watched.append((each, fingerprint))
             parts[f"module:{path}"] = fingerprint.digest
+        _forget_others(extractor, [module for _, module in describer.modules])
         if not watched:
             parts["files"] = encode(_files(str(extractor.model_name)))
     parts |= {f"code:{name}": encode(digests) for name, digests in code.components().items()}
     return parts, watched
+
+
+def _forget_others(owner: Any, models: list[Any]) -> None:
+    """Let go of modules that an extractor no longer holds."""
+    with contextlib.suppress(TypeError):
+        held = _watches.get(owner, {})
+        for known in held.keys() - {id(model) for model in models}:
+            del held[known]
 
 
 def _attributes(extractor: Any, code: CodeGraph) -> dict[str, Any]:

@@ -294,5 +294,5 @@ def _sample(found: LayoutModel, store: Store, n_prompts: int) -> list[tuple[str,
 
 def _identity(extractor: Any, teller: Teller) -> Identity:
     if is_local_lmprobe(extractor, remote=False):
-        return identify_model(extractor.model)
+        return identify_model(extractor)
     return teller.identify(extractor, remote=False)
