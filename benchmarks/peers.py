@@ -1,0 +1,94 @@
+"""Virtual environments for the tools that lmstash is measured against, made on first use under `.cache/peers/<name>`.
+
+A benchmark that needs a peer calls `run_inside(name)` first: it goes on in the peer's environment, where lmstash is
+installed too, so that both do the same work in one process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / ".cache/peers"
+
+_TORCH = "torch==2.13.0"
+_OURS = ("numpy", "apsw>=3.51.3", "xxhash>=3.5", "zstandard", "safetensors", "tqdm")
+
+# For each peer the steps of `pip install`, in order. torch comes first and by plain pip, so that what follows keeps it.
+STEPS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "lmprobe": (
+        (_TORCH,),
+        (*_OURS, "transformers==5.23.0", "scikit-learn", "scipy", "huggingface_hub", "accelerate"),
+        ("--no-deps", "lmprobe==0.10.3"),
+    ),
+    "lmcache": (
+        (_TORCH,),
+        (*_OURS, "diskcache==5.6.3"),
+        # What its disk tier imports; its other dependencies (CUDA, cloud clients) are for engines.
+        (
+            "transformers==5.23.0",
+            "aiofile",
+            "aiofiles",
+            "aiohttp",
+            "blake3",
+            "cachetools",
+            "fastapi",
+            "httpx",
+            "requests",
+        ),
+        (
+            "msgspec",
+            "nvtx",
+            "prometheus_client",
+            "psutil",
+            "py-cpuinfo",
+            "pyyaml",
+            "pyzmq",
+            "redis",
+            "sortedcontainers",
+        ),
+        ("uvicorn", "opentelemetry-api", "opentelemetry-sdk", "numba", "cryptography", "setuptools"),
+        ("--no-deps", "lmcache==0.5.6"),
+    ),
+}
+
+
+def run_inside(name: str) -> None:
+    """Go on in the environment of peer `name`: returns when this process runs there, replaces it otherwise.
+
+    Makes the environment when it is missing (some minutes, and network or a wheel folder). Call it before anything
+    heavy is imported.
+    """
+    python = python_of(name)
+    if Path(sys.prefix).resolve() != python.parent.parent.resolve():
+        os.environ.pop("PYTHONPATH", None)
+        os.execv(python, [str(python), *sys.argv])
+
+
+def python_of(name: str) -> Path:
+    """Return the interpreter of peer `name`, making its environment when it is missing or made by other steps."""
+    folder = FOLDER / name
+    python = folder / "bin/python"
+    mark = folder / ".ready"
+    recipe = hashlib.sha256(repr((STEPS[name], sys.version_info[:2])).encode()).hexdigest()
+    if python.exists() and mark.exists() and mark.read_text() == recipe:
+        return python
+    print(f"making {folder.relative_to(ROOT)} (once, some minutes)", file=sys.stderr, flush=True)
+    subprocess.run([_base_python(), "-m", "venv", "--clear", str(folder)], check=True)
+    quiet = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    for step in STEPS[name]:
+        subprocess.run([*quiet, *step], check=True)
+    subprocess.run([*quiet, "--no-deps", "-e", str(ROOT)], check=True)
+    mark.write_text(recipe)
+    return python
+
+
+def _base_python() -> str:
+    """Return the interpreter that this environment was made from: a venv of a venv would depend on both."""
+    base = Path(sys.base_prefix) / "bin" / f"python{sysconfig.get_python_version()}"
+    return str(base) if base.exists() else sys.executable
