@@ -303,3 +303,13 @@ def test_roberta_positions_leave_fewer_tokens_than_the_table_has_rows():
     assert acts([[5] * 64], 0).shape == (1, 1, 32)
     with pytest.raises(InvalidArgumentError, match="65 tokens"):
         acts([[5] * 65], 0)
+
+
+def test_a_block_that_runs_twice_has_no_one_value():
+    model = build(FAMILIES[3])
+    layer = model.model.layers[1]
+    once = layer.forward
+    layer.forward = lambda *args, **kwargs: once(layer.mlp(args[0]) + args[0], *args[1:], **kwargs)
+    acts = Activations(MemoryStore(), model, variant="mlp twice in block 1")
+    with pytest.raises(UnsupportedModelError, match="runs twice"):
+        acts(PROMPTS, [1, 2], site="mlp_out")

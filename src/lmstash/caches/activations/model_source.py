@@ -143,6 +143,11 @@ class ModelSource:
         def keep(layer: int, value: Any) -> None:
             if threading.get_ident() != thread:
                 return
+            if layer in kept:
+                raise UnsupportedModelError(
+                    f"{self.name}: the module of site={site!r}, layer {layer} runs twice in one forward pass, so it "
+                    "has no one value. Pass extractor=."
+                )
             kept[layer] = read(self._as_tokens(value, ids.shape, site, layer))
             if len(kept) == len(modules) and self._may_stop_early:
                 raise _EverythingRead
