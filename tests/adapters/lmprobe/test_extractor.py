@@ -175,6 +175,79 @@ def test_what_changes_values_is_another_extractor_and_mere_state_is_not():
     assert alike.calls == []
 
 
+CALLS_OF_ALL: list[str] = []
+
+
+def test_counters_and_logs_wherever_they_are_kept_do_not_hinder_hits():
+    class Logging(Letters):
+        def __init__(self):
+            super().__init__()
+            self.n_prompts = 0
+            self.by_layer = {}
+            self.seen = set()
+
+        def extract_batch(self, prompts, layer_indices, remote=False):
+            self.n_prompts += len(prompts)
+            self.seen.update(prompts)
+            CALLS_OF_ALL.extend(prompts)
+            for layer in layer_indices:
+                self.by_layer[layer] = self.by_layer.get(layer, 0) + 1
+            return super().extract_batch(prompts, layer_indices)
+
+    for _ in range(2):
+        extractor = Logging()
+        CachedExtractor(extractor).extract(PROMPTS)
+        calls = len(extractor.calls)
+        CachedExtractor(extractor).extract(PROMPTS)
+        assert len(extractor.calls) == calls
+    assert extractor.calls == []
+    assert sorted(CALLS_OF_ALL) == sorted(PROMPTS)
+
+
+def test_state_that_changes_what_comes_next_is_never_taken_for_a_log(caplog):
+    class Drifting(Letters):
+        def extract_batch(self, prompts, layer_indices, remote=False):
+            answer = super().extract_batch(prompts, layer_indices)
+            self.scale *= 0.5
+            return answer
+
+    extractor = Drifting(batch_size=1)
+    CachedExtractor(extractor).extract(PROMPTS)
+    assert "changes its scale while it runs" in caplog.text
+    expected = extractor.expected(["abc"])
+    assert same(CachedExtractor(extractor).extract(["abc"]), expected)
+    for _ in range(2):
+        fresh = Drifting()
+        expected = fresh.expected(["fghij"])
+        assert same(CachedExtractor(fresh).extract(["fghij"]), expected)
+
+
+def test_a_model_that_is_loaded_by_its_property_counts_from_the_first_call_on():
+    class Lazy(Letters):
+        def __init__(self, seed):
+            super().__init__()
+            self.seed_of_weights = [seed]
+            self._net = None
+
+        @property
+        def model(self):
+            if self._net is None:
+                torch.manual_seed(self.seed_of_weights[0])
+                self._net = torch.nn.Linear(HIDDEN, HIDDEN).eval()
+            return self._net
+
+        def value(self, prompt, layer, shift=0):
+            with torch.no_grad():
+                return self.model(super().value(prompt, layer, shift))
+
+    for seed in (1, 1, 2):
+        extractor = Lazy(seed)
+        assert same(CachedExtractor(extractor).extract(PROMPTS), Lazy(seed).expected(PROMPTS))
+        extractor.calls.clear()
+        assert same(CachedExtractor(extractor).extract(PROMPTS), Lazy(seed).expected(PROMPTS))
+        assert extractor.calls == []
+
+
 def test_weights_inside_a_bare_extractor_count():
     class Net(Letters):
         def __init__(self):

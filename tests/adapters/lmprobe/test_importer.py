@@ -265,8 +265,12 @@ def test_invalidate_cache_computes_what_was_imported(filled):
 
 def test_a_declaration_follows_an_extractor_whose_state_is_noted_later(filled):
     class Counting(Letters):
+        def __init__(self):
+            super().__init__()
+            self.seen = []
+
         def extract_batch(self, prompts, layer_indices, remote=False):
-            self.last = prompts
+            self.seen.extend(prompts)
             return super().extract_batch(prompts, layer_indices)
 
     declare_to = Counting()

@@ -145,8 +145,8 @@ class CachedExtractor:
             stash = Stash(MemoryStore(0))
 
         def after_batch() -> None:
-            if teller.note_state(extractor, call.identity, remote):
-                before, call.identity = call.identity, teller.identify(extractor, remote)
+            before, call.identity = call.identity, teller.after_batch(extractor, call.identity, remote)
+            if call.identity.digest != before.digest:
                 rebind(call.stash.store, hash16(call.source.name), before.digest, call.identity.digest)
                 call.context = replace(call.context, model=call.identity.digest)
 

@@ -8,16 +8,22 @@
   What runs elsewhere (a remote model, a server) is known by name only: give such an extractor a `fingerprint` with the
   revision, or pass `invalidate_cache=True` after a change.
 
-Attributes that `extract_batch` itself changes (counters, logs) are state, not identity. They are noticed when that
-happens, and remembered for the class.
+Counters and logs are state, not identity: whole numbers that `extract_batch` itself counted up, and lists, sets and
+dicts that it only added to. They are noticed when that happens, and remembered for the class. When it changes anything
+else, nobody can say what it computed with, and nothing of that call is kept.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import operator
+import types
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -34,6 +40,7 @@ if TYPE_CHECKING:
     from lmstash.identity.watch import ModelWatch
 
 NAMESPACE = "lmprobe/extractors"
+_COMPARED = ("attribute:", "global:", "code:")
 HARMLESS = frozenset({"batch_size", "layer_indices", "_layer_indices", "layers_spec", "auto_candidates", "model_name"})
 """Attributes that choose what is read and how much at once; layers are part of every key."""
 
@@ -51,6 +58,8 @@ class Identity:
     """Whether every model it runs is still the same; reads the weights."""
     parts: Mapping[str, bytes]
     """What it was read off, by name; empty where a fingerprint stands for all."""
+    counts: Mapping[str, Any] = field(default_factory=dict)
+    """Copies of the numbers and containers among the parts: what may turn out to be counters and logs."""
 
 
 def is_local_lmprobe(extractor: Any, remote: bool) -> bool:
@@ -114,32 +123,43 @@ class Teller:
             key = Key({"what": "lmprobe extractor, vouched for", "fingerprint": named, "remote": remote})
             return Identity(key.digest, lambda: True, {})
         parts, watched = _read(extractor, remote)
-        state = self._state(extractor)
-        identity: dict[str, Component] = {name: data for name, data in parts.items() if name not in state}
-        key = Key({"what": "lmprobe extractor", **identity})
-        return Identity(key.digest, lambda: all(each.unchanged(since) for each, since in watched), parts)
+        unchanged = partial(_all_unchanged, watched)
+        return Identity(self._digest(extractor, parts), unchanged, parts, _counts(extractor))
 
-    def note_state(self, extractor: Any, before: Identity, remote: bool) -> bool:
-        """Compare `extractor` with how it was before a batch; remember as state what the batch changed.
+    def after_batch(self, extractor: Any, before: Identity, remote: bool) -> Identity:
+        """Compare `extractor` with how it was before a batch, and return who it was, told better.
 
-        Weights are not state: whoever changes them is another model. Returns whether anything new was noted.
+        Counters and logs among what changed are remembered as state. When anything else changed, nobody can say what
+        the batch was computed with: the identity returned then claims to have changed, so that nothing is kept.
         """
         if not before.parts:
-            return False
+            return before
         now, _ = _read(extractor, remote, weights=False)
-        changed = {
-            name
-            for name in before.parts.keys() | now.keys()
-            if name.startswith(("attribute:", "global:", "code:"))
-            and now.get(name) != before.parts.get(name)
-            and now.get(name) != b""
-        }
-        fresh = changed - self._state(extractor)
-        if fresh:
+        counts = _counts(extractor)
+        compared = {name for name in before.parts.keys() | now.keys() if name.startswith(_COMPARED)}
+        changed = {name for name in compared if now.get(name) != before.parts.get(name) and now.get(name) != b""}
+        changed -= self._state(extractor)
+        if not changed:
+            return before
+        logs = {name for name in changed if _grew(before.counts.get(name), counts.get(name))}
+        if logs:
             key = _class_key(extractor)
-            self._state_of[key] = self._state(extractor) | fresh
+            self._state_of[key] = self._state(extractor) | logs
             self._store.put(key, json.dumps(sorted(self._state_of[key])).encode(), namespace=NAMESPACE)
-        return bool(fresh)
+        if changed - logs:
+            self._store.events.warn_once(
+                f"drift of {_name(type(extractor))}",
+                "lmstash: %s changes its %s while it runs, so what it computes is not kept. Give it a `fingerprint`.",
+                _name(type(extractor)),
+                ", ".join(sorted(name.partition(":")[2] for name in changed - logs)),
+            )
+        unchanged = before.unchanged if changed == logs else _never
+        return replace(before, digest=self._digest(extractor, before.parts), unchanged=unchanged)
+
+    def _digest(self, extractor: Any, parts: Mapping[str, bytes]) -> bytes:
+        state = self._state(extractor)
+        identity: dict[str, Component] = {name: data for name, data in parts.items() if name not in state}
+        return Key({"what": "lmprobe extractor", **identity}).digest
 
     def _state(self, extractor: Any) -> frozenset[str]:
         key = _class_key(extractor)
@@ -191,6 +211,41 @@ def _read(extractor: Any, remote: bool, weights: bool = True) -> tuple[dict[str,
     return parts, watched
 
 
+def _never() -> bool:
+    return False
+
+
+def _all_unchanged(watched: list[tuple[ModelWatch, Fingerprint]]) -> bool:
+    return all(each.unchanged(since) for each, since in watched)
+
+
+def _counts(extractor: Any) -> dict[str, Any]:
+    """Return copies of numbers and containers that an extractor's attributes, or the globals it names, hold."""
+    named = {f"attribute:{name}": value for name, value in getattr(extractor, "__dict__", {}).items()}
+    for base in type(extractor).__mro__:
+        for function in vars(base).values():
+            if isinstance(function, types.FunctionType):
+                code, module = function.__code__, function.__globals__.get("__name__")
+                for name in set(code.co_names) & function.__globals__.keys():
+                    named[f"code:{module}.{code.co_qualname}:{name}"] = function.__globals__[name]
+    kinds = (int, list, dict, set)
+    return {name: copy(value) for name, value in named.items() if type(value) in kinds or isinstance(value, Counter)}
+
+
+def _grew(before: Any, now: Any) -> bool:
+    """Whether `now` is `before` counted up or added to, and nothing else."""
+    if type(before) is not type(now):
+        return False
+    if isinstance(before, int):
+        return now > before
+    if isinstance(before, list):
+        return len(now) > len(before) and all(map(operator.is_, before, now))
+    if isinstance(before, dict):
+        kept = (name in now and (now[name] is value or _grew(value, now[name])) for name, value in before.items())
+        return all(kept)
+    return isinstance(before, set) and before <= now
+
+
 def _forget_others(owner: Any, models: list[Any]) -> None:
     """Let go of modules that an extractor no longer holds."""
     with contextlib.suppress(TypeError):
@@ -201,6 +256,9 @@ def _forget_others(owner: Any, models: list[Any]) -> None:
 
 def _attributes(extractor: Any, code: CodeGraph) -> dict[str, Any]:
     """Return what is read of an extractor's own attributes."""
+    if _name(type(extractor)) != _LMPROBE:
+        for lazy in ("model", "tokenizer"):  # properties may load these at their first use
+            getattr(extractor, lazy, None)
     attributes = getattr(extractor, "__dict__", {})
     if _name(type(extractor)) != _LMPROBE:
         return {name: value for name, value in attributes.items() if name not in HARMLESS}

@@ -266,8 +266,7 @@ def _verify(
         return
     taken.status = "verified" if agreed else "disagrees"
     if agreed:
-        if teller.note_state(extractor, identity, remote=False):
-            identity = _identity(extractor, teller)
+        identity = teller.after_batch(extractor, identity, remote=False)
         name = str(extractor.model_name)
         declare_identity(stash.store, name, identity.digest, how="sample", left_padded=left_padded)
     else:
