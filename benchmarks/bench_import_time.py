@@ -5,7 +5,6 @@ Each figure is a process of its own, the two kinds in turns; the interpreter's o
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import subprocess
@@ -53,7 +52,7 @@ def main() -> None:
         "import sys; bare = set(sys.modules); import lmstash, json; print(json.dumps(sorted(set(sys.modules) - bare)))"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    modules = json.loads(done.stdout)
+    modules = done.stdout.split()
     loaded = [name for name in HEAVY if name in modules]
     print(f"\n{len(modules)} modules: {', '.join(modules)}")
     report.goal("import lmstash beyond bare Python", rows[1][3], GOAL_MS, unit=" ms")

@@ -113,10 +113,14 @@ def drop_pages(*folders: Path) -> str:
 
 
 def touched(n_bytes: int, seed: int = 0) -> Any:
-    """Return an array of `n_bytes` random bytes (so memory that is really there, and does not compress)."""
+    """Return an array of `n_bytes` random bytes (memory that is really there, and does not compress), page-aligned."""
+    import mmap
+
     import numpy as np
 
-    return np.random.default_rng(seed).integers(0, 2**64, -(-n_bytes // 8), np.uint64).view(np.uint8)[:n_bytes]
+    array = np.frombuffer(mmap.mmap(-1, -(-n_bytes // 8) * 8, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint64)
+    array[:] = np.random.default_rng(seed).integers(0, 2**64, len(array), np.uint64)
+    return array.view(np.uint8)[:n_bytes]
 
 
 def sync_files(folder: Path) -> None:

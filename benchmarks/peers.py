@@ -18,6 +18,12 @@ FOLDER = ROOT / ".cache/peers"
 
 _TORCH = "torch==2.13.0"
 _OURS = ("numpy", "apsw>=3.51.3", "xxhash>=3.5", "zstandard", "safetensors", "tqdm")
+# What LMCache's disk tier imports; its other dependencies (CUDA, cloud clients) are for serving engines.
+_LMCACHE_IMPORTS = (
+    *("transformers==5.23.0", "aiofile", "aiofiles", "aiohttp", "blake3", "cachetools", "fastapi", "httpx", "requests"),
+    *("msgspec", "nvtx", "prometheus_client", "psutil", "py-cpuinfo", "pyyaml", "pyzmq", "redis", "sortedcontainers"),
+    *("uvicorn", "opentelemetry-api", "opentelemetry-sdk", "numba", "cryptography", "setuptools"),
+)
 
 # For each peer the steps of `pip install`, in order. torch comes first and by plain pip, so that what follows keeps it.
 STEPS: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -29,30 +35,7 @@ STEPS: dict[str, tuple[tuple[str, ...], ...]] = {
     "lmcache": (
         (_TORCH,),
         (*_OURS, "diskcache==5.6.3"),
-        # What its disk tier imports; its other dependencies (CUDA, cloud clients) are for engines.
-        (
-            "transformers==5.23.0",
-            "aiofile",
-            "aiofiles",
-            "aiohttp",
-            "blake3",
-            "cachetools",
-            "fastapi",
-            "httpx",
-            "requests",
-        ),
-        (
-            "msgspec",
-            "nvtx",
-            "prometheus_client",
-            "psutil",
-            "py-cpuinfo",
-            "pyyaml",
-            "pyzmq",
-            "redis",
-            "sortedcontainers",
-        ),
-        ("uvicorn", "opentelemetry-api", "opentelemetry-sdk", "numba", "cryptography", "setuptools"),
+        _LMCACHE_IMPORTS,
         ("--no-deps", "lmcache==0.5.6"),
     ),
 }
