@@ -11,6 +11,7 @@ from lmstash.store.base import Buffer
 from lmstash.store.disk.folder import Folder
 from lmstash.store.disk.format import (
     CHUNK_BYTES,
+    FLAG_CHUNKED,
     FLAG_PINNED,
     HEADER,
     RECORD_ALIGN,
@@ -27,7 +28,7 @@ from lmstash.store.disk.format import (
 from lmstash.store.disk.index import OPEN, SEALED, Index, Row, row_id
 from lmstash.store.disk.recency import FIRST_SLOT, REGION_UNIT, SLOT_BYTES, Recency
 from lmstash.store.disk.room import Room
-from lmstash.store.disk.segment import SegmentWriter
+from lmstash.store.disk.segment import SegmentWriter, sync_data
 
 CONTROL_BYTES = aligned(HEADER.size + TOMBSTONE.size + RECORD_ALIGN, RECORD_ALIGN)
 
@@ -75,9 +76,12 @@ class Appender:
         """Evicts until `n_bytes` are free; given by the reclaimer."""
         self._unsynced: list[SegmentWriter] = []
         self._last_generation = 0
+        self._limits = recency.limits()
 
     def granted(self, namespace: str, n_bytes: int, n_records: int) -> SegmentWriter | None:
         """Return the open segment of `namespace` if what it was granted suffices: most puts need no more."""
+        if self._recency.limits() != self._limits:
+            return None
         writer = self.writers.get(namespace)
         if writer is None or self._full(writer, n_bytes, n_records):
             return None
@@ -89,6 +93,11 @@ class Appender:
         Inside a transaction. With `forced`, nothing is evicted and the reserve may be used.
         """
         self.room.refresh()
+        if self._recency.limits() != self._limits:
+            self._limits = self._recency.limits()
+            self.seal_all()  # what was granted under another limit goes back
+            if not forced:
+                self.make_room(0, False, set())
         # Making room copies records forward, which may begin, fill or seal this very segment: look again each time.
         for _attempt in range(8):
             writer = self.granted(namespace, n_bytes, n_records)
@@ -164,7 +173,7 @@ class Appender:
         writer.records.extend(
             Located(
                 RecordType.ENTRY,
-                FLAG_PINNED if item.pinned else 0,
+                (FLAG_PINNED if item.pinned else 0) | (FLAG_CHUNKED if item.chunk_sums else 0),
                 row.head,
                 item.key,
                 row.gen,
@@ -271,7 +280,7 @@ class Appender:
             except FileNotFoundError:
                 continue  # evicted since
             try:
-                os.fdatasync(fd)
+                sync_data(fd)
             finally:
                 os.close(fd)
         fd = os.open(self._folder.segments, os.O_RDONLY | os.O_CLOEXEC)

@@ -92,6 +92,8 @@ class Intake:
             changed = [row for row in rows if bool(row.pinned) != pinned]
             self._note_pins(changed, pinned=pinned)
             self._index.put_rows([row._replace(pinned=int(pinned)) for row in changed])
+            if not pinned:
+                self._recency.note_removal()  # what could not be evicted may be now
             return len(rows)
 
     def _commit(self, writer: SegmentWriter, rows: list[Row], replace: bool) -> None:

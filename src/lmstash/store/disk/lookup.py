@@ -48,6 +48,8 @@ class Lookup:
         self._on_damage = on_damage
         self._on_loss = on_loss
         self._files = SegmentFiles()
+        self._removals = recency.removals()
+        self._looked = time.monotonic()
 
     def load(self, key: bytes) -> Loaded | None:
         """Return what is kept under `key`, checked; counts a hit or a miss. Faults of disk and index are raised."""
@@ -114,6 +116,18 @@ class Lookup:
             out.append(found)
         return out
 
+    def forget(self, seg: int) -> None:
+        """Let go of one segment's file."""
+        with self._index.read_lock:
+            self._files.drop(seg)
+
+    def _let_go_of_unlinked(self) -> None:
+        """Close files that another process has unlinked, at most once a second: their room is given back then."""
+        removals, now = self._recency.removals(), time.monotonic()
+        if removals != self._removals and now - self._looked > 1.0:
+            self._removals, self._looked = removals, now
+            self._files.drop_unlinked()
+
     def close(self) -> None:
         """Let go of every file."""
         with self._index.read_lock:
@@ -133,6 +147,7 @@ class Lookup:
     def file(self, seg: int) -> SegmentFile | None:
         """Return the segment with row id `seg`, opened, or None when it is gone."""
         with self._index.read_lock:
+            self._let_go_of_unlinked()
             file = self._files.get(seg)
             if file is None:
                 segment = self._index.segment(seg)

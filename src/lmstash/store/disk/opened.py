@@ -56,11 +56,18 @@ class Opened:
         self.room = Room(folder, self.index)
         self.appender = Appender(folder, self.index, self.recency, self.room)
         self.recovery = Recovery(folder, self.index, self.recency, events)
+        self.lookup = Lookup(folder, self.index, self.recency, events, self._damaged, self._lost)
         self.reclaimer = Reclaimer(
-            folder, self.index, self.recency, self.appender, policy, events, self.recovery.seal_abandoned
+            folder,
+            self.index,
+            self.recency,
+            self.appender,
+            policy,
+            events,
+            self.recovery.seal_abandoned,
+            self.lookup.forget,
         )
         self.intake = Intake(self.index, self.recency, self.appender, self.reclaimer, events)
-        self.lookup = Lookup(folder, self.index, self.recency, events, self._damaged, self._lost)
         if not read_only:
             with self.index.write_lock:
                 self.settle_capacity(capacity_bytes)
@@ -83,6 +90,7 @@ class Opened:
             self.index.set_fact("capacity", fact)
             with contextlib.suppress(OSError):
                 self.folder.write_description(capacity)
+        self.recency.note_limit()
         self.room.refresh()
         if capacity is not None and known is not None:
             self.reclaimer.evict(capacity)

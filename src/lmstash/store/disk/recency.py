@@ -21,7 +21,7 @@ SLOT_BYTES = 8
 REGION_UNIT = 512
 """Regions are multiples of this many slots."""
 FIRST_SLOT = REGION_UNIT
-"""Slots before this one are the store's own; slot 0 counts removals."""
+"""Slots before this one are the store's own; slot 0 counts removals, slot 1 changes of the limit."""
 _SAMPLE = 64
 
 
@@ -47,7 +47,7 @@ class Recency:
         try:
             size = os.fstat(fd).st_size // SLOT_BYTES * SLOT_BYTES
             if size < n_slots * SLOT_BYTES:
-                os.posix_fallocate(fd, 0, n_slots * SLOT_BYTES)
+                _fill_with_blocks(fd, size, n_slots * SLOT_BYTES)
                 size = n_slots * SLOT_BYTES
             fresh = mmap.mmap(fd, size)
         finally:
@@ -102,7 +102,7 @@ class Recency:
         return self._slots[slot]
 
     def sample(self, first: int, count: int) -> list[int]:
-        """Return up to 64 slots spread evenly over a region."""
+        """Return 64 to 127 slots spread evenly over a region, or all where there are fewer."""
         if count <= 0 or (first + count > len(self._slots) and not self._catch_up(first + count - 1)):
             return []
         return self._slots[first : first + count : max(1, count // _SAMPLE)].tolist()
@@ -115,6 +115,15 @@ class Recency:
         """Change what `removals` returns."""
         if not self._read_only:
             self._slots[0] = (self._slots[0] + 1) & 0xFFFFFFFFFFFFFFFF
+
+    def limits(self) -> int:
+        """Return a number that changes whenever the limit is changed, by any process."""
+        return self._slots[1]
+
+    def note_limit(self) -> None:
+        """Change what `limits` returns."""
+        if not self._read_only:
+            self._slots[1] = (self._slots[1] + 1) & 0xFFFFFFFFFFFFFFFF
 
     def _fill(self, first: int, count: int, value: int) -> None:
         if self._read_only or count <= 0:
@@ -134,6 +143,14 @@ class Recency:
         except OSError:
             return False
         return slot < len(self._slots)
+
+
+def _fill_with_blocks(fd: int, start: int, end: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(fd, 0, end)
+        return
+    while start < end:  # macOS
+        start += os.pwrite(fd, bytes(min(end - start, 1 << 20)), start)
 
 
 def last_used(cell: int) -> float:

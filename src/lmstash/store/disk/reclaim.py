@@ -44,6 +44,7 @@ class Reclaimer:
         policy: Policy,
         events: EventLog,
         recover: Callable[[], bool],
+        on_unlink: Callable[[int], None],
     ) -> None:
         """Take the parts of a store.
 
@@ -55,6 +56,7 @@ class Reclaimer:
             policy: Ranks entries.
             events: Counts.
             recover: Seals what dead processes left open; returns whether there was any.
+            on_unlink: Lets go of a segment (by row id) before its file is unlinked.
         """
         self._folder = folder
         self._index = index
@@ -63,7 +65,10 @@ class Reclaimer:
         self._policy = policy
         self._events = events
         self._recover = recover
-        self._doomed: list[str] = []
+        self._on_unlink = on_unlink
+        self._doomed: list[SegmentRow] = []
+        self._pinned: dict[int, int] = {}
+        """Segments that pins fill, and how many removals there had been when that was seen."""
         appender.make_room = self.make_room
 
     def make_room(self, n_bytes: int, forced: bool, busy: set[int]) -> bool:
@@ -76,7 +81,7 @@ class Reclaimer:
             return False
         stuck: set[int] = set()
         while (free := room.free_bytes(forced=forced)) is not None and free < n_bytes:
-            if forced or not self._reclaim_least(busy, stuck):
+            if forced or not self._reclaim_least(busy, stuck, most_pinned=0.75):
                 # What is copied forward never evicts in turn: it lives on the reserve.
                 return False
         return True
@@ -142,10 +147,20 @@ class Reclaimer:
         """Unlink the files of segments whose removal is committed."""
         while self._doomed:
             with contextlib.suppress(OSError):
-                os.unlink(self._folder.segment(self._doomed.pop()))
+                segment = self._doomed.pop()
+                self._on_unlink(segment.id)
+                os.unlink(self._folder.segment(segment.name))
 
-    def _reclaim_least(self, busy: set[int], stuck: set[int]) -> bool:
-        """Reclaim the least valuable segment; returns whether there was one that gave room."""
+    def _reclaim_least(self, busy: set[int], stuck: set[int], *, most_pinned: float = 1.0) -> bool:
+        """Reclaim the least valuable segment, or find that pins fill it; returns whether there was any left to try.
+
+        Args:
+            busy: Open segments (row ids) that must stay open.
+            stuck: Segments not to look at again; grows.
+            most_pinned: A segment with at least this share of pinned bytes gives too little room to be moved.
+        """
+        removals = self._recency.removals()
+        stuck.update(row for row, seen in self._pinned.items() if seen == removals and most_pinned < 1)
         segments = self._candidates(stuck)
         if not segments and (self._recover() or self._appender.seal_all(busy)):
             segments = self._candidates(stuck)
@@ -165,8 +180,10 @@ class Reclaimer:
         threshold = ranked[int(len(ranked) * _SPARE_QUANTILE)] if ranked else 0.0
         listed = self._listed(victim)
         rows = self._live_rows(victim, listed)
-        if sum(row.record_bytes for row in rows if row.pinned) * 4 > victim.granted * 3:
-            stuck.add(victim.id)  # nearly all of it is pinned: moving it gains nothing
+        pinned = sum(row.record_bytes for row in rows if row.pinned)
+        if pinned > victim.granted * most_pinned or (rows and all(row.pinned for row in rows)):
+            stuck.add(victim.id)
+            self._pinned[victim.id] = removals
         else:
             self._reclaim(victim, listed, rows, threshold=threshold)
         return True
@@ -299,7 +316,8 @@ class Reclaimer:
 
     def _remove(self, segment: SegmentRow) -> None:
         self._index.writer.execute("DELETE FROM segments WHERE id = ?", (segment.id,))
-        self._doomed.append(segment.name)
+        self._doomed.append(segment)
+        self._pinned.pop(segment.id, None)
 
 
 def _read_item(fd: int, row: Row) -> Item | None:

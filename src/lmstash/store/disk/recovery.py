@@ -98,14 +98,20 @@ class Recovery:
                 segment = SegmentRow._make(current[0])
                 listed = read_footer(fd)
                 found = listed if listed is not None else list(scan(fd, segment.namespace))
-                adopted = self._adopt(segment, [each for each in found if each.offset >= segment.tail])
-                # What no commit vouches for and is not adopted now must not be found by a later rebuild.
-                records = [each for each in found if each.offset < segment.tail or each.offset in adopted]
-                tail = found[-1].end if found else SEGMENT_HEADER_BYTES
-                size = seal_file(fd, records, tail)
+                fresh = [each for each in found if each.offset >= segment.tail]
+                for ordinal, each in enumerate(fresh, segment.records):
+                    each.ordinal = ordinal
+                adopted = self._adopt(segment, fresh)
+                # What no commit vouches for and is not adopted now must not be found by a later rebuild; what the
+                # index knows is kept even where a damaged header hides it from the scan.
+                records = {each.offset: each for each in found if each.offset < segment.tail or each.offset in adopted}
+                for row in self._index.rows_of_segment(segment.id):
+                    records.setdefault(row.off, _located(row, segment))
+                tail = max(segment.tail, found[-1].end if found else SEGMENT_HEADER_BYTES)
+                size = seal_file(fd, [records[offset] for offset in sorted(records)], tail)
                 connection.execute(
                     "UPDATE segments SET state = ?, granted = ?, tail = ?, records = ? WHERE id = ?",
-                    (SEALED, aligned(size, 4096), tail, len(found), segment.id),
+                    (SEALED, aligned(size, 4096), tail, segment.records + len(fresh), segment.id),
                 )
         except OSError as error:
             logger.info("lmstash: could not seal %s: %s", path, error)
@@ -135,6 +141,12 @@ class Recovery:
             (len(rows), sum(row.record_bytes for row in rows), segment.id),
         )
         return {row.off for row in rows}
+
+
+def _located(row: Row, segment: SegmentRow) -> Located:
+    flags = FLAG_PINNED if row.pinned else 0
+    ordinal = row.slot - segment.first_slot
+    return Located(RecordType.ENTRY, flags, row.head, row.key, row.gen, row.exp, row.off, row.size, ordinal)
 
 
 @dataclass(slots=True)

@@ -16,6 +16,8 @@ from lmstash.errors import FormatError
 from lmstash.store.base import Buffer
 from lmstash.store.disk.format import (
     HEADER,
+    RECORD_ALIGN,
+    RECORD_MAGIC,
     SEGMENT_HEADER_BYTES,
     TRAILER,
     Located,
@@ -103,7 +105,7 @@ class SegmentWriter:
     def sync(self) -> None:
         """Return once what was written is on the medium."""
         if self.dirty:
-            os.fdatasync(self.fd)
+            sync_data(self.fd)
             self.dirty = False
 
     def seal(self) -> int:
@@ -174,6 +176,12 @@ class SegmentFiles:
         """Stop keeping segment `row` open."""
         self._files.pop(row, None)
 
+    def drop_unlinked(self) -> None:
+        """Stop keeping open what has no name any more."""
+        for row, file in list(self._files.items()):
+            if os.fstat(file.fd).st_nlink == 0:
+                del self._files[row]
+
     def clear(self) -> None:
         """Stop keeping any open."""
         self._files.clear()
@@ -236,6 +244,11 @@ def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
     return call
 
 
+def sync_data(fd: int) -> None:
+    """Return once a file's data is on the medium."""
+    getattr(os, "fdatasync", os.fsync)(fd)  # macOS has no fdatasync
+
+
 def seal_file(fd: int, records: list[Located], tail: int) -> int:
     """Write footer and trailer at `tail`, cut what lies beyond, and return the file's size."""
     footer = pack_footer(records, tail)
@@ -276,12 +289,14 @@ def read_segment_header(fd: int) -> tuple[str, str]:
     return segment_id.hex(), namespace
 
 
-def scan(fd: int, namespace: str) -> Iterator[Located]:
-    """Yield the whole records of a segment, reading headers only, up to the first that is not one of `namespace`."""
+def scan(fd: int, namespace: str, start: int = SEGMENT_HEADER_BYTES, ordinal: int = 0) -> Iterator[Located]:
+    """Yield the whole records of a segment from `start` on, reading headers only.
+
+    Where a header is damaged the search goes on behind it: records begin at multiples of 16 and carry checksums.
+    """
     size = os.fstat(fd).st_size
     owner = namespace_hash(namespace)
-    offset, ordinal = SEGMENT_HEADER_BYTES, 0
-    window, window_start = b"", offset
+    offset, window, window_start = start, b"", start
     while offset + HEADER.size <= size:
         try:
             try:
@@ -291,7 +306,8 @@ def scan(fd: int, namespace: str) -> Iterator[Located]:
                 window, window_start = os.pread(fd, _SCAN_WINDOW, offset), offset
                 header = parse_head(window, 0)
         except FormatError:
-            return
+            offset, window = _next_magic(fd, offset + RECORD_ALIGN, size), b""
+            continue
         located = Located(
             header.type,
             header.flags,
@@ -304,9 +320,23 @@ def scan(fd: int, namespace: str) -> Iterator[Located]:
             ordinal,
         )
         if offset + header.head_bytes + header.payload_bytes > size or header.namespace_hash != owner:
-            return
+            offset += RECORD_ALIGN
+            continue
         yield located
         offset = located.end
         ordinal += 1
         if offset - window_start > len(window):
             window, window_start = b"", offset
+
+
+def _next_magic(fd: int, offset: int, size: int) -> int:
+    """Return where the next record may begin, at `offset` or behind it; `size` if nowhere."""
+    while offset < size:
+        window = os.pread(fd, _SCAN_WINDOW, offset)
+        found = window.find(RECORD_MAGIC, 8)
+        while found >= 0:
+            if (found - 8) % RECORD_ALIGN == 0:
+                return offset + found - 8
+            found = window.find(RECORD_MAGIC, found + 1)
+        offset += max(len(window) - RECORD_ALIGN, RECORD_ALIGN) // RECORD_ALIGN * RECORD_ALIGN
+    return size
