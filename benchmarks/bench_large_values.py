@@ -32,6 +32,7 @@ from measuring import (
     interleave,
     ratio,
     sync_files,
+    touch_memory,
     touched,
 )
 
@@ -109,6 +110,7 @@ def puts(scratch: Scratch, values: list[Any], rounds: int) -> dict[str, Timing]:
     def contender(name: str, run: Callable[..., None], **options: Any) -> Callable[[Timing], None]:
         def once(timing: Timing) -> None:
             folder = scratch.fresh(name)
+            touch_memory(2 * sum(len(value) for value in values))
             os.sync()
             run(folder, values, timing, **options)
 
@@ -233,6 +235,7 @@ def work(task: dict[str, Any]) -> dict[str, dict[str, float]]:
         with reader(name, folder, n_bytes, 1) as get:  # imports, and whatever else happens once
             get(0)
         where = folder / (PUT_BASE if name in RAW else name)
+        touch_memory(3 * count * n_bytes)
         drop_pages(where)
         cold, warm = Timing(), Timing()
         with reader(name, folder, n_bytes, count) as get, cold.measure():

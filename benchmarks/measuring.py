@@ -123,6 +123,16 @@ def touched(n_bytes: int, seed: int = 0) -> Any:
     return array.view(np.uint8)[:n_bytes]
 
 
+def touch_memory(n_bytes: int) -> None:
+    """Fill that much memory and give it back: a virtual machine's host then has real pages for what is timed next."""
+    import mmap
+
+    memory = mmap.mmap(-1, n_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    for start in range(0, n_bytes, mmap.PAGESIZE):
+        memory[start] = 1
+    memory.close()
+
+
 def sync_files(folder: Path) -> None:
     """Put every file below `folder` on the disk: what a tool without a flush of its own needs to keep its promise."""
     for path in folder.rglob("*"):
