@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Self
 from lmstash.errors import FormatError, InvalidArgumentError, LmstashError
 from lmstash.events import EventLog, Stats, logger
 from lmstash.settings import UNSET, resolve
-from lmstash.store.base import EntryInfo, Removed, Store, StoreInfo, VerifyReport, Write
+from lmstash.store.base import EntryInfo, Removed, Store, StoreInfo, VerifyReport
 from lmstash.store.memory import MemoryStore
+from lmstash.store.policies import policy_named
 
 if TYPE_CHECKING:
     from lmstash.caches.activations.cache import Activations
@@ -109,8 +110,19 @@ class Stash:
         return self.store.prune(select, namespace=None if kind is None else f"{kind}/", dry_run=dry_run)
 
     def forget(self, *, prompt: str, dry_run: bool = False) -> Removed:
-        """Remove every entry that keeps `prompt` as its text, of every kind. Reads the facts of all entries."""
-        return self.store.prune(lambda entry: entry.meta.get("text") == prompt, dry_run=dry_run)
+        """Remove every entry that was computed over the text `prompt`, of every kind. Reads the facts of all entries.
+
+        Kept lists of token ids are removed with it, since ids spell out text. Blocks of raw values that other prompts
+        share go too if this prompt was the first to need them.
+        """
+        from lmstash.identity.tokens import digest_text
+
+        name = digest_text(prompt)
+        removed = self.store.prune(
+            lambda entry: entry.meta.get("text_id") == name or entry.meta.get("text") == prompt, dry_run=dry_run
+        )
+        ids = self.store.prune(namespace="prompts/", dry_run=dry_run)
+        return Removed(removed.entries + ids.entries, removed.nbytes + ids.nbytes)
 
     def clear(self) -> Removed:
         """Remove every entry; touches no file that lmstash did not write."""
@@ -254,7 +266,7 @@ def open_stash(
         "private": resolve("private", private, trust_env=trust_env).value,
         "salt": salt if isinstance(salt, bytes) else resolve("salt", salt, trust_env=trust_env).value,
     }
-    check_policy(policy)
+    policy_named(policy)
     where = os.fspath(resolve("dir").value if location is UNSET and trust_env else _given(location))
     if resolve("disable", trust_env=trust_env).value:
         return Stash(MemoryStore(0), **options)
@@ -291,16 +303,8 @@ def open_stash(
     return Stash(store, **options)
 
 
-def check_policy(policy: str) -> None:
-    """Raise unless `policy` is one that exists."""
-    if policy in ("arc", "gdsf"):
-        raise InvalidArgumentError(f"policy={policy!r} comes with a later release of lmstash. Use policy='lru'.")
-    if policy != "lru":
-        raise InvalidArgumentError(f"no policy is called {policy!r}. Use policy='lru'.")
-
-
 def _given(location: Any) -> Any:
     return resolve("dir", trust_env=False).value if location is UNSET else location
 
 
-__all__ = ["Stash", "Tensors", "Write", "open_stash"]
+__all__ = ["Stash", "Tensors", "open_stash"]
