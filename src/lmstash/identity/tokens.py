@@ -6,7 +6,7 @@ import hashlib
 import sys
 from array import array
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from lmstash.errors import InvalidArgumentError
 
@@ -40,7 +40,7 @@ def token_bytes(ids: TokenIds) -> bytes:
     if hasattr(ids, "dtype") and hasattr(ids, "shape"):  # isinstance on a protocol costs 20 us
         return _array_bytes(ids)
     try:
-        data = array("I", ids)
+        data = array("I", cast(Sequence[int], ids))
     except (TypeError, OverflowError, ValueError) as error:
         raise InvalidArgumentError(f"token ids must be integers from 0 to 2**32 - 1: {error}") from None
     if sys.byteorder == "big":
