@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lmstash.settings import UNSET
+from lmstash.unset import UNSET
 
 if TYPE_CHECKING:
     from lmstash.identity.model import Fingerprint

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from lmstash.errors import InvalidArgumentError
+from lmstash.unset import UNSET
 
 DEFAULT_CAPACITY_BYTES = 50 * 2**30
 """The limit of a folder when nobody names one (and never more than half of what is free on its disk at first use)."""
@@ -99,8 +100,6 @@ _NAMES: dict[str, tuple[Callable[[Any], Any], Any]] = {
     "salt": (str, None),
     "disable": (parse_bool, False),
 }
-UNSET: Any = object()
-"""Stands for an argument that was not given (None is a value: unlimited)."""
 
 
 def resolve(name: str, argument: Any = UNSET, *, trust_env: bool = True) -> Setting:

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 from lmstash.errors import FormatError, InvalidArgumentError, LmstashError
 from lmstash.events import EventLog, Stats, logger
-from lmstash.settings import UNSET, resolve
+from lmstash.settings import resolve
 from lmstash.store.base import EntryInfo, Removed, Store, StoreInfo, VerifyReport
 from lmstash.store.memory import MemoryStore
 from lmstash.store.policies import policy_named
+from lmstash.unset import UNSET
 
 if TYPE_CHECKING:
     from lmstash.caches.activations.cache import Activations

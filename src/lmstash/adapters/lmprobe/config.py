@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmstash.errors import InvalidArgumentError
 from lmstash.events import logger
-from lmstash.settings import UNSET
+from lmstash.unset import UNSET
 
 if TYPE_CHECKING:
     from lmstash.stash import Stash

@@ -28,8 +28,8 @@ from lmstash.caches.activations.pooled import PooledShelf
 from lmstash.caches.activations.prompts import Prompt
 from lmstash.caches.activations.raw import RawShelf
 from lmstash.errors import InvalidArgumentError
-from lmstash.settings import UNSET
 from lmstash.stash import Stash
+from lmstash.unset import UNSET
 
 POOLS = {"last_token": "last", "first_token": "first", "mean": "mean", "max": "max"}
 """lmprobe's names of pooling strategies, and lmstash's."""

@@ -6,7 +6,6 @@ import contextlib
 
 from lmstash.errors import FormatError, StoreUnavailableError
 from lmstash.events import EventLog, MissReason
-from lmstash.settings import UNSET
 from lmstash.store.disk.appender import Appender
 from lmstash.store.disk.folder import Folder
 from lmstash.store.disk.format import OtherKeyError
@@ -19,6 +18,7 @@ from lmstash.store.disk.recovery import Recovery, rebuild
 from lmstash.store.disk.room import Room, Sizes, default_capacity_bytes
 from lmstash.store.disk.segment import SegmentFile
 from lmstash.store.policies.base import Policy
+from lmstash.unset import UNSET
 
 
 class Opened:

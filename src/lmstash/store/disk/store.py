@@ -22,7 +22,6 @@ from lmstash.errors import (
     StoreUnavailableError,
 )
 from lmstash.events import DropReason, EventLog, MissReason
-from lmstash.settings import UNSET
 from lmstash.store.base import (
     Buffer,
     Entry,
@@ -42,6 +41,7 @@ from lmstash.store.disk.intake import GROUP_ROWS, NoRoomError, item_of
 from lmstash.store.disk.lookup import Loaded
 from lmstash.store.disk.opened import Opened
 from lmstash.store.policies import policy_named
+from lmstash.unset import UNSET
 
 _DAMAGE = (IndexDamagedError, TypeError, OverflowError, struct.error)
 """What a damaged index looks like: SQLite says so, or a row holds what no row can hold."""
