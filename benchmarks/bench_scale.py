@@ -1,8 +1,8 @@
 """What a get and a put cost in a store of 1,000 and of 1,000,000 small entries, and what opening and clearing up cost.
 
 Values of 1 KiB under random keys, through the public `stash.store`. Gets are in random order, one call each. Puts are
-1,000 new keys, one call each, the `flush()` after them included; the small store is made anew for each round. diskcache does the same
-beside (no sync of its own: its files are synced in the same way), at 100,000 because it takes minutes for a million.
+1,000 new keys, one call each, the `flush()` after them included; the small store is made anew for each round.
+diskcache does the same beside (its files are synced by this script), at 100,000: a million would take it minutes.
 """
 
 from __future__ import annotations

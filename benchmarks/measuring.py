@@ -186,9 +186,9 @@ class Scratch:
 
 def in_new_process(task: Mapping[str, Any]) -> Any:
     """Run this very script with `--worker task` in a process of its own; returns the JSON of its last line."""
-    done = subprocess.run(
-        [sys.executable, sys.argv[0], "--worker", json.dumps(task)], check=False, capture_output=True, text=True
-    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    command = [sys.executable, sys.argv[0], "--worker", json.dumps(task)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise RuntimeError(f"the process for {dict(task)} failed:\n{done.stdout}\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
