@@ -11,8 +11,6 @@ import os
 import threading
 from collections.abc import Iterable, Iterator
 
-import numpy as np
-
 from lmstash.errors import CorruptEntryError
 from lmstash.store.disk.format import (
     CHUNK_BYTES,
@@ -34,12 +32,17 @@ _LARGE_BYTES = 64 << 10
 """Records of this size or more are read on their own."""
 _DIRECT_BYTES = 8 << 20
 """Payloads of this size or more are read around the page cache when it does not have them."""
+_SMALL_BYTES = 16 << 10
 _STRIDE = 4 * CHUNK_BYTES
 _PAGE = 4096
 
 
 def memory(n_bytes: int, *, align: int = 1) -> memoryview:
-    """Return writable memory that is not filled first; `align` is a power of two."""
+    """Return writable memory; `align` is a power of two."""
+    if n_bytes < _SMALL_BYTES:
+        return memoryview(bytearray(n_bytes))
+    import numpy as np  # not filled first; loaded when it pays, so that opening a stash is quick
+
     array = np.empty(n_bytes + align - 1, np.uint8)
     start = -array.ctypes.data % align if align > 1 else 0
     return array.data[start : start + n_bytes]
