@@ -164,11 +164,13 @@ def load_cold(task: dict[str, Any]) -> dict[str, float]:
 
 def upkeep(report: Report, work: Work, scratch: Scratch) -> None:
     """Say what is held, evict half, clear the rest: each once, in what `save` left."""
+    import lmstash
     from lmstash.adapters import lmprobe as adapter
 
     cache = workloads.use_lmprobe(scratch.path / "lmprobe")
     stash, _ = work.activations(scratch.path / "ids", "ids")
-    adapter.set_cache_backend(str(scratch.fresh("adapter")))
+    indexed = lmstash.open(scratch.fresh("adapter"), strict=True, trust_env=False)
+    adapter.set_cache_backend(indexed)
     adapter.CachedExtractor(workloads.Wide(1, 1, HIDDEN, 256)).extract(work.texts, cache_only=True)
     taken: dict[str, tuple[Timing, Timing]] = {}
 
@@ -190,6 +192,7 @@ def upkeep(report: Report, work: Work, scratch: Scratch) -> None:
     time_both("clear the rest", cache.clear_cache, stash.clear)
     cache.set_cache_limit(None)
     adapter.set_cache_backend("memory://")
+    indexed.close()
     stash.close()
     rows = [
         [what, 1000 * first.seconds, 1000 * second.seconds, second.seconds / first.seconds]
