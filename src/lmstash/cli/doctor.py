@@ -190,7 +190,8 @@ def check_disk(folder: Folder, lies_on: Path) -> Iterator[Finding]:
 
 def check_index(folder: Folder) -> Iterator[Finding]:
     """Check that the index can be read and that it and the segments speak of the same files."""
-    from lmstash.store.disk.index import Index, IndexDamagedError
+    from lmstash.store.disk.index import Index
+    from lmstash.store.disk.rows import IndexDamagedError
 
     try:
         folder.describe()

@@ -21,6 +21,9 @@ import pytest
 from lmstash.events import EventLog
 from lmstash.store.disk.store import DiskStore
 
+MOST_SECONDS = 400
+"""No child lives longer, whatever it waits for."""
+
 
 class Child:
     """A forked child that runs one function and reports its JSON-able result."""
@@ -32,6 +35,8 @@ class Child:
         self.pid = os.fork()
         if self.pid == 0:
             status = 1
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(MOST_SECONDS)
             try:
                 os.close(reading)
                 report = {"value": work(*arguments)}
@@ -39,7 +44,7 @@ class Child:
             except BaseException:
                 report = {"error": traceback.format_exc()}
             with contextlib.suppress(BaseException), os.fdopen(writing, "w") as pipe:
-                json.dump(report, pipe)
+                pipe.write(json.dumps(report) + "\n")
             os._exit(status)
         os.close(writing)
         self._pipe = os.fdopen(reading)
@@ -53,7 +58,7 @@ class Child:
 
     def result(self) -> Any:
         """Wait for the end; raise what the child raised, and name the signal that it died of."""
-        text = self._pipe.read()
+        text = self._pipe.readline()  # not to the end: a grandchild may have the pipe open too
         self._pipe.close()
         _pid, status = os.waitpid(self.pid, 0)
         assert not os.WIFSIGNALED(status), f"the child died of {signal.Signals(os.WTERMSIG(status)).name}"

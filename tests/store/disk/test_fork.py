@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -190,6 +191,7 @@ def test_a_child_may_outlive_its_parent(tmp_path: Path, start_child: Callable[..
         put_some(store, tools, 20)
         pid = os.fork()
         if pid == 0:
+            signal.alarm(40)
             os.read(go[0], 1)
             worked = values_right(store, tools, 20) and put_some(store, tools, 20, "late") == 20
             store.close()

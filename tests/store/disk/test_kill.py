@@ -211,7 +211,7 @@ def test_what_was_acknowledged_survives_a_kill_at_any_time(
     capacity: int | None, tmp_path: Path, start_child: Callable[..., Any], tools: Any
 ) -> None:
     model = kill_at_random_times(20, tmp_path / "stash", capacity, start_child, tools, seed=1)
-    assert model.acknowledged > 100
+    assert model.acknowledged > 50
 
 
 @pytest.mark.campaign
@@ -223,7 +223,7 @@ def test_what_was_acknowledged_survives_hundreds_of_kills(
     seed = int.from_bytes(os.urandom(2), "little")
     print(f"seed {seed}")
     model = kill_at_random_times(200, tmp_path / "stash", capacity, start_child, tools, seed)
-    assert model.acknowledged > 1000
+    assert model.acknowledged > 500
 
 
 # --- kill at a chosen call -----------------------------------------------------------------------------------------
@@ -293,12 +293,12 @@ def dying_life(folder: Path, diary: Path, capacity: int | None, tools: Any, at: 
 
 
 def kill_at_calls(
-    share: float, tmp_path: Path, capacity: int | None, start_child: Callable[..., Any], tools: Any
+    n: int | None, tmp_path: Path, capacity: int | None, start_child: Callable[..., Any], tools: Any
 ) -> int:
     total = start_child(dying_life, tmp_path / "whole", tmp_path / "whole.diary", capacity, tools, -1).result()
     assert total > 200, "the calls of a whole life are counted"
     draw = random.Random(total)
-    places = sorted(draw.sample(range(1, total + 1), max(1, int(total * share))))
+    places = sorted(draw.sample(range(1, total + 1), total if n is None else n))
     killed = 0
     for at in places:
         folder, diary = tmp_path / f"at-{at}", tmp_path / f"at-{at}.diary"
@@ -324,7 +324,7 @@ def kill_at_calls(
 def test_a_kill_at_any_call_into_the_system_is_survived(
     capacity: int | None, tmp_path: Path, start_child: Callable[..., Any], tools: Any
 ) -> None:
-    assert kill_at_calls(0.04, tmp_path, capacity, start_child, tools) >= 15
+    assert kill_at_calls(25, tmp_path, capacity, start_child, tools) >= 20
 
 
 @pytest.mark.campaign
@@ -333,4 +333,4 @@ def test_a_kill_at_any_call_into_the_system_is_survived(
 def test_a_kill_at_every_call_into_the_system_is_survived(
     capacity: int | None, tmp_path: Path, start_child: Callable[..., Any], tools: Any
 ) -> None:
-    assert kill_at_calls(1.0, tmp_path, capacity, start_child, tools) > 200
+    assert kill_at_calls(None, tmp_path, capacity, start_child, tools) > 200

@@ -228,9 +228,7 @@ def test_one_writer_stays_within_the_limit(
     assert tools.folder_bytes(folder) > capacity // 8, "the limit is made use of"
 
 
-def test_deletes_and_replacing_stay_within_the_limit(
-    tmp_path: Path, watch: Callable[[Path], Any], tools: Any
-) -> None:
+def test_deletes_and_replacing_stay_within_the_limit(tmp_path: Path, watch: Callable[[Path], Any], tools: Any) -> None:
     folder, capacity = tmp_path / "stash", 4 << 20
     draw = random.Random(8)
     with watch(folder) as seen:

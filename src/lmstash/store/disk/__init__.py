@@ -6,7 +6,9 @@
     <folder>/segments/<id>.seg     the records
 
 The files here, from the bytes up: `format` (records and segments as bytes), `folder` (paths, permissions, what file
-system this is), `segment` (appending and reading), `index` (SQLite), `recency` (the mapped file), `room` (the limit:
-grants, eviction, merging), `recovery` (after a crash or damage), `reading` (many values at once), `store` (the public
-class). The format is specified in `docs/format.md`.
+system this is), `segment` (one file), `rows` and `index` (SQLite), `recency` (the mapped file), `room` (the limit),
+`appender` (this process's open segments), `reclaim` (evicting and merging), `recovery` (after a crash or damage),
+`reading` and `lookup` (from keys to values), `intake` (from values to records), `survey` (all entries), `opened` (the
+parts together), `forks` (what else happens to a process), `store` (the public class). The format is specified in
+`docs/format.md`.
 """

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from lmstash.store.base import Buffer
 from lmstash.store.disk.folder import Folder
@@ -25,9 +27,10 @@ from lmstash.store.disk.format import (
     pack_head,
     payload_align,
 )
-from lmstash.store.disk.index import OPEN, SEALED, Index, Row, row_id
+from lmstash.store.disk.index import Index
 from lmstash.store.disk.recency import FIRST_SLOT, REGION_UNIT, SLOT_BYTES, Recency
 from lmstash.store.disk.room import Room
+from lmstash.store.disk.rows import OPEN, SEALED, Row, row_id
 from lmstash.store.disk.segment import SegmentWriter, sync_data
 
 CONTROL_BYTES = aligned(HEADER.size + TOMBSTONE.size + RECORD_ALIGN, RECORD_ALIGN)
@@ -74,7 +77,7 @@ class Appender:
         self.writers: dict[str, SegmentWriter] = {}
         self.make_room: Callable[[int, bool, set[int]], bool] = lambda n_bytes, forced, busy: True
         """Evicts until `n_bytes` are free; given by the reclaimer."""
-        self._unsynced: list[SegmentWriter] = []
+        self._unsynced: list[Path] = []
         self._last_generation = 0
         self._limits = recency.limits()
 
@@ -242,8 +245,7 @@ class Appender:
     def seal(self, writer: SegmentWriter) -> None:
         """Finish a segment and give back the room it did not need."""
         self.writers.pop(writer.namespace, None)
-        writer.dirty = True
-        self._unsynced.append(writer)
+        self._unsynced.append(writer.path)
         size = writer.seal()
         with self._index.transaction() as connection:
             connection.execute(
@@ -274,15 +276,13 @@ class Appender:
         for writer in self.writers.values():
             writer.sync()
         while self._unsynced:
-            writer = self._unsynced.pop()
-            try:
-                fd = os.open(writer.path, os.O_RDONLY | os.O_CLOEXEC)
-            except FileNotFoundError:
-                continue  # evicted since
-            try:
-                sync_data(fd)
-            finally:
-                os.close(fd)
+            with contextlib.suppress(FileNotFoundError):  # evicted since
+                fd = os.open(self._unsynced[-1], os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    sync_data(fd)
+                finally:
+                    os.close(fd)
+            self._unsynced.pop()
         fd = os.open(self._folder.segments, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.fsync(fd)
@@ -318,6 +318,7 @@ class Appender:
         name = os.urandom(16).hex()
         row = self._index.add_segment(name, namespace, OPEN, want, SEGMENT_HEADER_BYTES, first_slot, n_slots)
         path = self._folder.segment(name)
+        self._folder.segments.mkdir(mode=0o700, exist_ok=True)  # somebody may have removed it
         writer = SegmentWriter(path, name, namespace, row=row, first_slot=first_slot, n_slots=n_slots)
         writer.granted = want
         self.writers[namespace] = writer

@@ -107,6 +107,14 @@ class Folder:
         except FileNotFoundError:
             return False
 
+    def index_inode(self) -> tuple[int, int]:
+        """Return what tells one index file from the next, or zeros where there is none."""
+        try:
+            status = os.stat(self.index)
+        except OSError:
+            return (0, 0)
+        return status.st_dev, status.st_ino
+
     def segment(self, name: str) -> Path:
         """Return the path of the segment called `name`."""
         return self.segments / f"{name}.seg"

@@ -14,22 +14,19 @@ import random
 import threading
 import time
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import apsw
 
 from lmstash.errors import CapacityError, StoreUnavailableError
 from lmstash.store.disk.folder import Folder
-from lmstash.store.disk.format import xxh3
+from lmstash.store.disk.rows import IndexDamagedError, Row, SegmentRow, checked, checked_segment, row_id
 
 APPLICATION_ID = 0x4C4D5354  # "LMST"
 SCHEMA_VERSION = 1
 BUSY_SECONDS = 30.0
-OPEN, SEALED = 0, 1
-_HALF = 1 << 63
-_MOST_HEAD_BYTES = 1 << 20
 
 _SCHEMA = f"""
 CREATE TABLE segments(
@@ -50,60 +47,6 @@ _PAGE = f"SELECT {_COLUMNS} FROM entries WHERE k > ? ORDER BY k LIMIT 1000"
 _PUT = f"INSERT OR REPLACE INTO entries({_COLUMNS}) VALUES(?,?,?,?,?,?,?,?,?,?)"
 
 
-class IndexDamagedError(Exception):
-    """The database cannot be read as what it should be; it can be rebuilt from the segments."""
-
-
-class Row(NamedTuple):
-    """Where one entry is."""
-
-    k: int
-    key: bytes
-    seg: int
-    off: int
-    head: int
-    size: int
-    slot: int
-    gen: int
-    exp: int
-    pinned: int
-
-    @property
-    def record_bytes(self) -> int:
-        """What the record takes in its segment."""
-        return -(-(self.head + self.size) // 16) * 16
-
-
-class SegmentRow(NamedTuple):
-    """One segment as the index knows it."""
-
-    id: int
-    name: str
-    namespace: str
-    state: int
-    granted: int
-    tail: int
-    records: int
-    live: int
-    live_bytes: int
-    first_slot: int
-    n_slots: int
-    created: float
-
-
-def sane(row: Row) -> bool:
-    """Whether a row's numbers can be what they are said to be; if not, the database is damaged."""
-    try:
-        return row.off >= 0 and 0 < row.head <= _MOST_HEAD_BYTES and row.size >= 0 and row.slot >= 0 and row.exp >= 0
-    except TypeError:
-        return False
-
-
-def row_id(key: bytes) -> int:
-    """Return the row id of `key`."""
-    return xxh3(key) - _HALF
-
-
 class Index:
     """The database of one folder. Threads may share it; a forked child must make its own."""
 
@@ -122,6 +65,9 @@ class Index:
         self._folder = folder
         self._read_only = read_only
         self._log_bytes = log_bytes
+        self.on_end: Callable[[bool], None] = lambda committed: None
+        """Told after each transaction whether it was committed; may be told twice."""
+        self._outcome: bool | None = None
         self.made = False
         """Whether this object made the database, which then knows nothing of older files."""
         self.read_lock = threading.RLock()
@@ -130,7 +76,7 @@ class Index:
             self.reader = self._connect()
             self.writer = self.reader if read_only else self._connect()
             self._prepare()
-        self._inode = self._current_inode()
+        self.inode = folder.index_inode()
 
     def _connect(self) -> apsw.Connection:
         path = str(self._folder.index)
@@ -210,16 +156,16 @@ class Index:
         """Return one segment."""
         with self.read_lock, self.translated():
             found = self.reader.execute("SELECT * FROM segments WHERE id = ?", (row,)).fetchall()
-        return SegmentRow._make(found[0]) if found else None
+        return checked_segment(found[0]) if found else None
 
     def segments(self) -> list[SegmentRow]:
         """Return every segment, oldest first."""
         with self.read_lock, self.translated():
-            return [SegmentRow._make(each) for each in self.reader.execute("SELECT * FROM segments ORDER BY id")]
+            return [checked_segment(each) for each in self.reader.execute("SELECT * FROM segments ORDER BY id")]
 
     def segments_for_change(self) -> list[SegmentRow]:
         """As `segments`, as the running transaction sees them."""
-        return [SegmentRow._make(each) for each in self.writer.execute("SELECT * FROM segments ORDER BY id")]
+        return [checked_segment(each) for each in self.writer.execute("SELECT * FROM segments ORDER BY id")]
 
     def promised(self) -> tuple[int, int, int]:
         """Return bytes granted to segments, their number, and granted bytes still unfilled. Inside a transaction."""
@@ -243,27 +189,45 @@ class Index:
             if self.writer.in_transaction:
                 yield self.writer
                 return
-            self.writer.execute("BEGIN IMMEDIATE")
+            self.finish()
+            committing = False
             try:
+                self.writer.execute("BEGIN IMMEDIATE")
                 yield self.writer
+                committing = True
                 self.writer.execute("COMMIT")
-            except BaseException:
+                self._outcome = True
+            except BaseException as error:
                 if self.writer.in_transaction:
                     self.writer.execute("ROLLBACK")
+                    self._outcome = False
+                else:  # an interrupt may come just after the commit
+                    self._outcome = committing and not isinstance(error, apsw.Error)
                 raise
+            finally:
+                self.finish()
+
+    def finish(self) -> None:
+        """Do what follows from the last transaction's outcome, if an interrupt has kept it from being done."""
+        if self._outcome is not None:
+            self.on_end(self._outcome)
+            self._outcome = None
 
     def find_for_change(self, keys: Sequence[bytes]) -> dict[bytes, Row]:
         """As `find_many`, as the running transaction sees it."""
         if len(keys) == 1:
             found = self.writer.execute(_FIND, (row_id(keys[0]),)).fetchall()
-            return {keys[0]: Row._make(found[0])} if found and found[0][1] == keys[0] else {}
-        return _find_many(self.writer, keys)
+            return {keys[0]: checked(found[0])} if found and found[0][1] == keys[0] else {}
+        found = _find_many(self.writer, keys)
+        for row in found.values():
+            checked(row)
+        return found
 
     def occupants(self, ids: Sequence[int]) -> list[Row]:
         """Return the rows that have these ids, whatever their keys, as the running transaction sees them."""
         if len(ids) == 1:
-            return [Row._make(each) for each in self.writer.execute(_FIND, (ids[0],))]
-        return [Row._make(each) for each in self.writer.execute(_FIND_MANY, (apsw.carray(array("q", ids)),))]
+            return [checked(each) for each in self.writer.execute(_FIND, (ids[0],))]
+        return [checked(each) for each in self.writer.execute(_FIND_MANY, (apsw.carray(array("q", ids)),))]
 
     def put_rows(self, rows: Sequence[Row] | Sequence[tuple[Any, ...]]) -> None:
         """Insert or replace rows."""
@@ -299,7 +263,7 @@ class Index:
     def rows_of_segment(self, row: int) -> list[Row]:
         """Return a segment's rows by reading the whole table: for segments whose own list is lost."""
         found = self.writer.execute(f"SELECT {_COLUMNS} FROM entries WHERE seg = ?", (row,))
-        return [Row._make(each) for each in found]
+        return [checked(each) for each in found]
 
     def add_segment(
         self, name: str, namespace: str, state: int, granted: int, tail: int, first_slot: int, n_slots: int
@@ -328,7 +292,7 @@ class Index:
 
     def moved(self) -> bool:
         """Whether the file at the index's path is no longer the one that is open."""
-        return self._current_inode() != self._inode
+        return self._folder.index_inode() != self.inode
 
     def sync(self) -> None:
         """Return once every committed change is on the medium."""
@@ -354,13 +318,6 @@ class Index:
             self.writer.close()
             self.reader.close()
 
-    def _current_inode(self) -> tuple[int, int]:
-        try:
-            status = os.stat(self._folder.index)
-        except OSError:
-            return (0, 0)
-        return status.st_dev, status.st_ino
-
     @contextmanager
     def translated(self) -> Iterator[None]:
         """Turn SQLite's errors into ours."""
@@ -382,12 +339,14 @@ class Index:
         return StoreUnavailableError(f"the index {path} cannot be used: {error}.")
 
     def _ours(self) -> bool:
-        """Whether the file itself says that it is ours (or so young that it says nothing yet)."""
+        """Whether the file itself says that it is ours, or is empty."""
         try:
-            head = self._folder.index.read_bytes()[:100]
+            fd = os.open(self._folder.index, os.O_RDONLY | os.O_CLOEXEC)
+            head = os.pread(fd, 100, 0)
         except OSError:
             return True
-        return int.from_bytes(head[68:72], "big") in (0, APPLICATION_ID) and head[:15] in (b"", b"SQLite format 3")
+        # It stays open: closing it would drop every lock that SQLite holds on this file in this process.
+        return not head or (head[:15] == b"SQLite format 3" and int.from_bytes(head[68:72], "big") == APPLICATION_ID)
 
 
 def _find_many(connection: apsw.Connection, keys: Sequence[bytes]) -> dict[bytes, Row]:
@@ -395,7 +354,7 @@ def _find_many(connection: apsw.Connection, keys: Sequence[bytes]) -> dict[bytes
         return {}
     asked = {key for key in keys if isinstance(key, bytes)}
     make = Row._make
-    ids = array("q", [xxh3(key) - _HALF for key in asked])
+    ids = array("q", [row_id(key) for key in asked])
     if not ids:
         return {}
     found = connection.execute(_FIND_MANY, (apsw.carray(ids),))

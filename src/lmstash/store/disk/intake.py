@@ -9,9 +9,10 @@ from lmstash.events import EventLog
 from lmstash.store.base import Write, byte_views, check_write
 from lmstash.store.disk.appender import Appender, Item
 from lmstash.store.disk.format import TOMBSTONE, RecordType
-from lmstash.store.disk.index import Index, Row
+from lmstash.store.disk.index import Index
 from lmstash.store.disk.recency import Recency
 from lmstash.store.disk.reclaim import Reclaimer
+from lmstash.store.disk.rows import Row
 from lmstash.store.disk.segment import SegmentWriter
 
 GROUP_ROWS = 512
@@ -61,6 +62,7 @@ class Intake:
                     self._appender.forget(writer)
                     continue
                 except BaseException:
+                    self._index.finish()
                     self._appender.roll_back()
                     raise
                 return

@@ -8,11 +8,13 @@ from collections.abc import Callable, Sequence
 
 from lmstash.errors import FormatError
 from lmstash.events import EventLog, MissReason
+from lmstash.store.base import Entry
 from lmstash.store.disk.folder import Folder
 from lmstash.store.disk.format import Header, parse_head
-from lmstash.store.disk.index import Index, IndexDamagedError, Row, sane
+from lmstash.store.disk.index import Index
 from lmstash.store.disk.reading import check_record, groups, read_group, read_one
 from lmstash.store.disk.recency import Recency
+from lmstash.store.disk.rows import IndexDamagedError, Row, sane
 from lmstash.store.disk.segment import SegmentFile, SegmentFiles
 
 Loaded = tuple[Header, memoryview, str]
@@ -185,3 +187,19 @@ class Lookup:
         elif loaded:
             seconds = sum(header.compute_seconds for header, _payload, _namespace in loaded.values())
             self._events.hits(len(loaded), sum(len(payload) for _h, payload, _n in loaded.values()), seconds)
+
+
+def entry_of(key: bytes, found: Loaded) -> Entry:
+    """Return what was loaded as callers see it."""
+    header, payload, namespace = found
+    return Entry(
+        key,
+        payload,
+        namespace,
+        header.parent,
+        header.compute_seconds,
+        header.n_tokens,
+        header.created_us / 1e6,
+        header.expires_us / 1e6 if header.expires_us else None,
+        header.meta,
+    )

@@ -8,14 +8,16 @@ from lmstash.errors import FormatError, StoreUnavailableError
 from lmstash.events import EventLog, MissReason
 from lmstash.store.disk.appender import Appender
 from lmstash.store.disk.folder import Folder
+from lmstash.store.disk.forks import opening
 from lmstash.store.disk.format import OtherKeyError
-from lmstash.store.disk.index import Index, IndexDamagedError, Row
+from lmstash.store.disk.index import Index
 from lmstash.store.disk.intake import Intake
 from lmstash.store.disk.lookup import Lookup
 from lmstash.store.disk.recency import Recency
 from lmstash.store.disk.reclaim import Reclaimer
 from lmstash.store.disk.recovery import Recovery, rebuild
 from lmstash.store.disk.room import Room, Sizes, default_capacity_bytes
+from lmstash.store.disk.rows import DAMAGE, IndexDamagedError, Row
 from lmstash.store.disk.segment import SegmentFile
 from lmstash.store.policies.base import Policy
 from lmstash.unset import UNSET
@@ -25,7 +27,14 @@ class Opened:
     """The parts of a store on one folder, as one process has them open."""
 
     def __init__(
-        self, folder: Folder, capacity_bytes: int | None, policy: Policy, events: EventLog, *, read_only: bool
+        self,
+        folder: Folder,
+        capacity_bytes: int | None,
+        policy: Policy,
+        events: EventLog,
+        *,
+        read_only: bool,
+        condemned: tuple[int, int] = (0, 0),
     ) -> None:
         """Open the folder; recover what a crash left.
 
@@ -35,6 +44,7 @@ class Opened:
             policy: What goes first.
             events: Counts.
             read_only: Never write.
+            condemned: The inode of an index that proved damaged: it is made anew even if it can be opened.
 
         Raises:
             StoreUnavailableError: It cannot be used.
@@ -50,7 +60,7 @@ class Opened:
             folder.describe()
         try:
             self.recency = Recency(folder, read_only=read_only)
-            self.index = self._open_index(capacity_bytes)
+            self.index = self._open_index(capacity_bytes, condemned)
         except OSError as error:
             raise StoreUnavailableError(folder.explain(error)) from error
         self.room = Room(folder, self.index)
@@ -122,7 +132,7 @@ class Opened:
         except OSError as error:
             raise StoreUnavailableError(self.folder.explain(error)) from error
 
-    def _open_index(self, capacity_bytes: int | None) -> Index:
+    def _open_index(self, capacity_bytes: int | None, condemned: tuple[int, int]) -> Index:
         folder = self.folder
         limit = folder.describe().get("capacity_bytes") if capacity_bytes is UNSET else capacity_bytes
         log_bytes = Sizes.of(limit).log_bytes
@@ -131,7 +141,7 @@ class Opened:
             return Index(folder, read_only=self.read_only, log_bytes=log_bytes)
 
         lost = not folder.has_index() and bool(folder.segment_names())
-        if not lost:
+        if not lost and condemned != folder.index_inode():
             try:
                 return make()
             except IndexDamagedError as error:
@@ -140,7 +150,7 @@ class Opened:
                         f"the index of {folder.path} is damaged. Open it for writing once to rebuild it."
                     ) from error
                 self.events.damage("", None, f"{folder.index}: {error}")
-        return rebuild(folder, make, self.recency, self.events, lost=lost)
+        return rebuild(folder, make, self.recency, self.events, condemned=condemned)
 
     def _damaged(self, row: Row, file: SegmentFile, error: FormatError) -> MissReason:
         """Note a record that cannot be served, and stop serving it."""
@@ -153,3 +163,30 @@ class Opened:
         segment = self.index.segment(seg)
         if segment is not None and not self.read_only:
             self.recovery.forget_lost([segment])
+
+
+def connect(
+    folder: Folder,
+    capacity_bytes: int | None,
+    policy: Policy,
+    events: EventLog,
+    *,
+    read_only: bool,
+    condemned: tuple[int, int] = (0, 0),
+) -> Opened:
+    """Open the folder (see `Opened`); an index that proves damaged deeper than opening it looks is made anew.
+
+    Raises:
+        StoreUnavailableError: The folder cannot be used.
+    """
+    damage: Exception | None = None
+    for last in (condemned != (0, 0) or read_only, True):
+        try:
+            with opening:
+                return Opened(folder, capacity_bytes, policy, events, read_only=read_only, condemned=condemned)
+        except DAMAGE as error:
+            damage, condemned = error, folder.index_inode()
+            events.damage("", None, f"{folder.index}: {error}")
+            if last:
+                break
+    raise StoreUnavailableError(f"the index of {folder.path} is damaged: {damage}. Remove index.db.") from damage

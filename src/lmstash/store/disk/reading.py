@@ -22,7 +22,7 @@ from lmstash.store.disk.format import (
     check_payload,
     parse_head,
 )
-from lmstash.store.disk.index import Row
+from lmstash.store.disk.rows import Row
 from lmstash.store.disk.segment import SegmentFile
 
 GROUP_BYTES = 1 << 20

@@ -19,8 +19,9 @@ from lmstash.store.base import Removed
 from lmstash.store.disk.appender import Appender, Item
 from lmstash.store.disk.folder import Folder
 from lmstash.store.disk.format import SEGMENT_HEADER_BYTES, TOMBSTONE, Located, RecordType, parse_head
-from lmstash.store.disk.index import OPEN, SEALED, Index, Row, SegmentRow
+from lmstash.store.disk.index import Index
 from lmstash.store.disk.recency import Recency
+from lmstash.store.disk.rows import OPEN, SEALED, Row, SegmentRow, checked_segment
 from lmstash.store.disk.segment import read_footer, scan
 from lmstash.store.policies.base import Policy
 
@@ -70,6 +71,7 @@ class Reclaimer:
         self._pinned: dict[int, int] = {}
         """Segments that pins fill, and how many removals there had been when that was seen."""
         appender.make_room = self.make_room
+        index.on_end = self._end
 
     def make_room(self, n_bytes: int, forced: bool, busy: set[int]) -> bool:
         """Evict until `n_bytes` may be granted; returns whether they may. Inside a transaction."""
@@ -130,26 +132,25 @@ class Reclaimer:
     @contextlib.contextmanager
     def changes(self) -> Iterator[None]:
         """Run a transaction; files that it dooms are unlinked once it is committed, and not before."""
-        outermost = not self._index.writer.in_transaction
-        try:
-            with self._index.transaction():
-                yield
-        except BaseException:
-            if outermost:
-                self._doomed.clear()
-                self._appender.roll_back()
-            raise
-        if outermost:
+        with self._index.transaction():
+            yield
+
+    def _end(self, committed: bool) -> None:
+        if committed:
             self._appender.commit()
             self.unlink_doomed()
+        else:
+            self._doomed.clear()
+            self._appender.roll_back()
 
     def unlink_doomed(self) -> None:
         """Unlink the files of segments whose removal is committed."""
         while self._doomed:
+            segment = self._doomed[-1]
             with contextlib.suppress(OSError):
-                segment = self._doomed.pop()
                 self._on_unlink(segment.id)
                 os.unlink(self._folder.segment(segment.name))
+            self._doomed.pop()
 
     def _reclaim_least(self, busy: set[int], stuck: set[int], *, most_pinned: float = 1.0) -> bool:
         """Reclaim the least valuable segment, or find that pins fill it; returns whether there was any left to try.
@@ -190,7 +191,7 @@ class Reclaimer:
 
     def _candidates(self, stuck: set[int]) -> list[SegmentRow]:
         rows = self._index.writer.execute("SELECT * FROM segments WHERE state = ? ORDER BY id", (SEALED,))
-        return [segment for each in rows if (segment := SegmentRow._make(each)).id not in stuck]
+        return [segment for each in rows if (segment := checked_segment(each)).id not in stuck]
 
     def _values(self, segment: SegmentRow) -> list[float]:
         return [self._value(cell) for cell in self._recency.sample(segment.first_slot, segment.records)]

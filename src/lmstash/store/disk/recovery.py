@@ -16,8 +16,9 @@ from lmstash.errors import FormatError
 from lmstash.events import EventLog, logger
 from lmstash.store.disk.folder import Folder
 from lmstash.store.disk.format import FLAG_PINNED, SEGMENT_HEADER_BYTES, Located, RecordType, aligned
-from lmstash.store.disk.index import OPEN, SEALED, Index, IndexDamagedError, Row, SegmentRow, row_id
+from lmstash.store.disk.index import Index
 from lmstash.store.disk.recency import FIRST_SLOT, REGION_UNIT, Recency
+from lmstash.store.disk.rows import OPEN, SEALED, IndexDamagedError, Row, SegmentRow, checked_segment, row_id
 from lmstash.store.disk.segment import lock_if_abandoned, read_footer, read_segment_header, scan, seal_file
 
 
@@ -93,9 +94,9 @@ class Recovery:
         try:
             with self._index.transaction() as connection:
                 current = connection.execute("SELECT * FROM segments WHERE id = ?", (segment.id,)).fetchall()
-                if not current or SegmentRow._make(current[0]).state != OPEN:
+                if not current or checked_segment(current[0]).state != OPEN:
                     return False  # another process was first
-                segment = SegmentRow._make(current[0])
+                segment = checked_segment(current[0])
                 listed = read_footer(fd)
                 found = listed if listed is not None else list(scan(fd, segment.namespace))
                 fresh = [each for each in found if each.offset >= segment.tail]
@@ -190,7 +191,7 @@ class _Rebuilt:
 
 
 def rebuild(
-    folder: Folder, make_index: Callable[[], Index], recency: Recency, events: EventLog, *, lost: bool
+    folder: Folder, make_index: Callable[[], Index], recency: Recency, events: EventLog, *, condemned: tuple[int, int]
 ) -> Index:
     """Make a new index from the segments, under a lock that one process at a time holds.
 
@@ -199,7 +200,7 @@ def rebuild(
         make_index: Opens the folder's index; raises if it is unsound.
         recency: Its slots.
         events: Counts the damage.
-        lost: Whether there was no index at all (else there was an unsound one).
+        condemned: The inode of an index that is not to be used, whatever it looks like.
 
     Returns:
         The index; another process may have been first to make it.
@@ -207,7 +208,7 @@ def rebuild(
     lock = os.open(folder.repair_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not lost or folder.has_index():
+        if folder.has_index() and folder.index_inode() != condemned:
             with contextlib.suppress(IndexDamagedError):
                 return make_index()
         for suffix in ("", "-wal", "-shm"):

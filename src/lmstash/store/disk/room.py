@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from lmstash.settings import DEFAULT_CAPACITY_BYTES
 from lmstash.store.disk.folder import Folder
 from lmstash.store.disk.index import Index
+from lmstash.store.disk.rows import IndexDamagedError
 
 MIN_CAPACITY_BYTES = 1 << 20
 """A folder with a smaller limit keeps nothing: index and log alone take about that much."""
@@ -58,7 +59,9 @@ class Room:
     def refresh(self) -> Room:
         """Read the limit anew (another process may have changed it), and return the room."""
         capacity = self._index.fact("capacity")
-        self.capacity_bytes: int | None = None if capacity in (None, "unlimited") else int(capacity)
+        if capacity not in (None, "unlimited") and not (isinstance(capacity, int) and capacity >= 0):
+            raise IndexDamagedError(f"no limit can be {capacity!r}")
+        self.capacity_bytes: int | None = None if capacity in (None, "unlimited") else capacity
         self.sizes = Sizes.of(self.capacity_bytes)
         return self
 

@@ -110,15 +110,21 @@ class SegmentWriter:
 
     def seal(self) -> int:
         """Write the footer, let go of the file, and return its final size."""
-        size = seal_file(self.fd, self.records, self.tail)
-        self.abandon()
-        return size
+        try:
+            return seal_file(self.fd, self.records, self.tail)
+        finally:
+            self.abandon()  # cut short, the segment is sealed by whoever finds it
 
     def abandon(self) -> None:
         """Let go of the file as it is."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
+
+    def __del__(self) -> None:
+        """Let go of a file whose store was dropped unclosed, so that others may seal it."""
+        with contextlib.suppress(OSError, AttributeError):
+            self.abandon()
 
 
 class SegmentFile:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import errno
 import os
-import struct
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -33,37 +29,19 @@ from lmstash.store.base import (
     Write,
     matches,
 )
-from lmstash.store.disk import survey
+from lmstash.store.disk import forks, survey
 from lmstash.store.disk.appender import Item
 from lmstash.store.disk.folder import Folder
-from lmstash.store.disk.index import IndexDamagedError
 from lmstash.store.disk.intake import GROUP_ROWS, NoRoomError, item_of
-from lmstash.store.disk.lookup import Loaded
-from lmstash.store.disk.opened import Opened
+from lmstash.store.disk.lookup import Loaded, entry_of
+from lmstash.store.disk.opened import Opened, connect
+from lmstash.store.disk.rows import DAMAGE, IndexDamagedError
 from lmstash.store.policies import policy_named
 from lmstash.unset import UNSET
 
-_DAMAGE = (IndexDamagedError, TypeError, OverflowError, struct.error)
-"""What a damaged index looks like: SQLite says so, or a row holds what no row can hold."""
-_FAULTS = (LmstashError, OSError, *_DAMAGE)
-_live: weakref.WeakSet[DiskStore] = weakref.WeakSet()
-_abandoned: list[object] = []
-"""Connections that must not be finalised: those a forked child inherited, and those of a replaced index."""
-
-
-def _after_fork_in_child() -> None:
-    for store in list(_live):
-        store._after_fork()
-
-
-def _close_at_exit() -> None:
-    for store in list(_live):
-        with contextlib.suppress(Exception):
-            store.close()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)
-atexit.register(_close_at_exit)
+_FAULTS = (LmstashError, OSError, *DAMAGE)
+_REBUILD_SECONDS = 60.0
+"""An index that seems damaged again so soon is not rebuilt again: the fault may be another one."""
 
 
 class DiskStore:
@@ -111,13 +89,15 @@ class DiskStore:
         self._inherited = False
         """Whether the state is a parent process's."""
         self._reopen_lock = threading.RLock()
+        self._next_rebuild = 0.0
         self._opened = self._open()
-        _live.add(self)
+        forks.watch(self)
 
     # --- opening, forking, closing --------------------------------------------------------------------------------
 
-    def _open(self) -> Opened:
-        return Opened(self._folder, self._capacity, self._policy, self.events, read_only=self.read_only)
+    def _open(self, condemned: tuple[int, int] = (0, 0)) -> Opened:
+        asked = self._capacity, self._policy, self.events
+        return connect(self._folder, *asked, read_only=self.read_only, condemned=condemned)
 
     def _ready(self) -> Opened:
         """Return the open parts; in a forked child open the folder anew. Raises if the store is closed."""
@@ -137,18 +117,27 @@ class DiskStore:
         opened = self._ready()
         return self._reopen(opened) if opened.index.moved() else opened
 
-    def _reopen(self, stale: Opened) -> Opened:
+    def _reopen(self, stale: Opened, *, damaged: bool = False) -> Opened:
         """Connect anew after the index was lost, replaced or found damaged."""
         with self._reopen_lock:
             if self._opened is stale:
-                stale.appender.abandon()
-                _abandoned.append(stale)
-                self._opened = self._open()
+                condemned = (0, 0)
+                if damaged and time.monotonic() >= self._next_rebuild:
+                    self._next_rebuild = time.monotonic() + _REBUILD_SECONDS
+                    condemned = stale.index.inode
+                with stale.index.write_lock:  # nobody may be writing to a file that is closed
+                    stale.appender.abandon()
+                forks.abandoned.append(stale)
+                self._opened = self._open(condemned)
             return self._opened
 
-    def _after_fork(self) -> None:
+    def locks(self) -> list[Any]:
+        """Return the locks without which no thread is inside SQLite."""
+        return [self._opened.index.write_lock, self._opened.index.read_lock]
+
+    def after_fork(self) -> None:
         """In a forked child: use nothing of the parent's, and open the folder anew at the next call."""
-        _abandoned.append(self._opened)  # SQLite must neither use nor close a connection that crossed a fork
+        forks.abandoned.append(self._opened)  # SQLite must neither use nor close a connection that crossed a fork
         self._opened.appender.abandon()
         self._reopen_lock = threading.RLock()
         self.events.after_fork()
@@ -164,7 +153,7 @@ class DiskStore:
                     self._opened.close()
         finally:
             self._closed = True
-            _live.discard(self)
+            forks.forget(self)
 
     def __repr__(self) -> str:
         """One line."""
@@ -187,22 +176,8 @@ class DiskStore:
 
         Small values that lie together share one allocation of up to 1 MiB, which lives as long as any of them.
         """
-        return [
-            None
-            if found is None
-            else Entry(
-                key,
-                found[1],
-                found[2],
-                found[0].parent,
-                found[0].compute_seconds,
-                found[0].n_tokens,
-                found[0].created_us / 1e6,
-                found[0].expires_us / 1e6 if found[0].expires_us else None,
-                found[0].meta,
-            )
-            for key, found in zip(keys, self._load_many(keys), strict=True)
-        ]
+        loaded = zip(keys, self._load_many(keys), strict=True)
+        return [None if found is None else entry_of(key, found) for key, found in loaded]
 
     def _load_many(self, keys: Sequence[bytes]) -> list[Loaded | None]:
         try:
@@ -283,7 +258,7 @@ class DiskStore:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             reason = DropReason.DISK_FULL if full else DropReason.UNAVAILABLE
             return kept + self._drop(namespace, items, reason, self._folder.explain(error))
-        except _DAMAGE as error:
+        except DAMAGE as error:
             self._fault(error)  # rebuilds the index
             if again:
                 return kept + self._keep(namespace, batch, replace, again=False)
@@ -396,11 +371,9 @@ class DiskStore:
 
     def _fault(self, error: BaseException) -> None:
         """Note a fault; mend the index if that is what is broken. Raises in strict mode."""
-        if isinstance(error, _DAMAGE):
-            error = IndexDamagedError(str(error))
-        if isinstance(error, IndexDamagedError) and not self.read_only and not self._closed:
+        if isinstance(error, DAMAGE) and not self.read_only and not self._closed:
             try:
-                self._reopen(self._opened)
+                self._reopen(self._opened, damaged=isinstance(error, IndexDamagedError))
             except _FAULTS as second:
                 self.events.warn_once("reopen", "lmstash: the index could not be rebuilt: %s", second)
         words = self._folder.explain(error) if isinstance(error, OSError) else str(error)

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from lmstash.errors import FormatError
 from lmstash.store.base import EntryInfo, NamespaceInfo, StoreInfo, VerifyReport, decode_meta, matches
-from lmstash.store.disk.index import IndexDamagedError, sane
 from lmstash.store.disk.opened import Opened
 from lmstash.store.disk.reading import read_one
 from lmstash.store.disk.recency import hits, last_used
+from lmstash.store.disk.rows import IndexDamagedError, sane
 
 
 def entries(opened: Opened, namespace: str | None) -> Iterator[EntryInfo]:

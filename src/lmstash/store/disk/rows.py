@@ -1,0 +1,106 @@
+"""Rows of the index: where an entry is, what a segment holds, and whether such numbers can be."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from lmstash.store.disk.format import xxh3
+
+OPEN, SEALED = 0, 1
+_HALF = 1 << 63
+_MOST_HEAD_BYTES = 1 << 20
+_MOST_SLOTS = 1 << 40
+
+
+class IndexDamagedError(Exception):
+    """The database cannot be read as what it should be; it can be rebuilt from the segments."""
+
+
+DAMAGE = (IndexDamagedError, TypeError, OverflowError, struct.error)
+"""What a damaged index looks like: SQLite says so, or a row holds what no row can hold."""
+
+
+class Row(NamedTuple):
+    """Where one entry is."""
+
+    k: int
+    key: bytes
+    seg: int
+    off: int
+    head: int
+    size: int
+    slot: int
+    gen: int
+    exp: int
+    pinned: int
+
+    @property
+    def record_bytes(self) -> int:
+        """What the record takes in its segment."""
+        return -(-(self.head + self.size) // 16) * 16
+
+
+class SegmentRow(NamedTuple):
+    """One segment as the index knows it."""
+
+    id: int
+    name: str
+    namespace: str
+    state: int
+    granted: int
+    tail: int
+    records: int
+    live: int
+    live_bytes: int
+    first_slot: int
+    n_slots: int
+    created: float
+
+
+def sane(row: Row) -> bool:
+    """Whether a row's numbers can be what they are said to be; if not, the database is damaged."""
+    try:
+        return (
+            row.off >= 0
+            and 0 < row.head <= _MOST_HEAD_BYTES
+            and row.size >= 0
+            and 0 <= row.slot < _MOST_SLOTS
+            and row.gen >= 0
+            and row.exp >= 0
+        )
+    except TypeError:
+        return False
+
+
+def row_id(key: bytes) -> int:
+    """Return the row id of `key`."""
+    return xxh3(key) - _HALF
+
+
+def checked(found: Sequence[Any]) -> Row:
+    """Return what SQLite found as a row. Raises `IndexDamagedError` if no row can be so."""
+    row = Row._make(found)
+    if not isinstance(row.key, bytes) or not sane(row):
+        raise IndexDamagedError(f"a row makes no sense: {row}")
+    return row
+
+
+def checked_segment(found: Sequence[Any]) -> SegmentRow:
+    """Return what SQLite found as a segment's row. Raises `IndexDamagedError` if no segment can be so."""
+    row = SegmentRow._make(found)
+    sizes = (row.state, row.granted, row.tail, row.records, row.first_slot, row.n_slots)
+    if not (
+        isinstance(row.name, str)
+        and len(row.name) == 32
+        and row.name.isalnum()
+        and isinstance(row.namespace, str)
+        and isinstance(row.created, float)
+        and all(isinstance(each, int) and each >= 0 for each in sizes)
+        and isinstance(row.live, int)
+        and isinstance(row.live_bytes, int)
+        and row.first_slot + row.n_slots < _MOST_SLOTS
+    ):
+        raise IndexDamagedError(f"a segment's row makes no sense: {row}")
+    return row
