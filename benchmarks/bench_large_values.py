@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +31,6 @@ from measuring import (
     interleave,
     ratio,
     sync_files,
-    touch_memory,
     touched,
 )
 
@@ -53,7 +51,7 @@ def key(number: int) -> bytes:
 
 
 def put_bare(folder: Path, values: list[Any], timing: Timing, *, direct: bool) -> None:
-    with timing.measure():
+    with timing.measure(2 * sum(map(len, values))):
         flags = os.O_CREAT | os.O_WRONLY | (os.O_DIRECT if direct else 0)
         file = os.open(folder / "values", flags, 0o600)
         at = 0
@@ -67,7 +65,7 @@ def put_bare(folder: Path, values: list[Any], timing: Timing, *, direct: bool) -
 def put_lmstash(folder: Path, values: list[Any], timing: Timing) -> None:
     import lmstash
 
-    with lmstash.open(folder, strict=True, trust_env=False) as stash, timing.measure():
+    with lmstash.open(folder, strict=True, trust_env=False) as stash, timing.measure(2 * sum(map(len, values))):
         for number, value in enumerate(values):
             stash.store.put(key(number), value.data)
         stash.flush()
@@ -76,7 +74,7 @@ def put_lmstash(folder: Path, values: list[Any], timing: Timing) -> None:
 def put_safetensors(folder: Path, values: list[Any], timing: Timing) -> None:
     from safetensors.numpy import save_file
 
-    with timing.measure():
+    with timing.measure(2 * sum(map(len, values))):
         for number, value in enumerate(values):
             save_file({"value": value}, folder / f"{number}.safetensors")
         sync_files(folder)
@@ -86,7 +84,10 @@ def put_diskcache(folder: Path, values: list[Any], timing: Timing) -> None:
     from diskcache import Cache
 
     plain = [value.tobytes() for value in values]
-    with Cache(str(folder), size_limit=2**40, eviction_policy="none") as cache, timing.measure():
+    with (
+        Cache(str(folder), size_limit=2**40, eviction_policy="none") as cache,
+        timing.measure(2 * sum(map(len, values))),
+    ):
         for number, value in enumerate(plain):
             cache.set(number, value)
         sync_files(folder)
@@ -96,7 +97,7 @@ def put_lmcache(folder: Path, values: list[Any], timing: Timing, *, direct: bool
     from lmcache_tier import LMCacheTier
 
     tier = LMCacheTier(folder, len(values[0]), direct=direct, pool_bytes=POOL_BYTES)
-    with timing.measure():
+    with timing.measure(2 * sum(map(len, values))):
         for number, value in enumerate(values):
             tier.put(number, value)
         tier.wait()
@@ -110,7 +111,6 @@ def puts(scratch: Scratch, values: list[Any], rounds: int) -> dict[str, Timing]:
     def contender(name: str, run: Callable[..., None], **options: Any) -> Callable[[Timing], None]:
         def once(timing: Timing) -> None:
             folder = scratch.fresh(name)
-            touch_memory(2 * sum(len(value) for value in values))
             os.sync()
             run(folder, values, timing, **options)
 
@@ -235,13 +235,13 @@ def work(task: dict[str, Any]) -> dict[str, dict[str, float]]:
         with reader(name, folder, n_bytes, 1) as get:  # imports, and whatever else happens once
             get(0)
         where = folder / (PUT_BASE if name in RAW else name)
-        touch_memory(3 * count * n_bytes)
+        total = count * n_bytes
         drop_pages(where)
         cold, warm = Timing(), Timing()
-        with reader(name, folder, n_bytes, count) as get, cold.measure():
+        with reader(name, folder, n_bytes, count) as get, cold.measure(2 * total):
             held = [get(number) for number in range(count)]
         read_through(where)
-        with reader(name, folder, n_bytes, count) as get, warm.measure():
+        with reader(name, folder, n_bytes, count) as get, warm.measure(total):
             again = [get(number) for number in range(count)]
         sizes = [each if isinstance(each, int) else len(memoryview(each).cast("B")) for each in held + again]
         assert set(sizes) == {n_bytes}, name
@@ -273,7 +273,7 @@ def main() -> None:
     report = Report("large_values", quick=args.quick)
     rounds = args.rounds or (1 if args.quick else 3)
     with Scratch(args.dir) as scratch:
-        print(drop_pages(scratch.path), file=sys.stderr)
+        report.note(drop_pages(scratch.path))
         for size in (16,) if args.quick else SIZES_MIB:
             n_bytes = size * MIB
             count = (128 if args.quick else 512) // size

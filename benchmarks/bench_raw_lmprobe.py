@@ -32,7 +32,6 @@ from measuring import (
     peak_bytes,
     ratio,
     reset_peak,
-    touch_memory,
     touched,
 )
 
@@ -76,13 +75,13 @@ def load_raw(name: str, folder: Path, count: int) -> dict[str, float]:
     import lmstash
 
     timing = Timing()
-    touch_memory(3 * count * ENTRY_BYTES)
+    total = count * ENTRY_BYTES
     held: list[Any]
     if name == COPY:
         whole = touched(count * ENTRY_BYTES)
         sources = [whole[start : start + ENTRY_BYTES] for start in range(0, len(whole), ENTRY_BYTES)]
         held = [None] * count
-        with timing.measure():
+        with timing.measure(total):
             for number, source in enumerate(sources):
                 memory = np.empty(ENTRY_BYTES, np.uint8)
                 memory[:] = source
@@ -91,13 +90,13 @@ def load_raw(name: str, folder: Path, count: int) -> dict[str, float]:
         cache = workloads.use_lmprobe(folder / "lmprobe")
         texts = workloads.texts(count)
         cache.load_prompt_activations(workloads.NAME, texts[0], LAYERS)
-        with timing.measure():
+        with timing.measure(total):
             held = [cache.load_prompt_activations(workloads.NAME, text, LAYERS)[0] for text in texts]
     elif name == "stash.activations, raw":
         with lmstash.open(folder / "activations", strict=True, trust_env=False) as stash:
             acts = stash.activations(extractor=workloads.ValuesAtHand({}, N_LAYERS))
             acts([ids_of(0)], LAYERS, None, on_miss="error")
-            with timing.measure():
+            with timing.measure(total):
                 held = acts([ids_of(number) for number in range(count)], LAYERS, None, on_miss="error")
     else:
         from lmstash.identity.keys import Key
@@ -105,7 +104,7 @@ def load_raw(name: str, folder: Path, count: int) -> dict[str, float]:
         with lmstash.open(folder / "tensors", strict=True, trust_env=False) as stash:
             stash.tensors.get(0)
             keys = [Key({"kind": "tensors", "key": number, "salt": None}).digest for number in range(count)]
-            with timing.measure():
+            with timing.measure(total):
                 if name == "stash.tensors.get":
                     held = [stash.tensors.get(number) for number in range(count)]
                 else:

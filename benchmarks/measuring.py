@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
+import mmap
 import os
 import platform
 import shutil
@@ -57,9 +59,15 @@ class Timing:
         return statistics.median(self.cpu)
 
     @contextmanager
-    def measure(self) -> Iterator[None]:
-        """Add what the block takes. The garbage collector runs before it, and not within."""
+    def measure(self, touch_bytes: int = 0) -> Iterator[None]:
+        """Add what the block takes. The garbage collector runs before it, and not within.
+
+        `touch_bytes`: how much memory the block will ask the system for (the page cache's included). It is touched just
+        before: a virtual machine's host takes back what was free for seconds, and is slow to give it again.
+        """
         gc.collect()
+        if touch_bytes:
+            touch_memory(touch_bytes)
         gc.disable()
         try:
             cpu, wall = time.process_time(), time.perf_counter()
@@ -92,30 +100,51 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
 
 
 def drop_pages(*folders: Path) -> str:
-    """Put what was written on the disk and out of the page cache; returns how: the kernel's switch, or file by file.
+    """Put what these folders hold on the disk and out of the page cache; returns words on how that went.
 
-    Without root only the folders named are dropped, by advice to the kernel, which it follows for clean pages.
+    File by file, by advice to the kernel, which needs no root and leaves everybody else's pages alone. What the kernel
+    keeps all the same goes by its switch for everything, which does need root.
     """
-    os.sync()
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    if not hasattr(os, "posix_fadvise"):
+        return "pages NOT dropped: no way on this system, so cold figures are warm ones"
+    left = sum([_drop(path) for path in files])
+    if 10 * left * mmap.PAGESIZE <= sum(path.stat().st_size for path in files):  # an open store maps some
+        return "pages of the measured files dropped"
     try:
+        os.sync()
         Path("/proc/sys/vm/drop_caches").write_text("3\n")
         return "whole page cache dropped"
     except OSError:
-        pass
-    if not hasattr(os, "posix_fadvise"):
-        return "page cache NOT dropped: no way on this system; cold figures are warm ones"
-    for folder in folders:
-        for path in [folder] if folder.is_file() else [each for each in folder.rglob("*") if each.is_file()]:
-            descriptor = os.open(path, os.O_RDONLY)
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.close(descriptor)
-    return "pages of the measured files dropped (not root)"
+        return "pages NOT all dropped: run as root; some cold figures are warm ones"
+
+
+def _drop(path: Path) -> int:
+    """Drop the pages of one file; returns how many are there all the same."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+        return cached_pages(file)
+    finally:
+        os.close(file)
+
+
+def cached_pages(file: int) -> int:
+    """Return how many pages of an open file are in the page cache (Linux; reads nothing)."""
+    size = os.fstat(file).st_size
+    if not size:
+        return 0
+    with mmap.mmap(file, size, access=mmap.ACCESS_COPY) as mapped:
+        there = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()
+        start = ctypes.c_char.from_buffer(mapped)
+        failed = ctypes.CDLL(None).mincore(ctypes.c_void_p(ctypes.addressof(start)), ctypes.c_size_t(size), there)
+        del start
+    return 0 if failed else sum(each & 1 for each in bytes(there))
 
 
 def touched(n_bytes: int, seed: int = 0) -> Any:
     """Return an array of `n_bytes` random bytes (memory that is really there, and does not compress), page-aligned."""
-    import mmap
-
     import numpy as np
 
     array = np.frombuffer(mmap.mmap(-1, -(-n_bytes // 8) * 8, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint64)
@@ -125,8 +154,6 @@ def touched(n_bytes: int, seed: int = 0) -> Any:
 
 def touch_memory(n_bytes: int) -> None:
     """Fill that much memory and give it back: a virtual machine's host then has real pages for what is timed next."""
-    import mmap
-
     memory = mmap.mmap(-1, n_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     for start in range(0, n_bytes, mmap.PAGESIZE):
         memory[start] = 1
@@ -243,6 +270,11 @@ class Report:
             if number == 0:
                 print("|" + "|".join("-" * (width + 2) for width in widths) + "|")
         sys.stdout.flush()
+
+    def note(self, words: str) -> None:
+        """Print a remark that figures need to be understood."""
+        self._machine["note"] = words
+        print(words, flush=True)
 
     def goal(self, what: str, measured: float, limit: float, *, at_least: bool = False, unit: str = "") -> None:
         """Note a figure beside its limit."""
