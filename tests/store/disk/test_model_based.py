@@ -8,6 +8,7 @@ expired, or dropped or evicted with a count.
 from __future__ import annotations
 
 import shutil
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,7 @@ class DiskStoreMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         try:
-            if self.opened:
+            if self.opened and sys.exc_info()[0] is None:
                 self.check_values(range(N_KEYS), 0)
                 self.look(1)
                 assert self.opened[0].verify().damaged == []
@@ -121,9 +122,14 @@ class DiskStoreMachine(RuleBasedStateMachine):
 
     # --- rules ----------------------------------------------------------------------------------------------------
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(size=st.sampled_from(SIZES[1:6]), pinned=st.lists(keys, max_size=4))
+    def begin(self, size: int, pinned: list[int]) -> None:
+        """Start with something to lose."""
         self.open()
+        for number, namespace in enumerate(NAMESPACES):
+            self.put_many(0, list(range(4 * number, 4 * number + 4)), size, namespace, True)
+        self.settle()
+        self.pin(0, pinned, True)
 
     @rule(handle=handles, number=keys, size=sizes, namespace=spaces)
     def put(self, handle: int, number: int, size: int, namespace: str) -> None:
@@ -192,7 +198,7 @@ class DiskStoreMachine(RuleBasedStateMachine):
         assert self.opened[handle].pin_many(asked, pinned) == len(asked)
         self.pins = self.pins | set(asked) if pinned else self.pins - set(asked)
 
-    @rule(handle=handles, share=st.sampled_from([0.0, 0.3, 0.8]))
+    @rule(handle=handles, share=st.sampled_from([0.0, 0.0, 0.3, 0.8]))
     def evict(self, handle: int, share: float) -> None:
         store = self.opened[handle]
         store.evict(int(store.info().physical_bytes * share))
@@ -277,7 +283,7 @@ class BoundedMachine(DiskStoreMachine):
 
 
 SETTINGS = settings(
-    max_examples=20 if settings().max_examples <= 30 else 150,
+    max_examples=30 if settings().max_examples <= 30 else 200,
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=list(HealthCheck),
