@@ -23,7 +23,7 @@ PROMPT = "The cat sat on the mat."
 
 def activation(layer: int, *, text: str = PROMPT, pool: str = "last", **fields: Any) -> Write:
     """One entry as the activations cache keeps it."""
-    key = Key({"layer": layer, "site": "block_out", "pool": pool, "tokens": text.encode()})
+    key = Key({"layers": [layer], "site": "block_out", "pool": pool, "tokens": text.encode()})
     meta = {"id": key.describe(), "model": FINGERPRINT, "name": "tiny", "text": text, "tags": ["probe"]}
     value = encode_tensors({"value": np.full(64, layer, dtype=np.float32)})
     return Write(key.digest, value, namespace=f"activations/{FINGERPRINT}", meta=meta, n_tokens=6, **fields)

@@ -187,3 +187,14 @@ def test_why_of_what_is_kept_says_what_was_not_compared(lmstash_cli):
 def test_why_takes_one_question(lmstash_cli):
     assert lmstash_cli("why").code == 2
     assert lmstash_cli("why", "ab", "--prompt", "x").code == 2
+
+
+def test_why_finds_a_layer_among_those_of_one_entry(lmstash_cli, folder):
+    key = Key({"layers": [1, 5], "site": "block_out", "pool": "last"})
+    meta = {"id": key.describe(), "model": "0123456789abcdef", "name": "tiny", "text": "Two layers."}
+    with lmstash.open(folder) as stash:
+        stash.store.put(key.digest, b"v", namespace="activations/0123456789abcdef", meta=meta)
+    assert lmstash_cli("why", "--prompt", "Two layers.", "--layer", "5").code == 0
+    data = lmstash_cli("why", "--prompt", "Two layers.", "--layer", "2", "--json").data
+    assert [(each["name"], each["asked"], each["kept"]) for each in data["differences"]] == [("layer", "2", "[1, 5]")]
+    assert "block_out 1,5 last" in lmstash_cli("ls", "--text", "Two layers.").out

@@ -101,7 +101,7 @@ def test_show_prints_the_facts_of_one_entry(lmstash_cli, writes):
 
 def test_show_as_json_has_components_and_tensors(lmstash_cli, writes):
     entry = lmstash_cli("show", writes[0].key.hex(), "--json").data["entry"]
-    assert entry["components"]["layer"] == 3
+    assert entry["components"]["layers"] == [3]
     assert entry["tensors"] == [{"name": "value", "dtype": "F32", "shape": [64]}]
 
 

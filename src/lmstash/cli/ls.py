@@ -78,9 +78,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def place_of(entry: EntryInfo) -> str:
-    """Return where in the model a value was read off, in a few words: `block_out 7 last`."""
+    """Return where in the model a value was read off, in a few words: `block_out 3,7 last`."""
     named = components(entry)
-    words = [named[name] for name in ("site", "layer", "pool") if named.get(name) is not None]
+    words = [named[name] for name in ("site", "layer", "layers", "pool") if named.get(name) is not None]
+    words = [",".join(map(str, each)) if isinstance(each, list) else each for each in words]
     return " ".join(map(str, words)) or "-"
 
 

@@ -103,6 +103,8 @@ def by_prompt(store: Store, arguments: argparse.Namespace) -> dict[str, Any]:
             silent += 1
             continue
         kept: dict[str, Any] = {**components(entry), "prompt": text[:TEXT_CHARACTERS]}
+        if "layers" in kept:  # an entry holds several: the one asked for, if it is among them
+            kept["layer"] = asked.get("layer") if asked.get("layer") in kept["layers"] else kept["layers"]
         kept["model"] = asked.get("model") if names_model(entry, asked.get("model", "")) else model_of(entry)
         candidate = _compare(entry, asked, kept)
         if best is None or candidate.distance < best.distance:

@@ -57,7 +57,8 @@ def _array_bytes(ids: Any) -> bytes:
         raise InvalidArgumentError(f"token ids must have one dimension, not shape {tuple(ids.shape)}. Give one row.")
     if ids.dtype.kind not in "iu":
         raise InvalidArgumentError(f"token ids must be integers, not {ids.dtype}")
-    if ids.size and (int(ids.min()) < 0 or int(ids.max()) >= 2**32):
+    fits = ids.dtype.kind == "u" and ids.dtype.itemsize <= 4
+    if not fits and ids.size and (int(ids.min()) < 0 or int(ids.max()) >= 2**32):
         raise InvalidArgumentError("token ids must be integers from 0 to 2**32 - 1")
     return ids.astype("<u4").tobytes()
 
@@ -75,5 +76,9 @@ def digest_tokens(ids: TokenIds) -> bytes:
     Raises:
         InvalidArgumentError: As `token_bytes`.
     """
-    data = token_bytes(ids)
+    return digest_token_bytes(token_bytes(ids))
+
+
+def digest_token_bytes(data: bytes) -> bytes:
+    """Return what `digest_tokens` returns for the ids that `token_bytes` made into `data`."""
     return hashlib.sha256(_DOMAIN + len(data).to_bytes(8, "big") + data).digest()

@@ -83,7 +83,7 @@ def test_pooled_raw_and_router_entries_of_a_live_model_are_described(tmp_path):
     acts([prompt], layers=[1], pool=None, site="router_logits")
     # What CachedExtractor leaves behind for a live model:
     digest = bytes.fromhex(acts.fingerprint)
-    register(stash.store, Reading("mix", digest, None, by_tokens=True, causal=True, n_layers=2))
+    register(stash.store, Reading("mix", digest, None, by_tokens=True, causal=True, n_layers=2, width=16, n_experts=2))
     context = Context(stash.store, acts._source, digest, None, None, False, None)
     [key] = record_keys("mix", digest, None, [hash16(str(prompt.text))])
     stash.store.put_many([record_write(key, context, prompt, 3, True)])

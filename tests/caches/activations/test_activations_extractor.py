@@ -156,7 +156,7 @@ def test_an_unusable_kept_width_never_breaks_a_call():
     store = MemoryStore()
     acts = Activations(store, extractor=Counting())
     acts(PROMPTS, 0)
-    first = next(iter(store.entries()))
+    first = next(iter(store.entries("activations/")))
     narrow = Activations(store, extractor=Counting(values=lambda ids, layer: torch.zeros(len(ids), 2)))
     result = narrow([[99], [98, 97]], 0)
     assert result.shape == (2, 1, 2)

@@ -12,17 +12,17 @@ SYSTEM = [(7 * number) % 113 for number in range(150)]
 
 
 def keys(store):
-    return {entry.key for entry in store.entries()}
+    return {entry.key for entry in store.entries("activations/")}
 
 
 def test_a_shared_prefix_is_stored_once(model):
     store = MemoryStore()
     acts = Activations(store, model)
     acts([SYSTEM + [1] * 50], [0, 2], None)
-    assert len(keys(store)) == 2 * (3 + 1)  # 200 tokens: three blocks and a tail, for two layers
+    assert len(keys(store)) == 3 + 1  # 200 tokens: three blocks and a tail, two layers in each
     acts([SYSTEM + [2] * 50, SYSTEM + [3] * 20], [0, 2], None)
     # Two blocks (128 tokens) are shared; of the rest 200 tokens make a block and a tail, 170 a tail.
-    assert len(keys(store)) == 2 * (4 + 2 + 1)
+    assert len(keys(store)) == 4 + 2 + 1
 
 
 def test_prompts_with_one_prefix_agree_on_it_bit_for_bit_in_the_run_that_computes_it(model):
@@ -68,13 +68,13 @@ def test_each_block_names_its_tokens_and_its_parent(model):
 
     store = MemoryStore()
     Activations(store, model)([SYSTEM], [0], None)
-    by_start = {entry.meta["id"]["components"]["start"]: entry for entry in store.entries()}
+    by_start = {entry.meta["id"]["components"]["start"]: entry for entry in store.entries("activations/")}
     parent = b""
     for start in (0, 64, 128):
         entry = by_start[start]
         kept = decode_tensors(store.get(entry.key), framework="numpy")
         assert kept["tokens"].tolist() == SYSTEM[start : start + 64]
-        assert kept["value"].shape == (len(kept["tokens"]), 32)
+        assert kept["value"].shape == (1, len(kept["tokens"]), 32)
         assert entry.parent == parent
         assert entry.n_tokens == len(kept["tokens"])
         parent = entry.key
@@ -86,7 +86,7 @@ def test_a_block_of_other_tokens_under_the_key_is_not_used(model):
     store = MemoryStore()
     acts = Activations(store, model)
     (cold,) = acts([SYSTEM], [0], None)
-    for entry in list(store.entries()):
+    for entry in list(store.entries("activations/")):
         kept = decode_tensors(store.get(entry.key), framework="numpy", copy=True)
         kept["tokens"][3] += np.uint32(1)
         kept["value"][:] = 99.0
@@ -101,7 +101,7 @@ def test_a_block_with_another_parent_is_not_used(model):
     store = MemoryStore()
     acts = Activations(store, model)
     acts([SYSTEM], [0], None)
-    for entry in list(store.entries()):
+    for entry in list(store.entries("activations/")):
         value = bytes(store.get(entry.key))
         store.put(entry.key, value, namespace=entry.namespace, meta=entry.meta, parent=b"\7" * 32)
     with pytest.raises(NotFoundError):
@@ -112,7 +112,7 @@ def test_only_the_evicted_part_is_stored_again(model):
     store = MemoryStore()
     acts = Activations(store, model)
     (cold,) = acts([SYSTEM], [0, 1], None)
-    gone = next(entry for entry in store.entries() if entry.meta["id"]["components"]["start"] == 64)
+    gone = next(entry for entry in store.entries("activations/") if entry.meta["id"]["components"]["start"] == 64)
     store.delete(gone.key)
     puts = store.events.stats.puts
     (again,) = acts([SYSTEM], [0, 1], None)
@@ -125,7 +125,7 @@ def test_a_model_that_sees_the_future_shares_only_equal_prompts(encoder):
     acts = Activations(store, encoder)
     asked = [SYSTEM, SYSTEM[:128], [*SYSTEM, 1]]
     cold = acts(asked, [0, 3], None)
-    assert len(keys(store)) == 2 * 3
+    assert len(keys(store)) == 2 + 1 + 2  # of 128 tokens four layers go together, of 150 two
     assert not torch.allclose(cold[0][:, :128], cold[1])
     warm = acts(asked, [0, 3], None, on_miss="error")
     assert all(torch.equal(left, right) for left, right in zip(cold, warm, strict=True))

@@ -122,7 +122,7 @@ def test_an_entry_that_does_not_fit_is_a_counted_miss(tokenizer, many):
 
 
 def test_private_mode_keeps_no_ids(model, tokenizer, many):
-    for private, namespaces in ((True, {"activations"}), (False, {"activations", "prompts"})):
+    for private, namespaces in ((True, {"activations", "models"}), (False, {"activations", "models", "prompts"})):
         store = MemoryStore()
         acts = Activations(store, model, tokenizer, private=private)
         cold = acts(many, 0)

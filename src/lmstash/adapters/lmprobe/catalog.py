@@ -27,6 +27,7 @@ from lmstash.caches.activations.source import Values
 from lmstash.codecs.records import decode_record, encode_record
 from lmstash.errors import FormatError
 from lmstash.identity.keys import Key, KeyFamily
+from lmstash.identity.tokens import digest_text
 from lmstash.store.base import Store, Write
 
 LAYERS_TRIED = 256
@@ -51,6 +52,10 @@ class Reading:
     causal: bool
     n_layers: int | None
     """Layers the model has, when known."""
+    width: int | None
+    """Values per token of a layer, when known: it decides which layers are kept together."""
+    n_experts: int | None
+    """Router logits per token, when known and not none."""
 
     @property
     def layers(self) -> range:
@@ -81,6 +86,8 @@ def record_write(key: bytes, context: Context, prompt: Prompt, n_tokens: int, by
     text = prompt.text or ""
     known = by_tokens and not context.private
     meta = {"name": context.source.name, "model": context.model.hex()[:16], "prompt": hash16(text), "tokens": n_tokens}
+    if prompt.text is not None:
+        meta["text_id"] = digest_text(prompt.text)
     if not context.private and prompt.excerpt is not None:
         meta["text"] = prompt.excerpt
     ids = prompt.ids.astype("<u4").tobytes() if known else None
@@ -166,8 +173,8 @@ class NamedSource:
         self._reading = reading
 
     def width(self, site: str) -> int | None:
-        """Not known."""
-        return None
+        """As remembered."""
+        return self._reading.n_experts if site == "router_logits" else self._reading.width
 
     def layers(self, site: str) -> Sequence[int]:
         """Layers of which something may be kept."""

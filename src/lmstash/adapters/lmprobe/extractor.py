@@ -244,6 +244,8 @@ class CachedExtractor:
             by_tokens=live is not None,
             causal=live is not None and live.causal(),
             n_layers=None if live is None else len(live.layers(SITE)),
+            width=None if live is None else live.width(SITE),
+            n_experts=None if live is None else live.width("router_logits"),
         )
         known = self._registered.get(reading)
         if call.prompts and (known is None or not store.contains(known)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +91,12 @@ def cache_info(model: str | None = None) -> CacheInfo:
 
 
 def discover_cached(model_name: str, prompt: str) -> CachedPromptInfo | None:
-    """Say what is kept for a prompt, without loading a model or reading a value.
+    """Say what is kept for a prompt, without loading a model.
 
-    Only what can be found is named: every layer is asked for by its own key, so nothing evicted stays listed. Costs a
-    few microseconds per layer the model has. Values of several identities under one name are taken together; extraction
-    serves only those of the model that asks. A private stash keeps no token ids, so that there nothing can be said of
-    what a live model computed.
+    Only what can be found is named: entries are asked for by their own keys, so nothing evicted stays listed. Those
+    that hold several layers are read (64 KiB at most), which costs some 10 us each. Values of several identities under
+    one name are taken together; extraction serves only those of the model that asks. A private stash keeps no token
+    ids, so that there nothing can be said of what a live model computed.
 
     Args:
         model_name: As the extractor names it.
@@ -209,37 +209,24 @@ class _Probe:
 
     def keys(self) -> list[bytes]:
         """Return the key of everything that might be kept."""
-        caught = _KeyCatcher()
-        self._store = caught
-        for site, pool in ((SITE, None), ("router_logits", None), *((SITE, pool) for pool in POOLS.values())):
-            self._there(site, pool)
-        return caught.keys
+        places = ((SITE, None), ("router_logits", None), *((SITE, pool) for pool in POOLS.values()))
+        return list(chain.from_iterable(self._shelf(site, pool).keys() for site, pool in places))
 
     def _there(self, site: str, pool: str | None) -> list[int]:
-        stash, reading = self._stash, self._reading
-        source = NamedSource(reading)
-        context = Context(self._store, source, reading.model, reading.storage_dtype, stash.salt, stash.private, None)
-        shelf: RawShelf | PooledShelf | TextShelf
-        if pool is not None:
-            shelf = PooledShelf(context, [self._prompt], self._layers, site, pool, None, [0])
-        elif reading.by_tokens:
-            shelf = RawShelf(context, [self._prompt], self._layers, site, None)
-        else:
-            shelf = TextShelf(context, [self._prompt], self._layers, None, [None])
+        shelf = self._shelf(site, pool)
         shelf.look()
         missing = set(shelf.missing(0))
         return [layer for position, layer in enumerate(self._layers) if position not in missing]
 
-
-class _KeyCatcher:
-    """Stands for a store to learn the keys that a shelf asks for."""
-
-    def __init__(self) -> None:
-        self.keys: list[bytes] = []
-
-    def contains_many(self, keys: Sequence[bytes]) -> list[bool]:
-        self.keys.extend(keys)
-        return [False] * len(keys)
+    def _shelf(self, site: str, pool: str | None) -> RawShelf | PooledShelf | TextShelf:
+        stash, reading = self._stash, self._reading
+        source = NamedSource(reading)
+        context = Context(self._store, source, reading.model, reading.storage_dtype, stash.salt, stash.private, None)
+        if pool is not None:
+            return PooledShelf(context, [self._prompt], self._layers, site, pool, None, [0])
+        if reading.by_tokens:
+            return RawShelf(context, [self._prompt], self._layers, site, None)
+        return TextShelf(context, [self._prompt], self._layers, None, [None])
 
 
 class _Tally:
@@ -259,8 +246,9 @@ class _Tally:
             self._note_tensor(tensor)
             return
         components = meta.get("id", {}).get("components", {})
-        if isinstance(layer := components.get("layer"), int) and components.get("site") == SITE:
-            self._layers.add(layer)
+        if components.get("site") == SITE:
+            together = components.get("layers", [components.get("layer")])
+            self._layers.update(layer for layer in together if isinstance(layer, int))
             if components.get("pool") is not None:
                 self._kinds.add("pooled")
 

@@ -8,10 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmstash.caches.activations.results import RawResult
+from lmstash.caches.activations.results import RawResult, bits_of, recast
 from lmstash.errors import MismatchError
-
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class PaddedResult(RawResult):
@@ -39,29 +37,31 @@ class PaddedResult(RawResult):
         """Numbers per token and layer, once a value was seen."""
         self._padded: Tensor | None = None
         self._rows = np.empty(0)
-        self._held: list[tuple[int, int, int, Tensor]] = []
+        self._waiting: list[tuple[int, slice | list[int], int, np.ndarray, torch.dtype]] = []
 
-    def place(self, prompt: int, position: int, start: int, value: Tensor) -> None:
-        """Take `value` `[n, hidden]` for tokens `start` and on of one distinct prompt and layer position.
+    def fill(self, prompt: int, positions: slice | list[int], start: int, bits: np.ndarray, dtype: torch.dtype) -> None:
+        """Take values of some layers for tokens `start` and on of one distinct prompt (see `RawResult.fill`).
 
         Raises:
             MismatchError: Values of another width came before.
         """
+        _, n_tokens, width = bits.shape
         if self.width is None:
-            self.width = value.shape[1]
-        elif value.shape[1] != self.width:
-            raise MismatchError(f"values of {value.shape[1]} numbers do not go with others of {self.width}.")
-        end = start + len(value)
-        self._tokens[prompt] = max(self._tokens[prompt], end)
+            self.width = width
+        elif width != self.width:
+            raise MismatchError(f"values of {width} numbers do not go with others of {self.width}.")
+        end = start + n_tokens
+        if end > self._tokens[prompt]:
+            self._tokens[prompt] = end
         if self._longest is None or end > self._longest:
-            self._held.append((prompt, position, start, value.clone()))
+            self._waiting.append((prompt, positions, start, bits.copy(), dtype))
         else:
-            self._copy(prompt, position, start, value)
+            self._copy(prompt, positions, start, bits, dtype)
 
     def forget(self, prompt: int) -> None:
         """Take back everything placed for one distinct prompt."""
         self._tokens[prompt] = 0
-        self._held = [each for each in self._held if each[0] != prompt]
+        self._waiting = [each for each in self._waiting if each[0] != prompt]
         if self._padded is not None:
             self._padded[self._first[prompt]] = 0
 
@@ -76,9 +76,9 @@ class PaddedResult(RawResult):
         if self._padded is None or longest > self._padded.shape[1]:
             self._widen(longest, dtype, self.width or width)
         self._longest = longest
-        self._held.reverse()
-        while self._held:
-            self._copy(*self._held.pop())
+        self._waiting.reverse()
+        while self._waiting:
+            self._copy(*self._waiting.pop())
         out = self._padded
         assert out is not None
         mask = torch.zeros(out.shape[:2], dtype=torch.int64)
@@ -90,34 +90,36 @@ class PaddedResult(RawResult):
 
     def _widen(self, longest: int, dtype: torch.dtype, width: int) -> None:
         old = self._padded
-        if old is None and self._held:
-            dtype = self._held[0][3].dtype
+        if old is None and self._waiting:
+            dtype = self._waiting[0][4]
         new = torch.zeros(
             (len(self._owners), longest, self._n_layers * width), dtype=old.dtype if old is not None else dtype
         )
         if old is not None:
             new[:, : old.shape[1]] = old
-        self._padded = new
-        self._rows = self._as_array(new)
+        self._set(new)
 
-    def _copy(self, prompt: int, position: int, start: int, value: Tensor) -> None:
+    def _copy(
+        self, prompt: int, positions: slice | list[int], start: int, bits: np.ndarray, dtype: torch.dtype
+    ) -> None:
         if self._padded is None:
             assert self._longest is not None
-            self._widen(self._longest, value.dtype, value.shape[1])
+            self._widen(self._longest, dtype, bits.shape[2])
         out = self._padded
         assert out is not None
-        if out.dtype != value.dtype:
-            out = self._padded = out.to(torch.promote_types(out.dtype, value.dtype))
-            self._rows = self._as_array(out)
-            value = value.to(out.dtype)
-        n_tokens, width = value.shape
-        row = self._rows[self._first[prompt]]
-        row[start : start + n_tokens, position * width : (position + 1) * width] = self._as_array(value)
+        if out.dtype != dtype:
+            wider = torch.promote_types(out.dtype, dtype)
+            if wider != out.dtype:
+                self._set(out.to(wider))
+            if wider != dtype:
+                bits = recast(bits, dtype, wider)
+        self._rows[self._first[prompt], positions, start : start + bits.shape[1]] = bits
 
-    @staticmethod
-    def _as_array(tensor: Tensor) -> np.ndarray:
-        """Return the tensor's memory as an array of bits: numpy copies small pieces in a third of torch's time."""
-        return tensor.view(_BITS[tensor.dtype.itemsize]).numpy()
+    def _set(self, padded: Tensor) -> None:
+        """Go on with another tensor; its bits are seen as `[n_prompts, n_layers, n_tokens, hidden]`."""
+        self._padded = padded
+        split = bits_of(padded).reshape(*padded.shape[:2], self._n_layers, padded.shape[2] // self._n_layers)
+        self._rows = split.transpose(0, 2, 1, 3)
 
 
 def first_places(owners: Sequence[int]) -> list[int]:

@@ -73,6 +73,10 @@ class TextShelf:
         """Count every entry as not looked for."""
         self._context.refreshed([key for keys in self._keys for key in keys])
 
+    def keys(self) -> list[bytes]:
+        """Return the key of everything that might be kept."""
+        return [key for keys in self._keys for key in keys]
+
     def load(self) -> None:
         """Read what is there into the result."""
         chunk: list[tuple[int, int]] = []
@@ -97,6 +101,7 @@ class TextShelf:
             if self.n_tokens[member] not in (None, n_tokens):
                 self._start_over(member)
             self.n_tokens[member] = n_tokens
+            about = self._context.about(self._prompts[member])
             for position, layer_values in zip(positions, values, strict=True):
                 computed = layer_values[column]
                 kept, handed = self._context.rounded(computed)
@@ -104,7 +109,7 @@ class TextShelf:
                 if self._result is not None:
                     self._result.place(member, position, 0, handed)
                 key = self._keys[member][position]
-                write = self._write(member, position, kept, computed, share)
+                write = self._write(member, position, kept, computed, share, about)
                 (again if key in self._unfit else fresh).append(write)
         return fresh, again
 
@@ -146,13 +151,13 @@ class TextShelf:
         self._width = width
         return tensors[VALUE].to(dtype)
 
-    def _write(self, member: int, position: int, kept: Tensor, computed: Tensor, share: float) -> Write:
+    def _write(self, member: int, position: int, kept: Tensor, computed: Tensor, share: float, about: str) -> Write:
         digest = self._digests[member]
         return self._context.write(
             self._keys[member][position],
             {VALUE: kept, _TEXT: np.frombuffer(digest, dtype=np.uint8)},
-            computed,
-            self._prompts[member],
+            computed.dtype,
+            about,
             self._context.describe(SITE, None, by="text", text=digest, layer=self._layers[position]),
             seconds=share,
             n_tokens=len(computed),

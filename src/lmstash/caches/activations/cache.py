@@ -22,12 +22,16 @@ from lmstash.caches.activations.sites import LAYERLESS_SITES, check_site
 from lmstash.caches.activations.source import ExtractorSource, Source, resolve_layers
 from lmstash.caches.activations.texts import TextIndex
 from lmstash.codecs.dtypes import check_storage_dtype
+from lmstash.codecs.records import encode_record
 from lmstash.errors import InvalidArgumentError, NotFoundError
 from lmstash.events import logger
 from lmstash.identity.encoding import encode
 from lmstash.identity.fingerprint import Fingerprint
-from lmstash.store.base import Store
+from lmstash.identity.keys import Key
+from lmstash.store.base import Store, Write
 
+MODELS = "models/all"
+"""Where the descriptions of models are kept."""
 _PROMPTS_PER_YIELD = 256
 
 
@@ -87,6 +91,8 @@ class Activations:
         self._storage_dtype = storage_dtype
         self._ttl_seconds = ttl_seconds
         self._lock = threading.Lock()
+        self._described: bytes | None = None
+        """The last model whose description was kept."""
         self._model = model
         self._source: Source
         if extractor is not None:
@@ -206,7 +212,12 @@ class Activations:
         if absent:
             for index in absent:  # what is kept was checked when it was computed
                 check_vocabulary(unique[index].ids, distinct[index], source.name, source.vocabulary)
-            publisher = Publisher(self.store, lambda: self._still(fingerprint), replace=refresh)
+            publisher = Publisher(
+                self.store,
+                lambda: self._still(fingerprint),
+                replace=refresh,
+                on_saved=None if fingerprint is None else lambda: self._describe_model(fingerprint),
+            )
             runner = Runner(source, shelf, publisher, unique, chosen, site, pool)
             runner.run(absent, distinct, batch_size=batch_size, progress=progress, max_retries=max_retries)
         if isinstance(result, RawResult):
@@ -244,7 +255,10 @@ class Activations:
     def missing(
         self, prompts: Sequence[Any], layers: Any = "all", pool: Pool = "last", *, site: str = "block_out"
     ) -> list[Any]:
-        """Return the prompts that would have to be computed: as given, equal ones once. Reads no values."""
+        """Return the prompts that would have to be computed: as given, equal ones once.
+
+        Entries that may hold several layers are read to see which they hold; larger ones are only asked for.
+        """
         site, pool = check_site(site), check_pool(pool)
         asked = read_prompts(prompts, self.tokenizer, self._texts)
         context, _ = self._context(())
@@ -280,6 +294,16 @@ class Activations:
                 tuple(tags),
             )
         return context, found
+
+    def _describe_model(self, fingerprint: Fingerprint) -> None:
+        """Keep what the model's fingerprint was made of, once, so that people can be told in what two models differ."""
+        if self._described == fingerprint.digest:
+            return
+        self._described = fingerprint.digest
+        key = Key({"kind": "model", "fingerprint": fingerprint.digest}).digest
+        meta = {"model": fingerprint.hex[:16], "name": self._source.name}
+        value = encode_record(fingerprint.describe())
+        self.store.put_many([Write(key, value, namespace=MODELS, meta=meta)], replace=False)
 
     def _still(self, fingerprint: Fingerprint | None) -> bool:
         return self._watch is None or self._watch.unchanged(fingerprint)

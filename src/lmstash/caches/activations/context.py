@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,17 +16,19 @@ from lmstash.caches.activations.pooling import Pool
 from lmstash.caches.activations.prompts import Prompt
 from lmstash.caches.activations.source import Source
 from lmstash.codecs.dtypes import restore, to_storage
+from lmstash.codecs.header import Layout
 from lmstash.codecs.tensors import decode_header, encode_tensors, torch_dtype
 from lmstash.errors import FormatError
 from lmstash.events import MissReason
-from lmstash.identity.encoding import Component
-from lmstash.identity.keys import Key
+from lmstash.identity.encoding import Component, to_json
+from lmstash.identity.keys import SCHEMA_VERSION, Key
+from lmstash.identity.tokens import digest_text
 from lmstash.store.base import KEY_BYTES, Entry, Store, Write
 
 KIND = "activations"
 VALUE = "value"
 """Name of the tensor in every entry."""
-_KEY = "key"
+KEY = "key"
 """Name of the entry's own key beside it: a value found under another key is not used, whatever store it came from."""
 EXACT = "exact"
 """Stands in keys for "in the dtype it was computed in"."""
@@ -63,60 +67,72 @@ class Context:
             self.store.events.overflow()
         return kept, restore(kept, value.dtype)
 
+    def about(self, prompt: Prompt) -> str:
+        """Return the JSON members kept beside entries of a prompt: its text's id and, unless private, its text."""
+        if prompt.text is None:
+            return ""
+        excerpt = "" if self.private else f',"text":{json.dumps(prompt.excerpt)}'
+        return f'{excerpt},"text_id":"{digest_text(prompt.text)}"'
+
     def write(
         self,
         key: bytes,
         tensors: Mapping[str, Any],
-        computed: Tensor,
-        prompt: Prompt,
+        computed: torch.dtype,
+        about: str,
         identity: Mapping[str, object],
         *,
         seconds: float,
         n_tokens: int,
         parent: bytes = b"",
     ) -> Write:
-        """Describe one entry: `tensors` to keep of what was `computed`, and the facts beside it.
+        """Describe one entry: `tensors` to keep, and the facts beside them.
 
         The buffers show the tensors' memory: hand the write to the store before they change.
 
         Args:
             key: Of the entry.
             tensors: What to keep, by name.
-            computed: The value as computed; its dtype is the one handed out.
-            prompt: Where its text is taken from.
+            computed: The dtype the value was computed in, which is the one handed out.
+            about: What `about` returned.
             identity: What `describe` returned.
             seconds: Its share of the time to compute.
             n_tokens: Tokens it covers.
             parent: The key of the entry it extends.
         """
-        meta: dict[str, Any] = {
-            "id": identity,
-            "model": self.model.hex()[:16],
-            "name": self.source.name,
-        }
-        if not self.private and prompt.excerpt is not None:
-            meta["text"] = prompt.excerpt
-        if self.tags:
-            meta["tags"] = list(self.tags)
         lossy = self.storage_dtype is not None
+        meta = f'{{"id":{json.dumps(identity, separators=(",", ":"))},{self._shared}{about}}}'
         return Write(
             key,
             encode_tensors(
-                {**tensors, _KEY: np.frombuffer(key, np.uint8)},
+                {**tensors, KEY: np.frombuffer(key, np.uint8)},
                 metadata={"dtype": dtype_name(computed)} if lossy else None,
             ),
             namespace=self.namespace,
-            meta=meta,
+            meta=meta.encode(),
             parent=parent,
             compute_seconds=seconds,
             n_tokens=n_tokens,
             ttl_seconds=self.ttl_seconds,
         )
 
+    @cached_property
+    def _shared(self) -> str:
+        """What is kept beside every entry of a call, as JSON members."""
+        facts: dict[str, Any] = {"model": self.model.hex()[:16], "name": self.source.name}
+        if self.tags:
+            facts["tags"] = list(self.tags)
+        return json.dumps(facts, separators=(",", ":"))[1:-1]
+
+    def common(self, site: str, pool: Pool, *, by: str) -> bytes:
+        """Return the digest of all that is in the keys of a call's entries but what tells them from each other."""
+        named = {"kind": KIND, "site": site, "pool": pool, "storage": self.storage, "by": by}
+        return Key({**named, "model": self.model, "salt": self.salt}).digest
+
     def describe(self, site: str, pool: Pool, **components: Component) -> dict[str, object]:
         """Return the identity kept beside an entry: everything that is in its key, but for the salt and the model."""
-        common = {"kind": KIND, "site": site, "pool": pool, "storage": self.storage}
-        return Key({**common, **components}).describe()
+        named: dict[str, Component] = {"kind": KIND, "site": site, "pool": pool, "storage": self.storage, **components}
+        return {"schema": SCHEMA_VERSION, "components": {name: to_json(each) for name, each in named.items()}}
 
     def unfit(self, key: bytes) -> None:
         """Count an entry that was found but is not what was asked for."""
@@ -140,17 +156,26 @@ def described(entry: Entry) -> tuple[tuple[int, ...], torch.dtype] | None:
     """
     try:
         layout = decode_header(entry.value)
-        start = layout.tensors[_KEY].offset
+        start = layout.tensors[KEY].offset
         if entry.value[start : start + KEY_BYTES] != entry.key:
             return None
-        spec = layout.tensors[VALUE]
+        shape = layout.tensors[VALUE].shape
+    except (FormatError, KeyError):
+        return None
+    dtype = value_dtype(layout)
+    return None if dtype is None else (shape, dtype)
+
+
+def value_dtype(layout: Layout) -> torch.dtype | None:
+    """Return the dtype in which the value was computed that lies in an entry; None where it does not say so."""
+    try:
         name = layout.metadata.get("dtype")
-        dtype = torch_dtype(spec.dtype) if name is None else getattr(torch, name)
+        dtype = torch_dtype(layout.tensors[VALUE].dtype) if name is None else getattr(torch, name)
     except (FormatError, KeyError, AttributeError):
         return None
-    return (spec.shape, dtype) if isinstance(dtype, torch.dtype) else None
+    return dtype if isinstance(dtype, torch.dtype) else None
 
 
-def dtype_name(tensor: Tensor) -> str:
-    """Return the dtype's plain name, such as "bfloat16"."""
-    return str(tensor.dtype).removeprefix("torch.")
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return a dtype's plain name, such as "bfloat16"."""
+    return str(dtype).removeprefix("torch.")

@@ -123,6 +123,8 @@ def _as_ids(ids: Any, index: int) -> np.ndarray:
             f"prompt {index} must be a string, a list of token ids or a list of chat messages; got "
             f"{type(ids).__name__} of shape {array.shape} and dtype {array.dtype}."
         )
+    if array.dtype == np.uint32:
+        return np.ascontiguousarray(array)
     if array.min() < 0 or array.max() >= 2**32:
         raise InvalidArgumentError(f"prompt {index} holds the id {array.min()}..{array.max()}: ids are 0 to 2**32 - 1.")
     return np.ascontiguousarray(array, dtype=np.uint32)

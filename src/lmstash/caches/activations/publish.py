@@ -24,11 +24,19 @@ class Publisher:
     then batches wait, at most `HELD_SECONDS` or `HELD_BYTES`. Used by one thread.
     """
 
-    def __init__(self, store: Store, unchanged: Callable[[], bool], *, replace: bool) -> None:
-        """Save into `store`; `replace` overwrites what is kept already."""
+    def __init__(
+        self,
+        store: Store,
+        unchanged: Callable[[], bool],
+        *,
+        replace: bool,
+        on_saved: Callable[[], None] | None = None,
+    ) -> None:
+        """Save into `store`; `replace` overwrites what is kept already. `on_saved` is called after each group."""
         self._store = store
         self._unchanged = unchanged
         self._replace = replace
+        self._on_saved = on_saved
         self._held: list[Write] = []
         self._held_again: list[Write] = []
         self._held_bytes = 0
@@ -69,6 +77,8 @@ class Publisher:
             self._store.put_many(fresh, replace=self._replace)
         if again:
             self._store.put_many(again, replace=True)
+        if self._on_saved is not None:
+            self._on_saved()
 
     def _check(self) -> bool:
         started = time.monotonic()
