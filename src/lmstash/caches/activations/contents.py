@@ -67,10 +67,8 @@ class Reader:
         self._dimensions = dimensions
         self.width = width
         self._known: dict[int, Contents] = {}
-        self._header = b""
-        self._nbytes = 0
-        self._last: Contents | None = None
-        """Of the entry before, which had this header and length."""
+        self._last: dict[int, tuple[bytes, int, Contents]] = {}
+        """By length: header of the last such entry, the header's length, and what lies where."""
 
     def read(self, entry: Entry, key: bytes, parent: bytes, tokens: bytes) -> Contents | None:
         """Return where things lie in an entry; None when it is not what was asked for.
@@ -82,8 +80,10 @@ class Reader:
             tokens: The token ids it must be over, as bytes; nothing to compare when empty.
         """
         value = entry.value
-        contents = self._last
-        if contents is None or len(value) != self._nbytes or bytes(value[: len(self._header)]) != self._header:
+        last = self._last.get(len(value))
+        if last is not None and bytes(value[: last[1]]) == last[0]:
+            contents = last[2]
+        else:
             contents = self._find(value)
             if contents is None:
                 return None
@@ -110,8 +110,9 @@ class Reader:
                 return None
             if len(self._known) >= _KNOWN_HEADERS:
                 self._known.clear()
+                self._last.clear()
             self._known[id(layout)] = contents
-        self._header, self._nbytes, self._last = bytes(value[: layout.data_start]), layout.nbytes, contents
+        self._last[layout.nbytes] = bytes(value[: layout.data_start]), layout.data_start, contents
         return contents
 
     def _plan(self, layout: Layout) -> Contents | None:
