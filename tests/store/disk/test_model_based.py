@@ -156,6 +156,15 @@ class DiskStoreMachine(RuleBasedStateMachine):
             return
         self.note(writes, replace=replace)
 
+    @precondition(lambda self: self.capacity_bytes is not None)
+    @rule(handle=handles, numbers=st.lists(keys, min_size=3, unique=True), size=st.sampled_from([30_000, 150_000]))
+    def put_much(self, handle: int, numbers: list[int], size: int) -> None:
+        """Several of one size, so that the limit is met."""
+        for each, number in enumerate(numbers):
+            self.put(handle, number, size, NAMESPACES[each % 2])
+            self.settle()
+            self.the_limit_holds()
+
     @rule(handle=handles, number=keys, size=st.sampled_from(SIZES[:4]))
     def put_expired(self, handle: int, number: int, size: int) -> None:
         key = sample_key(number)
@@ -279,7 +288,7 @@ class DiskStoreMachine(RuleBasedStateMachine):
 
 
 class BoundedMachine(DiskStoreMachine):
-    capacity_bytes = 5 << 20
+    capacity_bytes = 3 << 20
 
 
 SETTINGS = settings(
