@@ -20,5 +20,6 @@ class StoreContract(ValuesContract, KeepingContract, LookingContract, FaultsCont
         persistent: What is kept is there again when the place is opened anew, pins included.
         bounded: `capacity_bytes` is a limit that holds.
         pinning: Pins protect from eviction.
+        notes_each_use: Every single read is seen in `EntryInfo.hits` (else at least the first).
         room_bytes: A limit under which some 40 values of 64 KiB fit, and 400 do not.
     """

@@ -174,6 +174,17 @@ class KeepingContract:
             assert store.contains(sample_key(number))
         assert not store.contains(sample_key(0))
 
+    def test_what_is_in_use_outlives_what_is_not(self, open_store: OpenStore) -> None:
+        """A few values that are read all the time stay, however much is put beside them."""
+        if not self.bounded:
+            pytest.skip("this store has no limit")
+        store = open_store(self.room_bytes)
+        hot = fill(store, 0, 3)
+        for number in range(3 * self.room_bytes // _VALUE_BYTES):
+            store.put(sample_key(100 + number), sample_bytes(_VALUE_BYTES, number))
+            assert check_all(store, 0, hot) == 3
+        assert store.events.stats.evicted_entries > 0
+
     def test_a_value_larger_than_the_limit_is_dropped_alone(self, open_store: OpenStore) -> None:
         """With a reason; the writes beside it and what was kept before stay."""
         if not self.bounded:

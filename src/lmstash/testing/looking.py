@@ -31,6 +31,8 @@ def left(store: Store, keys: dict[str, list[bytes]]) -> dict[str, int]:
 class LookingContract:
     """Entries, prune, clear, info, verify, counters, events."""
 
+    notes_each_use: bool = True
+
     def test_entries_describe_what_is_kept(self, open_store: OpenStore) -> None:
         """Each entry once, with all that was put beside it."""
         store, before = open_store(), time.time()
@@ -70,7 +72,8 @@ class LookingContract:
         store.get_many(keys[:4])
         store.contains_many(keys)
         infos = {each.key: each for each in store.entries()}
-        assert [infos[key].hits for key in keys] == [2, 1, 1, 1, 0, 0]
+        if self.notes_each_use:
+            assert [infos[key].hits for key in keys] == [2, 1, 1, 1, 0, 0]
         assert [infos[key].last_used > put_at[key] for key in keys] == [True] * 4 + [False] * 2
 
     def test_entries_of_one_namespace_or_kind(self, open_store: OpenStore) -> None:
