@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -301,3 +302,21 @@ TestUnlimited = DiskStoreMachine.TestCase
 TestUnlimited.settings = SETTINGS
 TestBounded = BoundedMachine.TestCase
 TestBounded.settings = SETTINGS
+
+
+# --- orders of calls that once went wrong -------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(60)
+def test_evicting_ends_where_a_tombstone_is_all_that_a_segment_holds(tmp_path: Path):
+    store = DiskStore(tmp_path / "stash", capacity_bytes=None)
+    for number in range(12):
+        store.put(sample_key(number), b"value", namespace=NAMESPACES[number // 4])
+    store.pin_many([sample_key(0)])
+    store.close()
+    (tmp_path / "stash" / "index.db").unlink()
+    store = DiskStore(tmp_path / "stash")
+    store.put(sample_key(0), b"again", namespace=NAMESPACES[0])
+    store.evict(0)
+    assert store.contains_many([sample_key(number) for number in range(12)]) == [True] + [False] * 11
+    store.close()
