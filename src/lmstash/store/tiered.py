@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -25,7 +26,8 @@ class TieredStore:
 
     Events and counters are the slow store's, with the fast one's hits added. When any process removes or replaces an
     entry of the slow store, the fast one is emptied before it serves again: what is forgotten is forgotten everywhere.
-    Threads may share it.
+    A slow store opened for reading cannot tell of removals, so nothing is promoted from it. An entry served by the fast
+    store is `created` when it was promoted. Threads may share it.
     """
 
     def __init__(self, fast: Store, slow: Store, *, removals: Callable[[], int] | None = None) -> None:
@@ -45,6 +47,8 @@ class TieredStore:
         self._seen = self._removals()
         self._touch: Callable[[Sequence[bytes]], None] = getattr(slow, "touch_many", lambda keys: None)
         self._served: set[bytes] = set()
+        self._promotes = not getattr(slow, "read_only", False)
+        self._lock = threading.Lock()
 
     def __repr__(self) -> str:
         """Show both tiers."""
@@ -67,15 +71,14 @@ class TieredStore:
                 self.events.hit(entry.namespace, entry.key, len(entry.value), entry.compute_seconds)
                 self._served.add(entry.key)
         if len(self._served) >= _TOUCH_EVERY:
-            # What RAM serves is in use: the slow tier must not take it for the coldest.
-            served, self._served = self._served, set()
-            self._touch(list(served))
+            self._tell_uses()
         wanted = [number for number, entry in enumerate(out) if entry is None]
         if wanted:
+            seen = self._removals()
             found = self.slow.fetch_many([keys[number] for number in wanted])
             for number, entry in zip(wanted, found, strict=True):
                 out[number] = entry
-            self.fast.put_many([_copy(entry) for entry in found if entry is not None and entry.expires is None])
+            self._promote([entry for entry in found if entry is not None and entry.expires is None], seen)
         return out
 
     def contains(self, key: bytes) -> bool:
@@ -92,6 +95,7 @@ class TieredStore:
 
     def put_many(self, writes: Iterable[Write], *, replace: bool = True) -> int:
         """Keep many values in the slow tier; the fast one has them when they are read."""
+        self._tell_uses()
         kept = self.slow.put_many(writes, replace=replace)
         self._keep_up()
         return kept
@@ -111,6 +115,7 @@ class TieredStore:
 
     def entries(self, namespace: str | None = None) -> Iterator[EntryInfo]:
         """Describe every entry of the slow tier."""
+        self._tell_uses()
         return self.slow.entries(namespace)
 
     def prune(self, select: Selector | None = None, *, namespace: str | None = None, dry_run: bool = False) -> Removed:
@@ -121,10 +126,12 @@ class TieredStore:
 
     def evict(self, to_bytes: int) -> Removed:
         """Make room in the slow tier."""
+        self._tell_uses()
         return self.slow.evict(to_bytes)
 
     def set_capacity(self, capacity_bytes: int | None) -> None:
         """Change the slow tier's limit."""
+        self._tell_uses()
         self.slow.set_capacity(capacity_bytes)
 
     def info(self) -> StoreInfo:
@@ -146,14 +153,31 @@ class TieredStore:
 
     def close(self) -> None:
         """Close both."""
+        self._tell_uses()
         self.fast.close()
         self.slow.close()
 
     def _keep_up(self) -> None:
-        now = self._removals()
-        if now != self._seen:
-            self.fast.clear()
-            self._seen = now
+        if self._removals() != self._seen:
+            with self._lock:
+                now = self._removals()
+                self.fast.clear()
+                self._seen = now
+
+    def _promote(self, entries: list[Entry], seen: int) -> None:
+        """Copy what was read from the slow tier while its count of removals was `seen`, if that still holds."""
+        if entries and self._promotes:
+            writes = [_copy(entry) for entry in entries]
+            # Under the lock: whoever notices a later removal empties the fast tier after this, not before.
+            with self._lock:
+                if self._removals() == seen:
+                    self.fast.put_many(writes)
+
+    def _tell_uses(self) -> None:
+        """Tell the slow tier what the fast one served, before it takes that for the coldest and evicts it."""
+        served, self._served = self._served, set()
+        if served:
+            self._touch(list(served))
 
 
 def _copy(entry: Entry) -> Write:
