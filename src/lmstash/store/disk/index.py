@@ -167,6 +167,10 @@ class Index:
         """As `segments`, as the running transaction sees them."""
         return [checked_segment(each) for each in self.writer.execute("SELECT * FROM segments ORDER BY id")]
 
+    def newest_segment(self) -> int:
+        """Return the largest row id of a segment so far. Inside a transaction."""
+        return self.writer.execute("SELECT coalesce(max(id), 0) FROM segments").get
+
     def promised(self) -> tuple[int, int, int]:
         """Return bytes granted to segments, their number, and granted bytes still unfilled. Inside a transaction."""
         found: Any = self.writer.execute(

@@ -30,6 +30,8 @@ _SPARE_QUANTILE = 0.5
 """An entry of the chosen segment is spared if it is worth more than this share of all entries."""
 _MOST_SPARED = 0.5
 """At most this share of the chosen segment is copied, so that each eviction makes progress."""
+_MOST_PASSES = 8
+"""So often what was spared is looked through again, for a value that is large beside the limit."""
 _MANY_SMALL = 8
 
 
@@ -81,40 +83,55 @@ class Reclaimer:
             return True
         if not forced and not room.could_ever_fit(n_bytes):
             return False
-        stuck: set[int] = set()
-        while (free := room.free_bytes(forced=forced)) is not None and free < n_bytes:
-            if forced or not self._reclaim_least(busy, stuck, most_pinned=0.75):
-                # What is copied forward never evicts in turn: it lives on the reserve.
+        if forced:
+            return False  # what is copied forward never evicts in turn: it lives on the reserve
+        for _pass in range(_MOST_PASSES):
+            # Each pass looks at the segments that were there when it began, once: so it ends.
+            newest, stuck, before = self._index.newest_segment(), set[int](), free
+            while free is not None and free < n_bytes:
+                if not self._reclaim_least(busy, stuck, newest, most_pinned=0.75):
+                    break
+                free = room.free_bytes()
+            if free is None or free >= n_bytes:
+                return True
+            if free <= before:
                 return False
-        return True
+        return False
 
     def evict(self, to_bytes: int) -> Removed:
-        """Evict until the folder takes at most `to_bytes`."""
-        before = self._events.stats.evicted_entries, self._events.stats.evicted_bytes
+        """Evict until the folder takes at most `to_bytes`, one segment a transaction, so that its file goes at once."""
+        stats = self._events.stats
+        before = stats.evicted_entries, stats.evicted_bytes
         stuck: set[int] = set()
-        with self._index.write_lock, self.changes():
+        with self._index.write_lock:
             self._appender.seal_all()
-            while self._appender.room.held_bytes() > to_bytes and self._reclaim_least(set(), stuck):
-                pass
+            for _attempt in range(64 + 16 * len(self._index.segments())):
+                with self.changes():
+                    excess = self._appender.room.held_bytes() - to_bytes
+                    newest = self._index.newest_segment()
+                    if excess <= 0 or not self._reclaim_least(set(), stuck, newest, excess=excess):
+                        break
             self._appender.seal_all()
         self._index.checkpoint()
-        stats = self._events.stats
         return Removed(stats.evicted_entries - before[0], stats.evicted_bytes - before[1])
 
     def tidy(self) -> None:
         """Unlink segments in which nothing lives, and rewrite those that are mostly dead or small and many."""
-        with self.changes():
-            sealed = [each for each in self._index.segments() if each.state == SEALED]
-            small: dict[str, list[SegmentRow]] = {}
-            for each in sealed:
-                if each.live == 0 or each.live_bytes < (each.tail - SEGMENT_HEADER_BYTES) // 2:
-                    self._rewrite(each)
-                elif each.granted < self._appender.room.sizes.segment_bytes // 4:
-                    small.setdefault(each.namespace, []).append(each)
-            for group in small.values():
-                if len(group) > _MANY_SMALL:
-                    for each in group:
-                        self._rewrite(each)
+        chosen: list[SegmentRow] = []
+        small: dict[str, list[SegmentRow]] = {}
+        for each in self._index.segments():
+            if each.state != SEALED:
+                continue
+            if each.live == 0 or each.live_bytes < (each.tail - SEGMENT_HEADER_BYTES) // 2:
+                chosen.append(each)
+            elif each.granted < self._appender.room.sizes.segment_bytes // 4:
+                small.setdefault(each.namespace, []).append(each)
+        for group in small.values():
+            if len(group) > _MANY_SMALL:
+                chosen += group
+        for each in chosen:
+            with self.changes():  # each on its own, so that the old file goes before the next copy is made
+                self._rewrite(each)
 
     def drop(self, segments: list[SegmentRow]) -> Removed:
         """Remove whole segments with all that lives in them."""
@@ -152,19 +169,23 @@ class Reclaimer:
                 os.unlink(self._folder.segment(segment.name))
             self._doomed.pop()
 
-    def _reclaim_least(self, busy: set[int], stuck: set[int], *, most_pinned: float = 1.0) -> bool:
+    def _reclaim_least(
+        self, busy: set[int], stuck: set[int], newest: int, *, most_pinned: float = 1.0, excess: int = 0
+    ) -> bool:
         """Reclaim the least valuable segment, or find that pins fill it; returns whether there was any left to try.
 
         Args:
             busy: Open segments (row ids) that must stay open.
             stuck: Segments not to look at again; grows.
+            newest: Segments with a larger row id are copies made meanwhile: not looked at.
+            excess: Bytes that are wanted back: if the segment holds more, the best of it is spared.
             most_pinned: A segment with at least this share of pinned bytes gives too little room to be moved.
         """
         removals = self._recency.removals()
         stuck.update(row for row, seen in self._pinned.items() if seen == removals and most_pinned < 1)
-        segments = self._candidates(stuck)
+        segments = self._candidates(stuck, newest)
         if not segments and (self._recover() or self._appender.seal_all(busy)):
-            segments = self._candidates(stuck)
+            segments = self._candidates(stuck, newest)
         if not segments:
             return False
         samples = [self._values(each) for each in segments]
@@ -182,15 +203,29 @@ class Reclaimer:
         listed = self._listed(victim)
         rows = self._live_rows(victim, listed)
         pinned = sum(row.record_bytes for row in rows if row.pinned)
+        slack = self._slack_bytes()
         if pinned > victim.granted * most_pinned or (rows and all(row.pinned for row in rows)):
             stuck.add(victim.id)
             self._pinned[victim.id] = removals
+        elif pinned > slack:
+            stuck.add(victim.id)
         else:
-            self._reclaim(victim, listed, rows, threshold=threshold)
+            if excess:
+                # An eighth more than the excess, and an eighth of the segment at least: so that it ends.
+                budget, threshold = min(victim.granted - excess * 9 // 8, victim.granted * 7 // 8), -1.0
+            else:
+                budget = int(victim.granted * _MOST_SPARED)
+            self._reclaim(victim, listed, rows, threshold=threshold, budget=min(budget, slack))
         return True
 
-    def _candidates(self, stuck: set[int]) -> list[SegmentRow]:
-        rows = self._index.writer.execute("SELECT * FROM segments WHERE state = ? ORDER BY id", (SEALED,))
+    def _slack_bytes(self) -> int:
+        """Return what may be copied now: doomed files take room until the transaction is committed."""
+        free = self._appender.room.free_bytes(forced=True)
+        return 1 << 62 if free is None else max(0, free - sum(each.granted for each in self._doomed))
+
+    def _candidates(self, stuck: set[int], newest: int) -> list[SegmentRow]:
+        sql = "SELECT * FROM segments WHERE state = ? AND id <= ? ORDER BY id"
+        rows = self._index.writer.execute(sql, (SEALED, newest))
         return [segment for each in rows if (segment := checked_segment(each)).id not in stuck]
 
     def _values(self, segment: SegmentRow) -> list[float]:
@@ -200,9 +235,10 @@ class Reclaimer:
         return self._policy.value(cell >> 16, cell & 0xFFFF) if cell else 0.0
 
     def _rewrite(self, segment: SegmentRow) -> None:
-        """Copy forward all that lives in a segment, and doom the file."""
-        listed = self._listed(segment)
-        self._reclaim(segment, listed, self._live_rows(segment, listed), spare_all=True)
+        """Copy forward all that lives in a segment, and doom the file; not if there is no room, or it is gone."""
+        if self._index.segment(segment.id) is not None and segment.live_bytes <= self._slack_bytes():
+            listed = self._listed(segment)
+            self._reclaim(segment, listed, self._live_rows(segment, listed), threshold=-1.0, budget=segment.granted)
 
     def _reclaim(
         self,
@@ -211,17 +247,16 @@ class Reclaimer:
         rows: list[Row],
         *,
         threshold: float = 0.0,
-        spare_all: bool = False,
+        budget: int,
     ) -> None:
         """Copy forward what is worth it (or all), drop the rest, and doom the file."""
         now = int(time.time() * 1e6)
         spared: list[Row] = []
-        budget = segment.granted if spare_all else int(segment.granted * _MOST_SPARED)
         by_worth = sorted(rows, key=lambda row: (row.pinned, self._recency.read(row.slot)), reverse=True)
         for row in by_worth:
             if row.exp and row.exp <= now and not row.pinned:
                 continue
-            worth_it = spare_all or row.pinned or self._value(self._recency.read(row.slot)) > threshold
+            worth_it = row.pinned or self._value(self._recency.read(row.slot)) > threshold
             if worth_it and (row.pinned or budget >= row.record_bytes):
                 budget -= row.record_bytes
                 spared.append(row)

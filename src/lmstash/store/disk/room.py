@@ -78,9 +78,9 @@ class Room:
         return granted + segments * _SEGMENT_EXTRA_BYTES + self._folder.overhead_bytes() + log + unfilled // 2
 
     def held_bytes(self) -> int:
-        """Return what the folder holds now, without what is only promised."""
+        """Return what the folder holds, without what is only promised and without the log, which a checkpoint cuts."""
         granted, _segments, unfilled = self._index.promised()
-        return granted - unfilled + self._folder.overhead_bytes()
+        return granted - unfilled + self._folder.overhead_bytes() - self._folder.wal_bytes()
 
     def free_bytes(self, *, forced: bool = False) -> int | None:
         """Return what may still be granted; None is unlimited.

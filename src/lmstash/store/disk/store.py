@@ -241,9 +241,11 @@ class DiskStore:
         try:
             opened = self._writable()
             if opened.room.disabled and opened.room.refresh().disabled:
-                return kept + self._drop(namespace, items, DropReason.DISABLED, "its limit is too small")
+                raise NoRoomError
             opened.intake.keep(namespace, items, replace=replace)
         except NoRoomError:
+            if self._opened.room.disabled:
+                return kept + self._drop(namespace, items, DropReason.DISABLED, "its limit is too small")
             if len(items) > 1:  # one by one, what fits
                 return kept + sum(self._keep(namespace, {item.key: item}, True) for item in items)
             size = items[0].most_bytes
