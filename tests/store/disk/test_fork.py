@@ -253,7 +253,7 @@ def test_multiprocessing_pools(method: str, tmp_path: Path, tools: Any, monkeypa
     store = DiskStore(folder, capacity_bytes=16 << 20)
     store.put(tools.key(1), b"one")
     context = multiprocessing.get_context(method)
-    # A module imported by path has no name that another interpreter could import: hand it over through a package-free file.
+    # A module imported by path has no name that another interpreter could import: hand it over as a file.
     module = tmp_path / "pool_worker.py"
     module.write_text(Path(__file__).read_text())
     monkeypatch.syspath_prepend(tmp_path)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import lmstash
-from lmstash.errors import CapacityError, LmstashError, StoreError, StoreUnavailableError
+from lmstash.errors import CapacityError, StoreError, StoreUnavailableError
 from lmstash.store.disk.store import DiskStore
 
 
@@ -244,7 +244,9 @@ def test_lmstash_open_on_a_full_disk_says_why_and_strict_raises(
     assert stash.store.get(tools.key(1)) is None
     assert "full" in " ".join(record.getMessage() for record in caplog.records)
     stash.close()
-    with pytest.raises(LmstashError) as caught:
-        strict = lmstash.open(disk / "stash", strict=True)
-        strict.store.put(tools.key(1), b"x" * 5000)
-    assert isinstance(caught.value, StoreError)
+
+    def put_strictly() -> None:
+        lmstash.open(disk / "stash", strict=True).store.put(tools.key(1), b"x" * 5000)
+
+    with pytest.raises(StoreError):
+        put_strictly()

@@ -1,4 +1,4 @@
-"""kill -9 at random times and at chosen calls: what was acknowledged is there, what was deleted is not, nothing lies."""
+"""kill -9 at random times and at chosen calls: what was acknowledged is there, what was deleted is not."""
 
 from __future__ import annotations
 

@@ -471,7 +471,7 @@ def test_eight_threads_do_everything_at_once(capacity: int | None, tmp_path: Pat
                     store.info()
                     list(store.entries())
                 elif choice < 0.97:
-                    store.prune(lambda entry, key=tools.key(number): entry.key == key)
+                    store.prune(lambda entry, n=number: entry.key == tools.key(n))
                 elif choice < 0.98:
                     store.evict(1 << 20)
                 elif choice < 0.99:

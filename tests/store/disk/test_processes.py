@@ -228,6 +228,50 @@ def test_one_writer_stays_within_the_limit(
     assert tools.folder_bytes(folder) > capacity // 8, "the limit is made use of"
 
 
+def test_values_that_are_large_beside_the_limit_stay_within_it(
+    tmp_path: Path, watch: Callable[[Path], Any], tools: Any
+) -> None:
+    folder, capacity = tmp_path / "stash", 16 << 20
+    draw = random.Random(9)
+    kept = 0
+    with watch(folder) as seen:
+        store = DiskStore(folder, capacity_bytes=capacity)
+        for number in range(150):
+            size = draw.choice([100, 5000, 60_000, 1 << 20, 3 << 20, 6 << 20])
+            value = tools.value(number, size)
+            kept += store.put(tools.key(number), value)
+            if number % 3 == 0:
+                store.pin_many([tools.key(number - 40, "small ")])
+            store.put(tools.key(number, "small "), bytes(300))
+            for each in range(max(0, number - 10), number):
+                store.get(tools.key(each))
+            assert seen.look() <= capacity
+        store.close()
+    assert kept > 140
+    assert seen.most <= capacity
+
+
+def test_evicting_ends_however_little_it_gives(tmp_path: Path, tools: Any) -> None:
+    """Segments full of tombstones and a few pins give no room when they are rewritten."""
+    folder = tmp_path / "stash"
+    store = DiskStore(folder, capacity_bytes=4 << 20)
+    for round_number in range(30):
+        for number in range(20):
+            store.put(tools.key(number, "own "), bytes(700), namespace=f"own/{number % 4}")
+        store.pin_many([tools.key(number, "own ") for number in range(round_number % 20)])
+        store.put_many([Write(tools.key(number), bytes(9000)) for number in range(round_number, round_number + 60)])
+        store.close()
+        store = DiskStore(folder)
+    before = store.events.stats.puts
+    for to_bytes in (3 << 20, 1 << 20, 1 << 19, 0):
+        store.evict(to_bytes)
+        assert tools.folder_bytes(folder) <= 4 << 20
+    assert store.put(tools.key(1), bytes(200_000))
+    assert store.events.stats.puts == before + 1
+    assert len(tools.segments(folder)) < 40
+    store.close()
+
+
 def test_deletes_and_replacing_stay_within_the_limit(tmp_path: Path, watch: Callable[[Path], Any], tools: Any) -> None:
     folder, capacity = tmp_path / "stash", 4 << 20
     draw = random.Random(8)
@@ -439,6 +483,7 @@ def test_readers_let_go_of_segments_that_others_evicted(
 
     store.get_many([tools.key(number) for number in range(400)])
     start_child(evict_all).result()
+    time.sleep(1.1)  # it looks once a second
     store.get(tools.key(1399))
     store.get_many([tools.key(number) for number in range(1000, 1400)])
     assert unlinked() <= 2, "another process lets go when it reads again"

@@ -40,8 +40,7 @@ from lmstash.store.policies import policy_named
 from lmstash.unset import UNSET
 
 _FAULTS = (LmstashError, OSError, *DAMAGE)
-_REBUILD_SECONDS = 60.0
-"""An index that seems damaged again so soon is not rebuilt again: the fault may be another one."""
+_REBUILD_SECONDS = 60.0  # an index that seems damaged again so soon is not rebuilt again: the fault lies elsewhere
 
 
 class DiskStore:
@@ -51,7 +50,7 @@ class DiskStore:
     operating system's hands: a killed process loses nothing that `put` returned from; a power loss may lose what was
     put since the last `flush()`, never serve it torn.
 
-    Costs here: a small `get` about 15 microseconds, a small `put` about 40; large values move at memory-copy speed.
+    Costs: a small `get` about 15 microseconds, a small `put` about 80; large values move at memory-copy speed.
     """
 
     def __init__(
@@ -96,8 +95,8 @@ class DiskStore:
     # --- opening, forking, closing --------------------------------------------------------------------------------
 
     def _open(self, condemned: tuple[int, int] = (0, 0)) -> Opened:
-        asked = self._capacity, self._policy, self.events
-        return connect(self._folder, *asked, read_only=self.read_only, condemned=condemned)
+        parts = self._folder, self._capacity, self._policy, self.events
+        return connect(*parts, read_only=self.read_only, condemned=condemned)
 
     def _ready(self) -> Opened:
         """Return the open parts; in a forked child open the folder anew. Raises if the store is closed."""
@@ -121,10 +120,9 @@ class DiskStore:
         """Connect anew after the index was lost, replaced or found damaged."""
         with self._reopen_lock:
             if self._opened is stale:
-                condemned = (0, 0)
-                if damaged and time.monotonic() >= self._next_rebuild:
-                    self._next_rebuild = time.monotonic() + _REBUILD_SECONDS
-                    condemned = stale.index.inode
+                condemned, now = (0, 0), time.monotonic()
+                if damaged and now >= self._next_rebuild:
+                    self._next_rebuild, condemned = now + _REBUILD_SECONDS, stale.index.inode
                 with stale.index.write_lock:  # nobody may be writing to a file that is closed
                     stale.appender.abandon()
                 forks.abandoned.append(stale)
@@ -283,8 +281,7 @@ class DiskStore:
         return self._in_groups(keys, lambda opened, part: opened.intake.pin(part, pinned))
 
     def _in_groups(self, keys: Sequence[bytes], change: Callable[[Opened, list[bytes]], int]) -> int:
-        done = 0
-        distinct = list(dict.fromkeys(keys))
+        done, distinct = 0, list(dict.fromkeys(keys))
         with self._faults():
             for start in range(0, len(distinct), GROUP_ROWS):
                 done += change(self._writable(), distinct[start : start + GROUP_ROWS])
