@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -323,6 +324,4 @@ def _has(extractor: Any, name: str) -> bool:
 def _configure_remote(extractor: Any) -> None:
     """Let lmprobe set up remote execution, for its own extractors."""
     if type(extractor).__module__.partition(".")[0] == "lmprobe":
-        from lmprobe.extraction import configure_remote  # pyright: ignore[reportMissingImports]
-
-        configure_remote()
+        importlib.import_module("lmprobe.extraction").configure_remote()

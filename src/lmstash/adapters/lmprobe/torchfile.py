@@ -7,6 +7,7 @@ hand, and everything else is refused. No name in the file is ever imported or ca
 
 from __future__ import annotations
 
+import errno
 import pickletools
 import zipfile
 from pathlib import Path
@@ -75,11 +76,15 @@ def read_torch_tensor(path: Path) -> Tensor:
             if "byteorder" in members and _read(archive, members, "byteorder", 16) != b"little":
                 raise CorruptEntryError("its numbers are big-endian; convert it with torch.load and torch.save")
             raw = _read(archive, members, f"data/{plan.storage.member}", None)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # what a directory that points before the file's beginning makes of a seek
+            raise
+        raise CorruptEntryError(f"{path} is damaged: {error}") from error
     except zipfile.BadZipFile as error:
         raise CorruptEntryError(f"{path} is damaged, or older than torch 1.6: {error}") from error
     except CorruptEntryError as error:
         raise CorruptEntryError(f"{path}: {error}") from error
-    except (ValueError, NotImplementedError, RuntimeError, EOFError) as error:
+    except (ValueError, OverflowError, NotImplementedError, RuntimeError, EOFError) as error:
         raise CorruptEntryError(f"{path} is not a plain tensor file: {error}") from error
     return _build(path, plan, bytearray(raw))
 
