@@ -119,6 +119,7 @@ def finish(folder: Path, store: DiskStore, journal: Journal, capacity: int | Non
 CAPACITIES = pytest.mark.parametrize("capacity", [None, 2 << 20], ids=["unlimited", "2MiB"])
 
 
+@pytest.mark.campaign  # a signal that comes a moment late ends the whole test run
 @CAPACITIES
 def test_sigint_at_random_times_in_a_loop(
     capacity: int | None, tmp_path: Path, tools: Any, default_sigint: None
