@@ -116,6 +116,8 @@ class Intake:
                 doomed = [row for row in rows if row.key in stays]
             doomed = doomed + replaced
             self._bury(doomed)
+            # Said again beside the new record: the old pin may lie in a namespace that is pruned.
+            self._note_pins([row for row in fresh if row.pinned], pinned=True)
             self._index.discount(replaced)
             self._index.put_rows(fresh)
             live_bytes = sum(row.record_bytes for row in fresh)

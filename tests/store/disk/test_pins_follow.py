@@ -1,0 +1,22 @@
+"""A pin belongs to the key, wherever its value goes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lmstash.store.disk.store import DiskStore
+
+KEY = bytes(range(32))
+
+
+def test_a_pin_outlives_its_first_namespace_and_the_index(tmp_path: Path):
+    store = DiskStore(tmp_path / "stash", strict=True)
+    store.put(KEY, b"first", namespace="kind/a")
+    store.pin_many([KEY])
+    store.put(KEY, b"second", namespace="kind/b")
+    store.prune(namespace="kind/a")
+    store.close()
+    (tmp_path / "stash" / "index.db").unlink()
+    with_new_index = DiskStore(tmp_path / "stash", strict=True)
+    assert [(entry.namespace, entry.pinned) for entry in with_new_index.entries()] == [("kind/b", True)]
+    with_new_index.close()
