@@ -245,9 +245,10 @@ def test_a_footer_round_trips(records: list[fmt.Located], offset: int):
 
 @given(st.binary(max_size=400), st.integers(0, 400))
 def test_junk_is_no_record(junk: bytes, start: int):
-    with pytest.raises(CorruptEntryError):
+    # Junk that has the magic by chance speaks of a version nobody knows: also a format error, never a record.
+    with pytest.raises((CorruptEntryError, UnsupportedFormatError)):
         fmt.parse_head(junk, start)
-    with pytest.raises(CorruptEntryError):
+    with pytest.raises((CorruptEntryError, UnsupportedFormatError)):
         fmt.parse_segment_header(junk.ljust(512, b"\0"))
     assert fmt.parse_trailer(junk) is None
 
