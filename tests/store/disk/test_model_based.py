@@ -293,7 +293,7 @@ class BoundedMachine(DiskStoreMachine):
 
 
 SETTINGS = settings(
-    max_examples=30 if settings().max_examples <= 30 else 200,
+    max_examples=30 if settings().max_examples <= 30 else 60,
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=list(HealthCheck),
