@@ -49,7 +49,7 @@ class Intake:
         """
         n_bytes = sum(item.most_bytes for item in items)
         with self._index.write_lock:
-            for _attempt in range(8):
+            for _attempt in range(64):
                 writer = self._appender.granted(namespace, n_bytes, len(items))
                 if writer is None:
                     with self._reclaimer.changes():
