@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from lmstash.errors import FormatError
 from lmstash.events import EventLog, logger
 from lmstash.store.disk.folder import Folder
-from lmstash.store.disk.format import FLAG_PINNED, SEGMENT_HEADER_BYTES, Located, RecordType, aligned
+from lmstash.store.disk.format import FLAG_PINNED, SEGMENT_HEADER_BYTES, Located, RecordType, aligned, pack_listing
 from lmstash.store.disk.index import Index
 from lmstash.store.disk.recency import FIRST_SLOT, REGION_UNIT, Recency
 from lmstash.store.disk.rows import OPEN, SEALED, IndexDamagedError, Row, SegmentRow, checked_segment, row_id
@@ -109,7 +109,7 @@ class Recovery:
                 for row in self._index.rows_of_segment(segment.id):
                     records.setdefault(row.off, _located(row, segment))
                 tail = max(segment.tail, found[-1].end if found else SEGMENT_HEADER_BYTES)
-                size = seal_file(fd, [records[offset] for offset in sorted(records)], tail)
+                size = seal_file(fd, pack_listing(records[offset] for offset in sorted(records)), tail)
                 connection.execute(
                     "UPDATE segments SET state = ?, granted = ?, tail = ?, records = ? WHERE id = ?",
                     (SEALED, aligned(size, 4096), tail, segment.records + len(fresh), segment.id),
@@ -242,7 +242,7 @@ def fill_from_segments(folder: Folder, index: Index, recency: Recency, events: E
             records = listed if listed is not None else list(scan(fd, namespace))
             tail = records[-1].end if records else SEGMENT_HEADER_BYTES
             if listed is None and not alive:
-                seal_file(fd, records, tail)
+                seal_file(fd, pack_listing(records), tail)
             state = OPEN if listed is None and alive else SEALED
             n_slots = aligned(max(len(records), REGION_UNIT if state == SEALED else 65536), REGION_UNIT)
             recency.grow(next_slot + n_slots)
