@@ -240,8 +240,13 @@ class Appender:
 
     def next_generation(self, now: int) -> int:
         """Return a number larger than this process gave before, and than most that others gave earlier."""
-        self._last_generation = max(now, self._last_generation + 1)
-        return self._last_generation
+        return self.next_generations(now, 1)
+
+    def next_generations(self, now: int, count: int) -> int:
+        """Return the first of `count` such numbers in a row."""
+        first = max(now, self._last_generation + 1)
+        self._last_generation = first + count - 1
+        return first
 
     def seal(self, writer: SegmentWriter) -> None:
         """Finish a segment and give back the room it did not need."""

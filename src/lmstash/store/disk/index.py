@@ -43,6 +43,9 @@ PRAGMA user_version = {SCHEMA_VERSION};
 _COLUMNS = "k, key, seg, off, head, size, slot, gen, exp, pinned"
 _FIND = f"SELECT {_COLUMNS} FROM entries WHERE k = ?"
 _FIND_MANY = f"SELECT {_COLUMNS} FROM carray(?) AS asked CROSS JOIN entries ON entries.k = asked.value"
+_LOCATE = (
+    "SELECT k, seg, off, head, size, slot, exp FROM carray(?) AS asked CROSS JOIN entries ON entries.k = asked.value"
+)
 _PAGE = f"SELECT {_COLUMNS} FROM entries WHERE k > ? ORDER BY k LIMIT 1000"
 _PUT = f"INSERT OR REPLACE INTO entries({_COLUMNS}) VALUES(?,?,?,?,?,?,?,?,?,?)"
 
@@ -135,6 +138,11 @@ class Index:
         """Return where each key is that is there."""
         with self.read_lock, self.translated():
             return _find_many(self.reader, keys)
+
+    def locate(self, ids: Any) -> list[tuple[Any, ...]]:
+        """Return (id, segment, offset, head, size, slot, expiry) of each row id (an int64 array) that is there."""
+        with self.read_lock, self.translated():
+            return self.reader.execute(_LOCATE, (apsw.carray(ids),)).fetchall() if len(ids) else []
 
     def page(self, after: int | None) -> list[Row]:
         """Return up to 1,000 rows whose id follows `after`, in their order."""
@@ -232,6 +240,11 @@ class Index:
         if len(ids) == 1:
             return [checked(each) for each in self.writer.execute(_FIND, (ids[0],))]
         return [checked(each) for each in self.writer.execute(_FIND_MANY, (apsw.carray(array("q", ids)),))]
+
+    def occupied(self, ids: Sequence[int]) -> bool:
+        """Whether there is a row with one of these ids, as the running transaction sees it."""
+        sql = "SELECT 1 FROM carray(?) AS asked CROSS JOIN entries ON entries.k = asked.value LIMIT 1"
+        return bool(self.writer.execute(sql, (apsw.carray(array("q", ids)),)).fetchall())
 
     def put_rows(self, rows: Sequence[Row] | Sequence[tuple[Any, ...]]) -> None:
         """Insert or replace rows."""
