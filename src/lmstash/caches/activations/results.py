@@ -50,29 +50,34 @@ class PooledResult:
         self._bits: np.ndarray | None = None
         """The buffer, where such values can be copied as they are."""
 
-    def place(self, row: int, positions: slice | list[int], bits: np.ndarray, dtype: torch.dtype) -> None:
-        """Copy values of some layers of one prompt.
+    def place(self, rows: np.ndarray, positions: slice | list[int], bits: np.ndarray, dtype: torch.dtype) -> None:
+        """Copy values of some layers of some prompts.
 
         Args:
-            row: Of the prompt.
+            rows: Of the prompts.
             positions: Of the layers.
-            bits: `[n_layers, width]`, the bits of values of `dtype`.
+            bits: `[n_prompts, n_layers, width]`, the bits of values of `dtype`.
             dtype: In which the values were computed.
 
         Raises:
             MismatchError, InvalidArgumentError: As `rows`.
         """
-        if dtype is not self._ready or self._buffer is None or self._buffer.shape[2] != bits.shape[1]:
-            self.rows(bits.shape[1], dtype)
+        if dtype is not self._ready or self._buffer is None or self._buffer.shape[2] != bits.shape[2]:
+            self.rows(bits.shape[2], dtype)
             self._ready, self._bits = dtype, None
             assert self._buffer is not None
             if self._buffer.dtype == dtype and self._buffer.device.type == "cpu":
                 self._bits = bits_of(self._buffer)
         if self._bits is not None:
-            self._bits[row, positions] = bits
-        else:
-            buffer = self._buffer
-            buffer[row, positions] = torch.from_numpy(bits).view(dtype).to(buffer.device, buffer.dtype)
+            if isinstance(positions, slice):
+                self._bits[rows, positions] = bits
+            else:
+                self._bits[rows[:, None], positions] = bits
+            return
+        buffer = self._buffer
+        values = torch.from_numpy(np.ascontiguousarray(bits)).view(dtype).to(buffer.device, buffer.dtype)
+        chosen = list(range(buffer.shape[1]))[positions] if isinstance(positions, slice) else positions
+        buffer[torch.from_numpy(rows)[:, None], torch.tensor(chosen, device="cpu")] = values
 
     def rows(self, width: int, dtype: torch.dtype) -> Tensor:
         """Return the result as `[n_prompts * n_layers, width]`, able to hold values of `dtype`.

@@ -18,8 +18,8 @@ _MAX_RETRIES = 3
 _RETRY_SECONDS = 2.0
 
 
-Values = Sequence[Tensor]
-"""What one layer gave: for each prompt `[hidden]`, or `[n_tokens, hidden]`."""
+Values = Sequence[Tensor] | Tensor
+"""What one layer gave: for each prompt `[hidden]` (or all of them as one tensor), or `[n_tokens, hidden]`."""
 
 
 class Source(Protocol):
