@@ -15,6 +15,10 @@ import numpy as np
 from lmstash.errors import InvalidArgumentError
 from lmstash.store.base import KEY_BYTES, Entry, Store, Write
 
+_HELD_BYTES = 8 << 20
+_HELD_ENTRIES = 2048
+"""A store without sheets of its own is asked for about so much at a time."""
+
 
 @dataclass(slots=True)
 class Sheet:
@@ -94,7 +98,16 @@ def fetch_sheets(store: Store, keys: Sequence[bytes]) -> Iterator[Found]:
     then.
     """
     own = getattr(store, "fetch_sheets", None)
-    return own(keys) if own is not None else found_of(store.fetch_many(keys), range(len(keys)))
+    if own is not None:
+        yield from own(keys)
+        return
+    start, step = 0, 64
+    while start < len(keys):
+        stop = min(start + step, len(keys))
+        entries = store.fetch_many(keys[start:stop])
+        n_bytes = sum(len(entry.value) for entry in entries if entry is not None)
+        yield from found_of(entries, range(start, stop))
+        start, step = stop, max(1, min(_HELD_ENTRIES, _HELD_BYTES * step // max(1, n_bytes)))
 
 
 def put_sheets(store: Store, sheets: Sequence[Sheet], *, replace: bool = True) -> int:

@@ -26,16 +26,13 @@ from lmstash.caches.activations.prompts import Prompt
 from lmstash.caches.activations.results import bits_of
 from lmstash.caches.activations.source import Values
 from lmstash.identity.encoding import Component
-from lmstash.store.base import Write
+from lmstash.store.base import KEY_BYTES, Write
 from lmstash.store.sheets import Sheet, fetch_sheets
 
 BUNDLE_BYTES = 64 * 2**10
 """Most bytes of a group of more than one layer, in float32."""
 BUNDLE_LAYERS = 64
 """Most layers of a group."""
-_FETCH_BYTES = 8 * 2**20
-"""Entries are fetched about this many bytes at a time, so that a warm call holds little beside its result."""
-_FETCH_ENTRIES = 2048
 DOMAIN = b"lmstash bundle 1\0"
 """Before everything that a key is hashed over."""
 _pack = struct.Struct(">III").pack
@@ -59,7 +56,7 @@ class Piece:
     common: bytes
     """Digest of what its key shares with those of other pieces: who, where, how."""
     name: bytes
-    """What tells it from other pieces: for one `common`, bytes of one length or such that say where they end."""
+    """What tells it from other pieces. A key is hashed over it between parts of fixed length, so it needs no end."""
     start: int
     n_tokens: int
     tokens: bytes
@@ -131,7 +128,7 @@ class BundleShelf:
         for bundle, found in zip(alone, there, strict=True):
             if found:
                 bundle.found, bundle.lacking = 1, ()
-        self._fetch(bundle for bundle in self._bundles() if bundle.piece.size > 1)
+        self._read([bundle for bundle in self._bundles() if bundle.piece.size > 1])
 
     def refresh(self) -> None:
         """Count every entry as not looked for; what is computed replaces what is kept."""
@@ -140,7 +137,7 @@ class BundleShelf:
 
     def load(self) -> None:
         """Read what is there into the result."""
-        self._fetch(self._bundles())
+        self._read(list(self._bundles()))
 
     def keys(self) -> list[bytes]:
         """Return the key of everything that might be kept, also of layers that go with those asked for.
@@ -246,39 +243,18 @@ class BundleShelf:
         for piece in self._pieces.values():
             yield from piece.bundles
 
-    def _fetch(self, bundles: Iterator[Bundle]) -> None:
-        chunk: list[Bundle] = []
-        nbytes = 0
-        width = self._reader.width or 4096
-        for bundle in bundles:
-            chunk.append(bundle)
-            nbytes += len(bundle.lacking) * (len(bundle.piece.tokens) or 4) * width + 512
-            if nbytes >= _FETCH_BYTES or len(chunk) >= _FETCH_ENTRIES:
-                self._read(chunk)
-                chunk, nbytes = [], 0
-        self._read(chunk)
-
-    def _chunks(self, n_entries: int, n_layers: int) -> Iterator[tuple[int, int]]:
-        """Yield the bounds of runs of pooled entries that are fetched together."""
-        each = n_layers * 4 * (self._reader.width or 4096) + 512
-        step = max(1, min(_FETCH_BYTES // each, _FETCH_ENTRIES))
-        for start in range(0, n_entries, step):
-            yield start, min(start + step, n_entries)
-
     def _read(self, bundles: list[Bundle], slot: int = 0) -> None:
         """Take from the slots of some groups, from `slot` on, what is lacking."""
         while bundles:
             keys = [_key(each.piece, each.number, slot) if slot else each.key for each in bundles]
+            names = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES)
             more: list[Bundle] = []
             slot += 1
             for found in fetch_sheets(self._context.store, keys):
                 members = [bundles[place] for place in found.places.tolist()]
-                for rows, contents in self._reader.partitions(
-                    found,
-                    np.frombuffer(b"".join([keys[place] for place in found.places.tolist()]), np.uint8).reshape(-1, 32),
-                    [bundle.parent for bundle in members],
-                    [bundle.piece.tokens for bundle in members],
-                ):
+                parents = [bundle.parent for bundle in members]
+                tokens = [bundle.piece.tokens for bundle in members]
+                for rows, contents in self._reader.partitions(found, names[found.places], parents, tokens):
                     bits = None if contents is None else contents.bits(found.values, rows)
                     for number, row in enumerate(rows.tolist()):
                         bundle = members[row]

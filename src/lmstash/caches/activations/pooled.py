@@ -7,7 +7,6 @@ which all that is asked for lies in the first slot. Only the others get `Bundle`
 from __future__ import annotations
 
 import hashlib
-import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,7 +28,6 @@ from lmstash.store.base import KEY_BYTES
 from lmstash.store.sheets import Sheet, fetch_sheets
 
 _ABSENT, _SERVED, _ODD = 0, 1, 2
-_length = struct.Struct(">Q").pack
 
 
 class PooledShelf(BundleShelf):
@@ -64,7 +62,7 @@ class PooledShelf(BundleShelf):
         self._size = group_size(1, width)
         self._groups_asked = self._groups(self._size)
         sha256, head = hashlib.sha256, DOMAIN + self._piece_common
-        names = [_name(prompt) for prompt in prompts]
+        names = [prompt.ids.tobytes() for prompt in prompts]
         self._keys = [
             [sha256(head + name + tail).digest() for name in names] for _number, _positions, tail in self._groups_asked
         ]
@@ -84,7 +82,7 @@ class PooledShelf(BundleShelf):
         """Return the positions of the layers that must be computed for one prompt."""
         out = list(super().missing(prompt)) if self._of[prompt] else []
         for (_number, positions, _tail), state in zip(self._groups_asked, self._states, strict=True):
-            if state[prompt] == _ABSENT:
+            if state.data[prompt] == _ABSENT:  # thrice as fast as an array's own look-up
                 out.extend(positions)
         return tuple(sorted(out))
 
@@ -150,26 +148,25 @@ class PooledShelf(BundleShelf):
         """Take what the first slots of one group hold of the prompts not looked for yet."""
         _number, asked, _tail = self._groups_asked[group]
         keys, state = self._keys[group], self._states[group]
-        for start, stop in self._chunks(len(keys), len(asked)):
-            for found in fetch_sheets(self._context.store, keys[start:stop]):
-                named = np.frombuffer(b"".join(keys[start:stop]), np.uint8).reshape(-1, KEY_BYTES)[found.places]
-                for rows, contents in self._reader.partitions(found, named):
-                    prompts = found.places[rows] + start
-                    if contents is None:
-                        for prompt in prompts.tolist():
-                            self._single_out(group, prompt, found=1, unfit=(0,))
-                            self._context.unfit(keys[prompt])
-                        continue
-                    match = self._matching(contents.held(found.values[rows[0]]), asked)
-                    if match.rows and self._result is not None:
-                        bits = contents.bits(found.values, rows)
-                        chosen = bits if match.whole else bits[:, match.rows]
-                        self._result.place(self._rows[prompts], match.positions, chosen, contents.computed)
-                    if match.lacking:
-                        for prompt in prompts.tolist():
-                            self._single_out(group, prompt, found=1, lacking=match.lacking)
-                    else:
-                        state[prompts] = _SERVED
+        names = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES)
+        for found in fetch_sheets(self._context.store, keys):
+            for rows, contents in self._reader.partitions(found, names[found.places]):
+                prompts = found.places[rows]
+                if contents is None:
+                    for prompt in prompts.tolist():
+                        self._single_out(group, prompt, found=1, unfit=(0,))
+                        self._context.unfit(keys[prompt])
+                    continue
+                match = self._matching(contents.held(found.values[rows[0]]), asked)
+                if match.rows and self._result is not None:
+                    bits = contents.bits(found.values, rows)
+                    chosen = bits if match.whole else bits[:, match.rows]
+                    self._result.place(self._rows[prompts], match.positions, chosen, contents.computed)
+                if match.lacking:
+                    for prompt in prompts.tolist():
+                        self._single_out(group, prompt, found=1, lacking=match.lacking)
+                else:
+                    state[prompts] = _SERVED
 
     def _keep_group(
         self,
@@ -264,7 +261,7 @@ class PooledShelf(BundleShelf):
     ) -> None:
         """Give a prompt a bundle of its own for one group."""
         number, asked, _tail = self._groups_asked[group]
-        name = _name(self._prompts[prompt])
+        name = self._prompts[prompt].ids.tobytes()
         piece = self._pieces.get(name)
         if piece is None:
             n_tokens = len(self._prompts[prompt])
@@ -280,19 +277,13 @@ class PooledShelf(BundleShelf):
                 self._single_out(group, prompt)
 
 
-def _name(prompt: Prompt) -> bytes:
-    """Return what tells a prompt from others, and says where it ends."""
-    tokens = prompt.ids.tobytes()
-    return _length(len(tokens)) + tokens
-
-
 def _table(picked: Sequence[Values]) -> Tensor | None:
     """Return layers of a batch as `[n_prompts, n_layers, width]`; None where they differ in width or dtype."""
     layers = [each if isinstance(each, Tensor) else _stacked(each) for each in picked]
     first = layers[0]
     if first is None or any(each is None or each.shape != first.shape or each.dtype != first.dtype for each in layers):
         return None
-    return torch.stack([each for each in layers if each is not None], dim=1)
+    return first[:, None] if len(layers) == 1 else torch.stack([each for each in layers if each is not None], dim=1)
 
 
 def _stacked(values: Sequence[Tensor]) -> Tensor | None:

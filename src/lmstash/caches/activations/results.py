@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,9 +16,23 @@ BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Integers as wide as an element: numpy copies small pieces in a third of torch's time, but lacks some dtypes."""
 
 
+_HUGE_BYTES = 4 * 2**20
+"""From here on numpy asks for huge pages."""
+
+
 def bits_of(tensor: Tensor) -> np.ndarray:
     """Return the memory of a tensor on the CPU as an array of integers."""
     return (tensor.detach() if tensor.requires_grad else tensor).view(BITS[tensor.dtype.itemsize]).numpy()
+
+
+def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return a tensor of any content, in huge pages where the system has them: numpy asks for these, torch does not."""
+    if math.prod(shape) * dtype.itemsize < _HUGE_BYTES:
+        return torch.empty(shape, dtype=dtype, device="cpu")
+    words = BITS.get(dtype.itemsize)
+    if words is None:
+        return torch.empty(shape, dtype=dtype, device="cpu")
+    return torch.from_numpy(np.empty(shape, f"i{dtype.itemsize}")).view(dtype)
 
 
 def recast(bits: np.ndarray, dtype: torch.dtype, target: torch.dtype) -> np.ndarray:
@@ -91,7 +106,7 @@ class PooledResult:
         if self._target is not None and self._target.shape[2] != width:
             raise InvalidArgumentError(f"out= holds {self._target.shape[2]} numbers per row; the values have {width}.")
         if buffer is None:
-            buffer = torch.empty((self.n_prompts, self.n_layers, width), dtype=wanted, device="cpu")
+            buffer = empty((self.n_prompts, self.n_layers, width), wanted)
         elif buffer.shape[2] != width:
             raise MismatchError(f"values of {width} numbers do not go with others of {buffer.shape[2]}.")
         elif self._target is None and self._dtype is None:
@@ -153,7 +168,7 @@ class RawResult:
         held = self._held[prompt]
         if held is None:
             shape = (self._n_layers, self._lengths[prompt], width)
-            held = self._hold(prompt, torch.empty(shape, dtype=self._dtype or dtype, device="cpu"))
+            held = self._hold(prompt, empty(shape, self._dtype or dtype))
         tensor, target = held
         if target.shape[2] != width:
             raise MismatchError(f"values of {width} numbers do not go with others of {target.shape[2]}.")
