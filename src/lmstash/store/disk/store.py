@@ -251,10 +251,8 @@ class DiskStore:
 
     def put_sheets(self, sheets: Sequence[Sheet], *, replace: bool = True) -> int:
         """Keep the entries of sheets, many in one write and one commit: see `lmstash.store.sheets.put_sheets`."""
-        from lmstash.store.sheets import check_sheet, groups_of
+        from lmstash.store.sheets import groups_of
 
-        for sheet in sheets:
-            check_sheet(sheet)
         kept = 0
         sizes = self._opened.room.sizes
         for group in groups_of(sheets, sizes.group_rows, sizes.segment_bytes // 2):
