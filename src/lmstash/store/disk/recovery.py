@@ -186,7 +186,9 @@ class _Rebuilt:
             alive = [row for row in candidates if (key, row.gen) not in self.killed]
             if alive:
                 row = max(alive, key=lambda each: each.gen)
-                rows.append(row._replace(pinned=int(self.pins[key][1])) if key in self.pins else row)
+                said, pinned = self.pins.get(key, (0, False))
+                # A replaced value's pin is said again after it: what was said before it is of an earlier life of the key.
+                rows.append(row._replace(pinned=int(pinned)) if said > row.gen else row)
         return rows
 
 
