@@ -49,7 +49,8 @@ class Intake:
         """
         n_bytes = sum(item.most_bytes for item in items)
         with self._index.write_lock:
-            for _attempt in range(64):
+            self._index.finish()  # or what an interrupt has left to be done would take the new records for old ones
+            try:
                 writer = self._appender.granted(namespace, n_bytes, len(items))
                 if writer is None:
                     with self._reclaimer.changes():
@@ -60,19 +61,41 @@ class Intake:
                     self._commit(writer, self._appender.append(writer, items), replace)
                 except _SegmentRemovedError:
                     self._appender.forget(writer)
-                    continue
-                except BaseException:
-                    self._index.finish()
-                    self._appender.roll_back()
-                    raise
-                return
-            raise NoRoomError
+                    self._keep_undisturbed(namespace, items, n_bytes, replace)
+            except BaseException:
+                self._index.finish()
+                self._appender.roll_back()
+                raise
+
+    def _keep_undisturbed(self, namespace: str, items: Sequence[Item], n_bytes: int, replace: bool) -> None:
+        """Append in the transaction that grants the room: nobody can remove the segment in between.
+
+        It keeps other processes waiting for the write, so it is done only after somebody did remove one.
+        """
+        for _attempt in range(64):
+            writer = None
+            try:
+                with self._reclaimer.changes():
+                    writer = self._appender.reserve(namespace, n_bytes, len(items))
+                    # Files that are evicted for it go when that is committed, not before: then comes the next attempt.
+                    if writer is not None and not self._reclaimer.dooms:
+                        self._commit(writer, self._appender.append(writer, items), replace)
+                        return
+            except _SegmentRemovedError:
+                if writer is not None:
+                    self._appender.forget(writer)
+            else:
+                if writer is None:
+                    break
+        raise NoRoomError
 
     def delete(self, keys: Sequence[bytes]) -> int:
         """Remove entries; returns how many there were."""
         with self._index.write_lock:
             with self._reclaimer.changes():
                 rows = list(self._index.find_for_change(keys).values())
+                if rows:
+                    self._reclaimer.recover()
                 # A pin belongs to the key: with the key deleted, a rebuild must not find it.
                 self._note_pins([row for row in rows if row.pinned], pinned=False)
                 self._bury(rows)

@@ -75,6 +75,11 @@ class Reclaimer:
         appender.make_room = self.make_room
         index.on_end = self._end
 
+    @property
+    def dooms(self) -> bool:
+        """Whether the running transaction removes segments, whose files take their room until it is committed."""
+        return bool(self._doomed)
+
     def make_room(self, n_bytes: int, forced: bool, busy: set[int]) -> bool:
         """Evict until `n_bytes` may be granted; returns whether they may. Inside a transaction."""
         room = self._appender.room
