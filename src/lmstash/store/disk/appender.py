@@ -75,6 +75,8 @@ class Appender:
         self._recency = recency
         self.room = room
         self.writers: dict[str, SegmentWriter] = {}
+        self._sealed: list[SegmentWriter] = []
+        """Sealed in the running transaction: theirs to take back."""
         self.make_room: Callable[[int, bool, set[int]], bool] = lambda n_bytes, forced, busy: True
         """Evicts until `n_bytes` are free; given by the reclaimer."""
         self._unsynced: list[Path] = []
@@ -195,18 +197,23 @@ class Appender:
         Returns:
             Whether there was room (if not, a rebuild will not know).
         """
+        parts = [controls[start : start + 256] for start in range(0, len(controls), 256)]
+        return all(self._append_part(namespace, kind, part) for part in parts)
+
+    def _append_part(self, namespace: str, kind: RecordType, part: Sequence[tuple[bytes, bytes]]) -> bool:
         now = int(time.time() * 1e6)
-        for start in range(0, len(controls), 256):
-            part = controls[start : start + 256]
+        for _attempt in range(3):
             writer = self.reserve(namespace, CONTROL_BYTES * len(part), len(part), forced=True)
             if writer is None:
-                return False
+                if not self.seal_all():  # which gives back what they were granted and do not need
+                    return False
+                continue
             for key, payload in part:
                 self._append_control(writer, kind, key, payload, now)
-            if not self._index.advance_segment(writer.row, writer.tail, writer.count, 0, 0):
-                self.forget(writer)
-                return False
-        return True
+            if self._index.advance_segment(writer.row, writer.tail, writer.count, 0, 0):
+                return True
+            self.forget(writer)  # others removed it: into a new one
+        return False
 
     def _append_control(self, writer: SegmentWriter, kind: RecordType, key: bytes, payload: bytes, now: int) -> None:
         checksum, _none = checksum_payload([payload], len(payload))
@@ -227,7 +234,10 @@ class Appender:
         writer.records.append(located)
 
     def commit(self) -> None:
-        """Note that the index has heard of all that was appended."""
+        """Note that the index has heard of all that was appended and sealed."""
+        while self._sealed:
+            self._sealed[-1].abandon()
+            self._sealed.pop()
         for writer in self.writers.values():
             writer.commit()
 
@@ -236,6 +246,10 @@ class Appender:
         for namespace, writer in list(self.writers.items()):
             if not writer.roll_back():
                 del self.writers[namespace]
+        while self._sealed:  # without its footer, which may list what never was; whoever finds it seals it again
+            self._sealed[-1].roll_back()
+            self._sealed[-1].abandon()
+            self._sealed.pop()
 
     def next_generation(self, now: int) -> int:
         """Return a number larger than this process gave before, and than most that others gave earlier."""
@@ -244,10 +258,11 @@ class Appender:
 
     def seal(self, writer: SegmentWriter) -> None:
         """Finish a segment and give back the room it did not need."""
-        self.writers.pop(writer.namespace, None)
-        self._unsynced.append(writer.path)
-        size = writer.seal()
         with self._index.transaction() as connection:
+            self._sealed.append(writer)
+            self.writers.pop(writer.namespace, None)
+            self._unsynced.append(writer.path)
+            size = writer.seal()
             connection.execute(
                 "UPDATE segments SET state = ?, granted = ?, tail = ?, records = ? WHERE id = ?",
                 (SEALED, aligned(size, 4096), writer.tail, writer.count, writer.row),
@@ -262,14 +277,16 @@ class Appender:
 
     def forget(self, writer: SegmentWriter) -> None:
         """Let go of a segment that somebody else removed."""
-        self.writers.pop(writer.namespace, None)
+        if self.writers.get(writer.namespace) is writer:
+            del self.writers[writer.namespace]
         writer.abandon()
 
     def abandon(self) -> None:
         """Let go of every open segment as it is; the next opener seals them."""
-        for writer in self.writers.values():
+        for writer in (*self.writers.values(), *self._sealed):
             writer.abandon()
         self.writers.clear()
+        self._sealed.clear()
 
     def sync(self) -> None:
         """Return once all that was appended is on the medium."""

@@ -107,6 +107,7 @@ class Intake:
         """Remove one entry if it still is where `row` says."""
         with self._index.write_lock, self._reclaimer.changes():
             if self._index.find_for_change([row.key]).get(row.key) == row:
+                self._reclaimer.recover()
                 self._bury([row])
                 self._index.delete_rows([row])
 
