@@ -160,7 +160,9 @@ def rebuild(folder: Path) -> dict[bytes, Row]:
         left = [each for each in records if (key, each["generation"]) not in killed]
         if left:
             out[key] = max(left, key=lambda each: each["generation"])
-            out[key]["pinned"] = pins[key][1] if key in pins else bool(out[key]["flags"] & FLAGS["PINNED"])
+            said, pinned = pins.get(key, (0, False))
+            entry = out[key]
+            entry["pinned"] = pinned if said > entry["generation"] else bool(entry["flags"] & FLAGS["PINNED"])
     return out
 
 

@@ -256,6 +256,10 @@ class Appender:
         self._last_generation = max(now, self._last_generation + 1)
         return self._last_generation
 
+    def follow(self, generation: int) -> None:
+        """Give only larger generations from now on, whatever the clock of the process that gave this one."""
+        self._last_generation = max(self._last_generation, generation)
+
     def seal(self, writer: SegmentWriter) -> None:
         """Finish a segment and give back the room it did not need."""
         with self._index.transaction() as connection:

@@ -159,6 +159,7 @@ class Intake:
 
     def _note_pins(self, rows: Sequence[Row], *, pinned: bool) -> None:
         kind = RecordType.PIN if pinned else RecordType.UNPIN
+        self._appender.follow(max((row.gen for row in rows), default=0))  # what is older than the record says nothing
         for namespace, some in self._by_namespace(rows).items():
             self._appender.append_controls(namespace, kind, [(row.key, b"") for row in some])
 

@@ -354,6 +354,7 @@ class Reclaimer:
                 else:
                     found = self._index.find_for_change([each.key]).get(each.key)
                     needed = found is not None and found.pinned == (each.type == RecordType.PIN)
+                    self._appender.follow(found.gen if found is not None else 0)
                 if needed:
                     self._appender.append_controls(segment.namespace, RecordType(each.type), [(each.key, payload)])
         finally:

@@ -191,7 +191,9 @@ class _Rebuilt:
             alive = [row for row in candidates if (key, row.gen) not in self.killed]
             if alive:
                 row = max(alive, key=lambda each: each.gen)
-                rows.append(row._replace(pinned=int(self.pins[key][1])) if key in self.pins else row)
+                # A pin older than the record was an earlier entry's: with that, its end may have been removed.
+                said, pinned = self.pins.get(key, (0, False))
+                rows.append(row._replace(pinned=int(pinned)) if said > row.gen else row)
         return rows
 
 
