@@ -141,6 +141,7 @@ def rebuild(folder: Path) -> dict[bytes, Row]:
     entries: dict[bytes, list[Row]] = {}
     killed: set[tuple[bytes, int]] = set()
     pins: dict[bytes, tuple[int, bool]] = {}
+    buried: dict[bytes, int] = {}
     for path in sorted((folder / "segments").glob("*.seg")):
         namespace, records, _sealed = read_segment(path)
         for record in records:
@@ -152,6 +153,7 @@ def rebuild(folder: Path) -> dict[bytes, Row]:
             if kind == "TOMBSTONE":
                 assert len(record["payload"]) == length("Tombstone payload")
                 killed.add((key, unpack("Tombstone payload", record["payload"])["killed_generation"]))
+                buried[key] = max(buried.get(key, 0), record["generation"])
             else:
                 assert record["payload"] == b""
                 pins[key] = max(pins.get(key, (0, False)), (record["generation"], kind == "PIN"))
@@ -161,8 +163,10 @@ def rebuild(folder: Path) -> dict[bytes, Row]:
         if left:
             out[key] = max(left, key=lambda each: each["generation"])
             said, pinned = pins.get(key, (0, False))
-            later = said > out[key]["generation"]
-            out[key]["pinned"] = pinned if later else bool(out[key]["flags"] & FLAGS["PINNED"])
+            entry = out[key]
+            latest = max(said, buried.get(key, 0))
+            says = said and latest > entry["generation"]
+            entry["pinned"] = pinned if says else bool(entry["flags"] & FLAGS["PINNED"])
     return out
 
 

@@ -419,7 +419,6 @@ def test_a_limit_changed_by_another_process_binds_this_one(
     store.close()
 
 
-@pytest.mark.campaign  # under load more than 1 % of the puts find no room: to be understood
 def test_a_writer_whose_segments_others_evict_goes_on(
     tmp_path: Path, start_child: Callable[..., Any], tools: Any
 ) -> None:

@@ -77,6 +77,8 @@ class Appender:
         self._recency = recency
         self.room = room
         self.writers: dict[str, SegmentWriter] = {}
+        self._sealed: list[SegmentWriter] = []
+        """Sealed in the running transaction: theirs to take back."""
         self.make_room: Callable[[int, bool, set[int]], bool] = lambda n_bytes, forced, busy: True
         """Evicts until `n_bytes` are free; given by the reclaimer."""
         self._unsynced: list[Path] = []
@@ -191,28 +193,44 @@ class Appender:
         writer.append([b"".join(buffers)] if total < 1 << 20 else buffers, total, len(items), listing)
         return rows
 
-    def append_controls(self, namespace: str, kind: RecordType, controls: Sequence[tuple[bytes, bytes]]) -> bool:
+    def append_controls(
+        self, namespace: str, kind: RecordType, controls: Sequence[tuple[bytes, bytes]], *, generation: int = 0
+    ) -> bool:
         """Append tombstones or pins, as (key, payload), so that a rebuild knows of them. Inside a transaction.
+
+        Args:
+            namespace: Where.
+            kind: What they are.
+            controls: For each its key and payload.
+            generation: Of them, when they are said again; 0 gives new ones.
 
         Returns:
             Whether there was room (if not, a rebuild will not know).
         """
+        parts = [controls[start : start + 256] for start in range(0, len(controls), 256)]
+        return all(self._append_part(namespace, kind, part, generation) for part in parts)
+
+    def _append_part(
+        self, namespace: str, kind: RecordType, part: Sequence[tuple[bytes, bytes]], generation: int
+    ) -> bool:
         now = int(time.time() * 1e6)
-        for start in range(0, len(controls), 256):
-            part = controls[start : start + 256]
+        for _attempt in range(3):
             writer = self.reserve(namespace, CONTROL_BYTES * len(part), len(part), forced=True)
             if writer is None:
-                return False
+                if not self.seal_all():  # which gives back what they were granted and do not need
+                    return False
+                continue
             for key, payload in part:
-                self._append_control(writer, kind, key, payload, now)
-            if not self._index.advance_segment(writer.row, writer.tail, writer.count, 0, 0):
-                self.forget(writer)
-                return False
-        return True
+                self._append_control(writer, kind, key, payload, now, generation or self.next_generation(now))
+            if self._index.advance_segment(writer.row, writer.tail, writer.count, 0, 0):
+                return True
+            self.forget(writer)  # others removed it: into a new one
+        return False
 
-    def _append_control(self, writer: SegmentWriter, kind: RecordType, key: bytes, payload: bytes, now: int) -> None:
+    def _append_control(
+        self, writer: SegmentWriter, kind: RecordType, key: bytes, payload: bytes, now: int, generation: int
+    ) -> None:
         checksum, _none = checksum_payload([payload], len(payload))
-        generation = self.next_generation(now)
         head = pack_head(
             kind,
             key,
@@ -228,7 +246,10 @@ class Appender:
         writer.append([head + payload + bytes(padding)], located.end - writer.tail, 1, pack_listing([located]))
 
     def commit(self) -> None:
-        """Note that the index has heard of all that was appended."""
+        """Note that the index has heard of all that was appended and sealed."""
+        while self._sealed:
+            self._sealed[-1].abandon()
+            self._sealed.pop()
         for writer in self.writers.values():
             writer.commit()
 
@@ -237,6 +258,10 @@ class Appender:
         for namespace, writer in list(self.writers.items()):
             if not writer.roll_back():
                 del self.writers[namespace]
+        while self._sealed:  # without its footer, which may list what never was; whoever finds it seals it again
+            self._sealed[-1].roll_back()
+            self._sealed[-1].abandon()
+            self._sealed.pop()
 
     def next_generation(self, now: int) -> int:
         """Return a number larger than this process gave before, and than most that others gave earlier."""
@@ -248,12 +273,17 @@ class Appender:
         self._last_generation = first + count - 1
         return first
 
+    def follow(self, generation: int) -> None:
+        """Give only larger generations from now on, whatever the clock of the process that gave this one."""
+        self._last_generation = max(self._last_generation, generation)
+
     def seal(self, writer: SegmentWriter) -> None:
         """Finish a segment and give back the room it did not need."""
-        self.writers.pop(writer.namespace, None)
-        self._unsynced.append(writer.path)
-        size = writer.seal()
         with self._index.transaction() as connection:
+            self._sealed.append(writer)
+            self.writers.pop(writer.namespace, None)
+            self._unsynced.append(writer.path)
+            size = writer.seal()
             connection.execute(
                 "UPDATE segments SET state = ?, granted = ?, tail = ?, records = ? WHERE id = ?",
                 (SEALED, aligned(size, 4096), writer.tail, writer.count, writer.row),
@@ -268,14 +298,16 @@ class Appender:
 
     def forget(self, writer: SegmentWriter) -> None:
         """Let go of a segment that somebody else removed."""
-        self.writers.pop(writer.namespace, None)
+        if self.writers.get(writer.namespace) is writer:
+            del self.writers[writer.namespace]
         writer.abandon()
 
     def abandon(self) -> None:
         """Let go of every open segment as it is; the next opener seals them."""
-        for writer in self.writers.values():
+        for writer in (*self.writers.values(), *self._sealed):
             writer.abandon()
         self.writers.clear()
+        self._sealed.clear()
 
     def sync(self) -> None:
         """Return once all that was appended is on the medium."""

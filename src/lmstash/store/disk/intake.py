@@ -57,7 +57,8 @@ class Intake:
         """
         n_bytes = sum(item.most_bytes for item in items)
         with self._index.write_lock:
-            for _attempt in range(64):
+            self._index.finish()  # or what an interrupt has left to be done would take the new records for old ones
+            try:
                 writer = self._appender.granted(namespace, n_bytes, len(items))
                 if writer is None:
                     with self._reclaimer.changes():
@@ -68,13 +69,33 @@ class Intake:
                     self._commit(writer, self._appender.append(writer, items), replace)
                 except _SegmentRemovedError:
                     self._appender.forget(writer)
-                    continue
-                except BaseException:
-                    self._index.finish()
-                    self._appender.roll_back()
-                    raise
-                return
-            raise NoRoomError
+                    self._keep_undisturbed(namespace, items, n_bytes, replace)
+            except BaseException:
+                self._index.finish()
+                self._appender.roll_back()
+                raise
+
+    def _keep_undisturbed(self, namespace: str, items: Sequence[Item], n_bytes: int, replace: bool) -> None:
+        """Append in the transaction that grants the room: nobody can remove the segment in between.
+
+        It keeps other processes waiting for the write, so it is done only after somebody did remove one.
+        """
+        for _attempt in range(64):
+            writer = None
+            try:
+                with self._reclaimer.changes():
+                    writer = self._appender.reserve(namespace, n_bytes, len(items))
+                    # Files that are evicted for it go when that is committed, not before: then comes the next attempt.
+                    if writer is not None and not self._reclaimer.dooms:
+                        self._commit(writer, self._appender.append(writer, items), replace)
+                        return
+            except _SegmentRemovedError:
+                if writer is not None:
+                    self._appender.forget(writer)
+            else:
+                if writer is None:
+                    break
+        raise NoRoomError
 
     def keep_sheets(self, namespace: str, sheets: Sequence[Sheet], expires_us: int) -> bool:
         """Append sheets of one namespace and make their entries findable, if that is all there is to do.
@@ -86,53 +107,63 @@ class Intake:
         Raises:
             OSError, CapacityError: The disk is full.
         """
-        from lmstash.store.disk.sheet_writing import MOST_BYTES, lay_out, most_bytes
+        from lmstash.store.disk.sheet_writing import MOST_BYTES, most_bytes
 
         if any(sheet.values.shape[1] > MOST_BYTES for sheet in sheets):
             return False
         n_bytes, n_records = sum(map(most_bytes, sheets)), sum(map(len, sheets))
         with self._index.write_lock:
-            writer = self._appender.granted(namespace, n_bytes, n_records)
-            if writer is None:
-                with self._reclaimer.changes():
-                    writer = self._appender.reserve(namespace, n_bytes, n_records)
-            if writer is None:
-                return False
-            now = int(time.time() * 1e6)
-            first_slot = writer.first_slot + writer.count
-            rows: list[tuple[Any, ...]] = []
-            live_bytes = 0
+            self._index.finish()
+            writer = None
             try:
-                for sheet in sheets:
-                    generation = self._appender.next_generations(now, len(sheet))
-                    place = writer.tail, writer.count
-                    laid = lay_out(sheet, writer, *place, generation=generation, now_us=now, expires_us=expires_us)
-                    writer.append(laid.buffers, laid.n_bytes, len(sheet), laid.listing)
-                    rows += laid.rows
-                    live_bytes += laid.live_bytes
-                with self._reclaimer.changes():
-                    if self._index.occupied([row[0] for row in rows]):
-                        raise _OccupiedError
-                    self._index.put_rows(rows)
-                    if not self._index.advance_segment(writer.row, writer.tail, writer.count, n_records, live_bytes):
-                        raise _SegmentRemovedError
+                writer = self._appender.granted(namespace, n_bytes, n_records)
+                if writer is None:
+                    with self._reclaimer.changes():
+                        writer = self._appender.reserve(namespace, n_bytes, n_records)
+                if writer is None:
+                    return False
+                self._commit_sheets(writer, sheets, expires_us)
             except _OccupiedError:
                 return False
             except _SegmentRemovedError:
-                self._appender.forget(writer)
+                if writer is not None:
+                    self._appender.forget(writer)
                 return False
             except BaseException:
                 self._index.finish()
                 self._appender.roll_back()
                 raise
-            self._recency.mark_new(first_slot, n_records)
             return True
+
+    def _commit_sheets(self, writer: SegmentWriter, sheets: Sequence[Sheet], expires_us: int) -> None:
+        from lmstash.store.disk.sheet_writing import lay_out
+
+        now = int(time.time() * 1e6)
+        first_slot, n_records, live_bytes = writer.first_slot + writer.count, 0, 0
+        rows: list[tuple[Any, ...]] = []
+        for sheet in sheets:
+            generation = self._appender.next_generations(now, len(sheet))
+            place = writer.tail, writer.count
+            laid = lay_out(sheet, writer, *place, generation=generation, now_us=now, expires_us=expires_us)
+            writer.append(laid.buffers, laid.n_bytes, len(sheet), laid.listing)
+            rows += laid.rows
+            live_bytes += laid.live_bytes
+            n_records += len(sheet)
+        with self._reclaimer.changes():
+            if self._index.occupied([row[0] for row in rows]):
+                raise _OccupiedError
+            self._index.put_rows(rows)
+            if not self._index.advance_segment(writer.row, writer.tail, writer.count, n_records, live_bytes):
+                raise _SegmentRemovedError
+        self._recency.mark_new(first_slot, n_records)
 
     def delete(self, keys: Sequence[bytes]) -> int:
         """Remove entries; returns how many there were."""
         with self._index.write_lock:
             with self._reclaimer.changes():
                 rows = list(self._index.find_for_change(keys).values())
+                if rows:
+                    self._reclaimer.recover()
                 # A pin belongs to the key: with the key deleted, a rebuild must not find it.
                 self._note_pins([row for row in rows if row.pinned], pinned=False)
                 self._bury(rows)
@@ -144,6 +175,7 @@ class Intake:
         """Remove one entry if it still is where `row` says."""
         with self._index.write_lock, self._reclaimer.changes():
             if self._index.find_for_change([row.key]).get(row.key) == row:
+                self._reclaimer.recover()
                 self._bury([row])
                 self._index.delete_rows([row])
 
@@ -195,6 +227,7 @@ class Intake:
 
     def _note_pins(self, rows: Sequence[Row], *, pinned: bool) -> None:
         kind = RecordType.PIN if pinned else RecordType.UNPIN
+        self._appender.follow(max((row.gen for row in rows), default=0))  # what is older than the record says nothing
         for namespace, some in self._by_namespace(rows).items():
             self._appender.append_controls(namespace, kind, [(row.key, b"") for row in some])
 

@@ -79,7 +79,7 @@ class Opened:
             self.appender,
             policy,
             events,
-            self.recovery.seal_abandoned,
+            self.recovery.tend,
             self.lookup.forget,
         )
         self.intake = Intake(self.index, self.recency, self.appender, self.reclaimer, events)

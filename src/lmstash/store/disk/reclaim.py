@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 
 from lmstash.errors import FormatError
 from lmstash.events import EventLog
-from lmstash.store.base import Removed
+from lmstash.store.base import Removed, matches
 from lmstash.store.disk.appender import Appender, Item
 from lmstash.store.disk.folder import Folder
 from lmstash.store.disk.format import SEGMENT_HEADER_BYTES, TOMBSTONE, Located, RecordType, parse_head
@@ -58,7 +58,7 @@ class Reclaimer:
             appender: Copies what is spared.
             policy: Ranks entries.
             events: Counts.
-            recover: Seals what dead processes left open; returns whether there was any.
+            recover: Finishes what dead processes left undone, which must precede every removal.
             on_unlink: Lets go of a segment (by row id) before its file is unlinked.
         """
         self._folder = folder
@@ -67,13 +67,18 @@ class Reclaimer:
         self._appender = appender
         self._policy = policy
         self._events = events
-        self._recover = recover
+        self.recover = recover
         self._on_unlink = on_unlink
         self._doomed: list[SegmentRow] = []
         self._pinned: dict[int, int] = {}
         """Segments that pins fill, and how many removals there had been when that was seen."""
         appender.make_room = self.make_room
         index.on_end = self._end
+
+    @property
+    def dooms(self) -> bool:
+        """Whether the running transaction removes segments, whose files take their room until it is committed."""
+        return bool(self._doomed)
 
     def make_room(self, n_bytes: int, forced: bool, busy: set[int]) -> bool:
         """Evict until `n_bytes` may be granted; returns whether they may. Inside a transaction."""
@@ -133,15 +138,17 @@ class Reclaimer:
             with self.changes():  # each on its own, so that the old file goes before the next copy is made
                 self._rewrite(each)
 
-    def drop(self, segments: list[SegmentRow]) -> Removed:
-        """Remove whole segments with all that lives in them."""
+    def drop(self, namespace: str | None) -> Removed:
+        """Remove the whole segments of `namespace` (see `lmstash.store.base.matches`) with all that lives in them."""
         with self._index.write_lock, self.changes():
+            self.recover()
+            # All that there are now: the tombstones among them name records among them, and need not be kept.
+            segments = [each for each in self._index.segments_for_change() if matches(each.namespace, namespace)]
             for each in segments:
                 writer = self._appender.writers.get(each.namespace)
                 if writer is not None and writer.row == each.id:
                     self._appender.forget(writer)
-                rows = self._live_rows(each, self._listed(each))
-                self._index.delete_rows(rows)
+                self._index.delete_rows(self._live_rows(each, self._listed(each)))
                 self._remove(each)
         self._recency.note_removal()
         return Removed(sum(each.live for each in segments), sum(each.live_bytes for each in segments))
@@ -183,8 +190,10 @@ class Reclaimer:
         """
         removals = self._recency.removals()
         stuck.update(row for row, seen in self._pinned.items() if seen == removals and most_pinned < 1)
+        if not self._doomed:
+            self.recover()
         segments = self._candidates(stuck, newest)
-        if not segments and (self._recover() or self._appender.seal_all(busy)):
+        if not segments and self._appender.seal_all(busy):
             segments = self._candidates(stuck, newest)
         if not segments:
             return False
@@ -345,8 +354,12 @@ class Reclaimer:
                 else:
                     found = self._index.find_for_change([each.key]).get(each.key)
                     needed = found is not None and found.pinned == (each.type == RecordType.PIN)
+                    self._appender.follow(found.gen if found is not None else 0)
                 if needed:
-                    self._appender.append_controls(segment.namespace, RecordType(each.type), [(each.key, payload)])
+                    # A tombstone keeps its own place in time, a pin must be newer than the entry.
+                    kept = each.generation if each.type == RecordType.TOMBSTONE else 0
+                    again = [(each.key, payload)]
+                    self._appender.append_controls(segment.namespace, RecordType(each.type), again, generation=kept)
         finally:
             os.close(fd)
 

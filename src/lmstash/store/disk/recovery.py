@@ -15,7 +15,16 @@ from dataclasses import dataclass, field
 from lmstash.errors import FormatError
 from lmstash.events import EventLog, logger
 from lmstash.store.disk.folder import Folder
-from lmstash.store.disk.format import FLAG_PINNED, SEGMENT_HEADER_BYTES, Located, RecordType, aligned, pack_listing
+from lmstash.store.disk.format import (
+    FLAG_PINNED,
+    SEGMENT_HEADER_BYTES,
+    Located,
+    RecordType,
+    aligned,
+    footer_bytes,
+    pack_footer,
+    pack_listing,
+)
 from lmstash.store.disk.index import Index
 from lmstash.store.disk.recency import FIRST_SLOT, REGION_UNIT, Recency
 from lmstash.store.disk.rows import OPEN, SEALED, IndexDamagedError, Row, SegmentRow, checked_segment, row_id
@@ -33,21 +42,34 @@ class Recovery:
         self._events = events
 
     def reconcile(self) -> None:
-        """Do what an opener does: seal abandoned segments, forget lost files, finish removals."""
+        """Do what an opener does: forget lost files, seal abandoned segments, finish removals."""
         present = set(self._folder.segment_names())
-        known = {each.name: each for each in self._index.segments()}
-        lost = [each for name, each in known.items() if name not in present]
+        lost = [each for each in self._index.segments() if each.name not in present]
         if lost:
             self.forget_lost(lost)
-        self.seal_abandoned()
-        # An index made just now knows no file and must not judge any.
-        if not self._index.made and present - known.keys():
-            self._finish_removals()
+        self.tend()
+
+    def tend(self) -> bool:
+        """Seal what dead writers left, and finish the removals that they began; returns whether any was sealed.
+
+        Whoever removes entries does so first: what a dead process left in a file and no index knows could be an older
+        value of the same key, which a rebuild would raise once the newer one is gone. Costs a look at the folder.
+        """
+        with self._index.transaction():
+            sealed = self.seal_abandoned()
+            # An index made just now has left alone what it could not read, and must not judge it.
+            if not self._index.made:
+                self._finish_removals()
+        return sealed
 
     def seal_abandoned(self) -> bool:
-        """Seal the segments whose writers have died, keeping all they wrote whole; returns whether there was any."""
+        """Seal the segments whose writers have died, with what they committed. Inside a transaction.
+
+        Returns:
+            Whether there was any.
+        """
         sealed = False
-        for segment in self._index.segments():
+        for segment in self._index.segments_for_change():
             if segment.state == OPEN:
                 sealed |= self._seal_if_abandoned(segment)
         return sealed
@@ -66,22 +88,22 @@ class Recovery:
                 connection.execute("DELETE FROM segments WHERE id = ?", (segment.id,))
 
     def _finish_removals(self) -> None:
-        with self._index.transaction():
-            known = {each.name for each in self._index.segments()}
-            for name in self._folder.segment_names():
-                if name in known:
+        # Segments are made in transactions, and nobody else can be in one: a file without a row is a remainder.
+        known = {each.name for each in self._index.segments_for_change()}
+        for name in self._folder.segment_names():
+            if name in known:
+                continue
+            with contextlib.suppress(OSError, FormatError):
+                fd = lock_if_abandoned(self._folder.segment(name))
+                if fd is None:
                     continue
-                with contextlib.suppress(OSError, FormatError):
-                    fd = lock_if_abandoned(self._folder.segment(name))
-                    if fd is None:
-                        continue
-                    try:
-                        # Shorter than a header: its writer died while it made the file.
-                        unborn = os.fstat(fd).st_size < SEGMENT_HEADER_BYTES
-                        if unborn or read_segment_header(fd)[0] == name:
-                            os.unlink(self._folder.segment(name))
-                    finally:
-                        os.close(fd)
+                try:
+                    # Shorter than a header: its writer died while it made the file.
+                    unborn = os.fstat(fd).st_size < SEGMENT_HEADER_BYTES
+                    if unborn or read_segment_header(fd)[0] == name:
+                        os.unlink(self._folder.segment(name))
+                finally:
+                    os.close(fd)
 
     def _seal_if_abandoned(self, segment: SegmentRow) -> bool:
         path = self._folder.segment(segment.name)
@@ -99,20 +121,10 @@ class Recovery:
                 segment = checked_segment(current[0])
                 listed = read_footer(fd)
                 found = listed if listed is not None else list(scan(fd, segment.namespace))
-                fresh = [each for each in found if each.offset >= segment.tail]
-                for ordinal, each in enumerate(fresh, segment.records):
-                    each.ordinal = ordinal
-                adopted = self._adopt(segment, fresh)
-                # What no commit vouches for and is not adopted now must not be found by a later rebuild; what the
-                # index knows is kept even where a damaged header hides it from the scan.
-                records = {each.offset: each for each in found if each.offset < segment.tail or each.offset in adopted}
-                for row in self._index.rows_of_segment(segment.id):
-                    records.setdefault(row.off, _located(row, segment))
-                tail = max(segment.tail, found[-1].end if found else SEGMENT_HEADER_BYTES)
-                size = seal_file(fd, pack_listing(records[offset] for offset in sorted(records)), tail)
+                size = seal_file(fd, pack_listing(self._vouched_for(segment, found)), segment.tail)
                 connection.execute(
-                    "UPDATE segments SET state = ?, granted = ?, tail = ?, records = ? WHERE id = ?",
-                    (SEALED, aligned(size, 4096), tail, segment.records + len(fresh), segment.id),
+                    "UPDATE segments SET state = ?, granted = ? WHERE id = ?",
+                    (SEALED, aligned(size, 4096), segment.id),
                 )
         except OSError as error:
             logger.info("lmstash: could not seal %s: %s", path, error)
@@ -121,27 +133,21 @@ class Recovery:
             os.close(fd)
         return True
 
-    def _adopt(self, segment: SegmentRow, records: list[Located]) -> set[int]:
-        """Index the entries that their writer did not live to index; returns their offsets.
+    def _vouched_for(self, segment: SegmentRow, found: list[Located]) -> list[Located]:
+        """Return the records of an abandoned segment that a footer may list: what lives, and committed controls.
 
-        Tombstones and pins among them were never committed and count for nothing.
+        The rest is dead, or its writer did not live to acknowledge it. Since then its key may have been put anew and
+        evicted, or deleted, which leaves no trace: such a record, indexed now or by a rebuild, would be an old value.
         """
-        rebuilt = _Rebuilt()
-        for each in records:
-            if each.ordinal < segment.n_slots and each.type == RecordType.ENTRY:
-                rebuilt.add(segment.id, segment.first_slot, each)
-        fresh = rebuilt.live_rows()
-        if not fresh:
-            return set()
-        kept = self._index.find_for_change([row.key for row in fresh])
-        rows = [row for row in fresh if row.key not in kept]
-        self._index.put_rows(rows)
-        self._recency.mark_new(min((row.slot for row in rows), default=0), len(rows))
-        self._index.writer.execute(
-            "UPDATE segments SET live = live + ?, live_bytes = live_bytes + ? WHERE id = ?",
-            (len(rows), sum(row.record_bytes for row in rows), segment.id),
-        )
-        return {row.off for row in rows}
+        rows = {row.off: row for row in self._index.rows_of_segment(segment.id)}
+        records = {
+            each.offset: each
+            for each in found
+            if each.offset < segment.tail and (each.type != RecordType.ENTRY or each.offset in rows)
+        }
+        for offset, row in rows.items():  # even where a damaged header hides it from the scan
+            records.setdefault(offset, _located(row, segment))
+        return [records[offset] for offset in sorted(records)]
 
 
 def _located(row: Row, segment: SegmentRow) -> Located:
@@ -156,6 +162,8 @@ class _Rebuilt:
 
     found: dict[bytes, list[Row]] = field(default_factory=dict)
     killed: set[tuple[bytes, int]] = field(default_factory=set)
+    buried: dict[bytes, int] = field(default_factory=dict)
+    """The highest generation of a tombstone of each key: of the tombstone's own."""
     pins: dict[bytes, tuple[int, bool]] = field(default_factory=dict)
 
     def add(self, segment: int, first_slot: int, each: Located) -> None:
@@ -186,9 +194,11 @@ class _Rebuilt:
             alive = [row for row in candidates if (key, row.gen) not in self.killed]
             if alive:
                 row = max(alive, key=lambda each: each.gen)
+                # A pin older than the record was an earlier entry's, whose end may have been removed with it; unless
+                # the record replaced another, as its tombstone tells: then the pin went on.
                 said, pinned = self.pins.get(key, (0, False))
-                # A replaced value's pin is said again after it: what was said before it is of an earlier life of the key.
-                rows.append(row._replace(pinned=int(pinned)) if said > row.gen else row)
+                holds = max(said, self.buried.get(key, 0)) > row.gen and said > 0
+                rows.append(row._replace(pinned=int(pinned)) if holds else row)
         return rows
 
 
@@ -227,6 +237,7 @@ def rebuild(
 def fill_from_segments(folder: Folder, index: Index, recency: Recency, events: EventLog) -> None:
     """Index what the segments hold. Inside a transaction of an empty index."""
     rebuilt = _Rebuilt()
+    sealed: dict[int, tuple[str, int]] = {}
     next_slot = FIRST_SLOT
     for name in folder.segment_names():
         path = folder.segment(name)
@@ -246,18 +257,22 @@ def fill_from_segments(folder: Folder, index: Index, recency: Recency, events: E
             if listed is None and not alive:
                 seal_file(fd, pack_listing(records), tail)
             state = OPEN if listed is None and alive else SEALED
-            n_slots = aligned(max(len(records), REGION_UNIT if state == SEALED else 65536), REGION_UNIT)
+            count = max((each.ordinal + 1 for each in records), default=0)  # a footer may leave some out
+            n_slots = aligned(max(count, REGION_UNIT if state == SEALED else 65536), REGION_UNIT)
             recency.grow(next_slot + n_slots)
             granted = aligned(os.fstat(fd).st_size, 4096)
             segment = index.add_segment(name, namespace, state, granted, tail, next_slot, n_slots)
-            index.advance_segment(segment, tail, len(records), 0, 0)
+            index.advance_segment(segment, tail, count, 0, 0)
+            if state == SEALED:
+                sealed[segment] = name, sum(each.type == RecordType.ENTRY for each in records)
             for each in records:
                 if each.type == RecordType.TOMBSTONE:
                     payload = os.pread(fd, each.payload_bytes, each.offset + each.head_bytes)
                     rebuilt.killed.add((each.key, int.from_bytes(payload[:8], "little")))
+                    rebuilt.buried[each.key] = max(each.generation, rebuilt.buried.get(each.key, 0))
                 else:
                     rebuilt.add(segment, next_slot, each)
-            recency.mark_new(next_slot, len(records))
+            recency.mark_new(next_slot, count)
             next_slot += n_slots
         except (FormatError, OSError) as error:
             events.damage("", None, f"segment {path} is left alone: {error}")
@@ -274,11 +289,35 @@ def fill_from_segments(folder: Folder, index: Index, recency: Recency, events: E
         "UPDATE segments SET live = ?, live_bytes = ? WHERE id = ?",
         [(n, size, seg) for seg, (n, size) in totals.items()],
     )
+    offsets: dict[int, set[int]] = {}
+    for row in rows:
+        offsets.setdefault(row.seg, set()).add(row.off)
+    for segment, (name, entries) in sealed.items():
+        if entries > len(offsets.get(segment, ())):
+            _unlist_losers(folder, name, offsets.get(segment, set()))
     capacity = folder.describe().get("capacity_bytes", "missing")
     if capacity != "missing":
         index.set_fact("capacity", "unlimited" if capacity is None else capacity)
     if rows:
         logger.warning("lmstash: the index of %s was rebuilt from its segments: %d entries", folder.path, len(rows))
+
+
+def _unlist_losers(folder: Folder, name: str, live: set[int]) -> None:
+    """Make a sealed segment's footer list, of its entries, only those at the offsets `live`.
+
+    Others may be named by no tombstone; the next rebuild would raise them once the newer record has been evicted.
+    """
+    with contextlib.suppress(OSError):
+        fd = os.open(folder.segment(name), os.O_RDWR | os.O_CLOEXEC)
+        try:
+            listed = read_footer(fd)
+            if listed is not None:
+                kept = [each for each in listed if each.type != RecordType.ENTRY or each.offset in live]
+                # It ends where the old one ended, in one write: a kill leaves the one or the other.
+                offset = os.fstat(fd).st_size - footer_bytes(len(kept))
+                os.pwrite(fd, pack_footer(pack_listing(kept), offset), offset)
+        finally:
+            os.close(fd)
 
 
 def _locked(fd: int) -> bool:

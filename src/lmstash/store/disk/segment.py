@@ -117,11 +117,8 @@ class SegmentWriter:
             self.dirty = False
 
     def seal(self) -> int:
-        """Write the footer, let go of the file, and return its final size."""
-        try:
-            return seal_file(self.fd, self.listing, self.tail)
-        finally:
-            self.abandon()  # cut short, the segment is sealed by whoever finds it
+        """Write the footer and return the file's final size. The lock stays: `roll_back` may still take it back."""
+        return seal_file(self.fd, self.listing, self.tail)
 
     def abandon(self) -> None:
         """Let go of the file as it is."""

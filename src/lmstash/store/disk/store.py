@@ -278,10 +278,10 @@ class DiskStore:
         """Remove the entries that `select` is true for. Without `select`, whole segments are unlinked."""
         with self._faults():
             opened = self._ready() if dry_run else self._writable()
+            if select is None and not dry_run:
+                return opened.reclaimer.drop(namespace)
             if select is None:
                 chosen = [each for each in opened.index.segments() if matches(each.namespace, namespace)]
-                if not dry_run:
-                    opened.reclaimer.drop(chosen)
                 return Removed(sum(each.live for each in chosen), sum(each.live_bytes for each in chosen))
             found = [(info.key, info.nbytes) for info in self.entries(namespace) if select(info)]
             if not dry_run:
