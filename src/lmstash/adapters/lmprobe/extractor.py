@@ -12,11 +12,12 @@ from typing import Any
 from torch import Tensor
 
 from lmstash.adapters.lmprobe import config
-from lmstash.adapters.lmprobe.catalog import Reading, read_records, record_keys, record_write, register
+from lmstash.adapters.lmprobe.catalog import Reading, Shape, read_records, record_keys, record_write, register
 from lmstash.adapters.lmprobe.identify import Identity, Teller, identify_model, is_local_lmprobe
 from lmstash.adapters.lmprobe.imported import rebind, serve_imported
 from lmstash.adapters.lmprobe.layout import hash16
 from lmstash.adapters.lmprobe.result import PaddedResult, first_places
+from lmstash.adapters.lmprobe.slots import note_written
 from lmstash.adapters.lmprobe.source import SITE, ExtractBatchSource, right_padding, text_prompt
 from lmstash.adapters.lmprobe.text_shelf import TextShelf
 from lmstash.caches.activations.context import Context
@@ -29,9 +30,11 @@ from lmstash.caches.activations.running import Runner
 from lmstash.errors import InvalidArgumentError, LmstashError
 from lmstash.events import Drop, Event, Hit, Miss, logger
 from lmstash.stash import Stash
+from lmstash.store.base import Store
 from lmstash.store.memory import MemoryStore
 
 _REMOTE_RETRIES = 3
+_NO_KEY = bytes(32)
 
 
 class RemoteExtractionError(ExtractionError, RuntimeError):
@@ -52,6 +55,8 @@ class _Call:
     """Distinct."""
     owners: list[int]
     """For each prompt asked for, which of them it is."""
+    computed: bool = False
+    """Whether anything was computed that may be kept."""
 
 
 class CachedExtractor:
@@ -74,7 +79,7 @@ class CachedExtractor:
             raise InvalidArgumentError(f"{type(extractor).__name__} is no extractor: it lacks {', '.join(lacking)}.")
         self.extractor = extractor
         self._teller: tuple[Stash, Teller] | None = None
-        self._registered: dict[Reading, bytes] = {}
+        self._registered: dict[Reading | Shape, bytes] = {}
         """Slots of the catalog that were taken, as far as this object knows."""
 
     def extract(
@@ -211,6 +216,7 @@ class CachedExtractor:
         return result.padded(call.source.width(SITE) or 0, call.source.dtype)
 
     def _compute(self, call: _Call, shelf: RawShelf | TextShelf, absent: list[int], *, replace_kept: bool) -> None:
+        call.computed = True
         publisher = Publisher(call.stash.store, lambda: call.identity.unchanged(), replace=replace_kept)
         following = _Following(call, shelf) if isinstance(shelf, TextShelf) else shelf
         runner = Runner(call.source, following, publisher, call.prompts, call.layers, SITE, None)
@@ -248,9 +254,27 @@ class CachedExtractor:
             width=None if live is None else live.width(SITE),
             n_experts=None if live is None else live.width("router_logits"),
         )
-        known = self._registered.get(reading)
-        if call.prompts and (known is None or not store.contains(known)):
-            self._registered[reading] = register(store, reading)
+        self._register(store, [reading, *self._shape(call, shelf)] if call.prompts else [])
+        if call.computed or writes:
+            note_written(store, hash16(reading.name))
+
+    def _register(self, store: Store, facts: Sequence[Reading | Shape]) -> None:
+        """Take a slot for each fact that has none, as far as this object knows, or not any more."""
+        there = store.contains_many([self._registered.get(fact, _NO_KEY) for fact in facts])
+        for fact, kept in zip(facts, there, strict=True):
+            if not kept:
+                self._registered[fact] = register(store, fact) or _NO_KEY
+
+    def _shape(self, call: _Call, shelf: RawShelf | TextShelf) -> list[Shape]:
+        """Return which layers are kept of some prompt; nothing when none are."""
+        nowhere = set(range(len(call.layers)))
+        for index in range(len(call.prompts)):
+            nowhere.intersection_update(shelf.missing(index))
+            if not nowhere:
+                break
+        layers = tuple(layer for position, layer in enumerate(call.layers) if position not in nowhere)
+        name = call.source.name
+        return [Shape(name, hash16(name), call.context.namespace, layers)] if layers else []
 
 
 class _Following:
