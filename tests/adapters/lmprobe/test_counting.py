@@ -137,6 +137,15 @@ def test_a_cached_extractor_that_lived_through_a_clear_is_listed_again():
     assert (only().num_prompts, only().num_layers) == (len(MANY), 2)
 
 
+def test_records_that_were_lost_are_written_again_by_a_warm_call(store):
+    cached = CachedExtractor(Tiny())
+    cached.extract(MANY)
+    store.prune(namespace="lmprobe/")
+    cached.extract(MANY)
+    assert (only().num_prompts, only().num_layers) == (len(MANY), 2)
+    assert all(adapter.discover_cached("tiny", prompt) for prompt in MANY)
+
+
 def test_no_more_prompts_are_told_than_there_are_values(store):
     CachedExtractor(Tiny([0])).extract(MANY)
     for entry in list(store.entries("activations/"))[:50]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -28,13 +29,14 @@ from lmstash.caches.activations.prompts import Prompt
 from lmstash.caches.activations.source import Values
 from lmstash.codecs.records import decode_record, encode_record
 from lmstash.errors import FormatError
-from lmstash.identity.keys import KeyFamily
+from lmstash.identity.keys import Key
 from lmstash.identity.tokens import digest_text
 from lmstash.store.base import Store, Write
 
 LAYERS_TRIED = 256
 """Layers asked for when an extractor does not say how many its model has."""
 _RECORDS = "lmprobe/prompts"
+_DOMAIN = b"lmstash lmprobe record 1\0"
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,8 @@ def records_namespace(name: str, model: bytes, storage_dtype: str | None) -> str
 def record_keys(name: str, model: bytes, storage_dtype: str | None, prompt_hashes: Sequence[str]) -> list[bytes]:
     """Return the keys of the records of prompts, which are named by their hashes as lmprobe makes them."""
     common = {"what": "lmprobe record", "model_name": hash16(name), "model": model, "storage": storage_dtype}
-    family = KeyFamily(common, ("prompt",))
-    return [family.digest(each) for each in prompt_hashes]
+    start = _DOMAIN + Key(common).digest
+    return [sha256(start + each.encode()).digest() for each in prompt_hashes]
 
 
 def record_write(key: bytes, context: Context, prompt: Prompt, n_tokens: int, by_tokens: bool) -> Write:

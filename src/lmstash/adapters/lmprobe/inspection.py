@@ -25,6 +25,8 @@ from lmstash.unset import UNSET
 
 POOLS = {"last_token": "last", "first_token": "first", "mean": "mean", "max": "max"}
 """lmprobe's names of pooling strategies, and lmstash's."""
+TEXTS = "prompts/"
+"""Where `lmstash.caches.activations.texts` keeps lists of token ids."""
 _HASH = re.compile(r"[0-9a-f]{16}")
 
 
@@ -95,7 +97,9 @@ def discover_cached(model_name: str, prompt: str) -> CachedPromptInfo | None:
 
 
 def clear_cache() -> int:
-    """Remove all activations and what this adapter keeps beside them; other kinds of entries and other files stay.
+    """Remove all activations and what is kept beside them (lists of token ids too, as ids spell out text).
+
+    Other kinds of entries and other files stay.
 
     Returns:
         How many entries of activations were removed.
@@ -103,6 +107,7 @@ def clear_cache() -> int:
     store = config.current_stash().store
     removed = store.prune(namespace="activations/").entries
     store.prune(namespace="lmprobe/")
+    store.prune(namespace=TEXTS)
     return removed
 
 
@@ -122,7 +127,8 @@ def get_prompt_cache_dir(model_name: str, prompt: str) -> Path:
 def invalidate_extraction_cache(cache_dir: Path) -> None:
     """Remove everything kept for one prompt: raw and pooled values of all layers, and what was imported.
 
-    Values of a shared prefix go with it; prompts that share it compute it anew. No file of lmprobe's is touched.
+    Values of a shared prefix go with it; prompts that share it compute it anew. Lists of token ids go as a whole, since
+    ids spell out text and any of them may hold this prompt's: they are made again. No file of lmprobe's is touched.
 
     Args:
         cache_dir: What `get_prompt_cache_dir` returns, in this adapter or in lmprobe: its last two parts count.
@@ -144,6 +150,7 @@ def invalidate_extraction_cache(cache_dir: Path) -> None:
         if record is not None:
             keys += [key, *_Probe(stash, reading, record, record.text or "").keys()]
     stash.store.delete_many(keys)
+    stash.store.prune(namespace=TEXTS)
 
 
 class _Probe:
