@@ -147,6 +147,60 @@ def test_entries_are_shared_with_stash_activations(tmp_path, monkeypatch):
     assert len(calls) == before
 
 
+def tokenized(extractor, monkeypatch):
+    """Count the texts that are tokenized by lmstash."""
+    from lmstash.caches.activations import texts
+
+    seen: list[str] = []
+    original = texts.tokenize
+    monkeypatch.setattr(
+        texts, "tokenize", lambda strings, tokenizer: seen.extend(strings) or original(strings, tokenizer)
+    )
+    return seen
+
+
+def lists_kept():
+    return [entry for entry in config.current_stash().store.entries() if entry.kind == "prompts"]
+
+
+def test_a_warm_call_tokenizes_nothing_and_a_changed_tokenizer_is_asked_again(tmp_path, monkeypatch):
+    from tokenizers import normalizers
+
+    extractor = extractor_of(save_model(tmp_path / "m"))
+    seen = tokenized(extractor, monkeypatch)
+    first, _ = CachedExtractor(extractor).extract(PROMPTS)
+    assert seen == PROMPTS
+    extractor.tokenizer.padding_side = "left"  # as other users of it may, which changes no ids
+    extractor.tokenizer(PROMPTS, padding=True)
+    warm, _ = CachedExtractor(extractor).extract(PROMPTS)
+    assert torch.equal(warm, first)
+    assert seen == PROMPTS
+    extractor.tokenizer.backend_tokenizer.normalizer = normalizers.Replace("cat", "dog")
+    CachedExtractor(extractor).extract(PROMPTS)
+    assert seen == PROMPTS * 2
+
+
+@pytest.mark.parametrize(
+    "forget",
+    [
+        lambda name: adapter.clear_cache(),
+        lambda name: adapter.invalidate_extraction_cache(adapter.get_prompt_cache_dir(name, PROMPTS[0])),
+    ],
+)
+def test_ids_go_with_the_prompts_they_spell_out(tmp_path, forget):
+    name = save_model(tmp_path / "m")
+    CachedExtractor(extractor_of(name)).extract(PROMPTS)
+    assert lists_kept()
+    forget(name)
+    assert lists_kept() == []
+
+
+def test_private_stashes_keep_no_lists_of_ids(tmp_path):
+    adapter.set_cache_backend(Stash(MemoryStore(), private=True))
+    CachedExtractor(extractor_of(save_model(tmp_path / "m"))).extract(PROMPTS)
+    assert lists_kept() == []
+
+
 def test_layers_added_later_compute_only_what_is_new(tmp_path, monkeypatch):
     name = save_model(tmp_path / "m")
     CachedExtractor(extractor_of(name, [1])).extract(PROMPTS)

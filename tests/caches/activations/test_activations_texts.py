@@ -72,6 +72,34 @@ def test_a_tokenizer_changed_in_place_is_another_one(tokenizer, many, calls):
         assert calls.texts == number * 2500
 
 
+def test_padding_and_truncation_that_others_switched_on_do_not_matter(tokenizer, many, calls):
+    index = TextIndex(MemoryStore(), tokenizer)
+    expected = ids_of(index, many)
+    tokenizer.backend_tokenizer.enable_padding(length=50)
+    tokenizer.backend_tokenizer.enable_truncation(3)
+    tokenizer.padding_side = "left"
+    assert ids_of(index, many) == expected
+    assert calls.texts == 2500
+
+
+def test_a_tokenizer_with_parts_nobody_can_read_is_always_called(tokenizer, many, calls):
+    from tokenizers import NormalizedString, normalizers
+
+    class Own:
+        def normalize(self, normalized: NormalizedString):
+            normalized.lowercase()
+
+    store = MemoryStore()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Normalizer.custom(Own())
+    index = TextIndex(store, tokenizer)
+    assert ids_of(index, many) == ids_of(index, many)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.setting = object()
+    index.tokenize(many)
+    assert calls.texts == 3 * 2500
+    assert store.info().entries == 0
+
+
 def test_short_lists_do_without_an_index(tokenizer):
     store = MemoryStore()
     TextIndex(store, tokenizer).tokenize(["w1 w2"])

@@ -1,42 +1,42 @@
 """The index by name and prompt: what lmprobe users ask by, while entries are named by who computed them over what.
 
-Two kinds of small entries, found by key and never by listing, so that asking costs the same however much is kept:
+Three kinds of small entries, found by key and never by listing, so that asking costs the same however much is kept:
 
+* a *reading* for each identity and storage dtype that was read under a model name;
+* a *shape* for each set of layers that was kept of a model;
+* a *record* for each prompt of a reading: its tokens. Each reading has a namespace for its records, so that the store's
+  own counters know how many there are.
 
-* a *reading* for each identity and storage dtype that was read under a model name, in numbered slots of that name. A
-  slot is taken once and not changed, so no two writers lose one another's;
-* a *record* for each prompt of a reading: its tokens.
-
-Neither claims that a value is kept. Whether one is, the store is asked by the value's own key.
+None claims that a value is kept. Whether one is, the store is asked by the value's own key.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from typing import Any
 
 import numpy as np
 import torch
 
 from lmstash.adapters.lmprobe.layout import hash16
+from lmstash.adapters.lmprobe.slots import keep_fact, read_facts
 from lmstash.caches.activations.batching import BATCH_TOKENS
-from lmstash.caches.activations.context import Context
+from lmstash.caches.activations.context import EXACT, Context
 from lmstash.caches.activations.pooling import Pool
 from lmstash.caches.activations.prompts import Prompt
 from lmstash.caches.activations.source import Values
 from lmstash.codecs.records import decode_record, encode_record
 from lmstash.errors import FormatError
-from lmstash.identity.keys import Key, KeyFamily
+from lmstash.identity.keys import Key
 from lmstash.identity.tokens import digest_text
 from lmstash.store.base import Store, Write
 
 LAYERS_TRIED = 256
 """Layers asked for when an extractor does not say how many its model has."""
-MAX_SLOTS = 1024
-"""Identities that are told apart under one model name."""
-_SLOTS_AT_ONCE = 16
-READINGS = "lmprobe/models"
-RECORDS = "lmprobe/prompts"
+_RECORDS = "lmprobe/prompts"
+_DOMAIN = b"lmstash lmprobe record 1\0"
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,22 @@ class Reading:
 
 
 @dataclass(frozen=True)
+class Shape:
+    """What was kept of a model, in one call or import, told once for all prompts."""
+
+    name: str | None
+    """The model's name, where it is known."""
+    model_hash: str
+    """Of its name."""
+    namespace: str
+    """Where the values lie."""
+    layers: tuple[int, ...]
+    """Raw or pooled."""
+    kinds: tuple[str, ...] = ()
+    """Which of "pooled", "logits" and "perplexity" are among them."""
+
+
+@dataclass(frozen=True)
 class Record:
     """One prompt under one model name."""
 
@@ -74,11 +90,16 @@ class Record:
     """The prompt; None when the stash is private."""
 
 
+def records_namespace(name: str, model: bytes, storage_dtype: str | None) -> str:
+    """Where the records of one reading lie."""
+    return f"{_RECORDS}/{hash16(name)}/{model.hex()[:16]}-{storage_dtype or EXACT}"
+
+
 def record_keys(name: str, model: bytes, storage_dtype: str | None, prompt_hashes: Sequence[str]) -> list[bytes]:
     """Return the keys of the records of prompts, which are named by their hashes as lmprobe makes them."""
-    common = {"what": "lmprobe prompt", "model_name": hash16(name), "model": model, "storage": storage_dtype}
-    family = KeyFamily(common, ("prompt",))
-    return [family.digest(each) for each in prompt_hashes]
+    common = {"what": "lmprobe record", "model_name": hash16(name), "model": model, "storage": storage_dtype}
+    start = _DOMAIN + Key(common).digest
+    return [sha256(start + each.encode()).digest() for each in prompt_hashes]
 
 
 def record_write(key: bytes, context: Context, prompt: Prompt, n_tokens: int, by_tokens: bool) -> Write:
@@ -92,7 +113,8 @@ def record_write(key: bytes, context: Context, prompt: Prompt, n_tokens: int, by
         meta["text"] = prompt.excerpt
     ids = prompt.ids.astype("<u4").tobytes() if known else None
     value = encode_record({"n_tokens": n_tokens, "ids": ids, "text": None if context.private else text})
-    return Write(key, value, namespace=RECORDS, meta=meta, n_tokens=n_tokens, ttl_seconds=context.ttl_seconds)
+    namespace = records_namespace(context.source.name, context.model, context.storage_dtype)
+    return Write(key, value, namespace=namespace, meta=meta, n_tokens=n_tokens, ttl_seconds=context.ttl_seconds)
 
 
 def read_records(store: Store, keys: Sequence[bytes]) -> list[Record | None]:
@@ -115,44 +137,34 @@ def read_records(store: Store, keys: Sequence[bytes]) -> list[Record | None]:
 
 def readings(store: Store, model_hash: str) -> list[Reading]:
     """Return who was read under the model name that has this hash."""
-    return [reading for _, reading in _slots(store, model_hash) if reading is not None]
+    facts = read_facts(store, [model_hash])[model_hash]
+    return [reading for fact, _ in facts if (reading := as_reading(fact)) is not None]
 
 
-def register(store: Store, reading: Reading) -> bytes:
-    """Make sure that a reading has a slot, and return the slot's key."""
-    model_hash = hash16(reading.name)
-    for key, there in _slots(store, model_hash):
-        if there == reading:
-            return key
-        if there is not None:
-            continue
-        meta = {"name": reading.name, "model": reading.model.hex()[:16], "storage": reading.storage_dtype}
-        value = encode_record(asdict(reading))
-        store.put_many([Write(key, value, namespace=READINGS, meta=meta)], replace=False)
-        kept = store.get(key)
-        if kept is None or bytes(kept) == value:
-            return key
-        # Another writer was faster: the next slot, then.
-    return b""
+def register(store: Store, known: Reading | Shape) -> bytes:
+    """Make sure that a reading or a shape is known, and return the key of its slot."""
+    if isinstance(known, Reading):
+        meta = {"name": known.name, "model": known.model.hex()[:16], "storage": known.storage_dtype}
+        return keep_fact(store, hash16(known.name), {"what": "reading", **asdict(known)}, meta)
+    listed = {"layers": list(known.layers), "kinds": list(known.kinds)}
+    fact = {"what": "shape", **asdict(known), **listed}
+    return keep_fact(store, known.model_hash, fact, {"name": known.name, **listed})
 
 
-def _slots(store: Store, model_hash: str) -> Iterator[tuple[bytes, Reading | None]]:
-    """Yield each slot of a name and what is in it; ends after a run of empty ones has been seen, and offered."""
-    for start in range(0, MAX_SLOTS, _SLOTS_AT_ONCE):
-        slots = range(start, start + _SLOTS_AT_ONCE)
-        keys = [Key({"what": "lmprobe reading", "model_name": model_hash, "slot": slot}).digest for slot in slots]
-        there = store.contains_many(keys)
-        for key, kept in zip(keys, there, strict=True):
-            yield key, _read_slot(store, key) if kept else None
-        if not any(there):
-            return
-
-
-def _read_slot(store: Store, key: bytes) -> Reading | None:
-    value = store.get(key)
+def as_reading(fact: Mapping[str, Any]) -> Reading | None:
+    """Return a fact as a reading, if it is one."""
     try:
-        return None if value is None else Reading(**decode_record(bytes(value)))
-    except (FormatError, TypeError):
+        return Reading(**{name: each for name, each in fact.items() if name != "what"})
+    except TypeError:
+        return None
+
+
+def as_shape(fact: Mapping[str, Any]) -> Shape | None:
+    """Return a fact as a shape, if it is one."""
+    try:
+        shape = Shape(**{name: each for name, each in fact.items() if name != "what"})
+        return replace(shape, layers=tuple(map(int, shape.layers)), kinds=tuple(map(str, shape.kinds)))
+    except (TypeError, ValueError):
         return None
 
 

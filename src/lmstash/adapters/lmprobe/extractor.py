@@ -12,10 +12,11 @@ from typing import Any
 from torch import Tensor
 
 from lmstash.adapters.lmprobe import config
-from lmstash.adapters.lmprobe.catalog import Reading, read_records, record_keys, record_write, register
+from lmstash.adapters.lmprobe.catalog import Reading, read_records
 from lmstash.adapters.lmprobe.identify import Identity, Teller, identify_model, is_local_lmprobe
 from lmstash.adapters.lmprobe.imported import rebind, serve_imported
 from lmstash.adapters.lmprobe.layout import hash16
+from lmstash.adapters.lmprobe.recording import Recorder, record_keys_of
 from lmstash.adapters.lmprobe.result import PaddedResult, first_places
 from lmstash.adapters.lmprobe.source import SITE, ExtractBatchSource, right_padding, text_prompt
 from lmstash.adapters.lmprobe.text_shelf import TextShelf
@@ -26,6 +27,7 @@ from lmstash.caches.activations.prompts import Prompt, read_prompts
 from lmstash.caches.activations.publish import Publisher
 from lmstash.caches.activations.raw import RawShelf
 from lmstash.caches.activations.running import Runner
+from lmstash.caches.activations.texts import TextIndex
 from lmstash.errors import InvalidArgumentError, LmstashError
 from lmstash.events import Drop, Event, Hit, Miss, logger
 from lmstash.stash import Stash
@@ -52,6 +54,8 @@ class _Call:
     """Distinct."""
     owners: list[int]
     """For each prompt asked for, which of them it is."""
+    computed: bool = False
+    """Whether anything was computed that may be kept."""
 
 
 class CachedExtractor:
@@ -74,8 +78,8 @@ class CachedExtractor:
             raise InvalidArgumentError(f"{type(extractor).__name__} is no extractor: it lacks {', '.join(lacking)}.")
         self.extractor = extractor
         self._teller: tuple[Stash, Teller] | None = None
-        self._registered: dict[Reading, bytes] = {}
-        """Slots of the catalog that were taken, as far as this object knows."""
+        self._recorder = Recorder()
+        self._source: tuple[int, bytes, ModelSource] | None = None
 
     def extract(
         self,
@@ -125,13 +129,13 @@ class CachedExtractor:
         extractor, stash = self.extractor, config.current_stash()
         if self._teller is None or self._teller[0] is not stash:
             self._teller = stash, Teller(stash.store)
-            self._registered.clear()
+            self._recorder = Recorder()
         teller, live = self._teller[1], None
         try:
             if config.is_disabled():
                 raise _CachingOff("the limit is 0")
-            live = ModelSource(extractor.model) if local else None
             identity = identify_model(extractor) if local else teller.identify(extractor, remote)
+            live = self._live(identity) if local else None
         except Exception as error:
             if not isinstance(error, _CachingOff):
                 if stash.store.strict:
@@ -155,18 +159,27 @@ class CachedExtractor:
         if live is None:
             asked = [text_prompt(text) for text in texts]
         else:
-            asked = read_prompts(texts, extractor.tokenizer)
+            index = None
+            if not stash.private:  # ids spell out text
+                index = TextIndex(stash.store, extractor.tokenizer, salt=stash.salt, ttl_seconds=stash.ttl_seconds)
+            asked = read_prompts(texts, extractor.tokenizer, index)
         places: dict[bytes, int] = {}
         owners = [places.setdefault(prompt.ids.tobytes(), len(places)) for prompt in asked]
         firsts = first_places(owners)
         distinct = [asked[place] for place in firsts]
-        source.bind(distinct)
         context = Context(
             stash.store, source, identity.digest, config.storage_dtype(), stash.salt, stash.private, stash.ttl_seconds
         )
         layers = sorted({int(layer) for layer in extractor.layer_indices})
         call = _Call(stash, source, live, identity, context, layers, distinct, owners)
         return call
+
+    def _live(self, identity: Identity) -> ModelSource:
+        """Return the model as a source: the same one as long as it is the same, since whether it is causal is tried."""
+        model = self.extractor.model
+        if self._source is None or self._source[:2] != (id(model), identity.digest):
+            self._source = id(model), identity.digest, ModelSource(model)
+        return self._source[2]
 
     def _run(self, call: _Call, invalidate: bool, cache_only: bool) -> tuple[Tensor, Tensor] | None:
         n_tokens = self._lengths(call)
@@ -211,6 +224,8 @@ class CachedExtractor:
         return result.padded(call.source.width(SITE) or 0, call.source.dtype)
 
     def _compute(self, call: _Call, shelf: RawShelf | TextShelf, absent: list[int], *, replace_kept: bool) -> None:
+        call.computed = True
+        call.source.bind(call.prompts)
         publisher = Publisher(call.stash.store, lambda: call.identity.unchanged(), replace=replace_kept)
         following = _Following(call, shelf) if isinstance(shelf, TextShelf) else shelf
         runner = Runner(call.source, following, publisher, call.prompts, call.layers, SITE, None)
@@ -221,23 +236,13 @@ class CachedExtractor:
         """Return the tokens of each prompt as far as they are known before anything is read or computed."""
         if call.live is not None:
             return [len(prompt) for prompt in call.prompts]
-        kept = read_records(call.stash.store, _record_keys(call))
+        kept = read_records(call.stash.store, record_keys_of(call.context, call.prompts))
         return [None if record is None else record.n_tokens for record in kept]
 
     def _record(self, call: _Call, shelf: RawShelf | TextShelf) -> None:
         """Index what is kept now by name and prompt."""
-        live, store, context = call.live, call.stash.store, call.context
+        live, context = call.live, call.context
         lengths = shelf.n_tokens if isinstance(shelf, TextShelf) else [len(prompt) for prompt in call.prompts]
-        keys = _record_keys(call)
-        writes = [
-            record_write(key, context, prompt, tokens, live is not None)
-            for index, (key, there, prompt, tokens) in enumerate(
-                zip(keys, store.contains_many(keys), call.prompts, lengths, strict=True)
-            )
-            if tokens is not None and not there and not shelf.missing(index)
-        ]
-        if writes:
-            store.put_many(writes, replace=False)
         reading = Reading(
             name=call.source.name,
             model=context.model,
@@ -248,9 +253,8 @@ class CachedExtractor:
             width=None if live is None else live.width(SITE),
             n_experts=None if live is None else live.width("router_logits"),
         )
-        known = self._registered.get(reading)
-        if call.prompts and (known is None or not store.contains(known)):
-            self._registered[reading] = register(store, reading)
+        told = context, reading, call.prompts, lengths, call.layers, shelf.missing
+        self._recorder.record(*told, computed=call.computed)
 
 
 class _Following:
@@ -269,12 +273,6 @@ class _Following:
             self._model = self._call.context.model
             self._shelf.rename(self._call.context)
         return self._shelf.keep(members, positions, values, seconds)
-
-
-def _record_keys(call: _Call) -> list[bytes]:
-    context = call.context
-    hashes = [hash16(prompt.text or "") for prompt in call.prompts]
-    return record_keys(call.source.name, context.model, context.storage_dtype, hashes)
 
 
 class _CachingOff(Exception):

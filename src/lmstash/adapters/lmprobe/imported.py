@@ -27,7 +27,8 @@ from lmstash.events import MissReason
 from lmstash.identity.keys import Key
 from lmstash.store.base import Store, Write
 
-INDEX = "lmprobe/imports"
+_INDEX = "lmprobe/imports"
+_VALUES = "activations/lmprobe-"
 DECLARATIONS = "lmprobe/declarations"
 _VALUE = "value"
 _OPEN = b""
@@ -61,7 +62,17 @@ class Declaration:
 
 def imported_namespace(model_hash: str) -> str:
     """Where the values of one model name are kept."""
-    return f"activations/lmprobe-{model_hash}"
+    return _VALUES + model_hash
+
+
+def imported_hash(namespace: str) -> str | None:
+    """Return the hash of the model name whose values are kept in a namespace, None when it is not one for imports."""
+    return namespace.removeprefix(_VALUES) if namespace.startswith(_VALUES) else None
+
+
+def index_namespace(model_hash: str) -> str:
+    """Where the lists of what was imported for the prompts of one model name are kept, one for each prompt."""
+    return f"{_INDEX}/{model_hash}"
 
 
 def imported_key(model_hash: str, prompt_hash: str, tensor: str) -> bytes:
@@ -101,7 +112,7 @@ def index_write(model_hash: str, prompt_hash: str, name: str | None, imported: I
     meta: dict[str, Any] = {"name": name, "model_hash": model_hash, "prompt": prompt_hash, "tensors": imported.tensors}
     if imported.text is not None:
         meta["text"] = imported.text[:200]
-    return Write(index_key(model_hash, prompt_hash), value, namespace=INDEX, meta=meta)
+    return Write(index_key(model_hash, prompt_hash), value, namespace=index_namespace(model_hash), meta=meta)
 
 
 def read_imported(store: Store, model_hash: str, prompt_hash: str, tensors: Sequence[str]) -> dict[str, Tensor]:

@@ -7,12 +7,15 @@ them; `declare` and `verify_sample=` say when it may be served (see `lmstash.ada
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from lmstash.adapters.lmprobe import config
+from lmstash.adapters.lmprobe.catalog import Shape, register
+from lmstash.adapters.lmprobe.counting import tensor_facts
 from lmstash.adapters.lmprobe.identify import Identity, Teller, identify_model, is_local_lmprobe
 from lmstash.adapters.lmprobe.imported import (
     ImportedPrompt,
@@ -20,6 +23,7 @@ from lmstash.adapters.lmprobe.imported import (
     declare_identity,
     encode_value,
     imported_key,
+    imported_namespace,
     index_write,
     read_imported,
     read_index,
@@ -28,6 +32,7 @@ from lmstash.adapters.lmprobe.imported import (
 )
 from lmstash.adapters.lmprobe.layout import LayoutModel, LayoutPrompt, hash16, load_prompt, read_layout
 from lmstash.adapters.lmprobe.sample import TOLERANCE, compare_sample
+from lmstash.adapters.lmprobe.slots import note_written
 from lmstash.errors import InvalidArgumentError
 from lmstash.events import logger
 from lmstash.stash import Stash
@@ -198,18 +203,27 @@ def load_imported(model_name: str, prompt: str, stash: Any = None) -> dict[str, 
 
 def _import_model(found: LayoutModel, name: str | None, stash: Stash, problems: list[str]) -> ImportedModel:
     taken = ImportedModel(name, found.model_hash)
+    layers: set[int] = set()
+    kinds: set[str] = set()
     for prompt in found.prompts:
-        _import_prompt(prompt, taken, stash, problems)
+        more_layers, more_kinds = tensor_facts(_import_prompt(prompt, taken, stash, problems))
+        if not (more_layers <= layers and more_kinds <= kinds):
+            layers, kinds = layers | more_layers, kinds | more_kinds
+            told = tuple(sorted(layers)), tuple(sorted(kinds))
+            register(stash.store, Shape(name, found.model_hash, imported_namespace(found.model_hash), *told))
+    if taken.added:
+        note_written(stash.store, found.model_hash)
     logger.info("imported %d prompts of %s", taken.prompts, name or found.model_hash)
     return taken
 
 
-def _import_prompt(prompt: LayoutPrompt, taken: ImportedModel, stash: Stash, problems: list[str]) -> None:
+def _import_prompt(prompt: LayoutPrompt, taken: ImportedModel, stash: Stash, problems: list[str]) -> Collection[str]:
+    """Take one prompt over, and return the names of its usable tensors."""
     store, model_hash = stash.store, taken.model_hash
     loaded = load_prompt(prompt)
     problems.extend(f"{model_hash}/{prompt.prompt_hash}: {each}" for each in loaded.problems)
     if not loaded.tensors:
-        return
+        return ()
     before = read_index(store, model_hash, prompt.prompt_hash)
     names = [*(before.tensors if before else ()), *loaded.tensors]
     values = loaded.tensors.get("logits_top_k_values")
@@ -240,6 +254,7 @@ def _import_prompt(prompt: LayoutPrompt, taken: ImportedModel, stash: Stash, pro
     taken.dropped += len(writes) - done
     if imported != before:
         store.put_many([index_write(model_hash, prompt.prompt_hash, taken.name, imported)])
+    return loaded.tensors.keys()
 
 
 def _verify(

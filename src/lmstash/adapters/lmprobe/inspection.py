@@ -8,18 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from lmstash.adapters.lmprobe import config
-from lmstash.adapters.lmprobe.catalog import (
-    READINGS,
-    RECORDS,
-    NamedSource,
-    Reading,
-    Record,
-    read_records,
-    readings,
-    record_keys,
-)
-from lmstash.adapters.lmprobe.imported import INDEX, imported_key, index_key, read_index
-from lmstash.adapters.lmprobe.info import CachedPromptInfo, CacheInfo, ModelCacheInfo
+from lmstash.adapters.lmprobe.catalog import NamedSource, Reading, Record, read_records, readings, record_keys
+from lmstash.adapters.lmprobe.counting import POOLED, count
+from lmstash.adapters.lmprobe.imported import imported_key, index_key, read_index
+from lmstash.adapters.lmprobe.info import CachedPromptInfo, CacheInfo
 from lmstash.adapters.lmprobe.layout import hash16
 from lmstash.adapters.lmprobe.source import SITE, text_prompt
 from lmstash.adapters.lmprobe.text_shelf import TextShelf
@@ -33,61 +25,35 @@ from lmstash.unset import UNSET
 
 POOLS = {"last_token": "last", "first_token": "first", "mean": "mean", "max": "max"}
 """lmprobe's names of pooling strategies, and lmstash's."""
+TEXTS = "prompts/"
+"""Where `lmstash.caches.activations.texts` keeps lists of token ids."""
 _HASH = re.compile(r"[0-9a-f]{16}")
-_POOLED = re.compile(r"pooled_(.+)_layer_(\d+)")
 
 
 def cache_info(model: str | None = None) -> CacheInfo:
-    """Report how much is kept.
+    """Report how much is kept, by model name; names of which nothing is kept are left out.
 
-    Costs about 10 us per entry of activations: it reads the facts beside entries, never their values.
+    Costs a few milliseconds, however much is kept: it asks the store's own counters, the catalog, and looks at 64
+    entries. What a store of more than 64 entries cannot tell without reading them all is told like this:
+
+    * `num_prompts`: of the identity (weights and storage dtype, or import) that has most. Never more than it has
+      entries, but a prompt that was evicted may be counted while the record of its tokens is still there. Texts that
+      are the same tokens may be counted as one.
+    * `num_layers` and the kinds: of everything that was extracted or imported while some of it is kept: a layer whose
+      last entry went alone is still counted. What `stash.activations` keeps of the same model counts in the sizes, and
+      for the rest as far as the 64 entries show it.
+    * `oldest_mtime`, `newest_mtime`: when the first and the last call that kept something ended.
+
+    `discover_cached` says exactly what is kept of a prompt.
 
     Args:
         model: Report on this model name only.
     """
-    stash = config.current_stash()
-    store = stash.store
-    whole = store.info()
-    sizes = {each.namespace: each.nbytes for each in whole.namespaces}
-    found: dict[str, _Tally] = {}
-    by_namespace: dict[str, list[_Tally]] = {}
-    times: list[float] = []
-    # Two passes: what lies under which name, then what it is.
-    for entry in store.entries("lmprobe/"):
-        meta = entry.meta
-        name = meta.get("name")
-        model_hash = str(meta["model_hash"]) if entry.namespace == INDEX else hash16(str(name))
-        if entry.namespace not in (READINGS, RECORDS, INDEX) or (model is not None and model_hash != hash16(model)):
-            continue
-        tally = found.setdefault(model_hash, _Tally(name))
-        if entry.namespace != READINGS:
-            tally.prompts.add(str(meta.get("prompt")))
-        whole_name = f"lmprobe-{model_hash}" if entry.namespace == INDEX else meta.get("model")
-        namespace = f"activations/{whole_name}"
-        if namespace not in tally.namespaces:
-            tally.namespaces.add(namespace)
-            by_namespace.setdefault(namespace, []).append(tally)
-    for entry in store.entries("activations/") if found else ():
-        for tally in by_namespace.get(entry.namespace, ()):
-            times.append(entry.created)
-            tally.note(entry.meta)
-    wanted = None if model is None else set().union(*(tally.namespaces for tally in found.values()))
-    limit = whole.capacity_bytes if config.limit_bytes() is UNSET else config.limit_bytes()
-    return CacheInfo(
-        cache_dir=whole.location if "://" in whole.location else Path(whole.location),
-        total_size_bytes=sum(
-            nbytes
-            for namespace, nbytes in sizes.items()
-            if (namespace.startswith(("activations/", "lmprobe/")) if wanted is None else namespace in wanted)
-        ),
-        models=[
-            tally.info(model_hash, sum(sizes.get(each, 0) for each in tally.namespaces))
-            for model_hash, tally in found.items()
-        ],
-        oldest_mtime=min(times, default=None),
-        newest_mtime=max(times, default=None),
-        cache_limit_bytes=limit or None,
-    )
+    counted = count(config.current_stash().store, model)
+    limit = config.limit_bytes()
+    if limit is not UNSET:
+        counted.cache_limit_bytes = limit or None
+    return counted
 
 
 def discover_cached(model_name: str, prompt: str) -> CachedPromptInfo | None:
@@ -131,7 +97,9 @@ def discover_cached(model_name: str, prompt: str) -> CachedPromptInfo | None:
 
 
 def clear_cache() -> int:
-    """Remove all activations and what this adapter keeps beside them; other kinds of entries and other files stay.
+    """Remove all activations and what is kept beside them (lists of token ids too, as ids spell out text).
+
+    Other kinds of entries and other files stay.
 
     Returns:
         How many entries of activations were removed.
@@ -139,6 +107,7 @@ def clear_cache() -> int:
     store = config.current_stash().store
     removed = store.prune(namespace="activations/").entries
     store.prune(namespace="lmprobe/")
+    store.prune(namespace=TEXTS)
     return removed
 
 
@@ -158,7 +127,8 @@ def get_prompt_cache_dir(model_name: str, prompt: str) -> Path:
 def invalidate_extraction_cache(cache_dir: Path) -> None:
     """Remove everything kept for one prompt: raw and pooled values of all layers, and what was imported.
 
-    Values of a shared prefix go with it; prompts that share it compute it anew. No file of lmprobe's is touched.
+    Values of a shared prefix go with it; prompts that share it compute it anew. Lists of token ids go as a whole, since
+    ids spell out text and any of them may hold this prompt's: they are made again. No file of lmprobe's is touched.
 
     Args:
         cache_dir: What `get_prompt_cache_dir` returns, in this adapter or in lmprobe: its last two parts count.
@@ -180,6 +150,7 @@ def invalidate_extraction_cache(cache_dir: Path) -> None:
         if record is not None:
             keys += [key, *_Probe(stash, reading, record, record.text or "").keys()]
     stash.store.delete_many(keys)
+    stash.store.prune(namespace=TEXTS)
 
 
 class _Probe:
@@ -229,55 +200,6 @@ class _Probe:
         return TextShelf(context, [self._prompt], self._layers, None, [None])
 
 
-class _Tally:
-    """Counts what is kept under one model name."""
-
-    def __init__(self, name: str | None) -> None:
-        self.name = name
-        self.namespaces: set[str] = set()
-        self.prompts: set[str] = set()
-        self._layers: set[int] = set()
-        self._kinds: set[str] = set()
-
-    def note(self, meta: dict[str, Any]) -> None:
-        """Take in the facts beside one entry."""
-        tensor = meta.get("tensor")
-        if isinstance(tensor, str):
-            self._note_tensor(tensor)
-            return
-        components = meta.get("id", {}).get("components", {})
-        if components.get("site") == SITE:
-            together = components.get("layers", [components.get("layer")])
-            self._layers.update(layer for layer in together if isinstance(layer, int))
-            if components.get("pool") is not None:
-                self._kinds.add("pooled")
-
-    def info(self, model_hash: str, nbytes: int) -> ModelCacheInfo:
-        """Return what was counted."""
-        kinds = self._kinds
-        return ModelCacheInfo(
-            model_name=self.name,
-            model_hash=model_hash,
-            size_bytes=nbytes,
-            num_prompts=len(self.prompts),
-            num_layers=len(self._layers),
-            has_pooled="pooled" in kinds,
-            has_perplexity="perplexity" in kinds,
-            has_logits="logits" in kinds,
-        )
-
-    def _note_tensor(self, tensor: str) -> None:
-        if match := _POOLED.fullmatch(tensor):
-            self._kinds.add("pooled")
-            self._layers.add(int(match[2]))
-        elif tensor.startswith("layer_"):
-            self._layers.add(int(tensor[6:]))
-        elif tensor.startswith("logits"):
-            self._kinds.add("logits")
-        elif tensor == "perplexity":
-            self._kinds.add("perplexity")
-
-
 def _add_imported(
     stash: Stash,
     name: str,
@@ -296,7 +218,7 @@ def _add_imported(
     for tensor, kept in zip(imported.tensors, there, strict=True):
         if not kept:
             continue
-        if match := _POOLED.fullmatch(tensor):
+        if match := POOLED.fullmatch(tensor):
             pooled.setdefault(match[1], set()).add(int(match[2]))
         elif tensor.startswith("layer_"):
             raw.add(int(tensor[6:]))

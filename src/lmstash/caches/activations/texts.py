@@ -1,22 +1,23 @@
 """Texts already tokenized: an index in front of the tokenizer, by chunks of a list of texts.
 
 Token ids are the identity of prompts, so a warm call on strings would spend most of its time in the tokenizer. The ids
-of 1,024 texts at a time are kept under a hash of these texts and of all that the tokenizer is, which is read anew at
-each use: serialising a tokenizer of 50,000 words takes as long as tokenizing some 50 kB, so short lists do without. A
-list that was extended finds its full chunks again; a shuffled one is tokenized. Ids spell out text: never used in
-private mode.
+of 1,024 texts at a time are kept under a hash of these texts and of what decides which ids come out, which is read anew
+at each use. For long lists that is all that the tokenizer is; for shorter ones its rules, and what its model makes of
+every word of the texts (see `tokenizer_state`). A list that was extended finds its full chunks again; a shuffled one is
+tokenized. Ids spell out text: never used in private mode.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
 
+from lmstash.caches.activations.tokenizer_state import TokenizerState
 from lmstash.codecs.tensors import decode_tensors, encode_tensors
 from lmstash.errors import FormatError, InvalidArgumentError
 from lmstash.events import MissReason
@@ -25,7 +26,10 @@ from lmstash.store.base import Entry, Store, Write
 
 CHUNK_TEXTS = 1024
 _CHARACTERS_PER_WORD = 4
-"""Texts shorter than this times the vocabulary are tokenized: asking what the tokenizer is would cost as much."""
+"""In texts of this many times as many characters as the vocabulary has words, the distinct words are so many that it is
+cheaper to read the tokenizer as a whole."""
+_LEAST_CHARACTERS = 16 * 2**10
+"""Shorter texts are tokenized: that takes 12 ms, and their words are nearly all distinct."""
 
 
 class TextIndex:
@@ -37,92 +41,94 @@ class TextIndex:
         """Index what `tokenizer` makes of texts; one that cannot be told apart from another is simply called."""
         self._store = store
         self._tokenizer = tokenizer
+        self._state = TokenizerState(tokenizer)
         self._salt = salt
         self._ttl_seconds = ttl_seconds
 
     def tokenize(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Return `[n_tokens]` uint32 for each text, as the tokenizer would without truncation and padding."""
-        identity = self._identity() if self._pays(texts) else None
+        by_words, identity = self._identity(texts)
         if identity is None:
             return tokenize(texts, self._tokenizer)
         chunks = [texts[start : start + CHUNK_TEXTS] for start in range(0, len(texts), CHUNK_TEXTS)]
         keys = [self._key(identity, chunk) for chunk in chunks]
         entries = self._store.fetch_many(keys)
-        found = [self._read(key, entry, len(chunk)) for key, entry, chunk in zip(keys, entries, chunks, strict=True)]
+        found = [
+            self._read(key, entry, len(chunk), by_words)
+            for key, entry, chunk in zip(keys, entries, chunks, strict=True)
+        ]
         absent = [number for number, ids in enumerate(found) if ids is None]
         started = time.perf_counter()
-        fresh = iter(
-            tokenize([text for number in absent for text in chunks[number]], self._tokenizer) if absent else ()
-        )
+        unknown = [text for number in absent for text in chunks[number]]
+        if unknown:
+            self._state.forget_words()
+        fresh = iter(tokenize(unknown, self._tokenizer) if unknown else ())
         seconds = (time.perf_counter() - started) / max(1, len(absent))
         writes: list[Write] = []
         for number in absent:
             ids = found[number] = [next(fresh) for _ in chunks[number]]
-            writes.append(self._write(keys[number], ids, identity, seconds))
-        if writes and self._identity() == identity:
+            words = self._state.words(chunks[number], [each.tolist() for each in ids]) if by_words else {}
+            if words is not None:
+                writes.append(self._write(keys[number], ids, words, identity, seconds))
+        if writes and self._identity(texts) == (by_words, identity):
             self._store.put_many(writes)
         return [ids for chunk in found for ids in chunk or ()]
 
-    def _pays(self, texts: Sequence[str]) -> bool:
-        words = getattr(self._tokenizer, "vocab_size", None)
-        return isinstance(words, int) and sum(map(len, texts)) >= _CHARACTERS_PER_WORD * words
-
-    def _identity(self) -> bytes | None:
-        """Return a digest of all that decides what ids come out, None when that cannot be told.
+    def _identity(self, texts: Sequence[str]) -> tuple[bool, bytes | None]:
+        """Return whether words are to be compared, and what decides which ids come out beside them.
 
         Finer than a tokenizer's fingerprint, which forgives settings that do not matter: here they cost a miss.
         """
-        import tokenizers
-        import transformers
-
-        tokenizer = self._tokenizer
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        kind = type(tokenizer)
-        if not isinstance(backend, tokenizers.Tokenizer) or not kind.__module__.startswith("transformers."):
-            return None
-        model = backend.model
-        if any(getattr(model, name, None) is not None for name in ("dropout", "alpha", "nbest_size")):
-            return None  # draws random numbers
-        settings = {name: value for name, value in vars(tokenizer).items() if value is not backend}
-        if "__call__" in settings:
-            return None
-        versions = (transformers.__version__, tokenizers.__version__)
-        # What repr gives an address is another tokenizer in each process: a miss, never a wrong hit.
-        facts = (
-            f"{kind.__module__}.{kind.__qualname__}",
-            versions,
-            sorted((name, repr(settings[name])) for name in settings),
-        )
-        return hashlib.sha256(repr(facts).encode("utf-8", "surrogatepass") + b"\0" + backend.to_str().encode()).digest()
+        n_characters = sum(map(len, texts))
+        n_words = getattr(self._tokenizer, "vocab_size", None)
+        if not isinstance(n_words, int) or n_characters < min(_LEAST_CHARACTERS, _CHARACTERS_PER_WORD * n_words):
+            return False, None
+        by_words = n_characters < _CHARACTERS_PER_WORD * n_words
+        return by_words, self._state.rules() if by_words else self._state.whole()
 
     def _key(self, identity: bytes, texts: Sequence[str]) -> bytes:
-        digest = hashlib.sha256()
-        for text in texts:
-            data = text.encode("utf-8", "surrogatepass")
-            digest.update(len(data).to_bytes(8, "big") + data)
+        encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
+        digest = hashlib.sha256(np.array([len(encoded), *map(len, encoded)], dtype="<u8").tobytes())
+        digest.update(b"".join(encoded))
         return Key({"kind": "texts", "tokenizer": identity, "texts": digest.digest(), "salt": self._salt}).digest
 
-    def _read(self, key: bytes, entry: Entry | None, n_texts: int) -> list[np.ndarray] | None:
+    def _read(self, key: bytes, entry: Entry | None, n_texts: int, by_words: bool) -> list[np.ndarray] | None:
         if entry is None:
             return None
         try:
             kept = decode_tensors(entry.value, framework="numpy")
             ends = np.cumsum(kept["lengths"].astype(np.int64))
             fits = kept["key"].tobytes() == key and len(ends) == n_texts and ends[-1] == len(kept["ids"])
-            if fits and kept["ids"].dtype == kept["lengths"].dtype == np.uint32:
+            fits = fits and kept["ids"].dtype == kept["lengths"].dtype == np.uint32
+            if fits and (not by_words or self._same_words(kept)):
                 bounds = [0, *ends.tolist()]
                 return [kept["ids"][start:end] for start, end in pairwise(bounds)]
-        except (FormatError, InvalidArgumentError, KeyError, IndexError):
+        except (FormatError, InvalidArgumentError, KeyError, IndexError, UnicodeDecodeError):
             pass
         self._store.events.miss(entry.namespace, key, MissReason.MISMATCH)
         return None
 
-    def _write(self, key: bytes, ids: list[np.ndarray], identity: bytes, seconds: float) -> Write:
+    def _same_words(self, kept: Mapping[str, np.ndarray]) -> bool:
+        """Whether the tokenizer's model still makes of every word what it made when the ids were kept."""
+        words = kept["words"].tobytes().decode().split("\0")
+        made = self._state.ids_of_words(words)
+        return (
+            list(map(len, made)) == kept["word_lengths"].tolist()
+            and list(chain.from_iterable(made)) == kept["word_ids"].tolist()
+        )
+
+    def _write(
+        self, key: bytes, ids: list[np.ndarray], words: Mapping[str, list[int]], identity: bytes, seconds: float
+    ) -> Write:
         tensors = {
             "ids": np.concatenate(ids),
             "lengths": np.array([len(each) for each in ids], dtype=np.uint32),
             "key": np.frombuffer(key, dtype=np.uint8),
         }
+        if words:
+            tensors["words"] = np.frombuffer("\0".join(words).encode(), dtype=np.uint8)
+            tensors["word_lengths"] = np.array(list(map(len, words.values())), dtype=np.uint32)
+            tensors["word_ids"] = np.array(list(chain.from_iterable(words.values())), dtype=np.uint32)
         return Write(
             key,
             encode_tensors(tensors),
