@@ -141,7 +141,7 @@ def rebuild(folder: Path) -> dict[bytes, Row]:
     entries: dict[bytes, list[Row]] = {}
     killed: set[tuple[bytes, int]] = set()
     pins: dict[bytes, tuple[int, bool]] = {}
-    buried: dict[bytes, int] = {}
+    stones: dict[bytes, list[tuple[int, int]]] = {}
     for path in sorted((folder / "segments").glob("*.seg")):
         namespace, records, _sealed = read_segment(path)
         for record in records:
@@ -152,8 +152,9 @@ def rebuild(folder: Path) -> dict[bytes, Row]:
             assert (record["meta"], record["parent"]) == (b"", bytes(32))
             if kind == "TOMBSTONE":
                 assert len(record["payload"]) == length("Tombstone payload")
-                killed.add((key, unpack("Tombstone payload", record["payload"])["killed_generation"]))
-                buried[key] = max(buried.get(key, 0), record["generation"])
+                named = unpack("Tombstone payload", record["payload"])["killed_generation"]
+                killed.add((key, named))
+                stones.setdefault(key, []).append((record["generation"], named))
             else:
                 assert record["payload"] == b""
                 pins[key] = max(pins.get(key, (0, False)), (record["generation"], kind == "PIN"))
@@ -164,9 +165,10 @@ def rebuild(folder: Path) -> dict[bytes, Row]:
             out[key] = max(left, key=lambda each: each["generation"])
             said, pinned = pins.get(key, (0, False))
             entry = out[key]
-            latest = max(said, buried.get(key, 0))
-            says = said and latest > entry["generation"]
-            entry["pinned"] = pinned if says else bool(entry["flags"] & FLAGS["PINNED"])
+            began = entry["generation"]
+            while before := [named for own, named in stones.get(key, []) if named < began < own]:
+                began = max(before)
+            entry["pinned"] = pinned if said > began else bool(entry["flags"] & FLAGS["PINNED"])
     return out
 
 

@@ -65,7 +65,7 @@ def test_history_moves_with_an_entry_and_is_forgotten_with_it(folder: Folder):
     slots = Recency(folder)
     slots.grow(1024)
     slots.touch(600)
-    slots.copy(600, 800)
+    slots.copy_many([600], 800)
     assert slots.read(800) == slots.read(600) > 0
     slots.forget(600, 2)
     assert slots.read(600) == 0
@@ -103,7 +103,7 @@ def test_a_slot_beyond_the_file_is_left_alone(folder: Folder):
     slots.touch_many([10**9, FIRST_SLOT - 1])
     slots.mark_new(10**9, 5)
     slots.forget(10**9)
-    slots.copy(3, 10**9)
+    slots.copy_many([3], 10**9)
     assert slots.read(10**9) == 0
     assert slots.sample(10**9, 100) == []
     assert folder.recency.stat().st_size == FIRST_SLOT * SLOT_BYTES

@@ -99,11 +99,13 @@ class Recency:
         """Note that `count` entries from slot `first` were just put."""
         self._fill(first, count, int(time.time() * 1000) << 16)
 
-    def copy(self, source: int, target: int) -> None:
-        """Give the entry that moved to `target` the history it had in `source`."""
-        value = self.read(source)
-        if target < len(self._slots) or self._catch_up(target):
-            self._slots[target] = value
+    def copy_many(self, sources: list[int], target: int) -> None:
+        """Give entries that moved, to `target` and the slots after it, the histories they had in `sources`."""
+        last = target + len(sources) - 1
+        if last < len(self._slots) or self._catch_up(last):
+            cells = self._slots
+            for number, source in enumerate(sources):
+                cells[target + number] = self.read(source)
 
     def forget(self, first: int, count: int = 1) -> None:
         """Mark slots as worth nothing: their entries are gone."""

@@ -13,19 +13,18 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 
-from lmstash.errors import FormatError
 from lmstash.events import EventLog
 from lmstash.store.base import Removed, matches
-from lmstash.store.disk.appender import Appender, Item
+from lmstash.store.disk.appender import Appender
 from lmstash.store.disk.folder import Folder
-from lmstash.store.disk.format import SEGMENT_HEADER_BYTES, TOMBSTONE, Located, RecordType, parse_head
+from lmstash.store.disk.format import SEGMENT_HEADER_BYTES, TOMBSTONE, Located, RecordType
 from lmstash.store.disk.index import Index
+from lmstash.store.disk.moving import Mover
 from lmstash.store.disk.recency import Recency
 from lmstash.store.disk.rows import OPEN, SEALED, Row, SegmentRow, checked_segment
 from lmstash.store.disk.segment import read_footer, scan
 from lmstash.store.policies.base import Policy
 
-_COPY_BYTES = 4 << 20
 _SPARE_QUANTILE = 0.5
 """An entry of the chosen segment is spared if it is worth more than this share of all entries."""
 _MOST_SPARED = 0.5
@@ -69,6 +68,7 @@ class Reclaimer:
         self._events = events
         self.recover = recover
         self._on_unlink = on_unlink
+        self._mover = Mover(folder, index, recency, appender)
         self._doomed: list[SegmentRow] = []
         self._pinned: dict[int, int] = {}
         """Segments that pins fill, and how many removals there had been when that was seen."""
@@ -269,7 +269,7 @@ class Reclaimer:
             if worth_it and (row.pinned or budget >= row.record_bytes):
                 budget -= row.record_bytes
                 spared.append(row)
-        kept = self._copy(segment, sorted(spared, key=lambda row: row.off))
+        kept = self._mover.move(segment, sorted(spared, key=lambda row: row.off))
         self._carry_controls(segment, listed)
         gone = [row for row in rows if row.k not in kept]
         self._index.delete_rows(gone)
@@ -296,48 +296,6 @@ class Reclaimer:
         rows = [row for row in self._index.find_for_change(keys).values() if row.seg == segment.id] if keys else []
         # A footer that was damaged and scanned anew may list less than the index knows.
         return rows if len(rows) == segment.live else self._index.rows_of_segment(segment.id)
-
-    def _copy(self, segment: SegmentRow, rows: list[Row]) -> set[int]:
-        """Append the records of `rows` elsewhere and point the index there; returns the row ids that moved."""
-        moved: set[int] = set()
-        if not rows:
-            return moved
-        try:
-            fd = os.open(self._folder.segment(segment.name), os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return moved
-        try:
-            batch: list[tuple[Row, Item]] = []
-            size = 0
-            for row in rows:
-                item = _read_item(fd, row)
-                if item is None:
-                    continue
-                batch.append((row, item))
-                size += item.most_bytes
-                if size >= _COPY_BYTES or len(batch) >= 512:
-                    moved |= self._move(segment.namespace, batch, size)
-                    batch, size = [], 0
-            if batch:
-                moved |= self._move(segment.namespace, batch, size)
-        finally:
-            os.close(fd)
-        return moved
-
-    def _move(self, namespace: str, batch: list[tuple[Row, Item]], size: int) -> set[int]:
-        writer = self._appender.reserve(namespace, size, len(batch), forced=True)
-        if writer is None:
-            return set()
-        fresh = self._appender.append(writer, [item for _row, item in batch])
-        pairs = list(zip((row for row, _item in batch), fresh, strict=True))
-        self._index.move_rows([(new.seg, new.off, new.head, new.slot, new.k, old.seg) for old, new in pairs])
-        live_bytes = sum(new.record_bytes for new in fresh)
-        if not self._index.advance_segment(writer.row, writer.tail, writer.count, len(fresh), live_bytes):
-            self._appender.forget(writer)
-            return set()
-        for old, new in pairs:
-            self._recency.copy(old.slot, new.slot)
-        return {row.k for row in fresh}
 
     def _carry_controls(self, segment: SegmentRow, listed: list[Located] | None) -> None:
         """Append again the tombstones and pins that still mean something."""
@@ -367,29 +325,3 @@ class Reclaimer:
         self._index.writer.execute("DELETE FROM segments WHERE id = ?", (segment.id,))
         self._doomed.append(segment)
         self._pinned.pop(segment.id, None)
-
-
-def _read_item(fd: int, row: Row) -> Item | None:
-    record = os.pread(fd, row.head + row.size, row.off)
-    try:
-        header = parse_head(record)
-    except FormatError:
-        return None
-    if header.key != row.key or len(record) < row.head + row.size:
-        return None
-    return Item(
-        header.key,
-        [memoryview(record)[row.head :]],
-        row.size,
-        header.meta,
-        header.parent,
-        header.compute_seconds,
-        header.n_tokens,
-        header.expires_us,
-        header.generation,
-        header.created_us,
-        bool(row.pinned),
-        header.checksum,
-        header.chunk_sums,
-        row.slot,
-    )

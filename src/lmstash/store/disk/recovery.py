@@ -162,8 +162,8 @@ class _Rebuilt:
 
     found: dict[bytes, list[Row]] = field(default_factory=dict)
     killed: set[tuple[bytes, int]] = field(default_factory=set)
-    buried: dict[bytes, int] = field(default_factory=dict)
-    """The highest generation of a tombstone of each key: of the tombstone's own."""
+    replaced: dict[bytes, list[tuple[int, int]]] = field(default_factory=dict)
+    """For each key its tombstones: their own generation, and that of the record they name."""
     pins: dict[bytes, tuple[int, bool]] = field(default_factory=dict)
 
     def add(self, segment: int, first_slot: int, each: Located) -> None:
@@ -187,6 +187,14 @@ class _Rebuilt:
         ):
             self.pins[each.key] = (each.generation, each.type == RecordType.PIN)
 
+    def _began(self, row: Row) -> int:
+        """Return the generation of the first of the records that replaced each other up to this one."""
+        began, stones = row.gen, self.replaced.get(row.key, [])
+        # What a record replaced is named by a tombstone younger than the record; later tombstones name later records.
+        while earlier := [killed for own, killed in stones if killed < began < own]:
+            began = max(earlier)
+        return began
+
     def live_rows(self) -> list[Row]:
         """Return the newest record of each key that no tombstone names."""
         rows: list[Row] = []
@@ -194,11 +202,9 @@ class _Rebuilt:
             alive = [row for row in candidates if (key, row.gen) not in self.killed]
             if alive:
                 row = max(alive, key=lambda each: each.gen)
-                # A pin older than the record was an earlier entry's, whose end may have been removed with it; unless
-                # the record replaced another, as its tombstone tells: then the pin went on.
+                # A pin from before was an earlier entry's, the end of which may have been removed with it.
                 said, pinned = self.pins.get(key, (0, False))
-                holds = max(said, self.buried.get(key, 0)) > row.gen and said > 0
-                rows.append(row._replace(pinned=int(pinned)) if holds else row)
+                rows.append(row._replace(pinned=int(pinned)) if said > self._began(row) else row)
         return rows
 
 
@@ -269,7 +275,8 @@ def fill_from_segments(folder: Folder, index: Index, recency: Recency, events: E
                 if each.type == RecordType.TOMBSTONE:
                     payload = os.pread(fd, each.payload_bytes, each.offset + each.head_bytes)
                     rebuilt.killed.add((each.key, int.from_bytes(payload[:8], "little")))
-                    rebuilt.buried[each.key] = max(each.generation, rebuilt.buried.get(each.key, 0))
+                    killed = int.from_bytes(payload[:8], "little")
+                    rebuilt.replaced.setdefault(each.key, []).append((each.generation, killed))
                 else:
                     rebuilt.add(segment, next_slot, each)
             recency.mark_new(next_slot, count)

@@ -52,6 +52,20 @@ HEADER_DTYPE = np.dtype(
 """`format.HEADER` as numpy says it."""
 assert HEADER_DTYPE.itemsize == HEADER.size
 
+
+def headers_at(data: bytes, starts: list[int]) -> tuple[list[bytes], list[int], list[int], list[int], list[int]] | None:
+    """Return key, type, flags, head bytes and payload bytes of the records that start there; None if one does not."""
+    if starts[-1] + HEADER.size > len(data):
+        return None
+    columns = np.array(starts)[:, None] + np.arange(HEADER.size)
+    fixed = np.frombuffer(data, np.uint8)[columns].view(HEADER_DTYPE)[:, 0]
+    if (fixed["magic"] != RECORD_MAGIC).any() or (fixed["version"] != FORMAT_VERSION).any():
+        return None
+    names = fixed["key"].tobytes()
+    keys = [names[at : at + KEY_BYTES] for at in range(0, len(names), KEY_BYTES)]
+    return keys, *(fixed[name].tolist() for name in ("type", "flags", "head", "payload"))
+
+
 _SMALL_BYTES = 64 << 10
 """Records of this size or more are read on their own: their bytes cost more than their object."""
 _GROUP_BYTES = 1 << 20
