@@ -54,17 +54,15 @@ class ValuesAtHand:
         self.values = values
         self.n_layers = n_layers
 
-    def extract(self, batch: Sequence[Sequence[int]], layers: Sequence[int], site: str) -> list[list[Tensor]]:
-        """Return views; copies nothing."""
+    def extract(
+        self, batch: Sequence[Sequence[int]], layers: Sequence[int], site: str
+    ) -> list[Tensor] | list[list[Tensor]]:
+        """Return one padded tensor a layer (all of its tokens are one vector), or views that copy nothing."""
         found = [self.values[tuple(ids)] for ids in batch]
-        lengths = [len(ids) for ids in batch]
-        return [
-            [
-                each[layer] if each[layer].ndim == 2 else each[layer].expand(length, -1)
-                for each, length in zip(found, lengths, strict=True)
-            ]
-            for layer in layers
-        ]
+        if found[0][0].ndim == 2:
+            return [[each[layer] for each in found] for layer in layers]
+        longest = max(map(len, batch))
+        return [torch.stack([each[layer] for each in found])[:, None].expand(-1, longest, -1) for layer in layers]
 
 
 class Wide:

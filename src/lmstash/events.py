@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -221,6 +221,16 @@ class EventLog:
             self.stats.misses[reason.value] += 1
         if self._listeners:
             self.tell(Miss(namespace, key, reason))
+
+    def misses(self, keys: Sequence[bytes], reason: MissReason) -> None:
+        """Count many look-ups that gave nothing, all for one reason."""
+        if not keys:
+            return
+        with self._lock:
+            self.stats.misses[reason.value] += len(keys)
+        if self._listeners:
+            for key in keys:
+                self.tell(Miss("", key, reason))
 
     def put(self, namespace: str, key: bytes, nbytes: int, compute_seconds: float = 0.0) -> None:
         """Count one kept value."""

@@ -115,7 +115,7 @@ def golden_segment() -> bytes:
         listed.append(fmt.Located(kind, flags, len(head), KEY, len(listed) + 1, 0, len(out), len(payload), len(listed)))
         out += head + payload
         out += bytes(-len(out) % 16)
-    return out + fmt.pack_footer(listed, len(out))
+    return out + fmt.pack_footer(fmt.pack_listing(listed), len(out))
 
 
 def test_a_record_of_format_1_is_these_bytes():
@@ -234,7 +234,7 @@ def test_a_segment_header_round_trips(namespace: str, segment_id: bytes, created
 
 @given(st.lists(st.builds(fmt.Located, st.integers(1, 4), st.integers(0, 3), u32, keys, u64, u64, u64, u64, u32)), u64)
 def test_a_footer_round_trips(records: list[fmt.Located], offset: int):
-    packed = fmt.pack_footer(records, offset)
+    packed = fmt.pack_footer(fmt.pack_listing(records), offset)
     assert len(packed) == fmt.footer_bytes(len(records))
     assert fmt.parse_trailer(b"before" + packed) == (offset, len(records), fmt.xxh3(packed[: -fmt.TRAILER.size]))
     assert fmt.parse_footer(packed[: -fmt.TRAILER.size]) == records
@@ -274,7 +274,7 @@ def test_a_flipped_bit_in_a_segment_header_is_seen(place: int, bit: int):
 
 @given(st.data())
 def test_a_flipped_bit_in_a_trailer_is_seen(data: st.DataObject):
-    good = fmt.pack_footer([], 512)
+    good = fmt.pack_footer(b"", 512)
     place, bit = data.draw(st.integers(0, len(good) - 1)), data.draw(st.integers(0, 7))
     bad = bytearray(good)
     bad[place] ^= 1 << bit
@@ -392,7 +392,7 @@ def test_sealing_cuts_what_is_not_whole_and_lists_the_rest(tmp_path: Path):
     with path.open("r+b") as file:
         records = list(scan(file.fileno(), NAMESPACE))
         assert read_footer(file.fileno()) is None
-        size = seal_file(file.fileno(), records, records[-1].end)
+        size = seal_file(file.fileno(), fmt.pack_listing(records), records[-1].end)
         assert read_footer(file.fileno()) == records
     assert len(records) == 5
     assert path.stat().st_size == size == places[-2] + fmt.footer_bytes(5)

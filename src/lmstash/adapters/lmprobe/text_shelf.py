@@ -11,6 +11,7 @@ from lmstash.adapters.lmprobe.result import PaddedResult
 from lmstash.adapters.lmprobe.source import SITE
 from lmstash.caches.activations.context import KIND, VALUE, Context, described
 from lmstash.caches.activations.prompts import Prompt
+from lmstash.caches.activations.source import Values
 from lmstash.codecs.tensors import decode_tensors
 from lmstash.errors import FormatError
 from lmstash.identity.keys import KeyFamily
@@ -90,7 +91,7 @@ class TextShelf:
         self._fetch(chunk)
 
     def keep(
-        self, members: Sequence[int], positions: Sequence[int], values: Sequence[Sequence[Tensor]], seconds: float
+        self, members: Sequence[int], positions: Sequence[int], values: Sequence[Values], seconds: float
     ) -> tuple[list[Write], list[Write]]:
         """Take what one batch computed (see `RawShelf.keep`)."""
         fresh: list[Write] = []

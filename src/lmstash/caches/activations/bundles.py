@@ -19,24 +19,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmstash.caches.activations.contents import LAYERS, Contents, Reader
+from lmstash.caches.activations.contents import LAYERS, Reader
 from lmstash.caches.activations.context import VALUE, Context
 from lmstash.caches.activations.pooling import Pool
 from lmstash.caches.activations.prompts import Prompt
 from lmstash.caches.activations.results import bits_of
+from lmstash.caches.activations.source import Values
 from lmstash.identity.encoding import Component
-from lmstash.store.base import Entry, Write
+from lmstash.store.base import KEY_BYTES, Write
+from lmstash.store.sheets import Sheet, fetch_sheets
 
 BUNDLE_BYTES = 64 * 2**10
 """Most bytes of a group of more than one layer, in float32."""
 BUNDLE_LAYERS = 64
 """Most layers of a group."""
-_FETCH_BYTES = 8 * 2**20
-"""Entries are fetched about this many bytes at a time, so that a warm call holds little beside its result."""
-_FETCH_ENTRIES = 2048
-_DOMAIN = b"lmstash bundle 1\0"
+DOMAIN = b"lmstash bundle 1\0"
+"""Before everything that a key is hashed over."""
 _pack = struct.Struct(">III").pack
 
+Kept = tuple[Sequence[Write | Sheet], list[Write]]
+"""What is to be written: what is new, and what replaces something unusable."""
 Row = tuple[Tensor, torch.dtype]
 """What is kept of one layer, and the dtype it was computed in."""
 
@@ -54,7 +56,7 @@ class Piece:
     common: bytes
     """Digest of what its key shares with those of other pieces: who, where, how."""
     name: bytes
-    """Digests (of one length for one `common`) that tell it from other pieces."""
+    """What tells it from other pieces. A key is hashed over it between parts of fixed length, so it needs no end."""
     start: int
     n_tokens: int
     tokens: bytes
@@ -126,7 +128,7 @@ class BundleShelf:
         for bundle, found in zip(alone, there, strict=True):
             if found:
                 bundle.found, bundle.lacking = 1, ()
-        self._fetch(bundle for bundle in self._bundles() if bundle.piece.size > 1)
+        self._read([bundle for bundle in self._bundles() if bundle.piece.size > 1])
 
     def refresh(self) -> None:
         """Count every entry as not looked for; what is computed replaces what is kept."""
@@ -135,7 +137,7 @@ class BundleShelf:
 
     def load(self) -> None:
         """Read what is there into the result."""
-        self._fetch(self._bundles())
+        self._read(list(self._bundles()))
 
     def keys(self) -> list[bytes]:
         """Return the key of everything that might be kept, also of layers that go with those asked for.
@@ -154,9 +156,7 @@ class BundleShelf:
             slot += 1
         return out
 
-    def keep(
-        self, members: Sequence[int], positions: Sequence[int], values: Sequence[Sequence[Tensor]], seconds: float
-    ) -> tuple[list[Write], list[Write]]:
+    def keep(self, members: Sequence[int], positions: Sequence[int], values: Sequence[Values], seconds: float) -> Kept:
         """Take what one batch computed.
 
         Args:
@@ -168,7 +168,7 @@ class BundleShelf:
         Returns:
             Entries that are new, and entries that replace unusable ones.
         """
-        fresh: list[Write] = []
+        fresh: list[Write | Sheet] = []
         again: list[Write] = []
         row_of = {position: row for row, position in enumerate(positions)}
         share = seconds / max(1, sum(len(self._prompts[member]) for member in members) * len(positions))
@@ -223,7 +223,7 @@ class BundleShelf:
         groups = self._groups_of.get(size)
         if groups is None:
             groups = self._groups_of[size] = self._groups(size)
-        head = _DOMAIN + piece.common + piece.name
+        head = DOMAIN + piece.common + piece.name
         sha256 = hashlib.sha256
         parent = b""
         for index, (number, positions, tail) in enumerate(groups):
@@ -243,50 +243,42 @@ class BundleShelf:
         for piece in self._pieces.values():
             yield from piece.bundles
 
-    def _fetch(self, bundles: Iterator[Bundle]) -> None:
-        chunk: list[Bundle] = []
-        nbytes = 0
-        width = self._reader.width or 4096
-        for bundle in bundles:
-            chunk.append(bundle)
-            nbytes += len(bundle.lacking) * (len(bundle.piece.tokens) or 4) * width + 512
-            if nbytes >= _FETCH_BYTES or len(chunk) >= _FETCH_ENTRIES:
-                self._read(chunk)
-                chunk, nbytes = [], 0
-        self._read(chunk)
-
-    def _read(self, bundles: list[Bundle]) -> None:
-        """Take from the slots of some groups what is lacking."""
-        store, read, matches = self._context.store, self._reader.read, self._matches
-        slot = 0
+    def _read(self, bundles: list[Bundle], slot: int = 0) -> None:
+        """Take from the slots of some groups, from `slot` on, what is lacking."""
         while bundles:
             keys = [_key(each.piece, each.number, slot) if slot else each.key for each in bundles]
+            names = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES)
             more: list[Bundle] = []
             slot += 1
-            for bundle, key, entry in zip(bundles, keys, store.fetch_many(keys), strict=True):
-                if entry is None:
-                    continue
-                bundle.found = slot
-                contents = read(entry, key, bundle.parent, bundle.piece.tokens)
-                if contents is None:
-                    bundle.unfit += (slot - 1,)
-                    self._context.unfit(key)
-                    more.append(bundle)
-                    continue
-                held = bytes(entry.value[contents.layers])
-                match = matches.get((held, bundle.lacking))
-                if match is None:
-                    match = matches[held, bundle.lacking] = self._match(held, bundle.lacking)
-                if match.rows:
-                    self._take(bundle.piece, entry, contents, match)
-                    bundle.lacking = match.lacking
-                if bundle.lacking:
-                    more.append(bundle)
+            for found in fetch_sheets(self._context.store, keys):
+                members = [bundles[place] for place in found.places.tolist()]
+                parents = [bundle.parent for bundle in members]
+                tokens = [bundle.piece.tokens for bundle in members]
+                for rows, contents in self._reader.partitions(found, names[found.places], parents, tokens):
+                    bits = None if contents is None else contents.bits(found.values, rows)
+                    for number, row in enumerate(rows.tolist()):
+                        bundle = members[row]
+                        bundle.found = slot
+                        if contents is None or bits is None:
+                            bundle.unfit += (slot - 1,)
+                            self._context.unfit(keys[found.places[row]])
+                        else:
+                            match = self._matching(contents.held(found.values[row]), bundle.lacking)
+                            if match.rows:
+                                whole = bits[number]
+                                chosen = whole if match.whole else whole[match.rows]
+                                self._place(bundle.piece, match.positions, chosen, contents.computed)
+                                bundle.lacking = match.lacking
+                        if bundle.lacking:
+                            more.append(bundle)
             bundles = more
 
-    def _take(self, piece: Piece, entry: Entry, contents: Contents, match: _Match) -> None:
-        bits = contents.bits(entry)
-        self._place(piece, match.positions, bits if match.whole else bits[match.rows], contents.computed)
+    def _matching(self, held: bytes, lacking: tuple[int, ...]) -> _Match:
+        """Return which of the layers `held` by an entry, as bytes, are lacking."""
+        match = self._matches.get((held, lacking))
+        if match is None:
+            match = self._matches[held, lacking] = self._match(held, lacking)
+        return match
 
     def _match(self, held: bytes, lacking: tuple[int, ...]) -> _Match:
         layers = np.frombuffer(held, np.uint32).tolist()
@@ -319,7 +311,7 @@ class BundleShelf:
                     continue
                 layers = np.frombuffer(entry.value[contents.layers], np.uint32).tolist()
                 rows = out.setdefault(id(bundle), {})
-                for layer, value in zip(layers, contents.stored_values(entry), strict=True):
+                for layer, value in zip(layers, contents.stored_values(entry.value), strict=True):
                     rows.setdefault(layer, (value, contents.computed))
             asked = more
         return out
@@ -376,4 +368,4 @@ def _parts(rows: Mapping[int, Row]) -> Iterator[_Part]:
 
 def _key(piece: Piece, number: int, slot: int) -> bytes:
     """Return the key of a slot of a group."""
-    return hashlib.sha256(_DOMAIN + piece.common + piece.name + _pack(piece.size, number, slot)).digest()
+    return hashlib.sha256(DOMAIN + piece.common + piece.name + _pack(piece.size, number, slot)).digest()

@@ -319,18 +319,23 @@ def _choose_layers(layers: Any, site: str, source: Source) -> list[int]:
 
 
 def _check_prompts(asked: Sequence[Prompt], pool: Pool, source: Source) -> None:
-    for index, prompt in enumerate(asked):
-        check_length(len(prompt), index, source.name, source.max_tokens)
-    check_token_index(pool, [len(prompt) for prompt in asked])
+    lengths = [len(prompt.ids) for prompt in asked]
+    if source.max_tokens is not None and max(lengths, default=0) > source.max_tokens:
+        for index, n_tokens in enumerate(lengths):
+            check_length(n_tokens, index, source.name, source.max_tokens)
+    check_token_index(pool, lengths)
 
 
 def _distinct(prompts: Sequence[Prompt]) -> tuple[list[int], list[int]]:
     """Return the places of the first of equal prompts, and for each prompt which of those it equals."""
+    names = [prompt.ids.tobytes() for prompt in prompts]
+    if len(set(names)) == len(names):
+        return list(range(len(names))), list(range(len(names)))
     seen: dict[bytes, int] = {}
     places: list[int] = []
     owners: list[int] = []
-    for place, prompt in enumerate(prompts):
-        index = seen.setdefault(prompt.ids.tobytes(), len(places))
+    for place, name in enumerate(names):
+        index = seen.setdefault(name, len(places))
         if index == len(places):
             places.append(place)
         owners.append(index)

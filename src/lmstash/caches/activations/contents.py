@@ -5,6 +5,8 @@ Headers repeat, so where everything lies is worked out once for each header and 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +20,7 @@ from lmstash.codecs.tensors import decode_header, torch_dtype
 from lmstash.errors import FormatError
 from lmstash.identity.tokens import digest_token_bytes
 from lmstash.store.base import KEY_BYTES, Entry
+from lmstash.store.sheets import Found
 
 LAYERS = "layers"
 """Name of the tensor that says which layers the rows of the value are, `[n_layers]` uint32."""
@@ -46,16 +49,32 @@ class Contents:
     stored: torch.dtype
     computed: torch.dtype
 
-    def bits(self, entry: Entry) -> np.ndarray:
-        """Return the value in the dtype it was computed in, as integers of its bits; a view if it was kept in that."""
-        array = np.ndarray(self.shape, self.words, entry.value, self.offset)
+    def bits(self, values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Return some entries of a sheet in the dtype they were computed in, as integers of their bits.
+
+        Args:
+            values: `[n_entries, n_bytes]`.
+            rows: Which.
+
+        Returns:
+            `[n_rows, n_layers, ...]`; a view if all rows are asked for and values were kept in that dtype.
+        """
+        end = self.offset + math.prod(self.shape) * self.words.itemsize
+        chosen = values[:, self.offset : end]
+        if len(rows) < len(values):
+            chosen = chosen[rows]
+        array = chosen.view(self.words).reshape(len(rows), *self.shape)
         if self.stored is self.computed:
             return array
-        return bits_of(torch.from_numpy(array).view(self.stored).to(self.computed))
+        return bits_of(torch.from_numpy(np.ascontiguousarray(array)).view(self.stored).to(self.computed))
 
-    def stored_values(self, entry: Entry) -> Tensor:
-        """Return the value as it is kept, in memory of its own."""
-        array = np.ndarray(self.shape, self.words, entry.value, self.offset)
+    def held(self, row: np.ndarray) -> bytes:
+        """Return the layers that one entry of a sheet holds, as bytes."""
+        return row[self.layers].tobytes()
+
+    def stored_values(self, value: memoryview) -> Tensor:
+        """Return the value of one entry as it is kept, in memory of its own."""
+        array = np.ndarray(self.shape, self.words, value, self.offset)
         return torch.from_numpy(array.copy()).view(self.stored)
 
 
@@ -97,6 +116,52 @@ class Reader:
             if 4 * contents.shape[1] != len(tokens):
                 return None
         return contents
+
+    def partitions(
+        self,
+        found: Found,
+        keys: np.ndarray,
+        parents: Sequence[bytes] = (),
+        tokens: Sequence[bytes] = (),
+    ) -> Iterator[tuple[np.ndarray, Contents | None]]:
+        """Yield the rows of a sheet in groups that have one header and the same layers; checks each as `read` does.
+
+        Args:
+            found: The sheet.
+            keys: By which each row was asked for, `[n_rows, 32]`.
+            parents: Key of the entry that each extends; empty when none shall extend another.
+            tokens: The token ids that each must be over, as bytes; empty when there is nothing to compare.
+
+        Yields:
+            Rows, and where things lie in them; None for rows that are not what was asked for.
+        """
+        values = found.values
+        left = np.arange(len(values))
+        while len(left):
+            row = values[left[0]]
+            contents = self._find(row.data)
+            alike = np.ones(1, np.bool_)
+            if contents is not None:
+                others = values if len(left) == len(values) else values[left]
+                start = contents.layout.data_start
+                alike = (others[:, :start] == row[:start]).all(axis=1)
+                alike &= (others[:, contents.layers] == row[contents.layers]).all(axis=1)
+            rows, left = left[: len(alike)][alike], np.concatenate((left[: len(alike)][~alike], left[len(alike) :]))
+            if contents is None or contents.shape[-1] != self.width:
+                yield rows, None
+                continue
+            chosen = values if len(rows) == len(values) else values[rows]
+            good = (chosen[:, contents.key] == keys[rows]).all(axis=1)
+            if found.parents is not None or any(parents):
+                good &= [found.parent(each) == (parents[each] if parents else b"") for each in rows.tolist()]
+            if any(tokens):
+                good &= _are_over(contents, chosen, [tokens[each] for each in rows.tolist()])
+            if good.all():
+                yield rows, contents
+                continue
+            yield rows[~good], None
+            if good.any():
+                yield rows[good], contents
 
     def _find(self, value: memoryview) -> Contents | None:
         try:
@@ -146,6 +211,27 @@ class Reader:
             stored,
             computed,
         )
+
+
+def _are_over(contents: Contents, values: np.ndarray, tokens: list[bytes]) -> np.ndarray:
+    """Return which rows are over the token ids they must be over."""
+    kept = contents.tokens
+    if kept is None:
+        fitting = contents.digest is not None
+        names = values[:, contents.digest].tobytes() if fitting and contents.digest is not None else b""
+        return np.array(
+            [
+                fitting
+                and (not each or (names[32 * at : 32 * at + 32] == digest_token_bytes(each)))
+                and (not each or 4 * contents.shape[1] == len(each))
+                for at, each in enumerate(tokens)
+            ],
+            np.bool_,
+        )
+    n_bytes = kept.stop - kept.start
+    if all(len(each) == n_bytes for each in tokens):
+        return (values[:, kept] == np.frombuffer(b"".join(tokens), np.uint8).reshape(-1, n_bytes)).all(axis=1)
+    return np.array([not each or row.tobytes() == each for each, row in zip(tokens, values[:, kept], strict=True)])
 
 
 def _span(spec: TensorSpec) -> slice:

@@ -100,21 +100,26 @@ class Context:
             n_tokens: Tokens it covers.
             parent: The key of the entry it extends.
         """
-        lossy = self.storage_dtype is not None
-        meta = f'{{"id":{json.dumps(identity, separators=(",", ":"))},{self._shared}{about}}}'
         return Write(
             key,
             encode_tensors(
-                {**tensors, KEY: np.frombuffer(key, np.uint8)},
-                metadata={"dtype": dtype_name(computed)} if lossy else None,
+                {**tensors, KEY: np.frombuffer(key, np.uint8)}, metadata=self.metadata(dtype_name(computed))
             ),
             namespace=self.namespace,
-            meta=meta.encode(),
+            meta=self.meta(identity, about),
             parent=parent,
             compute_seconds=seconds,
             n_tokens=n_tokens,
             ttl_seconds=self.ttl_seconds,
         )
+
+    def metadata(self, computed: str) -> dict[str, str] | None:
+        """Return what the header of an entry says of a value computed in the dtype with this name."""
+        return None if self.storage_dtype is None else {"dtype": computed}
+
+    def meta(self, identity: Mapping[str, object], about: str) -> bytes:
+        """Return the facts kept beside an entry: what `describe` and `about` returned, and what a call shares."""
+        return f'{{"id":{json.dumps(identity, separators=(",", ":"))},{self._shared}{about}}}'.encode()
 
     @cached_property
     def _shared(self) -> str:

@@ -8,11 +8,14 @@ from collections.abc import Callable, Sequence
 from lmstash.errors import MismatchError
 from lmstash.events import DropReason
 from lmstash.store.base import Store, Write
+from lmstash.store.sheets import Sheet, put_sheets
 
 HELD_BYTES = 64 * 2**20
 """Most bytes held back."""
 HELD_SECONDS = 10.0
 """Longest time values are held back."""
+TOGETHER_SECONDS = 0.1
+"""Batches that come faster than this are saved together."""
 _CHECK_SHARE = 0.01
 """Share of the time that checks may take, as far as `HELD_SECONDS` allows."""
 
@@ -20,8 +23,9 @@ _CHECK_SHARE = 0.01
 class Publisher:
     """Saves computed values in groups, each after a check that the model did not change.
 
-    A batch is saved as soon as it is done, unless the check costs more than a hundredth of the time since the last one:
-    then batches wait, at most `HELD_SECONDS` or `HELD_BYTES`. Used by one thread.
+    A batch is saved as soon as it is done, unless the last one was saved less than `TOGETHER_SECONDS` ago, or the check
+    costs more than a hundredth of the time since: then batches wait, at most `HELD_SECONDS` or `HELD_BYTES`. Used by
+    one thread.
     """
 
     def __init__(
@@ -37,15 +41,15 @@ class Publisher:
         self._unchanged = unchanged
         self._replace = replace
         self._on_saved = on_saved
-        self._held: list[Write] = []
+        self._held: list[Write | Sheet] = []
         self._held_again: list[Write] = []
         self._held_bytes = 0
-        self._last_check = time.monotonic()
+        self._last_check = -HELD_SECONDS  # the first batch waits for nothing
         self._check_seconds = 0.0
         self.changed = False
         """Whether the model changed since the call began; nothing is saved from then on."""
 
-    def offer(self, writes: Sequence[Write], unfit: Sequence[Write] = ()) -> None:
+    def offer(self, writes: Sequence[Write | Sheet], unfit: Sequence[Write] = ()) -> None:
         """Take what one batch computed; saves it when it is time.
 
         Args:
@@ -56,7 +60,8 @@ class Publisher:
         self._held_again.extend(unfit)
         self._held_bytes += sum(_size(write) for each in (writes, unfit) for write in each)
         waited = time.monotonic() - self._last_check
-        if self._held_bytes >= HELD_BYTES or waited >= min(HELD_SECONDS, self._check_seconds / _CHECK_SHARE):
+        patience = max(TOGETHER_SECONDS, min(HELD_SECONDS, self._check_seconds / _CHECK_SHARE))
+        if self._held_bytes >= HELD_BYTES or waited >= patience:
             self.flush()
 
     def flush(self) -> None:
@@ -70,11 +75,16 @@ class Publisher:
         fresh, again = self._held, self._held_again
         self._held, self._held_again, self._held_bytes = [], [], 0
         if self.changed or not self._check():
-            for write in (*fresh, *again):
-                self._store.events.drop(write.namespace, write.key, DropReason.MODEL_CHANGED)
+            for each in (*fresh, *again):
+                for key in each.keys if isinstance(each, Sheet) else (each.key,):
+                    self._store.events.drop(each.namespace, key, DropReason.MODEL_CHANGED)
             return
-        if fresh:
-            self._store.put_many(fresh, replace=self._replace)
+        sheets = [each for each in fresh if isinstance(each, Sheet)]
+        writes = [each for each in fresh if not isinstance(each, Sheet)]
+        if sheets:
+            put_sheets(self._store, sheets, replace=self._replace)
+        if writes:
+            self._store.put_many(writes, replace=self._replace)
         if again:
             self._store.put_many(again, replace=True)
         if self._on_saved is not None:
@@ -99,7 +109,9 @@ class Publisher:
         return False
 
 
-def _size(write: Write) -> int:
+def _size(write: Write | Sheet) -> int:
+    if isinstance(write, Sheet):
+        return write.values.nbytes
     value = write.value
     return (
         len(value)

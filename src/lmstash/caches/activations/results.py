@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,9 +16,23 @@ BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Integers as wide as an element: numpy copies small pieces in a third of torch's time, but lacks some dtypes."""
 
 
+_HUGE_BYTES = 4 * 2**20
+"""From here on numpy asks for huge pages."""
+
+
 def bits_of(tensor: Tensor) -> np.ndarray:
     """Return the memory of a tensor on the CPU as an array of integers."""
     return (tensor.detach() if tensor.requires_grad else tensor).view(BITS[tensor.dtype.itemsize]).numpy()
+
+
+def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return a tensor of any content, in huge pages where the system has them: numpy asks for these, torch does not."""
+    if math.prod(shape) * dtype.itemsize < _HUGE_BYTES:
+        return torch.empty(shape, dtype=dtype, device="cpu")
+    words = BITS.get(dtype.itemsize)
+    if words is None:
+        return torch.empty(shape, dtype=dtype, device="cpu")
+    return torch.from_numpy(np.empty(shape, f"i{dtype.itemsize}")).view(dtype)
 
 
 def recast(bits: np.ndarray, dtype: torch.dtype, target: torch.dtype) -> np.ndarray:
@@ -50,29 +65,34 @@ class PooledResult:
         self._bits: np.ndarray | None = None
         """The buffer, where such values can be copied as they are."""
 
-    def place(self, row: int, positions: slice | list[int], bits: np.ndarray, dtype: torch.dtype) -> None:
-        """Copy values of some layers of one prompt.
+    def place(self, rows: np.ndarray, positions: slice | list[int], bits: np.ndarray, dtype: torch.dtype) -> None:
+        """Copy values of some layers of some prompts.
 
         Args:
-            row: Of the prompt.
+            rows: Of the prompts.
             positions: Of the layers.
-            bits: `[n_layers, width]`, the bits of values of `dtype`.
+            bits: `[n_prompts, n_layers, width]`, the bits of values of `dtype`.
             dtype: In which the values were computed.
 
         Raises:
             MismatchError, InvalidArgumentError: As `rows`.
         """
-        if dtype is not self._ready or self._buffer is None or self._buffer.shape[2] != bits.shape[1]:
-            self.rows(bits.shape[1], dtype)
+        if dtype is not self._ready or self._buffer is None or self._buffer.shape[2] != bits.shape[2]:
+            self.rows(bits.shape[2], dtype)
             self._ready, self._bits = dtype, None
             assert self._buffer is not None
             if self._buffer.dtype == dtype and self._buffer.device.type == "cpu":
                 self._bits = bits_of(self._buffer)
         if self._bits is not None:
-            self._bits[row, positions] = bits
-        else:
-            buffer = self._buffer
-            buffer[row, positions] = torch.from_numpy(bits).view(dtype).to(buffer.device, buffer.dtype)
+            if isinstance(positions, slice):
+                self._bits[rows, positions] = bits
+            else:
+                self._bits[rows[:, None], positions] = bits
+            return
+        buffer = self._buffer
+        values = torch.from_numpy(np.ascontiguousarray(bits)).view(dtype).to(buffer.device, buffer.dtype)
+        chosen = list(range(buffer.shape[1]))[positions] if isinstance(positions, slice) else positions
+        buffer[torch.from_numpy(rows)[:, None], torch.tensor(chosen, device="cpu")] = values
 
     def rows(self, width: int, dtype: torch.dtype) -> Tensor:
         """Return the result as `[n_prompts * n_layers, width]`, able to hold values of `dtype`.
@@ -86,7 +106,7 @@ class PooledResult:
         if self._target is not None and self._target.shape[2] != width:
             raise InvalidArgumentError(f"out= holds {self._target.shape[2]} numbers per row; the values have {width}.")
         if buffer is None:
-            buffer = torch.empty((self.n_prompts, self.n_layers, width), dtype=wanted, device="cpu")
+            buffer = empty((self.n_prompts, self.n_layers, width), wanted)
         elif buffer.shape[2] != width:
             raise MismatchError(f"values of {width} numbers do not go with others of {buffer.shape[2]}.")
         elif self._target is None and self._dtype is None:
@@ -148,7 +168,7 @@ class RawResult:
         held = self._held[prompt]
         if held is None:
             shape = (self._n_layers, self._lengths[prompt], width)
-            held = self._hold(prompt, torch.empty(shape, dtype=self._dtype or dtype, device="cpu"))
+            held = self._hold(prompt, empty(shape, self._dtype or dtype))
         tensor, target = held
         if target.shape[2] != width:
             raise MismatchError(f"values of {width} numbers do not go with others of {target.shape[2]}.")

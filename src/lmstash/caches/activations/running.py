@@ -10,17 +10,16 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
 from lmstash.caches.activations.batching import plan_batches
+from lmstash.caches.activations.bundles import Kept
 from lmstash.caches.activations.extractor import ExtractionError
 from lmstash.caches.activations.pooling import Pool
 from lmstash.caches.activations.prompts import Prompt
 from lmstash.caches.activations.publish import Publisher
-from lmstash.caches.activations.source import Source
+from lmstash.caches.activations.source import Source, Values
 from lmstash.errors import LmstashError, MissingDependencyError
 from lmstash.events import logger
-from lmstash.store.base import Write
 
 _OutOfMemory: type[Exception] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
 _LONGEST_WAIT_SECONDS = 60.0
@@ -36,9 +35,7 @@ class Shelf(Protocol):
         """Return the positions of the layers that must be computed for one prompt."""
         ...
 
-    def keep(
-        self, members: Sequence[int], positions: Sequence[int], values: Sequence[Sequence[Tensor]], seconds: float
-    ) -> tuple[list[Write], list[Write]]:
+    def keep(self, members: Sequence[int], positions: Sequence[int], values: Sequence[Values], seconds: float) -> Kept:
         """Take what one batch computed."""
         ...
 

@@ -18,8 +18,8 @@ _MAX_RETRIES = 3
 _RETRY_SECONDS = 2.0
 
 
-Values = Sequence[Tensor]
-"""What one layer gave: for each prompt `[hidden]`, or `[n_tokens, hidden]`."""
+Values = Sequence[Tensor] | Tensor
+"""What one layer gave: for each prompt `[hidden]` (or all of them as one tensor), or `[n_tokens, hidden]`."""
 
 
 class Source(Protocol):
@@ -31,8 +31,6 @@ class Source(Protocol):
     """Longest prompt, in tokens; None when there is no limit."""
     vocabulary: int | None
     """Ids from here on do not exist; None when not known."""
-    batch_tokens: int
-    """Padded tokens in a batch when the user names no batch size."""
     remote: bool
     """Whether a failed batch may be tried again, and leaves the others alone."""
     max_retries: int
@@ -41,6 +39,11 @@ class Source(Protocol):
 
     def width(self, site: str) -> int | None:
         """Values per token at `site`, None when only a result tells."""
+        ...
+
+    @property
+    def batch_tokens(self) -> int:
+        """Padded tokens in a batch when the user names no batch size."""
         ...
 
     @property
@@ -152,27 +155,38 @@ class ExtractorSource:
         answer = self.extractor.extract([ids.tolist() for ids in batch], list(layers), site)
         if len(answer) != len(layers):
             raise MismatchError(f"{self.name}: extract() returned {len(answer)} layers for {len(layers)} asked.")
-        return [[_pool_one(values, pool) for values in self._split(each, lengths)] for each in answer]
+        return [self._read(each, lengths, pool) for each in answer]
 
-    def _split(self, values: Any, lengths: Sequence[int]) -> list[Tensor]:
+    def _read(self, values: Any, lengths: Sequence[int], pool: Pool) -> Values:
+        """Return one layer's values as copies, pooled or token by token."""
         if len(values) != len(lengths):
             raise MismatchError(f"{self.name}: extract() returned {len(values)} prompts for {len(lengths)} asked.")
-        out: list[Tensor] = []
-        for row, length in zip(values, lengths, strict=True):
-            value = torch.as_tensor(row).detach().cpu()
-            if isinstance(values, Tensor):
-                value = value[:length]
-            if value.ndim != 2 or len(value) != length:
-                raise MismatchError(
-                    f"{self.name}: extract() returned shape {tuple(value.shape)} for a prompt of {length} tokens; "
-                    "it must be [n_tokens, hidden], or padded on the right."
-                )
-            out.append(value.clone())
-        return out
+        if isinstance(values, Tensor):
+            if values.ndim != 3 or values.shape[1] < max(lengths):
+                self._refuse(values.shape[1:], max(lengths))
+            values = values.detach().cpu()
+            if pool is not None:
+                return pool_tokens(values, torch.tensor(lengths, device="cpu"), pool)
+            values = [row[:length] for row, length in zip(values, lengths, strict=True)]
+        rows = [torch.as_tensor(row).detach().cpu() for row in values]
+        for row, length in zip(rows, lengths, strict=True):
+            if row.ndim != 2 or len(row) != length:
+                self._refuse(row.shape, length)
+        return [row.clone() if pool is None else _pool_one(row, pool) for row in rows]
+
+    def _refuse(self, shape: Sequence[int], length: int) -> None:
+        raise MismatchError(
+            f"{self.name}: extract() returned shape {tuple(shape)} for a prompt of {length} tokens; "
+            "it must be [n_tokens, hidden], or padded on the right."
+        )
 
 
-def _pool_one(values: Tensor, pool: Pool) -> Tensor:
-    return values if pool is None else pool_tokens(values[None], torch.tensor([len(values)], device="cpu"), pool)[0]
+def _pool_one(row: Tensor, pool: str | int) -> Tensor:
+    """Return one prompt's values `[n_tokens, hidden]` pooled; a view where one token is chosen."""
+    token = {"last": -1, "first": 0}.get(pool, pool) if isinstance(pool, str) else pool
+    if isinstance(token, int):
+        return row[token]
+    return pool_tokens(row[None], torch.tensor([len(row)], device="cpu"), pool)[0]
 
 
 def _spans(numbers: Sequence[int]) -> str:

@@ -15,6 +15,7 @@ from lmstash.store.disk.format import (
     CHUNK_BYTES,
     FLAG_CHUNKED,
     FLAG_PINNED,
+    FOOTER_ENTRY,
     HEADER,
     RECORD_ALIGN,
     SEGMENT_HEADER_BYTES,
@@ -25,6 +26,7 @@ from lmstash.store.disk.format import (
     checksum_payload,
     footer_bytes,
     pack_head,
+    pack_listing,
     payload_align,
 )
 from lmstash.store.disk.index import Index
@@ -173,10 +175,8 @@ class Appender:
             offset += size + padding
             ordinal += 1
         total = offset - start
-        # One copy is cheaper than many small vectors.
-        writer.append([b"".join(buffers)] if total < 1 << 20 else buffers, total, len(items))
-        writer.records.extend(
-            Located(
+        listing = b"".join(
+            FOOTER_ENTRY.pack(
                 RecordType.ENTRY,
                 (FLAG_PINNED if item.pinned else 0) | (FLAG_CHUNKED if item.chunk_sums else 0),
                 row.head,
@@ -189,6 +189,8 @@ class Appender:
             )
             for row, item in zip(rows, items, strict=True)
         )
+        # One copy is cheaper than many small vectors.
+        writer.append([b"".join(buffers)] if total < 1 << 20 else buffers, total, len(items), listing)
         return rows
 
     def append_controls(self, namespace: str, kind: RecordType, controls: Sequence[tuple[bytes, bytes]]) -> bool:
@@ -230,8 +232,7 @@ class Appender:
         )
         padding = -(len(head) + len(payload)) % RECORD_ALIGN
         located = Located(kind, 0, len(head), key, generation, 0, writer.tail, len(payload), writer.count)
-        writer.append([head + payload + bytes(padding)], located.end - writer.tail, 1)
-        writer.records.append(located)
+        writer.append([head + payload + bytes(padding)], located.end - writer.tail, 1, pack_listing([located]))
 
     def commit(self) -> None:
         """Note that the index has heard of all that was appended and sealed."""
@@ -253,8 +254,13 @@ class Appender:
 
     def next_generation(self, now: int) -> int:
         """Return a number larger than this process gave before, and than most that others gave earlier."""
-        self._last_generation = max(now, self._last_generation + 1)
-        return self._last_generation
+        return self.next_generations(now, 1)
+
+    def next_generations(self, now: int, count: int) -> int:
+        """Return the first of `count` such numbers in a row."""
+        first = max(now, self._last_generation + 1)
+        self._last_generation = first + count - 1
+        return first
 
     def follow(self, generation: int) -> None:
         """Give only larger generations from now on, whatever the clock of the process that gave this one."""

@@ -7,6 +7,7 @@ attackers; flag bits for a MAC and for encryption are reserved.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
@@ -315,9 +316,9 @@ def parse_segment_header(buffer: bytes) -> tuple[bytes, str, int]:
     return segment_id, namespace, created_us
 
 
-def pack_footer(records: list[Located], offset: int) -> bytes:
-    """Return footer and trailer of a segment whose records end at `offset`."""
-    footer = b"".join(
+def pack_listing(records: Iterable[Located]) -> bytes:
+    """Return records as a footer lists them."""
+    return b"".join(
         FOOTER_ENTRY.pack(
             each.type,
             each.flags,
@@ -331,8 +332,13 @@ def pack_footer(records: list[Located], offset: int) -> bytes:
         )
         for each in records
     )
-    trailer = TRAILER.pack(TRAILER_MAGIC, offset, len(records), xxh3(footer), 0)[:-8]
-    return footer + trailer + _SUM.pack(xxh3(trailer))
+
+
+def pack_footer(listing: Buffer, offset: int) -> bytes:
+    """Return footer and trailer of a segment whose records, listed in `listing`, end at `offset`."""
+    count = len(listing) // FOOTER_ENTRY.size
+    trailer = TRAILER.pack(TRAILER_MAGIC, offset, count, xxh3(listing), 0)[:-8]
+    return bytes(listing) + trailer + _SUM.pack(xxh3(trailer))
 
 
 def footer_bytes(n_records: int) -> int:

@@ -14,7 +14,7 @@ import random
 import threading
 import time
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +22,7 @@ import apsw
 
 from lmstash.errors import CapacityError, StoreUnavailableError
 from lmstash.store.disk.folder import Folder
+from lmstash.store.disk.guarded import Guarded
 from lmstash.store.disk.rows import IndexDamagedError, Row, SegmentRow, checked, checked_segment, row_id
 
 APPLICATION_ID = 0x4C4D5354  # "LMST"
@@ -43,6 +44,9 @@ PRAGMA user_version = {SCHEMA_VERSION};
 _COLUMNS = "k, key, seg, off, head, size, slot, gen, exp, pinned"
 _FIND = f"SELECT {_COLUMNS} FROM entries WHERE k = ?"
 _FIND_MANY = f"SELECT {_COLUMNS} FROM carray(?) AS asked CROSS JOIN entries ON entries.k = asked.value"
+_LOCATE = (
+    "SELECT k, seg, off, head, size, slot, exp FROM carray(?) AS asked CROSS JOIN entries ON entries.k = asked.value"
+)
 _PAGE = f"SELECT {_COLUMNS} FROM entries WHERE k > ? ORDER BY k LIMIT 1000"
 _PUT = f"INSERT OR REPLACE INTO entries({_COLUMNS}) VALUES(?,?,?,?,?,?,?,?,?,?)"
 
@@ -136,6 +140,11 @@ class Index:
         with self.read_lock, self.translated():
             return _find_many(self.reader, keys)
 
+    def locate(self, ids: Any) -> list[tuple[Any, ...]]:
+        """Return (id, segment, offset, head, size, slot, expiry) of each row id (an int64 array) that is there."""
+        with self.read_lock, self.translated():
+            return self.reader.execute(_LOCATE, (apsw.carray(ids),)).fetchall() if len(ids) else []
+
     def page(self, after: int | None) -> list[Row]:
         """Return up to 1,000 rows whose id follows `after`, in their order."""
         start = -(2**63) - 1 if after is None else after
@@ -186,9 +195,11 @@ class Index:
 
     # --- changes: only inside `transaction()` ---------------------------------------------------------------------
 
-    @contextmanager
-    def transaction(self) -> Iterator[apsw.Connection]:
+    def transaction(self) -> Guarded[apsw.Connection]:
         """Run a group of changes that other processes see all at once or not at all. Nests."""
+        return Guarded(self._transaction())
+
+    def _transaction(self) -> Generator[apsw.Connection, None, None]:
         with self.write_lock, self.translated():
             if self.writer.in_transaction:
                 yield self.writer
@@ -232,6 +243,11 @@ class Index:
         if len(ids) == 1:
             return [checked(each) for each in self.writer.execute(_FIND, (ids[0],))]
         return [checked(each) for each in self.writer.execute(_FIND_MANY, (apsw.carray(array("q", ids)),))]
+
+    def occupied(self, ids: Sequence[int]) -> bool:
+        """Whether there is a row with one of these ids, as the running transaction sees it."""
+        sql = "SELECT 1 FROM carray(?) AS asked CROSS JOIN entries ON entries.k = asked.value LIMIT 1"
+        return bool(self.writer.execute(sql, (apsw.carray(array("q", ids)),)).fetchall())
 
     def put_rows(self, rows: Sequence[Row] | Sequence[tuple[Any, ...]]) -> None:
         """Insert or replace rows."""

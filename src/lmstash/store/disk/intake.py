@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from lmstash.events import EventLog
 from lmstash.store.base import Write, byte_views, check_write
@@ -15,6 +16,9 @@ from lmstash.store.disk.reclaim import Reclaimer
 from lmstash.store.disk.rows import Row
 from lmstash.store.disk.segment import SegmentWriter
 
+if TYPE_CHECKING:
+    from lmstash.store.sheets import Sheet
+
 GROUP_ROWS = 512
 """At most this many values share a transaction, which bounds how far it makes the index's log grow."""
 
@@ -25,6 +29,10 @@ class NoRoomError(Exception):
 
 class _SegmentRemovedError(Exception):
     """Another process removed the segment this one was appending to."""
+
+
+class _OccupiedError(Exception):
+    """A key of a sheet is kept already, or its row is another's."""
 
 
 class Intake:
@@ -88,6 +96,57 @@ class Intake:
                 if writer is None:
                     break
         raise NoRoomError
+
+    def keep_sheets(self, namespace: str, sheets: Sequence[Sheet], expires_us: int) -> bool:
+        """Append sheets of one namespace and make their entries findable, if that is all there is to do.
+
+        Returns:
+            False, with nothing changed, when one of the keys is kept already, or there is no room for all together:
+            then each entry is to be put by itself.
+
+        Raises:
+            OSError, CapacityError: The disk is full.
+        """
+        from lmstash.store.disk.sheet_writing import lay_out, most_bytes
+
+        n_bytes, n_records = sum(map(most_bytes, sheets)), sum(map(len, sheets))
+        with self._index.write_lock:
+            self._index.finish()
+            writer = self._appender.granted(namespace, n_bytes, n_records)
+            if writer is None:
+                with self._reclaimer.changes():
+                    writer = self._appender.reserve(namespace, n_bytes, n_records)
+            if writer is None:
+                return False
+            now = int(time.time() * 1e6)
+            first_slot = writer.first_slot + writer.count
+            rows: list[tuple[Any, ...]] = []
+            live_bytes = 0
+            try:
+                for sheet in sheets:
+                    generation = self._appender.next_generations(now, len(sheet))
+                    place = writer.tail, writer.count
+                    laid = lay_out(sheet, writer, *place, generation=generation, now_us=now, expires_us=expires_us)
+                    writer.append(laid.buffers, laid.n_bytes, len(sheet), laid.listing)
+                    rows += laid.rows
+                    live_bytes += laid.live_bytes
+                with self._reclaimer.changes():
+                    if self._index.occupied([row[0] for row in rows]):
+                        raise _OccupiedError
+                    self._index.put_rows(rows)
+                    if not self._index.advance_segment(writer.row, writer.tail, writer.count, n_records, live_bytes):
+                        raise _SegmentRemovedError
+            except _OccupiedError:
+                return False
+            except _SegmentRemovedError:
+                self._appender.forget(writer)
+                return False
+            except BaseException:
+                self._index.finish()
+                self._appender.roll_back()
+                raise
+            self._recency.mark_new(first_slot, n_records)
+            return True
 
     def delete(self, keys: Sequence[bytes]) -> int:
         """Remove entries; returns how many there were."""
@@ -181,6 +240,11 @@ class Intake:
         return out
 
 
+def expiry_us(lifetime_seconds: float | None) -> int:
+    """Return when what is put now expires, in microseconds since 1970; 0 for never."""
+    return 0 if lifetime_seconds is None else max(1, int((time.time() + lifetime_seconds) * 1e6))
+
+
 def item_of(write: Write) -> Item:
     """Return `write` checked and ready to be appended.
 
@@ -189,7 +253,7 @@ def item_of(write: Write) -> Item:
     """
     meta, lifetime = check_write(write)
     buffers = byte_views(write.value)
-    expires = 0 if lifetime is None else max(1, int((time.time() + lifetime) * 1e6))
+    expires = expiry_us(lifetime)
     return Item(
         write.key,
         buffers,

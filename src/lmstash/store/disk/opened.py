@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from typing import TYPE_CHECKING
 
 from lmstash.errors import FormatError, StoreUnavailableError
 from lmstash.events import EventLog, MissReason
@@ -21,6 +22,9 @@ from lmstash.store.disk.rows import DAMAGE, IndexDamagedError, Row
 from lmstash.store.disk.segment import SegmentFile
 from lmstash.store.policies.base import Policy
 from lmstash.unset import UNSET
+
+if TYPE_CHECKING:
+    from lmstash.store.disk.sheet_reading import SheetReader
 
 
 class Opened:
@@ -67,6 +71,7 @@ class Opened:
         self.appender = Appender(folder, self.index, self.recency, self.room)
         self.recovery = Recovery(folder, self.index, self.recency, events)
         self.lookup = Lookup(folder, self.index, self.recency, events, self._damaged, self._lost)
+        self._sheet_reader: SheetReader | None = None
         self.reclaimer = Reclaimer(
             folder,
             self.index,
@@ -125,6 +130,14 @@ class Opened:
             self.lookup.close()
             self.recency.close()
             self.index.close()
+
+    def sheet_reader(self) -> SheetReader:
+        """Return what reads many small records at once; loads numpy when it is first asked for."""
+        if self._sheet_reader is None:
+            from lmstash.store.disk.sheet_reading import SheetReader
+
+            self._sheet_reader = SheetReader(self.index, self.recency, self.lookup, self.events)
+        return self._sheet_reader
 
     def _index_there(self) -> bool:
         try:

@@ -14,8 +14,12 @@ import contextlib
 import mmap
 import os
 import time
+from typing import TYPE_CHECKING
 
 from lmstash.store.disk.folder import Folder
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SLOT_BYTES = 8
 REGION_UNIT = 512
@@ -72,6 +76,16 @@ class Recency:
                 return
             slots = self._slots
         slots[slot] = (int(time.time() * 1000) << 16) | min((slots[slot] & 0xFFFF) + 1, 0xFFFF)
+
+    def touch_array(self, slots: np.ndarray) -> None:
+        """As `touch_many`, for an array of distinct slots."""
+        if not len(slots) or (slots.max() >= len(self._slots) and (self._read_only or not self._catch_up(slots.max()))):
+            return
+        import numpy as np
+
+        cells = np.frombuffer(self._slots, np.uint64)
+        used = np.minimum((cells[slots] & np.uint64(0xFFFF)) + np.uint64(1), np.uint64(0xFFFF))
+        cells[slots] = np.uint64(int(time.time() * 1000) << 16) | used
 
     def touch_many(self, slots: list[int]) -> None:
         """Note a use of many entries, now."""

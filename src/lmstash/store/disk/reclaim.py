@@ -11,7 +11,9 @@ import contextlib
 import os
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+
+import apsw
 
 from lmstash.errors import FormatError
 from lmstash.events import EventLog
@@ -19,6 +21,7 @@ from lmstash.store.base import Removed, matches
 from lmstash.store.disk.appender import Appender, Item
 from lmstash.store.disk.folder import Folder
 from lmstash.store.disk.format import SEGMENT_HEADER_BYTES, TOMBSTONE, Located, RecordType, parse_head
+from lmstash.store.disk.guarded import Guarded
 from lmstash.store.disk.index import Index
 from lmstash.store.disk.recency import Recency
 from lmstash.store.disk.rows import OPEN, SEALED, Row, SegmentRow, checked_segment
@@ -153,11 +156,9 @@ class Reclaimer:
         self._recency.note_removal()
         return Removed(sum(each.live for each in segments), sum(each.live_bytes for each in segments))
 
-    @contextlib.contextmanager
-    def changes(self) -> Iterator[None]:
+    def changes(self) -> Guarded[apsw.Connection]:
         """Run a transaction; files that it dooms are unlinked once it is committed, and not before."""
-        with self._index.transaction():
-            yield
+        return self._index.transaction()
 
     def _end(self, committed: bool) -> None:
         if committed:

@@ -23,6 +23,7 @@ from lmstash.store.disk.format import (
     aligned,
     footer_bytes,
     pack_footer,
+    pack_listing,
 )
 from lmstash.store.disk.index import Index
 from lmstash.store.disk.recency import FIRST_SLOT, REGION_UNIT, Recency
@@ -120,7 +121,7 @@ class Recovery:
                 segment = checked_segment(current[0])
                 listed = read_footer(fd)
                 found = listed if listed is not None else list(scan(fd, segment.namespace))
-                size = seal_file(fd, self._vouched_for(segment, found), segment.tail)
+                size = seal_file(fd, pack_listing(self._vouched_for(segment, found)), segment.tail)
                 connection.execute(
                     "UPDATE segments SET state = ?, granted = ? WHERE id = ?",
                     (SEALED, aligned(size, 4096), segment.id),
@@ -250,7 +251,7 @@ def fill_from_segments(folder: Folder, index: Index, recency: Recency, events: E
             records = listed if listed is not None else list(scan(fd, namespace))
             tail = records[-1].end if records else SEGMENT_HEADER_BYTES
             if listed is None and not alive:
-                seal_file(fd, records, tail)
+                seal_file(fd, pack_listing(records), tail)
             state = OPEN if listed is None and alive else SEALED
             count = max((each.ordinal + 1 for each in records), default=0)  # a footer may leave some out
             n_slots = aligned(max(count, REGION_UNIT if state == SEALED else 65536), REGION_UNIT)
@@ -309,7 +310,7 @@ def _unlist_losers(folder: Folder, name: str, live: set[int]) -> None:
                 kept = [each for each in listed if each.type != RecordType.ENTRY or each.offset in live]
                 # It ends where the old one ended, in one write: a kill leaves the one or the other.
                 offset = os.fstat(fd).st_size - footer_bytes(len(kept))
-                os.pwrite(fd, pack_footer(kept, offset), offset)
+                os.pwrite(fd, pack_footer(pack_listing(kept), offset), offset)
         finally:
             os.close(fd)
 

@@ -32,18 +32,22 @@ class Sizes:
     """Kept free for copying forward what eviction spares."""
     log_bytes: int
     segment_slots: int
+    group_rows: int
+    """At most so many values of a sheet share a transaction, which bounds how far it makes the log grow."""
 
     @classmethod
     def of(cls, capacity_bytes: int | None) -> Sizes:
         """Return the sizes for a limit (None: unlimited)."""
         capacity = 2**45 if capacity_bytes is None else capacity_bytes
         segment = min(max(capacity // 128, 1 << 20), 256 << 20, max(capacity // 16, 64 << 10))
+        log = min(max(capacity // 32, 128 << 10), 16 << 20)
         return cls(
             segment_bytes=segment,
             step_bytes=min(max(segment // 8, 64 << 10), 4 << 20),
             reserve_bytes=2 * segment,
-            log_bytes=min(max(capacity // 32, 128 << 10), 16 << 20),
+            log_bytes=log,
             segment_slots=min(max(segment // 512 // 512 * 512, 512), 65536),
+            group_rows=min(max(log // 8192, 512), 2048),
         )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from lmstash.errors import FormatError
 from lmstash.store.base import Buffer
 from lmstash.store.disk.format import (
+    FOOTER_ENTRY,
     HEADER,
     RECORD_ALIGN,
     RECORD_MAGIC,
@@ -60,7 +61,8 @@ class SegmentWriter:
         self.tail = SEGMENT_HEADER_BYTES
         self.count = 0
         """Records written, which is the next record's ordinal."""
-        self.records: list[Located] = []
+        self.listing = bytearray()
+        """What the footer will list."""
         self.dirty = True
         self._committed = (0, 0, 0, 0)
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -76,18 +78,24 @@ class SegmentWriter:
 
     def room_for(self, n_bytes: int, n_records: int) -> int:
         """Return the file size after `n_records` more of `n_bytes` together, and the footer."""
-        return self.tail + n_bytes + footer_bytes(len(self.records) + n_records)
+        return self.tail + n_bytes + footer_bytes(self.listed + n_records)
 
-    def append(self, buffers: Sequence[Buffer], n_bytes: int, n_records: int) -> None:
+    @property
+    def listed(self) -> int:
+        """Records that the footer will list."""
+        return len(self.listing) // FOOTER_ENTRY.size
+
+    def append(self, buffers: Sequence[Buffer], n_bytes: int, n_records: int, listing: bytes) -> None:
         """Write buffers at the tail. The tail advances even if the index never hears of them."""
         write_all(self.fd, buffers, self.tail)
+        self.listing += listing
         self.tail += n_bytes
         self.count += n_records
         self.dirty = True
 
     def commit(self) -> None:
         """Note that the index has heard of everything up to here."""
-        self._committed = (self.tail, self.count, len(self.records), self.granted)
+        self._committed = (self.tail, self.count, self.listed, self.granted)
 
     def roll_back(self) -> bool:
         """Cut off what the index has not heard of; returns whether it has heard of this segment at all."""
@@ -96,8 +104,8 @@ class SegmentWriter:
             with contextlib.suppress(OSError):
                 os.unlink(self.path)
             return False
-        self.tail, self.count, n_records, self.granted = self._committed
-        del self.records[n_records:]
+        self.tail, self.count, listed, self.granted = self._committed
+        del self.listing[listed * FOOTER_ENTRY.size :]
         with contextlib.suppress(OSError):
             os.ftruncate(self.fd, self.tail)
         return True
@@ -110,7 +118,7 @@ class SegmentWriter:
 
     def seal(self) -> int:
         """Write the footer and return the file's final size. The lock stays: `roll_back` may still take it back."""
-        return seal_file(self.fd, self.records, self.tail)
+        return seal_file(self.fd, self.listing, self.tail)
 
     def abandon(self) -> None:
         """Let go of the file as it is."""
@@ -252,9 +260,9 @@ def sync_data(fd: int) -> None:
     getattr(os, "fdatasync", os.fsync)(fd)  # macOS has no fdatasync
 
 
-def seal_file(fd: int, records: list[Located], tail: int) -> int:
+def seal_file(fd: int, listing: Buffer, tail: int) -> int:
     """Write footer and trailer at `tail`, cut what lies beyond, and return the file's size."""
-    footer = pack_footer(records, tail)
+    footer = pack_footer(listing, tail)
     write_all(fd, [footer], tail)
     os.ftruncate(fd, tail + len(footer))
     return tail + len(footer)

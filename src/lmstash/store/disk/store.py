@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lmstash.errors import (
     CapacityError,
@@ -32,12 +32,15 @@ from lmstash.store.base import (
 from lmstash.store.disk import forks, survey
 from lmstash.store.disk.appender import Item
 from lmstash.store.disk.folder import Folder
-from lmstash.store.disk.intake import GROUP_ROWS, NoRoomError, item_of
+from lmstash.store.disk.intake import GROUP_ROWS, NoRoomError, expiry_us, item_of
 from lmstash.store.disk.lookup import Loaded, entry_of
 from lmstash.store.disk.opened import Opened, connect
 from lmstash.store.disk.rows import DAMAGE, IndexDamagedError
 from lmstash.store.policies import policy_named
 from lmstash.unset import UNSET
+
+if TYPE_CHECKING:
+    from lmstash.store.sheets import Found, Sheet
 
 _FAULTS = (LmstashError, OSError, *DAMAGE)
 _REBUILD_SECONDS = 60.0  # an index that seems damaged again so soon is not rebuilt again: the fault lies elsewhere
@@ -177,6 +180,26 @@ class DiskStore:
         loaded = zip(keys, self._load_many(keys), strict=True)
         return [None if found is None else entry_of(key, found) for key, found in loaded]
 
+    def fetch_sheets(self, keys: Sequence[bytes]) -> Iterator[Found]:
+        """Yield what is kept of distinct keys in sheets: see `lmstash.store.sheets.fetch_sheets`."""
+        served: list[int] = []
+        try:
+            for found in self._ready().sheet_reader().sheets(keys):
+                served.extend(found.places.tolist())
+                yield found
+            return
+        except _FAULTS as error:
+            fault = error
+        left = sorted(set(range(len(keys))).difference(served))
+        if isinstance(fault, IndexDamagedError):
+            from lmstash.store.sheets import found_of
+
+            # What is left goes the slow way, which rebuilds the index.
+            yield from found_of(self.fetch_many([keys[place] for place in left]), left)
+        else:
+            self.events.misses([keys[place] for place in left], MissReason.UNAVAILABLE)
+            self._fault(fault)
+
     def _load_many(self, keys: Sequence[bytes]) -> list[Loaded | None]:
         try:
             try:
@@ -225,6 +248,26 @@ class DiskStore:
             batch[write.key] = item
             size += item.most_bytes
         return kept + self._keep(namespace, batch, replace) if batch else kept
+
+    def put_sheets(self, sheets: Sequence[Sheet], *, replace: bool = True) -> int:
+        """Keep the entries of sheets, many in one write and one commit: see `lmstash.store.sheets.put_sheets`."""
+        from lmstash.store.sheets import check_sheet, groups_of
+
+        for sheet in sheets:
+            check_sheet(sheet)
+        kept = 0
+        sizes = self._opened.room.sizes
+        for group in groups_of(sheets, sizes.group_rows, sizes.segment_bytes // 2):
+            namespace, lifetime = group[0].namespace, group[0].ttl_seconds
+            try:
+                done = self._writable().intake.keep_sheets(namespace, group, expiry_us(lifetime))
+            except _FAULTS:
+                done = False  # met again below, where it is told apart
+            if done:
+                kept += self._count_sheets(group)
+            else:
+                kept += self.put_many((write for sheet in group for write in sheet.writes()), replace=replace)
+        return kept
 
     def _keep(self, namespace: str, batch: dict[bytes, Item], replace: bool, *, again: bool = True) -> int:
         """Keep a batch; what cannot be kept is counted as dropped. Returns how many are kept."""
@@ -389,6 +432,16 @@ class DiskStore:
             errors = {DropReason.READ_ONLY: ReadOnlyError, DropReason.UNAVAILABLE: StoreUnavailableError}
             raise errors.get(reason, CapacityError)(f"{self._folder.path}: values are not kept: {detail}")
         return 0
+
+    def _count_sheets(self, sheets: Sequence[Sheet]) -> int:
+        for sheet in sheets:
+            n, n_bytes = sheet.values.shape
+            if self.events.listening:
+                for key, seconds in zip(sheet.keys, sheet.compute_seconds or [0.0] * n, strict=True):
+                    self.events.put(sheet.namespace, key, n_bytes, seconds)
+            else:
+                self.events.puts(n, n * n_bytes, sum(sheet.compute_seconds))
+        return sum(map(len, sheets))
 
     def _count_puts(self, namespace: str, items: Sequence[Item]) -> None:
         if self.events.listening:

@@ -1,0 +1,296 @@
+"""Reading many small records at once: one call to the system for neighbours, and array operations for their checks.
+
+Neighbours are read into two kinds of memory by one scattered read: each value straight to its row of a sheet, and what
+lies between the values (headers, padding, dead records) to the side. Every record is checked as a single one is: its
+key, type, lengths, namespace, and both checksums.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, pairwise
+
+import numpy as np
+
+from lmstash.errors import FormatError
+from lmstash.events import EventLog, MissReason
+from lmstash.store.base import KEY_BYTES
+from lmstash.store.disk.format import CHUNK_BYTES, FLAG_PINNED, FORMAT_VERSION, HEADER, RECORD_MAGIC, RecordType, xxh3
+from lmstash.store.disk.index import Index
+from lmstash.store.disk.lookup import Lookup, entry_of
+from lmstash.store.disk.reading import read_one
+from lmstash.store.disk.recency import Recency
+from lmstash.store.disk.rows import IndexDamagedError, Row
+from lmstash.store.disk.segment import SegmentFile
+from lmstash.store.sheets import Found, found_of
+
+HEADER_DTYPE = np.dtype(
+    [
+        ("total", "<u8"),
+        ("magic", "S4"),
+        ("version", "u1"),
+        ("type", "u1"),
+        ("flags", "<u2"),
+        ("head", "<u4"),
+        ("meta", "<u4"),
+        ("payload", "<u8"),
+        ("key", "u1", 32),
+        ("parent", "u1", 32),
+        ("generation", "<u8"),
+        ("created", "<u8"),
+        ("expires", "<u8"),
+        ("seconds", "<f8"),
+        ("tokens", "<u4"),
+        ("reserved", "<u4"),
+        ("namespace", "<u8"),
+        ("checksum", "<u8"),
+    ]
+)
+"""`format.HEADER` as numpy says it."""
+assert HEADER_DTYPE.itemsize == HEADER.size
+
+_SMALL_BYTES = 64 << 10
+"""Records of this size or more are read on their own: their bytes cost more than their object."""
+_GROUP_BYTES = 1 << 20
+"""At most this much is read at a time: it stays in the processor's cache until it is used."""
+_GROUP_ROWS = 480
+"""Two stretches a record, and the system takes 1,024 stretches."""
+_GAP_BYTES = 8 << 10
+_KEYS_AT_ONCE = 16384
+_K, _SEG, _OFF, _HEAD, _SIZE, _SLOT, _EXP = range(7)
+_FAR = 1 << 48
+
+
+class SheetReader:
+    """Reads one folder in sheets. Threads may share it."""
+
+    def __init__(self, index: Index, recency: Recency, lookup: Lookup, events: EventLog) -> None:
+        """Take the parts of a store; `lookup` serves what is odd, and knows why a record cannot be served."""
+        self._index = index
+        self._recency = recency
+        self._lookup = lookup
+        self._events = events
+
+    def sheets(self, keys: Sequence[bytes]) -> Iterator[Found]:
+        """Yield what is kept of distinct keys; counts hits and misses. Faults of disk and index are raised.
+
+        What lies together on the disk comes together, so ask for all keys at once: little is held at a time.
+        """
+        for start in range(0, len(keys), _KEYS_AT_ONCE):
+            for found in self._look_up(keys[start : start + _KEYS_AT_ONCE]):
+                found.places += start
+                yield found
+
+    def _look_up(self, keys: Sequence[bytes]) -> Iterator[Found]:
+        ids = np.fromiter(map(xxh3, keys), np.uint64, len(keys)) ^ np.uint64(1 << 63)
+        order = ids.view(np.int64).argsort()
+        ids = ids.view(np.int64)[order]  # neighbours in the index are found faster one after another
+        found = _table(self._index.locate(ids))
+        places = order[np.searchsorted(ids, found[:, _K])]
+        if len(found) < len(keys):
+            there = np.zeros(len(keys), np.bool_)
+            there[places] = True
+            self._events.misses([keys[each] for each in (~there).nonzero()[0].tolist()], MissReason.ABSENT)
+        if not len(found):
+            return
+        expired = (found[:, _EXP] > 0) & (found[:, _EXP] <= int(time.time() * 1e6))
+        odd: list[int] = places[expired].tolist()
+        order = np.lexsort((found[:, _OFF], found[:, _SEG]))
+        if odd:
+            order = order[~expired[order]]
+        found, places = found[order], places[order]
+        wanted = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES)
+        for first, last in _groups(found):
+            yield from self._read(found[first:last], places[first:last], wanted, odd)
+        # Expired, damaged, moved or gone: the slow path says which, and heals.
+        names = [keys[each] for each in odd]
+        loaded = zip(names, self._lookup.load_many(names), strict=True)
+        yield from found_of([None if one is None else entry_of(key, one) for key, one in loaded], odd)
+
+    def _read(self, rows: np.ndarray, places: np.ndarray, keys: np.ndarray, odd: list[int]) -> Iterator[Found]:
+        """Yield the records of one group; names those that cannot be served in `odd`."""
+        file = self._lookup.file(int(rows[0, _SEG]))
+        if file is None:
+            odd.extend(places.tolist())
+            return
+        if len(rows) == 1:
+            yield from self._read_alone(file, rows[0], places, keys[places[0]].tobytes(), odd)
+            return
+        for members, block in _even(file, rows) or _scattered(file, rows):
+            there = places[members]
+            good = _check(file, rows[members], keys[there], block)
+            values, fixed = block.values, block.fixed
+            if not good.all():
+                odd.extend(there[~good].tolist())
+                members, values, there, fixed = members[good], values[good], there[good], fixed[good]
+            if len(there):
+                parents = fixed["parent"]
+                found = Found(there, values, file.namespace, parents if parents.any() else None)
+                self._count(found, rows[members, _SLOT], fixed["seconds"], keys)
+                yield found
+
+    def _read_alone(
+        self, file: SegmentFile, row: np.ndarray, place: np.ndarray, key: bytes, odd: list[int]
+    ) -> Iterator[Found]:
+        k, seg, off, head, size, slot, exp = row.tolist()
+        try:
+            header, payload = read_one(file, Row(k, key, seg, off, head, size, slot, 0, exp, 0))
+        except FormatError:
+            odd.extend(place.tolist())
+            return
+        self._recency.touch(slot)
+        self._events.hit(file.namespace, key, size, header.compute_seconds)
+        parents = np.frombuffer(header.parent, np.uint8).reshape(1, KEY_BYTES) if header.parent else None
+        yield Found(place, np.frombuffer(payload, np.uint8).reshape(1, size), file.namespace, parents)
+
+    def _count(self, found: Found, slots: np.ndarray, seconds: np.ndarray, keys: np.ndarray) -> None:
+        """Count a sheet that is about to be handed out."""
+        self._recency.touch_array(slots)
+        n, n_bytes = found.values.shape
+        if self._events.listening:
+            for place, each in zip(found.places.tolist(), seconds.tolist(), strict=True):
+                self._events.hit(found.namespace, keys[place].tobytes(), n_bytes, each)
+        else:
+            self._events.hits(n, n * n_bytes, float(seconds.sum()))
+
+
+@dataclass(slots=True)
+class _Block:
+    """Records of one length as they were read."""
+
+    values: np.ndarray
+    """`[n, size]`."""
+    memory: memoryview
+    """Holds the values."""
+    value_starts: list[int]
+    """Where in it each value begins."""
+    side: memoryview
+    """Holds the headers; may be the same."""
+    head_starts: np.ndarray
+    """Where in it each header begins."""
+    fixed: np.ndarray
+    """The fixed part of each header, `[n]` of `HEADER_DTYPE`."""
+    n_read: int
+    """The first so many were read whole."""
+
+
+def _table(rows: list[tuple[object, ...]]) -> np.ndarray:
+    """Return what the index said as `[n, 7]` int64. Raises `IndexDamagedError` if no rows can be so."""
+    try:
+        table = np.fromiter(chain.from_iterable(rows), np.int64, 7 * len(rows)).reshape(-1, 7)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise IndexDamagedError(f"rows make no sense: {error}") from None
+    numbers = table[:, _SEG:]
+    sane = (numbers >= 0) & (numbers < _FAR)
+    sane[:, _EXP - 1] = numbers[:, _EXP - 1] >= 0
+    if not sane.all() or (table[:, _HEAD] > 1 << 20).any() or (table[:, _HEAD] < HEADER.size).any():
+        raise IndexDamagedError("rows make no sense")
+    return table
+
+
+def _groups(rows: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Yield first and last (exclusive) of rows, sorted by segment and offset, that are worth one read."""
+    ends = rows[:, _OFF] + rows[:, _HEAD] + rows[:, _SIZE]
+    large = rows[:, _SIZE] >= _SMALL_BYTES
+    apart = (rows[1:, _SEG] != rows[:-1, _SEG]) | (rows[1:, _OFF] - ends[:-1] > _GAP_BYTES) | large[1:] | large[:-1]
+    apart |= rows[1:, _OFF] < ends[:-1]  # records that overlap are damage: each is read on its own, and one fails
+    bounds = [0, *(apart.nonzero()[0] + 1).tolist(), len(rows)]
+    offsets = rows[:, _OFF]
+    for start, stop in pairwise(bounds):
+        first = start
+        while first < stop:
+            last = int(np.searchsorted(ends[first:stop], offsets[first] + _GROUP_BYTES, "right")) + first
+            last = min(max(last, first + 1), first + _GROUP_ROWS)
+            yield first, last
+            first = last
+
+
+def _even(file: SegmentFile, rows: np.ndarray) -> list[tuple[np.ndarray, _Block]] | None:
+    """Read records of one length at even distances, as `put_sheets` lays them: their memory is a table already."""
+    first, head, size = rows[0, _OFF : _SIZE + 1].tolist()
+    distances = rows[1:, _OFF] - rows[:-1, _OFF]
+    stride = int(distances.min())
+    uneven = (rows[:, _SIZE] != size) | (rows[:, _HEAD] != head)
+    if uneven.any() or (distances % stride).any() or stride < head + size:
+        return None
+    n_lines = (int(rows[-1, _OFF]) - first) // stride + 1
+    memory = np.empty(n_lines * stride, np.uint8)
+    whole = memory.data
+    got = os.preadv(file.fd, [whole[: (n_lines - 1) * stride + head + size]], first)
+    table = memory.reshape(n_lines, stride)
+    starts = rows[:, _OFF] - first
+    lines = slice(None) if n_lines == len(rows) else starts // stride
+    fixed = np.ascontiguousarray(table[:, : HEADER.size][lines]).view(HEADER_DTYPE)[:, 0]
+    values = table[:, head : head + size][lines]
+    n_read = int(np.searchsorted(starts + head + size, got, "right"))
+    return [(np.arange(len(rows)), _Block(values, whole, (starts + head).tolist(), whole, starts, fixed, n_read))]
+
+
+def _scattered(file: SegmentFile, rows: np.ndarray) -> list[tuple[np.ndarray, _Block]]:
+    """Read neighbours of any lengths: each value to its row of a table, and what lies between them to the side."""
+    sizes = rows[:, _SIZE]
+    alike = [(sizes == size).nonzero()[0] for size in np.unique(sizes).tolist()]
+    tables = [np.empty((len(members), int(sizes[members[0]])), np.uint8) for members in alike]
+    targets: list[memoryview] = [memoryview(b"")] * len(rows)
+    for members, table in zip(alike, tables, strict=True):
+        flat, size = table.reshape(-1).data, table.shape[1]
+        for number, member in enumerate(members.tolist()):
+            targets[member] = flat[number * size : (number + 1) * size]
+    first = int(rows[0, _OFF])
+    value_at = rows[:, _OFF] + rows[:, _HEAD]
+    value_end = value_at + sizes
+    between = value_at.copy()
+    between[1:] -= value_end[:-1]
+    between[0] -= first
+    ends = between.cumsum()
+    heads = np.empty(int(ends[-1]), np.uint8)
+    side = heads.data
+    stretches: list[memoryview] = []
+    start = 0
+    for end, target in zip(ends.tolist(), targets, strict=True):
+        stretches.append(side[start:end])
+        if len(target):
+            stretches.append(target)
+        start = end
+    end = first + os.preadv(file.fd, stretches, first)
+    starts = ends - rows[:, _HEAD]
+    fixed = heads[starts[:, None] + np.arange(HEADER.size)].view(HEADER_DTYPE)[:, 0]
+    out: list[tuple[np.ndarray, _Block]] = []
+    for members, table in zip(alike, tables, strict=True):
+        size = table.shape[1]
+        begins = [number * size for number in range(len(table))]
+        n_read = int(np.searchsorted(value_end[members], end, "right"))
+        flat = table.reshape(-1).data
+        out.append((members, _Block(table, flat, begins, side, starts[members], fixed[members], n_read)))
+    return out
+
+
+def _check(file: SegmentFile, rows: np.ndarray, keys: np.ndarray, block: _Block) -> np.ndarray:
+    """Return which records are sound and the ones asked for.
+
+    Args:
+        file: They lie in.
+        rows: What the index says of them.
+        keys: What they were asked for by, `[n, 32]`.
+        block: What was read.
+    """
+    starts, side, memory, size = block.head_starts, block.side, block.memory, block.values.shape[1]
+    fixed = block.fixed
+    plain = HEADER.size + fixed["meta"].astype(np.int64)
+    good = (fixed["magic"] == RECORD_MAGIC) & (fixed["version"] == FORMAT_VERSION) & (fixed["type"] == RecordType.ENTRY)
+    good &= (fixed["flags"] & ~np.uint16(FLAG_PINNED)) == 0
+    good &= (fixed["head"] == rows[:, _HEAD]) & (fixed["payload"] == rows[:, _SIZE]) & (plain <= rows[:, _HEAD])
+    good &= (fixed["namespace"] == file.namespace_hash) & (fixed["key"] == keys).all(axis=1)
+    good[block.n_read :] = False
+    ends = starts + np.where(good, plain, HEADER.size)
+    sums = [xxh3(side[begin:end]) for begin, end in zip((starts + 8).tolist(), ends.tolist(), strict=True)]
+    good &= fixed["total"] == np.array(sums, np.uint64)
+    sums = [xxh3(memory[begin : begin + size]) for begin in block.value_starts]
+    good &= fixed["checksum"] == np.array(sums, np.uint64)
+    return good
+
+
+assert _SMALL_BYTES <= CHUNK_BYTES  # such records carry no table of chunk sums

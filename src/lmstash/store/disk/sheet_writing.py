@@ -1,0 +1,171 @@
+"""Writing many small records at once: a sheet becomes records, index rows and footer lines by array operations.
+
+The records of a sheet lie at even distances where their facts are of about one length (the gap before a payload may be
+longer than it must): they are read back as a table.
+"""
+
+from __future__ import annotations
+
+import itertools
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lmstash.store.base import Buffer
+from lmstash.store.disk.format import (
+    CHUNK_BYTES,
+    FOOTER_ENTRY,
+    FORMAT_VERSION,
+    HEADER,
+    NO_PARENT,
+    RECORD_ALIGN,
+    RECORD_MAGIC,
+    RecordType,
+    aligned,
+    payload_align,
+    xxh3,
+)
+from lmstash.store.disk.rows import row_id
+from lmstash.store.disk.segment import SegmentWriter
+from lmstash.store.disk.sheet_reading import HEADER_DTYPE
+from lmstash.store.sheets import Sheet
+
+LISTING_DTYPE = np.dtype(
+    [
+        ("type", "u1"),
+        ("flags", "u1"),
+        ("pad", "V2"),
+        ("head", "<u4"),
+        ("key", "V32"),
+        ("generation", "<u8"),
+        ("expires", "<u8"),
+        ("offset", "<u8"),
+        ("payload", "<u8"),
+        ("ordinal", "<u4"),
+    ]
+)
+"""`format.FOOTER_ENTRY` as numpy says it."""
+assert LISTING_DTYPE.itemsize == FOOTER_ENTRY.size
+
+MOST_BYTES = CHUNK_BYTES
+"""Longer values carry tables of chunk sums: they are written one by one."""
+_UNEVEN_SHARE = 8
+"""Facts are padded to one length as long as that takes less than this part of a record."""
+_ALONE_BYTES = 32 << 10
+"""Values of this size or more are written from where they are."""
+_JOINED = 256
+_sum = struct.Struct("<Q").pack
+
+
+@dataclass(slots=True)
+class Laid:
+    """A sheet as it goes into a segment."""
+
+    buffers: list[Buffer]
+    n_bytes: int
+    rows: list[tuple[Any, ...]]
+    """For the index, in the order of its columns."""
+    listing: bytes
+    live_bytes: int
+    """As the index counts what lives in a segment."""
+
+
+def most_bytes(sheet: Sheet) -> int:
+    """Return an upper bound of what the records of a sheet take."""
+    n_bytes = sheet.values.shape[1]
+    meta = max(map(len, sheet.metas), default=0)
+    return len(sheet) * (HEADER.size + meta + payload_align(n_bytes) + n_bytes + RECORD_ALIGN)
+
+
+def lay_out(
+    sheet: Sheet, writer: SegmentWriter, offset: int, ordinal: int, *, generation: int, now_us: int, expires_us: int
+) -> Laid:
+    """Return the records of a sheet for the segment of `writer`.
+
+    Args:
+        sheet: What to keep.
+        writer: Its segment.
+        offset: Where the first record starts.
+        ordinal: How many records precede it.
+        generation: Of the first; each next one is larger by one.
+        now_us: When they are made.
+        expires_us: When they expire; 0 for never.
+    """
+    n, size = sheet.values.shape
+    align = payload_align(size)
+    metas: Sequence[bytes] = sheet.metas or [b""] * n
+    meta_bytes = np.fromiter(map(len, metas), np.int64, n)
+    plain = HEADER.size + meta_bytes
+    longest = plain.max()
+    if (longest - plain.min()) * _UNEVEN_SHARE < size:
+        plain[:] = longest
+    padded = aligned(size, RECORD_ALIGN)
+    # Payloads start at multiples of `align`, so each start follows from the one before.
+    steps = -(-(padded + plain) // align) * align
+    steps[0] = aligned(offset + int(plain[0]), align)
+    payloads = steps.cumsum()
+    starts = payloads - 0
+    starts[1:] = payloads[:-1] + padded
+    starts[0] = offset
+    heads = payloads - starts
+
+    values = sheet.values.reshape(-1).data
+    each = [values[at : at + size] for at in range(0, n * size, size)] if size else [values] * n
+    fixed = np.zeros(n, HEADER_DTYPE)
+    fixed["magic"], fixed["version"], fixed["type"] = RECORD_MAGIC, FORMAT_VERSION, RecordType.ENTRY
+    fixed["head"], fixed["meta"], fixed["payload"] = heads, meta_bytes, size
+    fixed["key"] = np.frombuffer(b"".join(sheet.keys), np.uint8).reshape(n, 32)
+    if sheet.parents:
+        joined = b"".join([parent or NO_PARENT for parent in sheet.parents])
+        fixed["parent"] = np.frombuffer(joined, np.uint8).reshape(n, 32)
+    fixed["generation"] = np.arange(generation, generation + n)
+    fixed["created"], fixed["expires"] = now_us, expires_us
+    if sheet.compute_seconds:
+        fixed["seconds"] = sheet.compute_seconds
+    if sheet.n_tokens:
+        fixed["tokens"] = sheet.n_tokens
+    fixed["namespace"] = writer.namespace_hash
+    fixed["checksum"] = np.array([xxh3(value) for value in each], np.uint64)
+
+    plain_heads = fixed.tobytes()
+    zeros = bytes(int(heads.max()))
+    gap = bytes(padded - size)
+    buffers: list[Buffer] = []
+    first = 8  # behind the checksum
+    before = b""
+    for meta, head, value in zip(metas, heads.tolist(), each, strict=True):
+        body = plain_heads[first : first + HEADER.size - 8] + meta
+        first += HEADER.size
+        buffers.append(b"".join((before, _sum(xxh3(body)), body, zeros[: head - 8 - len(body)])))
+        if size:
+            buffers.append(value)
+        before = gap
+    if gap:
+        buffers.append(gap)
+    if padded < _ALONE_BYTES:  # one copy is cheaper than many small vectors
+        buffers = [b"".join(buffers[at : at + _JOINED]) for at in range(0, len(buffers), _JOINED)]
+
+    listing = np.zeros(n, LISTING_DTYPE)
+    for name in ("type", "head", "generation", "expires", "payload"):
+        listing[name] = fixed[name]
+    listing["key"] = fixed["key"].reshape(-1).view("V32")
+    listing["offset"], listing["ordinal"] = starts, np.arange(ordinal, ordinal + n)
+    repeat, slot = itertools.repeat, writer.first_slot + ordinal
+    rows = zip(
+        map(row_id, sheet.keys),
+        sheet.keys,
+        repeat(writer.row, n),
+        starts.tolist(),
+        heads.tolist(),
+        repeat(size),
+        range(slot, slot + n),
+        range(generation, generation + n),
+        repeat(expires_us),
+        repeat(0),
+        strict=False,
+    )
+    end = int(payloads[-1]) + padded
+    return Laid(buffers, end - offset, list(rows), listing.tobytes(), int((heads + padded).sum()))
