@@ -26,13 +26,18 @@ RESULTS = ROOT / "benchmarks/results"
 MIB = 2**20
 
 
-def arguments(description: str | None) -> argparse.Namespace:
-    """Read what every script takes: `--quick`, `--rounds`, `--dir`, and `--worker` (for its own child processes)."""
+def arguments(description: str | None, *, takes_model: bool = False) -> argparse.Namespace:
+    """Read what every script takes: `--quick`, `--rounds`, `--dir`, and `--worker` (for its own child processes).
+
+    `takes_model`: `--model`, too.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tenth of the work: shows that it runs, proves little")
     parser.add_argument("--rounds", type=int, help="how often each contender runs")
     parser.add_argument("--dir", type=Path, help="where to write (default: the temporary folder)")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
+    if takes_model:
+        parser.add_argument("--model", type=Path, help="folder of a transformers model (default: one made here)")
     return parser.parse_args()
 
 

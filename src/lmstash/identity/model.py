@@ -19,8 +19,8 @@ from lmstash.identity.keys import Key
 if TYPE_CHECKING:
     import torch
 
+    from lmstash.identity.probe import Probe
     from lmstash.identity.structure import Structure
-    from lmstash.identity.weights import Probe
 
 __all__ = ["Fingerprint", "Reading", "fingerprint_model", "read_model"]
 
@@ -52,7 +52,7 @@ class Reading:
     structure: Structure
     probe: Probe
     known: Mapping[bytes, str]
-    """SHA-256 by xxh3 of the tensors."""
+    """SHA-256 by the short digests of the tensors."""
 
 
 def read_model(
@@ -65,7 +65,7 @@ def read_model(
         raise UnsupportedModelError(
             f"a {type(model).__qualname__} is not a torch module, and torch is absent"
         ) from None
-    from lmstash.identity import structure, weights
+    from lmstash.identity import probe, structure
 
     if not isinstance(model, torch.nn.Module):
         raise UnsupportedModelError(
@@ -77,7 +77,7 @@ def read_model(
     except RecursionError:
         raise UnsupportedModelError("something on the model nests too deep, or holds itself. Remove it.") from None
     dense = dict(structure.named(found.tensors))
-    digests, kept, probe = weights.content_digests(dense, known)
+    digests, kept, watched = probe.content_digests(dense, known)
     tensors: dict[Component, Component] = {
         name: [str(each.dtype), list(each.shape), digests[name]] for name, each in dense.items()
     }
@@ -85,11 +85,11 @@ def read_model(
         if name not in tensors:  # taken apart
             tensors[name] = [f"{type(each).__module__}.{type(each).__qualname__}", str(each.dtype), list(each.shape)]
     key = Key({"what": "torch model", **found.components, "tensors": tensors})
-    return Reading(Fingerprint(key, _recorded(model, found)), found, probe, kept)
+    return Reading(Fingerprint(key, _recorded(model, found)), found, watched, kept)
 
 
 def _recorded(model: torch.nn.Module, found: Structure) -> dict[str, Component]:
-    from lmstash.identity.structure import environment
+    from lmstash.identity.numerics import environment
 
     name = getattr(getattr(model, "config", None), "_name_or_path", None)
     parameters = {id(each): each for each in model.parameters()}.values()

@@ -6,7 +6,6 @@ whenever the components could (`stamp`). Both leave out only what is named here 
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from lmstash.errors import UnsupportedModelError
 from lmstash.identity.code import CodeGraph
 from lmstash.identity.describe import IMMUTABLE, Describer
 from lmstash.identity.encoding import Component, encode
+from lmstash.identity.numerics import device_types, environment, numerics
 
 if TYPE_CHECKING:
     import torch
@@ -45,18 +45,6 @@ HARMLESS = frozenset(
 _SKIP = TORCH_OWN | HARMLESS
 _NO_KERNELS = "_use_kernels"  # False after loading, absent before
 _HARMLESS_HOOKS = frozenset({"transformers.utils.output_capturing"})  # these record outputs and return None
-_USUAL = {
-    "default_dtype": "torch.float32",
-    "float32_matmul_precision": "highest",
-    "allow_tf32": "False",
-    "allow_fp16_reduced_precision_reduction": "True",
-    "allow_bf16_reduced_precision_reduction": "True",
-    "fp32_precision": "none",
-    "flash_sdp": "True",
-    "mem_efficient_sdp": "True",
-    "math_sdp": "True",
-    "cudnn_sdp": "True",
-}  # left out of the components, so that devices share
 _RANDOM_WORDS = ("drop", "jitter", "noise")
 
 
@@ -246,45 +234,6 @@ def _attention_code(model: torch.nn.Module, code: CodeGraph) -> Component:
         return code.add(registry[name])
     except (KeyError, TypeError):
         return None  # "eager" lies in the model's own file
-
-
-def device_types(tensors: Any) -> list[str]:
-    """Return the kinds of device that the tensors lie on, sorted."""
-    return sorted({each.device.type for each in tensors})
-
-
-def numerics(devices: list[str]) -> dict[str, object]:
-    """Return the unusual settings of this thread and process that change how the same weights compute."""
-    import torch
-
-    found: dict[str, object] = {
-        "default_dtype": str(torch.get_default_dtype()),
-        "float32_matmul_precision": torch.get_float32_matmul_precision(),
-    }
-    for device in devices:
-        with contextlib.suppress(RuntimeError):  # a kind of device that knows no autocast
-            if torch.is_autocast_enabled(device):
-                found[f"autocast {device}"] = str(torch.get_autocast_dtype(device))
-    if "cuda" in devices:
-        matmul = torch.backends.cuda.matmul
-        for name in ("allow_tf32", "allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction"):
-            with contextlib.suppress(RuntimeError, AttributeError):  # old names are refused once new ones were used
-                found[name] = str(getattr(matmul, name))
-        found["fp32_precision"] = str(getattr(matmul, "fp32_precision", "none"))
-        for name in ("flash_sdp", "mem_efficient_sdp", "math_sdp", "cudnn_sdp"):
-            enabled = getattr(torch.backends.cuda, f"{name}_enabled", None)
-            found[name] = str(enabled()) if enabled else "True"
-    return {name: value for name, value in found.items() if _USUAL.get(name) != value}
-
-
-def environment(tensors: Any) -> dict[Component, Component]:
-    """Return torch's version and the devices by name."""
-    import torch
-
-    devices = {
-        torch.cuda.get_device_name(each.device) if each.device.type == "cuda" else each.device.type for each in tensors
-    }
-    return {"torch": str(torch.__version__), "devices": sorted(devices)}
 
 
 def named(tensors: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -2,9 +2,10 @@
 
 Three looks, from cheap to dear: plain attributes, hooks, code and numerics; version counters and addresses of the
 tensors; the tensors' bytes, since an edit through `.data` moves no counter. Weights up to 1 GiB are read wholly before
-every call that serves hits, larger ones in pieces drawn at random (wholly on a GPU); before new values are published,
-everything is read. What remains: an edit through `.data` to a few elements of a model above 1 GiB may go unseen until
-values are next published, and an edit made while a call runs may be undone before the call ends.
+every call that serves hits, larger ones in pieces drawn at random; those on a GPU wholly, whatever their size. Before
+new values are published, everything is read. What remains: an edit through `.data` to a few elements of a model that
+takes more than 1 GiB on the CPU may go unseen until values are next published, and an edit made while a call runs may
+be undone before the call ends.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 WHOLE_BYTES = 2**30
-"""Weights up to this size are read wholly on every `refresh`."""
+"""Weights on the CPU up to this size are read wholly on every `refresh`."""
 
 
 class ModelWatch:
@@ -69,8 +70,9 @@ class ModelWatch:
     def refresh(self) -> Fingerprint:
         """Look whether the model changed, and return who it is now. Call it before serving hits.
 
-        Costs about 2 ms plus the weights' bytes at 17 GB/s (at most 1 GiB of them); after a change, the time of a new
-        fingerprint of the tensors that changed.
+        Costs about 2 ms plus the weights' bytes at 17 GB/s (at most 1 GiB of them); on a GPU it waits for the work in
+        flight, then reads all of them at its memory's speed. After a change, the time of a new fingerprint of the
+        tensors that changed.
 
         Raises:
             UnsupportedModelError: The model changed into one that cannot be cached safely.
@@ -85,8 +87,8 @@ class ModelWatch:
     def unchanged(self, since: Fingerprint | None = None) -> bool:
         """Return whether the model is still the one of `since` (default: of the last `refresh`), reading everything.
 
-        Call it before publishing values computed since then. Always true under `assume_frozen`. Costs the weights'
-        bytes at 17 GB/s. Does not raise.
+        Call it before publishing values computed since then. Always true under `assume_frozen`. Costs as `refresh`,
+        with all of the weights' bytes. Does not raise.
         """
         if self._frozen:
             return True

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lmstash.errors import InvalidArgumentError
-from lmstash.store.base import KEY_BYTES, Entry, Store, Write
+from lmstash.store.base import KEY_BYTES, Entry, Store, Write, check_write, encode_meta
 
 _HELD_BYTES = 8 << 20
 _HELD_ENTRIES = 2048
@@ -112,6 +112,8 @@ def fetch_sheets(store: Store, keys: Sequence[bytes]) -> Iterator[Found]:
 
 def put_sheets(store: Store, sheets: Sequence[Sheet], *, replace: bool = True) -> int:
     """Keep every entry of `sheets`; with `replace=False` what is kept already stays. Returns how many are kept now."""
+    for sheet in sheets:
+        check_sheet(sheet)
     own = getattr(store, "put_sheets", None)
     if own is not None:
         return own(sheets, replace=replace)
@@ -141,15 +143,23 @@ def found_of(entries: Sequence[Entry | None], places: Sequence[int]) -> Iterator
 
 def check_sheet(sheet: Sheet) -> None:
     """Raise `InvalidArgumentError` unless a sheet is what a store takes."""
-    n = len(sheet.keys)
-    values = sheet.values
+    n, values = len(sheet.keys), sheet.values
     if values.dtype != np.uint8 or values.ndim != 2 or len(values) != n or not values.flags.c_contiguous:
         raise InvalidArgumentError(f"the values of a sheet are [{n}, n_bytes] uint8; got {values.dtype} {values.shape}")
-    if any(len(key) != KEY_BYTES for key in sheet.keys) or len(set(sheet.keys)) != n:
-        raise InvalidArgumentError(f"the keys of a sheet are distinct and have {KEY_BYTES} bytes each")
     for each in (sheet.parents, sheet.metas, sheet.compute_seconds, sheet.n_tokens):
         if len(each) not in (0, n):
             raise InvalidArgumentError(f"a sheet of {n} entries says something of {len(each)}: say it of all or none")
+    if n == 0:
+        return
+    check_write(next(sheet.part(0, 1).writes()))  # what is the same for all
+    if any(len(key) != KEY_BYTES for key in sheet.keys) or len(set(sheet.keys)) != n:
+        raise InvalidArgumentError(f"the keys of a sheet are distinct and have {KEY_BYTES} bytes each")
+    if any(len(parent) not in (0, KEY_BYTES) for parent in sheet.parents):
+        raise InvalidArgumentError(f"each of parents= is a key of {KEY_BYTES} bytes, or nothing")
+    if sheet.n_tokens and not (min(sheet.n_tokens) >= 0 and max(sheet.n_tokens) < 2**32):
+        raise InvalidArgumentError("n_tokens= takes 0 to 2**32 - 1")
+    for meta in sheet.metas:
+        encode_meta(meta)
 
 
 def groups_of(sheets: Sequence[Sheet], most_rows: int, most_bytes: int) -> Iterator[list[Sheet]]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from lmstash.testing.faults import FaultsContract
 from lmstash.testing.keeping import KeepingContract
 from lmstash.testing.looking import LookingContract
+from lmstash.testing.sheets import SheetsContract
 from lmstash.testing.values import ValuesContract
 
 
-class StoreContract(ValuesContract, KeepingContract, LookingContract, FaultsContract):
+class StoreContract(ValuesContract, SheetsContract, KeepingContract, LookingContract, FaultsContract):
     """Subclass it, name the subclass `Test...`, and give it a pytest fixture `open_store`.
 
     `open_store(capacity_bytes=None, *, strict=False, events=None)` opens a store at one place of the test's own:

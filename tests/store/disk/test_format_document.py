@@ -161,8 +161,8 @@ def rebuild(folder: Path) -> dict[bytes, Row]:
         if left:
             out[key] = max(left, key=lambda each: each["generation"])
             said, pinned = pins.get(key, (0, False))
-            entry = out[key]
-            entry["pinned"] = pinned if said > entry["generation"] else bool(entry["flags"] & FLAGS["PINNED"])
+            later = said > out[key]["generation"]
+            out[key]["pinned"] = pinned if later else bool(out[key]["flags"] & FLAGS["PINNED"])
     return out
 
 

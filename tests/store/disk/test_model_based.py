@@ -7,6 +7,7 @@ expired, or dropped or evicted with a count.
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import tempfile
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -22,6 +24,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from lmstash.events import Drop, Event, EventLog
 from lmstash.store.base import Write
 from lmstash.store.disk.store import DiskStore
+from lmstash.store.sheets import Sheet, fetch_sheets, put_sheets
 from lmstash.testing import sample_bytes, sample_key
 
 N_KEYS = 14
@@ -156,6 +159,26 @@ class DiskStoreMachine(RuleBasedStateMachine):
             self.dropped.clear()
             return
         self.note(writes, replace=replace)
+
+    @rule(handle=handles, numbers=some_keys, size=sizes, namespace=spaces)
+    def put_sheet(self, handle: int, numbers: list[int], size: int, namespace: str) -> None:
+        numbers = list(dict.fromkeys(numbers))
+        writes = [self.writes([number], size, namespace)[0] for number in numbers]
+        rows = [np.frombuffer(write.value, np.uint8) for write in writes]
+        values = np.stack(rows) if rows else np.empty((0, size), np.uint8)
+        metas = [json.dumps(write.meta).encode() for write in writes]
+        kept = put_sheets(self.opened[handle], [Sheet([write.key for write in writes], values, namespace, metas)])
+        assert kept == len(writes) - len(self.dropped)
+        self.note(writes)
+
+    @rule(handle=handles, numbers=some_keys)
+    def fetch_sheet(self, handle: int, numbers: list[int]) -> None:
+        numbers = list(dict.fromkeys(numbers))
+        there = {}
+        for found in fetch_sheets(self.opened[handle], [sample_key(number) for number in numbers]):
+            rows = zip(found.places.tolist(), found.values, strict=True)
+            there |= {numbers[place]: value.tobytes() for place, value in rows}
+        assert there == {number: value for number in numbers if (value := self.expected(number)) is not None}
 
     @precondition(lambda self: self.capacity_bytes is not None)
     @rule(handle=handles, numbers=st.lists(keys, min_size=3, unique=True), size=st.sampled_from([30_000, 150_000]))

@@ -36,3 +36,16 @@ def test_the_pin_of_an_entry_that_is_gone_is_not_the_next_ones(tmp_path: Path):
     with_new_index = DiskStore(tmp_path / "stash", strict=True)
     assert [(entry.namespace, entry.pinned) for entry in with_new_index.entries()] == [("kind/a", False)]
     with_new_index.close()
+
+
+def test_the_pin_of_an_earlier_life_of_a_key_does_not_come_back(tmp_path: Path):
+    store = DiskStore(tmp_path / "stash")
+    store.put(KEY, b"first", namespace="kind/a")
+    store.pin_many([KEY])
+    store.put(KEY, b"second", namespace="other/a")
+    store.prune(namespace="other/a")
+    store.put(KEY, b"third", namespace="kind/a")
+    store.close()
+    (tmp_path / "stash" / "index.db").unlink()
+    [info] = DiskStore(tmp_path / "stash").entries()
+    assert (info.nbytes, info.pinned) == (5, False)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lmstash.caches.activations.batching import ACCELERATOR_BATCH_TOKENS, BATCH_TOKENS
+from lmstash.caches.activations.on_device import says_no_memory, to_device, to_host
 from lmstash.caches.activations.pooling import Pool, pack_tokens, pool_tokens
 from lmstash.caches.activations.sites import LAYERLESS_SITES, find_blocks, find_submodule, first_tensor, router_layers
 from lmstash.caches.activations.source import Values
@@ -69,15 +70,28 @@ class ModelSource:
         self._entry = self.base if self._may_skip_head() else model
         self.config = config.get_text_config() if hasattr(config, "get_text_config") else config
         self.blocks = self._find_blocks()
-        embeddings = whole.get_input_embeddings()
-        self.device: torch.device = embeddings.weight.device
-        self.batch_tokens = BATCH_TOKENS if self.device.type == "cpu" else ACCELERATOR_BATCH_TOKENS
-        self.vocabulary: int | None = getattr(embeddings, "num_embeddings", None)
+        self._embeddings: Any = whole.get_input_embeddings()
+        self.vocabulary: int | None = getattr(self._embeddings, "num_embeddings", None)
         self.max_tokens = self._find_max_tokens()
         self.n_experts = _first_number(self.config, "num_experts", "num_local_experts", "n_routed_experts")
         # An exception through accelerate's hooks would leave offloaded weights where they are.
         self._may_stop_early = not any(hasattr(module, "_hf_hook") for module in model.modules())
         self._causal: bool | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go: a model may move between calls, and stays the same model."""
+        return self._embeddings.weight.device
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether the host is free while a batch that was launched is computed."""
+        return self.device.type == "cuda"
+
+    @property
+    def batch_tokens(self) -> int:
+        """Padded tokens in a batch when the user names no batch size."""
+        return BATCH_TOKENS if self.device.type == "cpu" else ACCELERATOR_BATCH_TOKENS
 
     @property
     def dtype(self) -> torch.dtype:
@@ -107,22 +121,52 @@ class ModelSource:
         return found
 
     def compute(self, batch: Sequence[np.ndarray], layers: Sequence[int], site: str, pool: Pool) -> list[Values]:
-        """Run one padded batch (see `Source.compute`). Costs the forward pass up to the last layer asked for."""
+        """Run one padded batch (see `Source.compute`). Costs the forward pass up to the last layer asked for.
+
+        Raises:
+            torch.OutOfMemoryError: Whatever a library on the device says when there is no room for the batch.
+        """
+        return self.launch(batch, layers, site, pool)()
+
+    def launch(
+        self, batch: Sequence[np.ndarray], layers: Sequence[int], site: str, pool: Pool
+    ) -> Callable[[], list[Values]]:
+        """Start one padded batch; what is returned waits for its values and returns them.
+
+        A GPU goes on by itself meanwhile, so that the host can keep the values of the batch before.
+
+        Raises:
+            torch.OutOfMemoryError: As `compute`.
+        """
         shape = len(batch), max(len(ids) for ids in batch)
         ids = np.zeros(shape, dtype=np.int64)
         mask = np.zeros(shape, dtype=np.int64)
         for row, prompt in enumerate(batch):
             ids[row, : len(prompt)] = prompt
             mask[row, : len(prompt)] = 1
-        lengths = torch.from_numpy(mask.sum(axis=1))
+        lengths = mask.sum(axis=1)
+        # Sent before the pass, and once: within it, sending would wait for what runs.
+        chosen = to_device(torch.from_numpy(lengths if pool is not None else np.flatnonzero(mask)), self.device)
+        local = {chosen.device: chosen}
 
         def read(hidden: Tensor) -> Tensor:
-            local = lengths.to(hidden.device)
-            return pack_tokens(hidden, local) if pool is None else pool_tokens(hidden, local, pool)
+            if hidden.device not in local:  # a model over several devices
+                local[hidden.device] = chosen.to(hidden.device)
+            where = local[hidden.device]
+            return pack_tokens(hidden, where) if pool is None else pool_tokens(hidden, where, pool)
 
-        values = self._forward(torch.from_numpy(ids), torch.from_numpy(mask), layers, site, read)
-        values = [each.cpu() for each in values]
-        return [each.split(lengths.tolist()) if pool is None else each.unbind() for each in values]
+        try:
+            arriving = to_host(self._forward(torch.from_numpy(ids), torch.from_numpy(mask), layers, site, read))
+        except RuntimeError as error:
+            if isinstance(error, torch.cuda.OutOfMemoryError) or not says_no_memory(error):
+                raise
+            raise torch.cuda.OutOfMemoryError(str(error)) from error
+
+        def finish() -> list[Values]:
+            values = arriving()
+            return [each.split(lengths.tolist()) for each in values] if pool is None else [*values]
+
+        return finish
 
     def causal(self) -> bool:
         """Whether raw values may be kept by token prefix: by what the configuration says *and* by a probe.
@@ -159,8 +203,13 @@ class ModelSource:
                     handles.append(module.register_forward_pre_hook(_reader_before(keep, layer), with_kwargs=True))
                 else:
                     handles.append(module.register_forward_hook(_reader_after(keep, layer)))
+            # Under autocast, torch keeps casts of weights, and does not look whether these changed since.
+            torch.clear_autocast_cache()
             with torch.no_grad():
-                self._entry(input_ids=ids.to(self.device), attention_mask=mask.to(self.device), **self._switched_off())
+                here = self.device
+                self._entry(
+                    input_ids=to_device(ids, here), attention_mask=to_device(mask, here), **self._switched_off()
+                )
         except _EverythingRead:
             pass
         finally:

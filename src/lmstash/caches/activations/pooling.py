@@ -71,6 +71,11 @@ def pool_tokens(hidden: Tensor, lengths: Tensor, pool: str | int) -> Tensor:
     return torch.where(real, hidden, float("-inf")).amax(dim=1)
 
 
-def pack_tokens(hidden: Tensor, lengths: Tensor) -> Tensor:
-    """Return the real tokens of right-padded `[n_prompts, n_tokens, hidden]` as a copy `[sum(lengths), hidden]`."""
-    return hidden[torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]]
+def pack_tokens(hidden: Tensor, places: Tensor) -> Tensor:
+    """Return the real tokens of padded values as a copy `[n_real, hidden]`; waits for no device.
+
+    Args:
+        hidden: `[n_prompts, n_tokens, hidden]`.
+        places: `[n_real]` int64 on the same device: where real tokens lie in `[n_prompts * n_tokens]`.
+    """
+    return hidden.flatten(0, 1).index_select(0, places)

@@ -101,14 +101,16 @@ class Intake:
         """Append sheets of one namespace and make their entries findable, if that is all there is to do.
 
         Returns:
-            False, with nothing changed, when one of the keys is kept already, or there is no room for all together:
-            then each entry is to be put by itself.
+            False, with nothing changed, when one of the keys is kept already, values are too long for it, or there is
+            no room for all together: then each entry is to be put by itself.
 
         Raises:
             OSError, CapacityError: The disk is full.
         """
-        from lmstash.store.disk.sheet_writing import lay_out, most_bytes
+        from lmstash.store.disk.sheet_writing import MOST_BYTES, lay_out, most_bytes
 
+        if any(sheet.values.shape[1] > MOST_BYTES for sheet in sheets):
+            return False
         n_bytes, n_records = sum(map(most_bytes, sheets)), sum(map(len, sheets))
         with self._index.write_lock:
             self._index.finish()

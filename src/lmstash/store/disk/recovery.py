@@ -192,8 +192,8 @@ class _Rebuilt:
             alive = [row for row in candidates if (key, row.gen) not in self.killed]
             if alive:
                 row = max(alive, key=lambda each: each.gen)
-                # A pin older than the record was an earlier entry's: with that, its end may have been removed.
                 said, pinned = self.pins.get(key, (0, False))
+                # A pin is said again after each new value: what was said before is of an earlier life of the key.
                 rows.append(row._replace(pinned=int(pinned)) if said > row.gen else row)
         return rows
 

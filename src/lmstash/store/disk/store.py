@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import threading
 import time
@@ -11,13 +10,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from lmstash.errors import (
-    CapacityError,
     InvalidArgumentError,
     LmstashError,
     ReadOnlyError,
     StoreUnavailableError,
 )
-from lmstash.events import DropReason, EventLog, MissReason
+from lmstash.events import EventLog, MissReason
 from lmstash.store.base import (
     Buffer,
     Entry,
@@ -30,11 +28,11 @@ from lmstash.store.base import (
     matches,
 )
 from lmstash.store.disk import forks, survey
-from lmstash.store.disk.appender import Item
 from lmstash.store.disk.folder import Folder
-from lmstash.store.disk.intake import GROUP_ROWS, NoRoomError, expiry_us, item_of
+from lmstash.store.disk.intake import GROUP_ROWS
 from lmstash.store.disk.lookup import Loaded, entry_of
 from lmstash.store.disk.opened import Opened, connect
+from lmstash.store.disk.putting import Putting
 from lmstash.store.disk.rows import DAMAGE, IndexDamagedError
 from lmstash.store.policies import policy_named
 from lmstash.unset import UNSET
@@ -93,6 +91,15 @@ class DiskStore:
         self._reopen_lock = threading.RLock()
         self._next_rebuild = 0.0
         self._opened = self._open()
+        self._putting = Putting(
+            self._folder,
+            self.events,
+            lambda: self._opened,
+            self._writable,
+            self.contains_many,
+            self._fault,
+            strict=strict,
+        )
         forks.watch(self)
 
     # --- opening, forking, closing --------------------------------------------------------------------------------
@@ -235,81 +242,11 @@ class DiskStore:
 
         Values of one namespace that follow each other share one write and one commit, up to 512 of them.
         """
-        kept = 0
-        batch: dict[bytes, Item] = {}
-        size, namespace = 0, ""
-        for write in writes:
-            item = item_of(write)
-            full = len(batch) >= GROUP_ROWS or size + item.most_bytes > self._opened.room.sizes.segment_bytes
-            if batch and (full or write.namespace != namespace or write.key in batch):
-                kept += self._keep(namespace, batch, replace)
-                batch, size = {}, 0
-            namespace = write.namespace
-            batch[write.key] = item
-            size += item.most_bytes
-        return kept + self._keep(namespace, batch, replace) if batch else kept
+        return self._putting.put_many(writes, replace=replace)
 
     def put_sheets(self, sheets: Sequence[Sheet], *, replace: bool = True) -> int:
         """Keep the entries of sheets, many in one write and one commit: see `lmstash.store.sheets.put_sheets`."""
-        from lmstash.store.sheets import check_sheet, groups_of
-
-        for sheet in sheets:
-            check_sheet(sheet)
-        kept = 0
-        sizes = self._opened.room.sizes
-        for group in groups_of(sheets, sizes.group_rows, sizes.segment_bytes // 2):
-            namespace, lifetime = group[0].namespace, group[0].ttl_seconds
-            try:
-                done = self._writable().intake.keep_sheets(namespace, group, expiry_us(lifetime))
-            except _FAULTS:
-                done = False  # met again below, where it is told apart
-            if done:
-                kept += self._count_sheets(group)
-            else:
-                kept += self.put_many((write for sheet in group for write in sheet.writes()), replace=replace)
-        return kept
-
-    def _keep(self, namespace: str, batch: dict[bytes, Item], replace: bool, *, again: bool = True) -> int:
-        """Keep a batch; what cannot be kept is counted as dropped. Returns how many are kept."""
-        kept = 0
-        if not replace:
-            present = {key for key, known in zip(batch, self.contains_many(list(batch)), strict=True) if known}
-            kept = len(present)
-            batch = {key: item for key, item in batch.items() if key not in present}
-            if not batch:
-                return kept
-        items = list(batch.values())
-        try:
-            opened = self._writable()
-            if opened.room.disabled and opened.room.refresh().disabled:
-                raise NoRoomError
-            opened.intake.keep(namespace, items, replace=replace)
-        except NoRoomError:
-            if self._opened.room.disabled:
-                return kept + self._drop(namespace, items, DropReason.DISABLED, "its limit is too small")
-            if len(items) > 1:  # one by one, what fits
-                return kept + sum(self._keep(namespace, {item.key: item}, True) for item in items)
-            size = items[0].most_bytes
-            if self._opened.room.could_ever_fit(size):
-                return kept + self._drop(namespace, items, DropReason.NO_ROOM, "nothing could be evicted")
-            return kept + self._drop(namespace, items, DropReason.TOO_LARGE, f"{size:,} bytes exceed the limit")
-        except ReadOnlyError as error:
-            return kept + self._drop(namespace, items, DropReason.READ_ONLY, str(error))
-        except CapacityError as error:
-            return kept + self._drop(namespace, items, DropReason.DISK_FULL, str(error))
-        except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            reason = DropReason.DISK_FULL if full else DropReason.UNAVAILABLE
-            return kept + self._drop(namespace, items, reason, self._folder.explain(error))
-        except DAMAGE as error:
-            self._fault(error)  # rebuilds the index
-            if again:
-                return kept + self._keep(namespace, batch, replace, again=False)
-            return kept + self._drop(namespace, items, DropReason.UNAVAILABLE, str(error))
-        except LmstashError as error:  # closed, or the index cannot be used
-            return kept + self._drop(namespace, items, DropReason.UNAVAILABLE, str(error))
-        self._count_puts(namespace, items)
-        return kept + len(items)
+        return self._putting.put_sheets(sheets, replace=replace)
 
     def delete(self, key: bytes) -> bool:
         """Remove one entry; returns whether there was one."""
@@ -422,31 +359,3 @@ class DiskStore:
         self.events.warn_once(f"fault {type(error).__name__}", "lmstash: %s (treated as a miss)", words)
         if self.strict:
             raise error if isinstance(error, LmstashError) else StoreUnavailableError(words)
-
-    def _drop(self, namespace: str, items: Sequence[Item], reason: DropReason, detail: str) -> int:
-        """Count values that are not kept; returns 0, or raises in strict mode."""
-        for item in items:
-            self.events.drop(namespace, item.key, reason)
-        self.events.warn_once(f"drop {reason}", "lmstash: values are not kept in %s: %s", self._folder.path, detail)
-        if self.strict:
-            errors = {DropReason.READ_ONLY: ReadOnlyError, DropReason.UNAVAILABLE: StoreUnavailableError}
-            raise errors.get(reason, CapacityError)(f"{self._folder.path}: values are not kept: {detail}")
-        return 0
-
-    def _count_sheets(self, sheets: Sequence[Sheet]) -> int:
-        for sheet in sheets:
-            n, n_bytes = sheet.values.shape
-            if self.events.listening:
-                for key, seconds in zip(sheet.keys, sheet.compute_seconds or [0.0] * n, strict=True):
-                    self.events.put(sheet.namespace, key, n_bytes, seconds)
-            else:
-                self.events.puts(n, n * n_bytes, sum(sheet.compute_seconds))
-        return sum(map(len, sheets))
-
-    def _count_puts(self, namespace: str, items: Sequence[Item]) -> None:
-        if self.events.listening:
-            for item in items:
-                self.events.put(namespace, item.key, item.nbytes, item.compute_seconds)
-        else:
-            seconds = sum(item.compute_seconds for item in items)
-            self.events.puts(len(items), sum(item.nbytes for item in items), seconds)

@@ -1,0 +1,93 @@
+"""The settings of a thread and its process that change how the same weights compute."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from lmstash.identity.encoding import Component
+
+if TYPE_CHECKING:
+    import torch
+
+_ANYWHERE = {"fp32_precision": "none"}
+_BY_DEVICE: dict[str, dict[str, str]] = {
+    "cpu": {
+        "mkldnn.fp32_precision": "none",
+        "mkldnn.matmul.fp32_precision": "none",
+        "mkldnn.conv.fp32_precision": "none",
+        "mkldnn.rnn.fp32_precision": "none",
+    },
+    "cuda": {
+        "cuda.matmul.allow_tf32": "False",
+        "cuda.matmul.allow_fp16_reduced_precision_reduction": "True",
+        "cuda.matmul.allow_bf16_reduced_precision_reduction": "True",
+        "cuda.matmul.allow_fp16_accumulation": "False",
+        "cuda.matmul.fp32_precision": "none",
+        "cudnn.allow_tf32": "True",
+        "cudnn.fp32_precision": "none",
+        "cudnn.conv.fp32_precision": "tf32",
+        "cudnn.rnn.fp32_precision": "tf32",
+        "cuda.flash_sdp_enabled": "True",
+        "cuda.mem_efficient_sdp_enabled": "True",
+        "cuda.math_sdp_enabled": "True",
+        "cuda.cudnn_sdp_enabled": "True",
+        "cuda.fp16_bf16_reduction_math_sdp_allowed": "False",
+    },
+}
+"""Below `torch.backends`, with what each is unless somebody changed it. The usual is left out of the key, so that
+devices, and versions of torch that lack a setting, share."""
+
+
+def numerics(devices: Iterable[str]) -> dict[str, object]:
+    """Return the unusual settings of this thread and process that change how the same weights compute.
+
+    Args:
+        devices: The kinds of device that the weights lie on.
+    """
+    import torch
+
+    found: dict[str, object] = {}
+    if torch.get_default_dtype() != torch.float32:
+        found["default_dtype"] = str(torch.get_default_dtype())
+    with contextlib.suppress(RuntimeError):  # refused once the newer names below were used
+        precision = torch.get_float32_matmul_precision()
+        if precision != "highest":
+            found["float32_matmul_precision"] = precision
+    settings = dict(_ANYWHERE)
+    for device in devices:
+        with contextlib.suppress(RuntimeError):  # a kind of device that knows no autocast
+            if torch.is_autocast_enabled(device):
+                found[f"autocast {device}"] = str(torch.get_autocast_dtype(device))
+        settings |= _BY_DEVICE.get(device, {})
+    for name, usual in settings.items():
+        with contextlib.suppress(RuntimeError, AttributeError):  # refused likewise, or unknown to this torch
+            value = _setting(name)
+            if value != usual:
+                found[name] = value
+    return found
+
+
+def _setting(name: str) -> str:
+    import torch
+
+    value: Any = torch.backends
+    for part in name.split("."):
+        value = getattr(value, part)
+    value = str(value() if callable(value) else value)
+    return "none" if value == "ieee" else value  # what a setting is called once it was changed and set back
+
+
+def device_types(tensors: Iterable[torch.Tensor]) -> list[str]:
+    """Return the kinds of device that the tensors lie on, sorted."""
+    return sorted({each.device.type for each in tensors})
+
+
+def environment(tensors: Iterable[torch.Tensor]) -> dict[Component, Component]:
+    """Return torch's version and the devices by name."""
+    import torch
+
+    devices = {each.device for each in tensors}
+    names = {torch.cuda.get_device_name(each) if each.type == "cuda" else each.type for each in devices}
+    return {"torch": str(torch.__version__), "devices": sorted(names)}

@@ -1,0 +1,65 @@
+"""What lies between the model and the values read off it: casts that autocast keeps, errors of a full device."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import lmstash
+from lmstash.caches.activations.model_source import ModelSource
+from lmstash.caches.activations.on_device import says_no_memory, to_host
+
+
+def build():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=64, num_hidden_layers=2, **sizes)).eval()
+
+
+def read(model):
+    with lmstash.open("memory://", strict=True, trust_env=False) as stash:
+        return stash.activations(model)([[1, 2, 3]], [0])
+
+
+def test_casts_that_autocast_kept_of_older_weights_are_not_used():
+    """Whoever edits weights within an autocast block computes with the old ones; what is kept must not."""
+    model = build()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        model(torch.tensor([[1, 2, 3]]))
+        model.model.layers[0].mlp.down_proj.weight.data.mul_(3)
+        within = read(model)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        afterwards = read(model)
+    assert torch.equal(within, afterwards)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "CUDA error: out of memory",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    ],
+)
+def test_a_full_device_is_out_of_memory_whoever_says_so(words, monkeypatch):
+    def full(*_):
+        raise RuntimeError(words)
+
+    source = ModelSource(build())
+    monkeypatch.setattr(source, "_forward", full)  # no device here to fill
+    with pytest.raises(torch.cuda.OutOfMemoryError, match=re.escape(words)):
+        source.compute([np.array([1, 2])], [0], "block_out", "last")
+
+
+def test_other_errors_stay_what_they_are():
+    assert not says_no_memory(RuntimeError("CUDA error: device-side assert triggered"))
+    assert not says_no_memory(
+        RuntimeError("Expected all tensors to be on the same device, but out of memory is not it")
+    )
+
+
+def test_what_lies_on_the_host_is_handed_on_as_it_is():
+    values = [torch.ones(2, 3), torch.zeros(1)]
+    assert all(torch.equal(a, b) for a, b in zip(to_host(values)(), values, strict=True))

@@ -1,0 +1,236 @@
+"""Sheets on the disk: what the contract cannot see. Records like any others, faults like any others."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lmstash.store.base import Write
+from lmstash.store.disk import format as fmt
+from lmstash.store.disk import sheet_reading, sheet_writing
+from lmstash.store.disk.segment import read_footer, scan
+from lmstash.store.disk.store import DiskStore
+from lmstash.store.sheets import Sheet, fetch_sheets, put_sheets
+from lmstash.testing import sample_bytes, sample_key
+from lmstash.testing.sheets import expected, fetched, sample_sheet
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "stash"
+
+
+def only_segment(folder: Path) -> Path:
+    [path] = (folder / "segments").iterdir()
+    return path
+
+
+@pytest.mark.parametrize("uneven", [False, True])
+@pytest.mark.parametrize("n_bytes", [0, 1, 16, 300, 4095, 4096, 5000, 70_000, fmt.CHUNK_BYTES])
+def test_the_records_are_those_that_single_puts_write(folder, n_bytes, uneven):
+    sheet = sample_sheet(7, n_bytes, uneven=uneven)
+    with_sheet, singly = DiskStore(folder / "sheet"), DiskStore(folder / "singly")
+    put_sheets(with_sheet, [sheet])
+    singly.put_many(sheet.writes())
+    records = []
+    for store in (with_sheet, singly):
+        store.close()
+        with only_segment(store._folder.path).open("rb") as file:
+            data = file.read()
+            listed = read_footer(file.fileno())
+            assert listed == list(scan(file.fileno(), "sheets/contract"))[: len(listed)]
+            heads = [fmt.parse_head(data, each.offset) for each in listed]
+            for each, head in zip(listed, heads, strict=True):
+                start = each.offset + each.head_bytes
+                fmt.check_payload(head, memoryview(data)[start : start + each.payload_bytes])
+                assert start % fmt.payload_align(n_bytes) == 0
+        records.append([head._replace(head_bytes=0, generation=0, created_us=0) for head in heads])
+    assert records[0] == records[1]
+
+
+def test_both_ways_of_laying_out_agree_with_the_format():
+    assert sheet_reading.HEADER_DTYPE.itemsize == fmt.HEADER.size
+    names = [name for name in sheet_reading.HEADER_DTYPE.names if name not in ("key", "parent")]
+    numbers = np.zeros(1, sheet_reading.HEADER_DTYPE)
+    for number, name in enumerate(names, 1):
+        numbers[name] = b"LMSr" if name == "magic" else number
+    packed = fmt.HEADER.unpack(numbers.tobytes())
+    plain = [each for each in packed if not isinstance(each, bytes)]
+    assert plain == [number for number, name in enumerate(names, 1) if name != "magic"]
+    listing = np.zeros(1, sheet_writing.LISTING_DTYPE)
+    named = [name for name in sheet_writing.LISTING_DTYPE.names if name not in ("pad", "key")]
+    for number, name in enumerate(named, 1):
+        listing[name] = number
+    found = fmt.FOOTER_ENTRY.unpack(listing.tobytes())
+    assert [each for each in found if not isinstance(each, bytes)] == list(range(1, len(named) + 1))
+
+
+@pytest.mark.parametrize("where", ["key", "meta", "payload", "header", "tail"])
+@pytest.mark.parametrize("n_bytes", [100, 5000])
+def test_a_damaged_record_is_a_counted_miss_and_its_neighbours_are_served(folder, where, n_bytes):
+    store, sheet = DiskStore(folder), sample_sheet(50, n_bytes)
+    put_sheets(store, [sheet])
+    path, row = only_segment(folder), store._opened.index.find(sheet.keys[20])
+    at = {
+        "key": row.off + 40,
+        "meta": row.off + fmt.HEADER.size + 3,
+        "payload": row.off + row.head + n_bytes // 2,
+        "header": row.off + 12,
+        "tail": row.off + row.head + n_bytes - 1,
+    }[where]
+    with path.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)
+        file.seek(at)
+        file.write(bytes([byte[0] ^ 0x40]))
+    there = expected(sheet)
+    del there[sheet.keys[20]]
+    assert fetched(store, list(sheet.keys)) == there
+    assert store.events.stats.damaged == 1
+    assert store.events.stats.misses["damaged"] == 1
+    assert not store.contains(sheet.keys[20])
+    assert put_sheets(store, [sheet.part(20, 21)]) == 1
+    assert fetched(store, list(sheet.keys)) == expected(sheet)
+
+
+def test_records_exchanged_under_each_others_keys_are_not_served(folder):
+    store, sheet = DiskStore(folder), sample_sheet(40, 5000)
+    put_sheets(store, [sheet])
+    index = store._opened.index
+    first, second = (index.find(sheet.keys[each]) for each in (5, 6))
+    with index.transaction() as connection:
+        for row, other in ((first, second), (second, first)):
+            connection.execute("UPDATE entries SET off = ? WHERE k = ?", (other.off, row.k))
+    there = expected(sheet)
+    del there[sheet.keys[5]], there[sheet.keys[6]]
+    assert fetched(store, list(sheet.keys)) == there
+    assert store.events.stats.misses["mismatch"] == 2
+
+
+def test_a_truncated_segment_loses_only_what_lay_behind(folder):
+    store, sheet = DiskStore(folder), sample_sheet(100, 5000)
+    put_sheets(store, [sheet])
+    row = store._opened.index.find(sheet.keys[60])
+    os.truncate(only_segment(folder), row.off + row.head + 17)
+    assert fetched(store, list(sheet.keys)) == dict(list(expected(sheet).items())[:60])
+    assert sum(store.events.stats.misses.values()) == 40
+
+
+def test_a_deleted_segment_is_misses(folder):
+    store, sheet = DiskStore(folder), sample_sheet(100, 5000)
+    put_sheets(store, [sheet])
+    store.close()
+    only_segment(folder).unlink()
+    store = DiskStore(folder)
+    assert fetched(store, list(sheet.keys)) == {}
+    assert put_sheets(store, [sheet]) == 100
+    assert fetched(store, list(sheet.keys)) == expected(sheet)
+
+
+@pytest.mark.parametrize("column", ["off", "head", "size", "slot", "exp", "seg"])
+@pytest.mark.parametrize("value", [-5, 2**62, "text", 1.5])
+def test_an_index_that_makes_no_sense_is_rebuilt_or_a_miss_never_wrong(folder, column, value):
+    store, sheet = DiskStore(folder), sample_sheet(30, 700)
+    put_sheets(store, [sheet])
+    store.flush()
+    index = store._opened.index
+    with index.transaction() as connection:
+        connection.execute(f"UPDATE entries SET {column} = ? WHERE k = ?", (value, index.find(sheet.keys[3]).k))
+    got = fetched(store, list(sheet.keys))
+    assert got.items() <= expected(sheet).items()
+    assert len(got) >= 29
+
+
+def test_the_index_is_rebuilt_from_what_sheets_wrote(folder):
+    store, sheet = DiskStore(folder), sample_sheet(600, 90, uneven=True)
+    put_sheets(store, [sheet])
+    store.delete_many(sheet.keys[:10])
+    store.close()
+    (folder / "index.db").unlink()
+    store = DiskStore(folder)
+    assert fetched(store, list(sheet.keys)) == dict(list(expected(sheet).items())[10:])
+    assert store.info().entries == 590
+
+
+def test_what_a_killed_process_left_unsealed_is_found(folder, tmp_path):
+    store, sheet = DiskStore(folder), sample_sheet(600, 90, uneven=True)
+    put_sheets(store, [sheet])
+    import shutil
+
+    shutil.copytree(folder, tmp_path / "copy")
+    copy = DiskStore(tmp_path / "copy")
+    assert fetched(copy, list(sheet.keys)) == expected(sheet)
+    assert copy.verify().ok
+
+
+def test_more_than_the_limit_takes_evicts_and_never_exceeds_it(folder):
+    capacity = 4 << 20
+    store = DiskStore(folder, capacity_bytes=capacity)
+    for part in range(30):
+        assert put_sheets(store, [sample_sheet(200, 4000, first=200 * part)]) == 200
+        taken = sum(path.lstat().st_blocks * 512 for path in (folder, *folder.rglob("*")))
+        assert taken <= capacity
+    assert store.events.stats.evicted_entries > 3000
+    last = sample_sheet(200, 4000, first=200 * 29)
+    assert fetched(store, list(last.keys)) == expected(last)
+
+
+def test_a_disk_that_is_full_drops_with_a_count(folder, monkeypatch):
+    store, sheet = DiskStore(folder), sample_sheet(20, 500)
+
+    def full(*_arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwritev", full)
+    assert put_sheets(store, [sheet]) == 0
+    assert store.events.stats.drops["disk_full"] == 20
+    monkeypatch.undo()
+    assert put_sheets(store, [sheet]) == 20
+    assert fetched(store, list(sheet.keys)) == expected(sheet)
+
+
+def test_a_closed_store_misses_and_drops(folder):
+    store, sheet = DiskStore(folder), sample_sheet(20, 500)
+    put_sheets(store, [sheet])
+    store.close()
+    assert fetched(store, list(sheet.keys)) == {}
+    assert store.events.stats.misses["unavailable"] == 20
+    assert put_sheets(store, [sheet]) == 0
+    assert store.events.stats.drops["unavailable"] == 20
+
+
+def test_uses_are_noted(folder):
+    store, sheet = DiskStore(folder), sample_sheet(200, 500)
+    put_sheets(store, [sheet])
+    for _ in range(3):
+        fetched(store, list(sheet.keys[:50]))
+    hits = {info.key: info.hits for info in store.entries()}
+    assert [hits[key] for key in sheet.keys] == [3] * 50 + [0] * 150
+
+
+def test_dead_records_and_other_lengths_between_are_passed_over(folder):
+    store = DiskStore(folder)
+    values = {sample_key(number): sample_bytes((300, 301, 5000, 0)[number % 4], number) for number in range(400)}
+    facts = [{"n": "x" * (number % 7)} for number in range(400)]
+    rows = zip(values.items(), facts, strict=True)
+    store.put_many([Write(key, value, "sheets/contract", meta) for (key, value), meta in rows])
+    store.delete_many(list(values)[::5])
+    asked = [key for number, key in enumerate(values) if number % 3]
+    there = {key: (values[key], b"") for number, key in enumerate(values) if number % 3 and number % 5}
+    assert fetched(store, asked) == there
+
+
+def test_facts_are_described(folder):
+    store, sheet = DiskStore(folder), sample_sheet(10, 50)
+    put_sheets(store, [sheet])
+    infos = {info.key: info for info in store.entries("sheets/contract")}
+    assert [json.dumps(infos[key].meta) for key in sheet.keys] == [json.dumps(json.loads(each)) for each in sheet.metas]
+    assert [infos[key].nbytes for key in sheet.keys] == [50] * 10
+
+
+def test_a_sheet_of_no_entries_is_nothing(folder):
+    store = DiskStore(folder)
+    assert put_sheets(store, [Sheet([], np.empty((0, 9), np.uint8), "sheets/contract")]) == 0
+    assert list(fetch_sheets(store, [])) == []
