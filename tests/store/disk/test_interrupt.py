@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from lmstash.store.base import Write
+from lmstash.store.disk.guarded import Guarded
 from lmstash.store.disk.store import DiskStore
 
 
@@ -271,3 +272,33 @@ def test_a_program_ended_by_ctrl_c_loses_nothing(tmp_path: Path, start_child: Ca
         assert store.get_many(keys) == [key * 30 for key in keys]
         assert store.verify().ok
         store.close()
+
+
+class InterruptedOnceEntered:
+    """A generator, and a signal that Python notices when it has just yielded."""
+
+    def __init__(self, generator: Any) -> None:
+        self._generator = generator
+
+    def __next__(self) -> Any:
+        next(self._generator)
+        raise KeyboardInterrupt
+
+    def close(self) -> None:
+        self._generator.close()
+
+
+def test_an_interrupt_as_a_transaction_is_entered_ends_it_although_the_traceback_is_kept(
+    tmp_path: Path, tools: Any
+) -> None:
+    """As a notebook keeps it: nothing may wait for it to be let go."""
+    index = DiskStore(tmp_path / "stash")._opened.index
+    generator: Any = InterruptedOnceEntered(index._transaction())
+    with pytest.raises(KeyboardInterrupt), Guarded(generator):
+        pass
+    assert not index.writer.in_transaction
+    thread = threading.Thread(target=lambda: index.write_lock.acquire(timeout=5) and index.write_lock.release())
+    began = time.monotonic()
+    thread.start()
+    thread.join()
+    assert time.monotonic() - began < 4, "a lock stayed taken"

@@ -183,3 +183,30 @@ def test_a_tombstone_is_written_although_others_removed_the_segment_it_was_meant
     assert store.delete(key)
     store.close()
     assert found_after(folder, key, lost_index=True) is None
+
+
+@pytest.mark.parametrize("change", ["put", "delete"])
+def test_a_change_told_to_an_index_that_others_have_just_replaced(change: str, tmp_path: Path, tools: Any) -> None:
+    """They had read the segments before it, and made their index before it was over."""
+    folder, key = tmp_path / "stash", tools.key(1)
+    store = DiskStore(folder)
+    assert store.put(key, b"old")
+    others: list[DiskStore] = []
+    intake = store._opened.intake
+    real = intake.keep if change == "put" else intake.delete
+
+    def overtaken(*arguments: Any, **named: Any) -> Any:
+        drop_index(folder)
+        others.append(DiskStore(folder))
+        return real(*arguments, **named)
+
+    setattr(intake, "keep" if change == "put" else "delete", overtaken)
+    if change == "put":
+        assert store.put(key, b"new")
+    else:
+        assert store.delete(key)
+    expected = b"new" if change == "put" else None
+    assert store.get(key) == expected
+    assert others[0].get(key) == expected
+    for each in (store, *others):
+        each.close()

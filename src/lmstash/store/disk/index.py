@@ -14,7 +14,7 @@ import random
 import threading
 import time
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +22,7 @@ import apsw
 
 from lmstash.errors import CapacityError, StoreUnavailableError
 from lmstash.store.disk.folder import Folder
+from lmstash.store.disk.guarded import Guarded
 from lmstash.store.disk.rows import IndexDamagedError, Row, SegmentRow, checked, checked_segment, row_id
 
 APPLICATION_ID = 0x4C4D5354  # "LMST"
@@ -194,9 +195,11 @@ class Index:
 
     # --- changes: only inside `transaction()` ---------------------------------------------------------------------
 
-    @contextmanager
-    def transaction(self) -> Iterator[apsw.Connection]:
+    def transaction(self) -> Guarded[apsw.Connection]:
         """Run a group of changes that other processes see all at once or not at all. Nests."""
+        return Guarded(self._transaction())
+
+    def _transaction(self) -> Generator[apsw.Connection, None, None]:
         with self.write_lock, self.translated():
             if self.writer.in_transaction:
                 yield self.writer

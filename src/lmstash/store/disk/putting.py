@@ -80,7 +80,8 @@ class Putting:
         for group in groups_of(sheets, sizes.group_rows, sizes.segment_bytes // 2):
             namespace, lifetime = group[0].namespace, group[0].ttl_seconds
             try:
-                done = self._writable().intake.keep_sheets(namespace, group, expiry_us(lifetime))
+                opened = self._writable()
+                done = opened.intake.keep_sheets(namespace, group, expiry_us(lifetime)) and not opened.index.moved()
             except (LmstashError, OSError, *DAMAGE):
                 done = False  # met again below, where it is told apart
             if done:
@@ -104,6 +105,8 @@ class Putting:
             if opened.room.disabled and opened.room.refresh().disabled:
                 raise NoRoomError
             opened.intake.keep(namespace, items, replace=replace)
+            if again and opened.index.moved():  # made anew meanwhile: it may have been told by nobody
+                return kept + self._keep(namespace, batch, replace, again=False)
         except NoRoomError:
             if self._opened().room.disabled:
                 return kept + self._drop(namespace, items, DropReason.DISABLED, "its limit is too small")

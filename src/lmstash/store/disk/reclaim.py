@@ -11,13 +11,16 @@ import contextlib
 import os
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+
+import apsw
 
 from lmstash.events import EventLog
 from lmstash.store.base import Removed, matches
 from lmstash.store.disk.appender import Appender
 from lmstash.store.disk.folder import Folder
 from lmstash.store.disk.format import SEGMENT_HEADER_BYTES, TOMBSTONE, Located, RecordType
+from lmstash.store.disk.guarded import Guarded
 from lmstash.store.disk.index import Index
 from lmstash.store.disk.moving import Mover
 from lmstash.store.disk.recency import Recency
@@ -153,11 +156,9 @@ class Reclaimer:
         self._recency.note_removal()
         return Removed(sum(each.live for each in segments), sum(each.live_bytes for each in segments))
 
-    @contextlib.contextmanager
-    def changes(self) -> Iterator[None]:
+    def changes(self) -> Guarded[apsw.Connection]:
         """Run a transaction; files that it dooms are unlinked once it is committed, and not before."""
-        with self._index.transaction():
-            yield
+        return self._index.transaction()
 
     def _end(self, committed: bool) -> None:
         if committed:

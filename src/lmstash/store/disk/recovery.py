@@ -264,7 +264,7 @@ def fill_from_segments(folder: Folder, index: Index, recency: Recency, events: E
                 seal_file(fd, pack_listing(records), tail)
             state = OPEN if listed is None and alive else SEALED
             count = max((each.ordinal + 1 for each in records), default=0)  # a footer may leave some out
-            n_slots = aligned(max(count, REGION_UNIT if state == SEALED else 65536), REGION_UNIT)
+            n_slots = aligned(max(count, 1), REGION_UNIT)  # to an open one nobody who knows this index appends
             recency.grow(next_slot + n_slots)
             granted = aligned(os.fstat(fd).st_size, 4096)
             segment = index.add_segment(name, namespace, state, granted, tail, next_slot, n_slots)

@@ -264,7 +264,10 @@ class DiskStore:
         done, distinct = 0, list(dict.fromkeys(keys))
         with self._faults():
             for start in range(0, len(distinct), GROUP_ROWS):
-                done += change(self._writable(), distinct[start : start + GROUP_ROWS])
+                opened, part = self._writable(), distinct[start : start + GROUP_ROWS]
+                done += change(opened, part)
+                if opened.index.moved():  # made anew meanwhile: it may have been told by nobody
+                    change(self._writable(), part)
         return done
 
     # --- looking over everything ----------------------------------------------------------------------------------
