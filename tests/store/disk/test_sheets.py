@@ -67,7 +67,7 @@ def test_both_ways_of_laying_out_agree_with_the_format():
     assert [each for each in found if not isinstance(each, bytes)] == list(range(1, len(named) + 1))
 
 
-@pytest.mark.parametrize("where", ["key", "meta", "payload", "header", "tail"])
+@pytest.mark.parametrize("where", ["key", "payload", "header", "checksum", "tail"])
 @pytest.mark.parametrize("n_bytes", [100, 5000])
 def test_a_damaged_record_is_a_counted_miss_and_its_neighbours_are_served(folder, where, n_bytes):
     store, sheet = DiskStore(folder), sample_sheet(50, n_bytes)
@@ -75,7 +75,7 @@ def test_a_damaged_record_is_a_counted_miss_and_its_neighbours_are_served(folder
     path, row = only_segment(folder), store._opened.index.find(sheet.keys[20])
     at = {
         "key": row.off + 40,
-        "meta": row.off + fmt.HEADER.size + 3,
+        "checksum": row.off + fmt.HEADER.size - 3,
         "payload": row.off + row.head + n_bytes // 2,
         "header": row.off + 12,
         "tail": row.off + row.head + n_bytes - 1,
@@ -93,6 +93,18 @@ def test_a_damaged_record_is_a_counted_miss_and_its_neighbours_are_served(folder
     assert not store.contains(sheet.keys[20])
     assert put_sheets(store, [sheet.part(20, 21)]) == 1
     assert fetched(store, list(sheet.keys)) == expected(sheet)
+
+
+def test_damage_beside_a_value_costs_the_value_nothing_and_is_found(folder):
+    store, sheet = DiskStore(folder), sample_sheet(50, 5000)
+    put_sheets(store, [sheet])
+    row = store._opened.index.find(sheet.keys[20])
+    with only_segment(folder).open("r+b") as file:
+        file.seek(row.off + fmt.HEADER.size + 3)
+        file.write(b"\xff")
+    assert fetched(store, list(sheet.keys)) == expected(sheet)
+    assert len(store.verify().damaged) == 1
+    assert store.fetch_many([sheet.keys[20]]) == [None]
 
 
 def test_records_exchanged_under_each_others_keys_are_not_served(folder):

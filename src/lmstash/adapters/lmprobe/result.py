@@ -58,6 +58,10 @@ class PaddedResult(RawResult):
         else:
             self._copy(prompt, positions, start, bits, dtype)
 
+    def adopt(self, prompt: int, positions: slice | list[int], bits: np.ndarray, dtype: torch.dtype) -> bool:
+        """All prompts share one memory here: values are copied into it."""
+        return False
+
     def forget(self, prompt: int) -> None:
         """Take back everything placed for one distinct prompt."""
         self._tokens[prompt] = 0

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmstash.caches.activations.contents import LAYERS, Reader
+from lmstash.caches.activations.contents import LAYERS, Contents, Reader
 from lmstash.caches.activations.context import VALUE, Context
 from lmstash.caches.activations.pooling import Pool
 from lmstash.caches.activations.prompts import Prompt
@@ -27,7 +27,7 @@ from lmstash.caches.activations.results import bits_of
 from lmstash.caches.activations.source import Values
 from lmstash.identity.encoding import Component
 from lmstash.store.base import KEY_BYTES, Write
-from lmstash.store.sheets import Sheet, fetch_sheets
+from lmstash.store.sheets import Found, Sheet, fetch_sheets
 
 BUNDLE_BYTES = 64 * 2**10
 """Most bytes of a group of more than one layer, in float32."""
@@ -35,6 +35,7 @@ BUNDLE_LAYERS = 64
 """Most layers of a group."""
 DOMAIN = b"lmstash bundle 1\0"
 """Before everything that a key is hashed over."""
+_FIRST = np.zeros(1, np.int64)
 _pack = struct.Struct(">III").pack
 
 Kept = tuple[Sequence[Write | Sheet], list[Write]]
@@ -200,8 +201,16 @@ class BundleShelf:
                     target.append(self._write(bundle, slot, part, about, share))
         return fresh, again
 
-    def _place(self, piece: Piece, positions: slice | list[int], bits: np.ndarray, dtype: torch.dtype) -> None:
-        """Copy values of some layers to every prompt of the piece."""
+    def _place(
+        self,
+        piece: Piece,
+        positions: slice | list[int],
+        bits: np.ndarray,
+        dtype: torch.dtype,
+        *,
+        owned: bool = False,
+    ) -> None:
+        """Copy values of some layers to every prompt of the piece; `owned` memory may be handed out instead."""
         raise AssertionError(f"{type(self).__name__} does not say where values go")
 
     def _cut(self, value: Tensor, piece: Piece) -> Tensor:
@@ -252,26 +261,39 @@ class BundleShelf:
             slot += 1
             for found in fetch_sheets(self._context.store, keys):
                 members = [bundles[place] for place in found.places.tolist()]
-                parents = [bundle.parent for bundle in members]
-                tokens = [bundle.piece.tokens for bundle in members]
-                for rows, contents in self._reader.partitions(found, names[found.places], parents, tokens):
-                    bits = None if contents is None else contents.bits(found.values, rows)
-                    for number, row in enumerate(rows.tolist()):
-                        bundle = members[row]
-                        bundle.found = slot
-                        if contents is None or bits is None:
-                            bundle.unfit += (slot - 1,)
-                            self._context.unfit(keys[found.places[row]])
-                        else:
-                            match = self._matching(contents.held(found.values[row]), bundle.lacking)
-                            if match.rows:
-                                whole = bits[number]
-                                chosen = whole if match.whole else whole[match.rows]
-                                self._place(bundle.piece, match.positions, chosen, contents.computed)
-                                bundle.lacking = match.lacking
-                        if bundle.lacking:
-                            more.append(bundle)
+                alone = len(members) == 1
+                for row, contents, bits in self._checked(found, members, keys, names):
+                    bundle = members[row]
+                    bundle.found = slot
+                    if contents is None or bits is None:
+                        bundle.unfit += (slot - 1,)
+                        self._context.unfit(keys[found.places[row]])
+                    else:
+                        match = self._matching(contents.held(found.values[row]), bundle.lacking)
+                        if match.rows:
+                            chosen = bits if match.whole else bits[match.rows]
+                            self._place(bundle.piece, match.positions, chosen, contents.computed, owned=alone)
+                            bundle.lacking = match.lacking
+                    if bundle.lacking:
+                        more.append(bundle)
             bundles = more
+
+    def _checked(
+        self, found: Found, members: list[Bundle], keys: list[bytes], names: np.ndarray
+    ) -> Iterator[tuple[int, Contents | None, np.ndarray | None]]:
+        """Yield each row of a sheet, where things lie in it and its bits; None if it is not what was asked for."""
+        if len(members) == 1:
+            bundle, key = members[0], keys[found.places[0]]
+            value, extends = found.values[0].data, found.parent(0)
+            contents = self._reader.read(value, extends, key=key, parent=bundle.parent, tokens=bundle.piece.tokens)
+            yield 0, contents, None if contents is None else contents.bits(found.values, _FIRST)[0]
+            return
+        parents = [bundle.parent for bundle in members]
+        tokens = [bundle.piece.tokens for bundle in members]
+        for rows, contents in self._reader.partitions(found, names[found.places], parents, tokens):
+            bits = None if contents is None else contents.bits(found.values, rows)
+            for number, row in enumerate(rows.tolist()):
+                yield row, contents, None if bits is None else bits[number]
 
     def _matching(self, held: bytes, lacking: tuple[int, ...]) -> _Match:
         """Return which of the layers `held` by an entry, as bytes, are lacking."""
@@ -306,7 +328,9 @@ class BundleShelf:
                     continue
                 bundle.found = slot
                 more.append(bundle)
-                contents = self._reader.read(entry, key, bundle.parent, bundle.piece.tokens)
+                contents = self._reader.read(
+                    entry.value, entry.parent, key=key, parent=bundle.parent, tokens=bundle.piece.tokens
+                )
                 if contents is None:
                     continue
                 layers = np.frombuffer(entry.value[contents.layers], np.uint32).tolist()

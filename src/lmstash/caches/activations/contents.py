@@ -19,7 +19,7 @@ from lmstash.codecs.header import Layout, TensorSpec
 from lmstash.codecs.tensors import decode_header, torch_dtype
 from lmstash.errors import FormatError
 from lmstash.identity.tokens import digest_token_bytes
-from lmstash.store.base import KEY_BYTES, Entry
+from lmstash.store.base import KEY_BYTES
 from lmstash.store.sheets import Found
 
 LAYERS = "layers"
@@ -89,16 +89,16 @@ class Reader:
         self._last: dict[int, tuple[bytes, int, Contents]] = {}
         """By length: header of the last such entry, the header's length, and what lies where."""
 
-    def read(self, entry: Entry, key: bytes, parent: bytes, tokens: bytes) -> Contents | None:
+    def read(self, value: memoryview, extends: bytes, *, key: bytes, parent: bytes, tokens: bytes) -> Contents | None:
         """Return where things lie in an entry; None when it is not what was asked for.
 
         Args:
-            entry: As fetched.
+            value: As fetched.
+            extends: The key that the entry extends, as fetched.
             key: It was asked for by this key, and must itself say so.
-            parent: Key of the entry it extends.
+            parent: The key that it must extend.
             tokens: The token ids it must be over, as bytes; nothing to compare when empty.
         """
-        value = entry.value
         last = self._last.get(len(value))
         if last is not None and bytes(value[: last[1]]) == last[0]:
             contents = last[2]
@@ -106,7 +106,7 @@ class Reader:
             contents = self._find(value)
             if contents is None:
                 return None
-        if entry.parent != parent or value[contents.key] != key or contents.shape[-1] != self.width:
+        if extends != parent or value[contents.key] != key or contents.shape[-1] != self.width:
             return None
         if tokens:
             if contents.tokens is not None:

@@ -136,7 +136,15 @@ class PooledShelf(BundleShelf):
         fresh, again = super().keep([members[column] for column in others], positions, picked_values, share_seconds)
         return [*sheets, *fresh], again
 
-    def _place(self, piece: Piece, positions: slice | list[int], bits: np.ndarray, dtype: torch.dtype) -> None:
+    def _place(
+        self,
+        piece: Piece,
+        positions: slice | list[int],
+        bits: np.ndarray,
+        dtype: torch.dtype,
+        *,
+        owned: bool = False,
+    ) -> None:
         if self._result is not None:
             self._result.place(self._rows[piece.prompts], positions, bits[None], dtype)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any
 
 import numpy as np
@@ -86,20 +86,16 @@ def read_prompts(prompts: Sequence[Any], tokenizer: Any = None, index: TextIndex
 def _read_ids(prompts: Sequence[Sequence[Any]]) -> list[Prompt] | None:
     """Return lists of token ids as prompts; None unless they are nothing but that."""
     try:
-        whole = np.array(array("I", chain.from_iterable(prompts)), np.uint32)
+        whole = np.frombuffer(array("I", chain.from_iterable(prompts)), np.uint32)
     except (TypeError, OverflowError, ValueError):  # messages, or what is no id: told apart one by one
         return None
-    out: list[Prompt] = []
-    start = 0
-    for place, prompt in enumerate(prompts):
-        n_tokens = len(prompt)
-        if not n_tokens:
-            raise _empty(place)
-        if prompt[0] is True or prompt[0] is False:  # an array takes them for numbers
-            return None
-        out.append(Prompt(whole[start : start + n_tokens]))
-        start += n_tokens
-    return out
+    lengths = list(map(len, prompts))
+    if 0 in lengths:
+        raise _empty(lengths.index(0))
+    if bool in {type(prompt[0]) for prompt in prompts}:  # an array takes them for numbers
+        return None
+    ends = accumulate(lengths)
+    return [Prompt(whole[end - n_tokens : end]) for end, n_tokens in zip(ends, lengths, strict=True)]
 
 
 def check_length(n_tokens: int, index: int, name: str, max_tokens: int | None) -> None:

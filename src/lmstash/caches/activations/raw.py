@@ -89,8 +89,18 @@ class RawShelf(BundleShelf):
         self._of[prompt].extend(piece.bundles)
         return piece
 
-    def _place(self, piece: Piece, positions: slice | list[int], bits: np.ndarray, dtype: torch.dtype) -> None:
+    def _place(
+        self,
+        piece: Piece,
+        positions: slice | list[int],
+        bits: np.ndarray,
+        dtype: torch.dtype,
+        *,
+        owned: bool = False,
+    ) -> None:
         if self._result is not None:
+            if owned and len(piece.prompts) == 1 and self._result.adopt(piece.prompts[0], positions, bits, dtype):
+                return
             for prompt in piece.prompts:
                 self._result.fill(prompt, positions, piece.start, bits, dtype)
 

@@ -180,6 +180,25 @@ class RawResult:
                 bits = recast(bits, dtype, tensor.dtype)
         target[positions, start : start + n_tokens] = bits
 
+    def adopt(self, prompt: int, positions: slice | list[int], bits: np.ndarray, dtype: torch.dtype) -> bool:
+        """Hand out memory that nobody else holds as all that is asked of one prompt, if it is just that.
+
+        Args:
+            prompt: Which prompt.
+            positions: Of the layers.
+            bits: As in `fill`.
+            dtype: In which the values were computed.
+
+        Returns:
+            Whether it was taken; if not, it is to be copied.
+        """
+        whole = positions == slice(0, self._n_layers) and bits.shape[1] == self._lengths[prompt]
+        usable = bits.flags.c_contiguous and bits.flags.aligned and bits.flags.writeable
+        if not (whole and usable) or self._held[prompt] is not None or self._dtype not in (None, dtype):
+            return False
+        self._hold(prompt, torch.from_numpy(bits).view(dtype))
+        return True
+
     def _hold(self, prompt: int, tensor: Tensor) -> tuple[Tensor, np.ndarray]:
         held = self._held[prompt] = tensor, bits_of(tensor)
         return held

@@ -6,7 +6,9 @@ import random
 import sys
 import time
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -40,6 +42,18 @@ class Shelf(Protocol):
         ...
 
 
+@dataclass(slots=True)
+class _Running:
+    """A batch that was started."""
+
+    members: Sequence[int]
+    positions: Sequence[int]
+    started: float
+    finish: Callable[[], Sequence[Values]]
+    seconds: float | None = None
+    """What it took, where that is known already."""
+
+
 class Runner:
     """Computes the missing values of one call. Used by one thread."""
 
@@ -61,6 +75,10 @@ class Runner:
         self._layers = layers
         self._site = site
         self._pool = pool
+        self._running: _Running | None = None
+        """The batch that was started and is not kept yet."""
+        self._finished = 0.0
+        """When the one before it was done."""
 
     def run(
         self,
@@ -93,8 +111,12 @@ class Runner:
                 # A block shared with an earlier batch may have been the last thing missing.
                 todo = [member for member in members if self._shelf.missing(member)]
                 try:
-                    self._one_batch(todo, positions, max_retries)
+                    running = self._start(todo, positions, max_retries) if todo else None
                 except _OutOfMemory:
+                    if self._running is not None:  # its values lie on the device still
+                        queue.appendleft((members, positions))
+                        self._keep_running()
+                        continue
                     if len(todo) < 2:
                         raise
                     half = len(todo) // 2
@@ -104,7 +126,14 @@ class Runner:
                 except _BatchFailed as error:
                     failed.extend(todo)
                     reason = error.__cause__ if isinstance(error.__cause__, Exception) else error
+                    running = None
+                # While a GPU computes this batch, the one before it is kept.
+                self._keep_running()
+                self._running = running
+                if running is not None and running.seconds is not None:
+                    self._keep_running()
                 bar.update(len(members))
+            self._keep_running()
         except BaseException:
             self._save_before_leaving()
             raise
@@ -139,17 +168,20 @@ class Runner:
         token_bytes = 4 * (self._source.width(self._site) or 4096) * n_layers
         return min(self._source.batch_tokens, max(1, _RAW_BATCH_BYTES // token_bytes))
 
-    def _one_batch(self, members: Sequence[int], positions: Sequence[int], max_retries: int | None) -> None:
-        if not members:
-            return
+    def _start(self, members: Sequence[int], positions: Sequence[int], max_retries: int | None) -> _Running:
+        """Compute a batch; where the source can, only start to."""
         batch = [self._prompts[member].ids for member in members]
         layers = [self._layers[position] for position in positions]
         retries = self._source.max_retries if max_retries is None else max_retries
         for attempt in range(retries + 1):
             started = time.perf_counter()
             try:
+                launch = getattr(self._source, "launch", None)
+                if launch is not None and getattr(self._source, "overlaps", False):
+                    return _Running(members, positions, started, launch(batch, layers, self._site, self._pool))
                 values = self._source.compute(batch, layers, self._site, self._pool)
-                break
+                seconds = time.perf_counter() - started
+                return _Running(members, positions, started, partial(_same, values), seconds)
             except (LmstashError, _OutOfMemory):
                 raise
             except Exception as error:
@@ -160,17 +192,31 @@ class Runner:
                 wait = min(self._source.retry_seconds * 2**attempt, _LONGEST_WAIT_SECONDS) * random.uniform(1.0, 1.25)
                 logger.info("%s: a batch failed (%s); trying again in %.1f s", self._source.name, error, wait)
                 time.sleep(wait)
-        else:
-            raise AssertionError("unreachable: the last attempt returns or raises")
-        fresh, again = self._shelf.keep(members, positions, values, time.perf_counter() - started)
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _keep_running(self) -> None:
+        """Wait for the batch that was started last, if any, and keep its values."""
+        batch, self._running = self._running, None
+        if batch is None:
+            return
+        values = batch.finish()
+        now = time.perf_counter()
+        seconds = now - max(batch.started, self._finished) if batch.seconds is None else batch.seconds
+        self._finished = now
+        fresh, again = self._shelf.keep(batch.members, batch.positions, values, seconds)
         self._publisher.offer(fresh, again)
 
     def _save_before_leaving(self) -> None:
         """Save what is held while another error is on its way, which must not be hidden."""
-        try:
-            self._publisher.flush()
-        except Exception as error:
-            logger.warning("lmstash: what was computed before the error could not be saved: %s", error)
+        for save in (self._keep_running, self._publisher.flush):
+            try:
+                save()
+            except Exception as error:
+                logger.warning("lmstash: what was computed before the error could not be saved: %s", error)
+
+
+def _same(values: Sequence[Values]) -> Sequence[Values]:
+    return values
 
 
 class _BatchFailed(Exception):
