@@ -6,12 +6,15 @@ import sys
 import pytest
 import torch
 
+import lmstash
 from lmstash.caches.activations import Activations
 from lmstash.store.disk.store import DiskStore
 
 PROGRAM = """
 import sys
 import torch
+
+import lmstash
 from lmstash.caches.activations import Activations
 from lmstash.store.disk.store import DiskStore
 
@@ -98,3 +101,27 @@ def test_a_closed_store_computes_and_does_not_break(tmp_path, model, prompts, po
     result = acts(prompts, [0], pool)
     for left, right in zip(result, expected, strict=True):
         torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
+
+
+def test_memory_that_is_handed_out_as_it_was_read_is_the_callers_own(tmp_path):
+    class Wide:
+        fingerprint = "wide, 1"
+        n_layers = 2
+
+        def extract(self, batch, layers, site):
+            return [[torch.full((len(ids), 4096), float(layer + ids[0])) for ids in batch] for layer in layers]
+
+    prompts = [[number, 1, 2, 3, 4] for number in range(6)]
+    with lmstash.open(tmp_path / "stash", strict=True, trust_env=False) as stash:
+        acts = stash.activations(extractor=Wide())
+        acts(prompts, [1], None, cache_only=True)
+        first, second = (acts([*prompts, prompts[0]], [1], None, on_miss="error") for _ in range(2))
+        for row, ids in zip(first, [*prompts, prompts[0]], strict=True):
+            assert torch.equal(row, torch.full((1, 5, 4096), 1.0 + ids[0]))
+        for row in first:
+            row.zero_()
+        for row, ids in zip(second, [*prompts, prompts[0]], strict=True):
+            assert torch.equal(row, torch.full((1, 5, 4096), 1.0 + ids[0]))
+        stash.clear()
+        assert (second[3] == 4.0).all()
+        assert acts(prompts[:1], [1], None, dtype="float16")[0].dtype == torch.float16

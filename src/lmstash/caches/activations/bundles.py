@@ -291,9 +291,9 @@ class BundleShelf:
         parents = [bundle.parent for bundle in members]
         tokens = [bundle.piece.tokens for bundle in members]
         for rows, contents in self._reader.partitions(found, names[found.places], parents, tokens):
-            bits = None if contents is None else contents.bits(found.values, rows)
-            for number, row in enumerate(rows.tolist()):
-                yield row, contents, None if bits is None else bits[number]
+            for row in rows.tolist():
+                value = found.values[row : row + 1]
+                yield row, contents, None if contents is None else contents.bits(value, _FIRST)[0]
 
     def _matching(self, held: bytes, lacking: tuple[int, ...]) -> _Match:
         """Return which of the layers `held` by an entry, as bytes, are lacking."""

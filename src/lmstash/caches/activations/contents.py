@@ -60,9 +60,7 @@ class Contents:
             `[n_rows, n_layers, ...]`; a view if all rows are asked for and values were kept in that dtype.
         """
         end = self.offset + math.prod(self.shape) * self.words.itemsize
-        chosen = values[:, self.offset : end]
-        if len(rows) < len(values):
-            chosen = chosen[rows]
+        chosen = _columns(values, slice(self.offset, end), rows)
         array = chosen.view(self.words).reshape(len(rows), *self.shape)
         if self.stored is self.computed:
             return array
@@ -142,20 +140,18 @@ class Reader:
             contents = self._find(row.data)
             alike = np.ones(1, np.bool_)
             if contents is not None:
-                others = values if len(left) == len(values) else values[left]
-                start = contents.layout.data_start
-                alike = (others[:, :start] == row[:start]).all(axis=1)
-                alike &= (others[:, contents.layers] == row[contents.layers]).all(axis=1)
+                header = slice(0, contents.layout.data_start)
+                alike = (_columns(values, header, left) == row[header]).all(axis=1)
+                alike &= (_columns(values, contents.layers, left) == row[contents.layers]).all(axis=1)
             rows, left = left[: len(alike)][alike], np.concatenate((left[: len(alike)][~alike], left[len(alike) :]))
             if contents is None or contents.shape[-1] != self.width:
                 yield rows, None
                 continue
-            chosen = values if len(rows) == len(values) else values[rows]
-            good = (chosen[:, contents.key] == keys[rows]).all(axis=1)
+            good = (_columns(values, contents.key, rows) == keys[rows]).all(axis=1)
             if found.parents is not None or any(parents):
                 good &= [found.parent(each) == (parents[each] if parents else b"") for each in rows.tolist()]
             if any(tokens):
-                good &= _are_over(contents, chosen, [tokens[each] for each in rows.tolist()])
+                good &= _are_over(contents, values, rows, [tokens[each] for each in rows.tolist()])
             if good.all():
                 yield rows, contents
                 continue
@@ -213,12 +209,17 @@ class Reader:
         )
 
 
-def _are_over(contents: Contents, values: np.ndarray, tokens: list[bytes]) -> np.ndarray:
+def _columns(values: np.ndarray, span: slice, rows: np.ndarray) -> np.ndarray:
+    """Return some bytes of some rows; whole rows may be long, so these bytes alone are copied."""
+    return values[:, span] if len(rows) == len(values) else values[:, span][rows]
+
+
+def _are_over(contents: Contents, values: np.ndarray, rows: np.ndarray, tokens: list[bytes]) -> np.ndarray:
     """Return which rows are over the token ids they must be over."""
     kept = contents.tokens
     if kept is None:
         fitting = contents.digest is not None
-        names = values[:, contents.digest].tobytes() if fitting and contents.digest is not None else b""
+        names = b"" if contents.digest is None else _columns(values, contents.digest, rows).tobytes()
         return np.array(
             [
                 fitting
@@ -230,8 +231,10 @@ def _are_over(contents: Contents, values: np.ndarray, tokens: list[bytes]) -> np
         )
     n_bytes = kept.stop - kept.start
     if all(len(each) == n_bytes for each in tokens):
-        return (values[:, kept] == np.frombuffer(b"".join(tokens), np.uint8).reshape(-1, n_bytes)).all(axis=1)
-    return np.array([not each or row.tobytes() == each for each, row in zip(tokens, values[:, kept], strict=True)])
+        wanted = np.frombuffer(b"".join(tokens), np.uint8).reshape(-1, n_bytes)
+        return (_columns(values, kept, rows) == wanted).all(axis=1)
+    found = _columns(values, kept, rows)
+    return np.array([not each or row.tobytes() == each for each, row in zip(tokens, found, strict=True)])
 
 
 def _span(spec: TensorSpec) -> slice:

@@ -23,7 +23,7 @@ import apsw
 from lmstash.errors import CapacityError, StoreUnavailableError
 from lmstash.store.disk.folder import Folder
 from lmstash.store.disk.guarded import Guarded
-from lmstash.store.disk.rows import IndexDamagedError, Row, SegmentRow, checked, checked_segment, row_id
+from lmstash.store.disk.rows import IndexDamagedError, Row, SegmentRow, checked, checked_segment, row_id, sane
 
 APPLICATION_ID = 0x4C4D5354  # "LMST"
 SCHEMA_VERSION = 1
@@ -235,7 +235,8 @@ class Index:
             return {keys[0]: checked(found[0])} if found and found[0][1] == keys[0] else {}
         found = _find_many(self.writer, keys)
         for row in found.values():
-            checked(row)
+            if not sane(row):
+                raise IndexDamagedError(f"a row makes no sense: {row}")
         return found
 
     def occupants(self, ids: Sequence[int]) -> list[Row]:
@@ -373,12 +374,12 @@ def _find_many(connection: apsw.Connection, keys: Sequence[bytes]) -> dict[bytes
     if not keys:
         return {}
     asked = {key for key in keys if isinstance(key, bytes)}
-    make = Row._make
+    make = tuple.__new__  # what Row._make does, at a third of its cost
     ids = array("q", [row_id(key) for key in asked])
     if not ids:
         return {}
     found = connection.execute(_FIND_MANY, (apsw.carray(ids),))
-    return {row[1]: make(row) for row in found if row[1] in asked}
+    return {row[1]: make(Row, row) for row in found if row[1] in asked}
 
 
 def _wait(attempt: int) -> bool:

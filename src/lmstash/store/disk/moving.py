@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from lmstash.errors import FormatError
 from lmstash.store.disk.appender import Appender, Item
 from lmstash.store.disk.folder import Folder
-from lmstash.store.disk.format import Located, RecordType, pack_listing, parse_head, payload_align
+from lmstash.store.disk.format import FOOTER_ENTRY, RecordType, parse_head, payload_align
 from lmstash.store.disk.index import Index
 from lmstash.store.disk.recency import Recency
 from lmstash.store.disk.rows import Row, SegmentRow
@@ -73,13 +73,15 @@ class Mover:
             return set()
         gap = (first - writer.tail) % align
         start, slot = writer.tail + gap, writer.first_slot + writer.count
+        seg, shift = writer.row, start - first
         fresh = [
-            row._replace(seg=writer.row, off=row.off - first + start, slot=slot + number)
-            for number, row in enumerate(run)
+            Row(k, key, seg, off + shift, head, size, number, gen, exp, pinned)
+            for number, (k, key, _seg, off, head, size, _slot, gen, exp, pinned) in enumerate(run, slot)
         ]
         flags = fixed[2]
-        listing = pack_listing(
-            Located(RecordType.ENTRY, flag, row.head, row.key, row.gen, row.exp, row.off, row.size, number)
+        pack = FOOTER_ENTRY.pack
+        listing = b"".join(
+            pack(RecordType.ENTRY, flag, row.head, row.key, row.gen, row.exp, row.off, row.size, number)
             for number, (row, flag) in enumerate(zip(fresh, flags, strict=True), writer.count)
         )
         writer.append([bytes(gap), data], gap + len(data), len(run), listing)
@@ -120,9 +122,9 @@ def _runs(rows: list[Row]) -> Iterator[tuple[list[Row], bool]]:
     """Yield rows in groups that are copied together, and whether they are neighbours with nothing between them."""
     run: list[Row] = []
     odd: list[Row] = []
-    size = odd_size = 0
+    size = odd_size = end = 0
     for row in rows:
-        if run and (run[-1].off + run[-1].record_bytes != row.off or size >= _COPY_BYTES or len(run) >= _COPY_ROWS):
+        if run and (row.off != end or size >= _COPY_BYTES or len(run) >= _COPY_ROWS):
             if len(run) >= _FEW:
                 yield run, True
             else:
@@ -132,7 +134,8 @@ def _runs(rows: list[Row]) -> Iterator[tuple[list[Row], bool]]:
             yield odd, False
             odd, odd_size = [], 0
         run.append(row)
-        size += row.record_bytes
+        n_bytes = row.record_bytes
+        end, size = row.off + n_bytes, size + n_bytes
     if len(run) >= _FEW:
         yield run, True
     else:

@@ -262,13 +262,15 @@ class Reclaimer:
         """Copy forward what is worth it (or all), drop the rest, and doom the file."""
         now = int(time.time() * 1e6)
         spared: list[Row] = []
-        by_worth = sorted(rows, key=lambda row: (row.pinned, self._recency.read(row.slot)), reverse=True)
-        for row in by_worth:
+        cells = [self._recency.read(row.slot) for row in rows]
+        worth = [self._value(cell) for cell in cells]
+        for number in sorted(range(len(rows)), key=lambda each: (rows[each].pinned, cells[each]), reverse=True):
+            row = rows[number]
             if row.exp and row.exp <= now and not row.pinned:
                 continue
-            worth_it = row.pinned or self._value(self._recency.read(row.slot)) > threshold
-            if worth_it and (row.pinned or budget >= row.record_bytes):
-                budget -= row.record_bytes
+            n_bytes = row.record_bytes
+            if row.pinned or (worth[number] > threshold and budget >= n_bytes):
+                budget -= n_bytes
                 spared.append(row)
         kept = self._mover.move(segment, sorted(spared, key=lambda row: row.off))
         self._carry_controls(segment, listed)
