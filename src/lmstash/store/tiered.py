@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lmstash.store.base import (
     Buffer,
@@ -17,6 +17,9 @@ from lmstash.store.base import (
     VerifyReport,
     Write,
 )
+
+if TYPE_CHECKING:
+    from lmstash.store.sheets import Sheet
 
 _TOUCH_EVERY = 256
 
@@ -97,6 +100,15 @@ class TieredStore:
         """Keep many values in the slow tier; the fast one has them when they are read."""
         self._tell_uses()
         kept = self.slow.put_many(writes, replace=replace)
+        self._keep_up()
+        return kept
+
+    def put_sheets(self, sheets: Sequence[Sheet], *, replace: bool = True) -> int:
+        """As `put_many`, for the entries of sheets."""
+        from lmstash.store.sheets import put_sheets
+
+        self._tell_uses()
+        kept = put_sheets(self.slow, sheets, replace=replace)
         self._keep_up()
         return kept
 

@@ -68,6 +68,9 @@ class PooledShelf(BundleShelf):
         ]
         self._states = [np.zeros(len(prompts), np.uint8) for _group in self._groups_asked]
         """For each group what is known of each prompt: nothing kept, all there, or that it has a bundle."""
+        self._all = tuple(range(len(layers)))
+        self._cells = [state.data for state in self._states]
+        """The same memory, thrice as fast to look into one by one."""
 
     def absent(self) -> list[int]:
         """Return the prompts of which something must be computed."""
@@ -80,9 +83,11 @@ class PooledShelf(BundleShelf):
 
     def missing(self, prompt: int) -> tuple[int, ...]:
         """Return the positions of the layers that must be computed for one prompt."""
-        out = list(super().missing(prompt)) if self._of[prompt] else []
-        for (_number, positions, _tail), state in zip(self._groups_asked, self._states, strict=True):
-            if state.data[prompt] == _ABSENT:  # thrice as fast as an array's own look-up
+        if len(self._cells) == 1 and not self._of[prompt]:
+            return self._all if self._cells[0][prompt] == _ABSENT else ()
+        out = list(super().missing(prompt))
+        for (_number, positions, _tail), cells in zip(self._groups_asked, self._cells, strict=True):
+            if cells[prompt] == _ABSENT:
                 out.extend(positions)
         return tuple(sorted(out))
 

@@ -284,7 +284,15 @@ class Index:
     def rows_of_segment(self, row: int) -> list[Row]:
         """Return a segment's rows by reading the whole table: for segments whose own list is lost."""
         found = self.writer.execute(f"SELECT {_COLUMNS} FROM entries WHERE seg = ?", (row,))
-        return [checked(each) for each in found]
+        rows = [tuple.__new__(Row, each) for each in found]
+        for each in rows:
+            if not isinstance(each.key, bytes) or not sane(each):
+                raise IndexDamagedError(f"a row makes no sense: {each}")
+        return rows
+
+    def live_entries(self) -> int:
+        """Return how many entries there are. Inside a transaction."""
+        return self.writer.execute("SELECT coalesce(sum(live), 0) FROM segments").get
 
     def add_segment(
         self, name: str, namespace: str, state: int, granted: int, tail: int, first_slot: int, n_slots: int

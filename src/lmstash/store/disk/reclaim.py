@@ -35,6 +35,8 @@ _MOST_SPARED = 0.5
 _MOST_PASSES = 8
 """So often what was spared is looked through again, for a value that is large beside the limit."""
 _MANY_SMALL = 8
+_SCAN_SHARE = 4
+"""A segment that holds at least a fourth of all entries is found by reading the whole table."""
 
 
 class Reclaimer:
@@ -151,7 +153,7 @@ class Reclaimer:
                 writer = self._appender.writers.get(each.namespace)
                 if writer is not None and writer.row == each.id:
                     self._appender.forget(writer)
-                self._index.delete_rows(self._live_rows(each, self._listed(each)))
+                self._index.delete_rows(self._contents(each)[1])
                 self._remove(each)
         self._recency.note_removal()
         return Removed(sum(each.live for each in segments), sum(each.live_bytes for each in segments))
@@ -210,8 +212,7 @@ class Reclaimer:
 
         victim = segments[min(range(len(segments)), key=worth)]
         threshold = ranked[int(len(ranked) * _SPARE_QUANTILE)] if ranked else 0.0
-        listed = self._listed(victim)
-        rows = self._live_rows(victim, listed)
+        listed, rows = self._contents(victim)
         pinned = sum(row.record_bytes for row in rows if row.pinned)
         slack = self._slack_bytes()
         if pinned > victim.granted * most_pinned or (rows and all(row.pinned for row in rows)):
@@ -247,8 +248,8 @@ class Reclaimer:
     def _rewrite(self, segment: SegmentRow) -> None:
         """Copy forward all that lives in a segment, and doom the file; not if there is no room, or it is gone."""
         if self._index.segment(segment.id) is not None and segment.live_bytes <= self._slack_bytes():
-            listed = self._listed(segment)
-            self._reclaim(segment, listed, self._live_rows(segment, listed), threshold=-1.0, budget=segment.granted)
+            listed, rows = self._contents(segment)
+            self._reclaim(segment, listed, rows, threshold=-1.0, budget=segment.granted)
 
     def _reclaim(
         self,
@@ -281,13 +282,21 @@ class Reclaimer:
             self._recency.note_removal()
             self._events.evict(segment.namespace, len(gone), sum(row.record_bytes for row in gone))
 
-    def _listed(self, segment: SegmentRow) -> list[Located] | None:
+    def _contents(self, segment: SegmentRow) -> tuple[list[Located] | None, list[Row]]:
+        """Return what a segment lists (tombstones and pins at least), and the rows of what lives in it."""
+        if segment.live * _SCAN_SHARE >= self._index.live_entries():
+            # Most of what there is: reading the whole table is faster than looking up each key.
+            return self._listed(segment, entries=False), self._index.rows_of_segment(segment.id)
+        listed = self._listed(segment)
+        return listed, self._live_rows(segment, listed)
+
+    def _listed(self, segment: SegmentRow, *, entries: bool = True) -> list[Located] | None:
         try:
             fd = os.open(self._folder.segment(segment.name), os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return None
         try:
-            listed = read_footer(fd)
+            listed = read_footer(fd, entries=entries)
             return listed if listed is not None or segment.state == OPEN else list(scan(fd, segment.namespace))
         finally:
             os.close(fd)
