@@ -166,3 +166,26 @@ def test_an_unusable_kept_width_never_breaks_a_call():
 def test_prompts_longer_than_the_extractor_takes_are_refused():
     with pytest.raises(InvalidArgumentError, match="prompt 3 has 4 tokens"):
         Activations(MemoryStore(), extractor=Counting(max_tokens=3))(PROMPTS, 0)
+
+
+@pytest.mark.parametrize("as_list", [True, False])
+@pytest.mark.parametrize("pool", ["last", "first", 1, -2, "mean", "max", None])
+@pytest.mark.parametrize(("refresh", "storage"), [(True, None), (False, None), (False, "float16")])
+def test_an_extractor_may_use_its_memory_again_for_the_next_batch(pool, refresh, storage, as_list):
+    class Reusing:
+        fingerprint = "reuses its buffer, 1"
+
+        def __init__(self):
+            self.buffer = torch.zeros(1, 4, 8)
+
+        def extract(self, batch, layers, site):
+            self.buffer[0] = 1e6 + torch.tensor(batch[0])[:, None]  # float16 overflows
+            padded = self.buffer[: len(batch)]
+            return [list(padded) if as_list else padded for _ in layers]
+
+    prompts = [[number, number + 1, number + 2, number + 3] for number in range(10)]
+    acts = Activations(MemoryStore(), extractor=Reusing(), storage_dtype=storage)
+    cold = acts(prompts, [3], pool, batch_size=1, refresh=refresh)
+    warm = acts(prompts, [3], pool, on_miss="error")
+    assert all(torch.equal(a, b) for a, b in zip(cold, warm, strict=True))
+    assert len({tuple(each.flatten().tolist()) for each in warm}) == len(prompts)

@@ -246,3 +246,42 @@ def test_a_sheet_of_no_entries_is_nothing(folder):
     store = DiskStore(folder)
     assert put_sheets(store, [Sheet([], np.empty((0, 9), np.uint8), "sheets/contract")]) == 0
     assert list(fetch_sheets(store, [])) == []
+
+
+@pytest.mark.parametrize("replace", [True, False])
+def test_a_key_in_two_sheets_of_one_call_is_kept_once(folder, replace):
+    store, first, second = DiskStore(folder), sample_sheet(20, 100), sample_sheet(20, 100)
+    second.values = second.values[::-1].copy()
+    assert put_sheets(store, [first, second], replace=replace) == 40
+    assert store.info().entries == 20
+    assert fetched(store, list(first.keys)) == expected(second if replace else first)
+
+
+def test_a_stretch_of_the_disk_that_fails_costs_only_what_lies_there(folder, monkeypatch):
+    store, sheet = DiskStore(folder), sample_sheet(900, 4000)
+    put_sheets(store, [sheet])
+    bad = store._opened.index.find(sheet.keys[100]).off
+    good_read = os.preadv
+
+    def failing(fd, buffers, offset, *flags):
+        if offset <= bad < offset + sum(map(len, buffers)):
+            raise OSError(5, "Input/output error")
+        return good_read(fd, buffers, offset, *flags)
+
+    monkeypatch.setattr(os, "preadv", failing)
+    got = fetched(store, list(sheet.keys))
+    assert sheet.keys[100] not in got
+    assert len(got) >= 600
+    assert got.items() <= expected(sheet).items()
+    assert store.events.stats.hits + sum(store.events.stats.misses.values()) == 900
+
+
+def test_a_flipped_number_beside_a_value_does_not_spoil_the_counters(folder):
+    store, sheet = DiskStore(folder), sample_sheet(30, 500)
+    put_sheets(store, [sheet])
+    row = store._opened.index.find(sheet.keys[3])
+    with only_segment(folder).open("r+b") as file:
+        file.seek(row.off + 120)  # compute seconds: 8 bytes
+        file.write(np.array([np.nan]).tobytes())
+    fetched(store, list(sheet.keys))
+    assert store.events.stats.seconds_saved == pytest.approx(sum(sheet.compute_seconds) - sheet.compute_seconds[3])

@@ -183,14 +183,20 @@ class Reader:
         if named is None or layers is None or value is None or computed is None:
             return None
         shape = value.shape
+        digest = tensors.get(DIGEST)
+        if digest is not None and digest.nbytes != KEY_BYTES:
+            return None
         if named.nbytes != KEY_BYTES or layers.dtype != "U32" or len(shape) != self._dimensions:
             return None
         if layers.shape != shape[:1]:
             return None
-        tokens, digest = tensors.get(TOKENS), tensors.get(DIGEST)
+        tokens = tensors.get(TOKENS)
         if tokens is not None and (tokens.dtype != "U32" or tokens.shape != shape[1:2]):
             return None
-        stored = torch_dtype(value.dtype)
+        try:
+            stored = torch_dtype(value.dtype)
+        except FormatError:  # a dtype that this torch lacks
+            return None
         if stored.itemsize not in BITS:
             return None
         if self.width is None:

@@ -182,10 +182,13 @@ class ExtractorSource:
 
 
 def _pool_one(row: Tensor, pool: str | int) -> Tensor:
-    """Return one prompt's values `[n_tokens, hidden]` pooled; a view where one token is chosen."""
+    """Return one prompt's values `[n_tokens, hidden]` pooled, in memory of its own.
+
+    The extractor may use its memory again for the next batch, before this one's values are saved.
+    """
     token = {"last": -1, "first": 0}.get(pool, pool) if isinstance(pool, str) else pool
     if isinstance(token, int):
-        return row[token]
+        return row[token].clone()
     return pool_tokens(row[None], torch.tensor([len(row)], device="cpu"), pool)[0]
 
 

@@ -13,7 +13,7 @@ from lmstash.store.disk.format import TOMBSTONE, RecordType
 from lmstash.store.disk.index import Index
 from lmstash.store.disk.recency import Recency
 from lmstash.store.disk.reclaim import Reclaimer
-from lmstash.store.disk.rows import Row
+from lmstash.store.disk.rows import Row, row_id
 from lmstash.store.disk.segment import SegmentWriter
 
 if TYPE_CHECKING:
@@ -112,6 +112,8 @@ class Intake:
         if any(sheet.values.shape[1] > MOST_BYTES for sheet in sheets):
             return False
         n_bytes, n_records = sum(map(most_bytes, sheets)), sum(map(len, sheets))
+        if len({row_id(key) for sheet in sheets for key in sheet.keys}) < n_records:
+            return False  # one key twice: the later of them replaces the other, or does not
         with self._index.write_lock:
             self._index.finish()
             writer = None

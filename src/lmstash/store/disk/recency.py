@@ -75,7 +75,8 @@ class Recency:
             if self._read_only or not self._catch_up(slot):
                 return
             slots = self._slots
-        slots[slot] = (int(time.time() * 1000) << 16) | min((slots[slot] & 0xFFFF) + 1, 0xFFFF)
+        with contextlib.suppress(ValueError):  # another thread has just closed the store
+            slots[slot] = (int(time.time() * 1000) << 16) | min((slots[slot] & 0xFFFF) + 1, 0xFFFF)
 
     def touch_array(self, slots: np.ndarray) -> None:
         """As `touch_many`, for an array of distinct slots."""
@@ -83,7 +84,12 @@ class Recency:
             return
         import numpy as np
 
-        cells = np.frombuffer(self._slots, np.uint64)
+        try:
+            cells = np.frombuffer(self._slots, np.uint64)
+        except ValueError:  # another thread has just closed the store
+            return
+        if slots.max() >= len(cells):
+            return
         used = np.minimum((cells[slots] & np.uint64(0xFFFF)) + np.uint64(1), np.uint64(0xFFFF))
         cells[slots] = np.uint64(int(time.time() * 1000) << 16) | used
 
@@ -92,8 +98,9 @@ class Recency:
         if not slots or (max(slots) >= len(self._slots) and (self._read_only or not self._catch_up(max(slots)))):
             return
         cells, now = self._slots, int(time.time() * 1000) << 16
-        for slot in slots:
-            cells[slot] = now | min((cells[slot] & 0xFFFF) + 1, 0xFFFF)
+        with contextlib.suppress(ValueError, IndexError):  # another thread has just closed the store
+            for slot in slots:
+                cells[slot] = now | min((cells[slot] & 0xFFFF) + 1, 0xFFFF)
 
     def mark_new(self, first: int, count: int) -> None:
         """Note that `count` entries from slot `first` were just put."""

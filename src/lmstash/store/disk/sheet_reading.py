@@ -74,6 +74,7 @@ _GROUP_ROWS = 480
 """Two stretches a record, and the system takes 1,024 stretches."""
 _GAP_BYTES = 8 << 10
 _KEYS_AT_ONCE = 16384
+_MOST_SECONDS = 1e9
 _K, _SEG, _OFF, _HEAD, _SIZE, _SLOT, _EXP = range(7)
 _FAR = 1 << 48
 
@@ -133,7 +134,12 @@ class SheetReader:
         if len(rows) == 1:
             yield from self._read_alone(file, rows[0], places, keys[places[0]].tobytes(), odd)
             return
-        for members, block in _even(file, rows) or _scattered(file, rows):
+        try:
+            blocks = _even(file, rows) or _scattered(file, rows)
+        except OSError:  # this stretch of the disk fails: others may not
+            odd.extend(places.tolist())
+            return
+        for members, block in blocks:
             there = places[members]
             good = _check(file, rows[members], keys[there], block)
             values, fixed = block.values, block.fixed
@@ -152,7 +158,7 @@ class SheetReader:
         k, seg, off, head, size, slot, exp = row.tolist()
         try:
             header, payload = read_one(file, Row(k, key, seg, off, head, size, slot, 0, exp, 0))
-        except FormatError:
+        except (FormatError, OSError):
             odd.extend(place.tolist())
             return
         self._recency.touch(slot)
@@ -164,6 +170,7 @@ class SheetReader:
         """Count a sheet that is about to be handed out."""
         self._recency.touch_array(slots)
         n, n_bytes = found.values.shape
+        seconds = np.where((seconds >= 0) & (seconds < _MOST_SECONDS), seconds, 0.0)  # covered by no checksum here
         if self._events.listening:
             for place, each in zip(found.places.tolist(), seconds.tolist(), strict=True):
                 self._events.hit(found.namespace, keys[place].tobytes(), n_bytes, each)
