@@ -1,8 +1,10 @@
 """What caching adds to extracting activations of SmolLM2-135M, and what a warm call costs.
 
 Cold: `stash.activations` into an empty folder, `flush()` included, against the bare forward pass of the same base model
-over identical batches, no hooks, in turns. Taking the model's fingerprint happens once for a loaded model, not in each
-call, and is shown on its own. Warm: the same call in a new process, pages dropped, opening and fingerprint included.
+over identical batches, no hooks, in turns. A machine whose speed varies by more than the goal between turns shows that
+as time added or saved; so what each call spends outside the forward pass is shown too. Taking the model's fingerprint
+happens once for a loaded model, not in each call, and is shown on its own. Warm: the same call in a new process, pages
+dropped, opening and fingerprint included.
 """
 
 from __future__ import annotations
@@ -10,8 +12,10 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -100,6 +104,7 @@ def main() -> None:
         print("SmolLM2 is not converted yet: run `make model` first.", file=sys.stderr)
         raise SystemExit(2)
     import lmstash
+    from lmstash.caches.activations.model_source import ModelSource
 
     report = Report("extraction", quick=args.quick)
     count, rounds = (6, 1) if args.quick else (40, args.rounds or 5)
@@ -116,15 +121,31 @@ def main() -> None:
             for padded, mask in planned:
                 model.base_model(input_ids=padded, attention_mask=mask, use_cache=False)
 
+    forward: list[float] = []
+    plain = ModelSource._forward
+
+    def timed(self: ModelSource, *arguments: Any) -> Any:
+        started = time.perf_counter()
+        values = plain(self, *arguments)
+        forward.append(time.perf_counter() - started)
+        return values
+
+    outside: dict[str, list[float]] = {pool: [] for pool in POOLS}
+
     with Scratch(args.dir) as scratch:
 
         def cold(pool: str) -> Callable[[Timing], None]:
             def run(timing: Timing) -> None:
                 with lmstash.open(scratch.fresh(pool), strict=True, trust_env=False) as stash:
                     acts = stash.activations(model, tokenizer)
+                    forward.clear()
+                    ModelSource._forward = timed
                     with timing.measure():
                         acts(texts, LAYERS, POOLS[pool], progress=False, cache_only=True)
                         stash.flush()
+                    ModelSource._forward = plain
+                    inside = sum(forward)
+                    outside[pool].append(100 * (timing.wall[-1] - inside) / inside)
 
             return run
 
@@ -140,6 +161,10 @@ def main() -> None:
             if each is not base:
                 report.goal(f"{name}: added to the bare pass (wall)", wall, GOAL_ADDED_PERCENT, unit=" %")
                 report.goal(f"{name}: added to the bare pass (CPU)", cpu, GOAL_ADDED_PERCENT, unit=" %")
+        for pool, shares in outside.items():
+            what = f"cold, {pool}: spent outside the forward pass"
+            rows.append([what, "", "", median(shares), ""])
+            report.goal(what, median(shares), GOAL_ADDED_PERCENT, unit=" %")
         rows.append(["the fingerprint of the model (once)", fingerprint.seconds, fingerprint.cpu_seconds, "", ""])
         title = f"{count} prompts, {sum(map(len, ids)):,} tokens, {len(planned)} batches, layers {LAYERS}"
         report.table(title, ["what", "wall, s", "CPU, s", "added, % of wall", "added, % of CPU"], rows)

@@ -301,6 +301,8 @@ class Activations:
             return
         self._described = fingerprint.digest
         key = Key({"kind": "model", "fingerprint": fingerprint.digest}).digest
+        if self.store.contains(key):
+            return
         meta = {"model": fingerprint.hex[:16], "name": self._source.name}
         value = encode_record(fingerprint.describe())
         self.store.put_many([Write(key, value, namespace=MODELS, meta=meta)], replace=False)
