@@ -210,3 +210,26 @@ def test_a_change_told_to_an_index_that_others_have_just_replaced(change: str, t
     assert others[0].get(key) == expected
     for each in (store, *others):
         each.close()
+
+
+def test_a_rebuild_that_is_cut_short_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from lmstash.store.disk import recovery
+
+    folder, keys = tmp_path / "stash", [bytes([number]) * 32 for number in range(20)]
+    store = DiskStore(folder)
+    for key in keys:
+        store.put(key, b"value of " + key)
+    store.close()
+    (folder / "index.db").unlink()
+
+    def interrupted(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recovery, "fill_from_segments", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        DiskStore(folder)
+    monkeypatch.undo()
+    with_new_index = DiskStore(folder)
+    assert with_new_index.get_many(keys) == [b"value of " + key for key in keys]
+    assert not list(folder.glob("index.db.new*"))
+    with_new_index.close()

@@ -150,13 +150,13 @@ class Opened:
         limit = folder.describe().get("capacity_bytes") if capacity_bytes is UNSET else capacity_bytes
         log_bytes = Sizes.of(limit).log_bytes
 
-        def make() -> Index:
-            return Index(folder, read_only=self.read_only, log_bytes=log_bytes)
+        def make(where: Folder) -> Index:
+            return Index(where, read_only=self.read_only, log_bytes=log_bytes)
 
         lost = not folder.has_index() and bool(folder.segment_names())
         if not lost and condemned != folder.index_inode():
             try:
-                return make()
+                return make(folder)
             except IndexDamagedError as error:
                 if self.read_only:
                     raise StoreUnavailableError(

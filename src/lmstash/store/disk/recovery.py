@@ -7,6 +7,7 @@ index does not know, while the index is sound, is a removal that was cut short a
 from __future__ import annotations
 
 import contextlib
+import copy
 import fcntl
 import os
 from collections.abc import Callable, Iterable
@@ -209,7 +210,12 @@ class _Rebuilt:
 
 
 def rebuild(
-    folder: Folder, make_index: Callable[[], Index], recency: Recency, events: EventLog, *, condemned: tuple[int, int]
+    folder: Folder,
+    make_index: Callable[[Folder], Index],
+    recency: Recency,
+    events: EventLog,
+    *,
+    condemned: tuple[int, int],
 ) -> Index:
     """Make a new index from the segments, under a lock that one process at a time holds.
 
@@ -228,13 +234,23 @@ def rebuild(
         fcntl.flock(lock, fcntl.LOCK_EX)
         if folder.has_index() and folder.index_inode() != condemned:
             with contextlib.suppress(IndexDamagedError):
-                return make_index()
-        for suffix in ("", "-wal", "-shm"):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(f"{folder.index}{suffix}")
-        index = make_index()
-        with index.transaction():
-            fill_from_segments(folder, index, recency, events)
+                return make_index(folder)
+        # Filled under another name: whoever is killed meanwhile leaves no index, never one that knows of nothing.
+        aside = copy.copy(folder)
+        aside.index = folder.index.with_name("index.db.new")
+        for path in (folder.index, aside.index):
+            for suffix in ("", "-wal", "-shm"):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(f"{path}{suffix}")
+        filled = make_index(aside)
+        try:
+            with filled.transaction():
+                fill_from_segments(folder, filled, recency, events)
+        finally:
+            filled.close()
+        os.rename(aside.index, folder.index)
+        index = make_index(folder)
+        index.made = True
         return index
     finally:
         os.close(lock)
