@@ -233,3 +233,19 @@ def test_a_rebuild_that_is_cut_short_loses_nothing(tmp_path: Path, monkeypatch: 
     assert with_new_index.get_many(keys) == [b"value of " + key for key in keys]
     assert not list(folder.glob("index.db.new*"))
     with_new_index.close()
+
+
+def test_a_process_that_only_reads_follows_an_index_that_others_made_anew(tmp_path: Path):
+    folder, key = tmp_path / "stash", bytes(range(32))
+    reader = DiskStore(folder)
+    reader.put(key, b"old")
+    reader.flush()
+    assert reader.get(key) == b"old"
+    for path in folder.glob("index.db*"):
+        path.unlink()
+    writer = DiskStore(folder)
+    assert writer.put(key, b"new")
+    assert reader.get(key) == b"new"
+    assert reader.fetch_many([key] * 5)[4].value == b"new"
+    writer.close()
+    reader.close()

@@ -251,6 +251,7 @@ def rebuild(
         os.rename(aside.index, folder.index)
         index = make_index(folder)
         index.made = True
+        recency.note_removal()  # whoever has the old index open looks for the new one
         return index
     finally:
         os.close(lock)

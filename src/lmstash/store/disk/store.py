@@ -91,6 +91,8 @@ class DiskStore:
         self._reopen_lock = threading.RLock()
         self._next_rebuild = 0.0
         self._opened = self._open()
+        self._removals = self._opened.recency.removals()
+        """When it was last looked whether the index is still the one that is open."""
         self._putting = Putting(
             self._folder,
             self.events,
@@ -117,7 +119,14 @@ class DiskStore:
                 if self._inherited:
                     self._opened = self._open()
                     self._inherited = False
-        return self._opened
+        opened = self._opened
+        # A reader, too, must notice that others made the index anew: the old one knows older values.
+        removals = opened.recency.removals()
+        if removals != self._removals:
+            if not self.read_only and opened.index.moved():
+                opened = self._reopen(opened)
+            self._removals = removals
+        return opened
 
     def _writable(self) -> Opened:
         """As `_ready`, for changes; follows an index that another process made anew."""
