@@ -355,9 +355,9 @@ def test_unknown_frameworks_and_buffers_are_the_callers_fault():
 
 def test_numpy_users_never_load_torch():
     program = (
-        "import sys, numpy as np; from lmstash.codecs import tensors as t, records, compression, dtypes, rows;"
+        "import sys, numpy as np; from lmstash.codecs import tensors as t, records, compression, dtypes;"
         "b = b''.join(t.encode_tensors({'x': np.ones(3)})); t.decode_tensors(b, framework='numpy');"
-        "rows.stack_rows([b], 'x', np.empty((1, 3))); assert 'torch' not in sys.modules"
+        "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 
