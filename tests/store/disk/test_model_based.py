@@ -155,11 +155,11 @@ class DiskStoreMachine(RuleBasedStateMachine):
         if evicted and not replace:
             # What was kept may have been evicted by the same call, after it was counted as kept.
             self.settle()
+            self.dropped.clear()
             for write in writes:
                 found = self.opened[handle].get(write.key)
                 if found is not None and bytes(found) == write.value:
                     self.note([write])
-            self.dropped.clear()
             return
         self.note(writes, replace=replace)
 
