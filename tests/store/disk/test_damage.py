@@ -333,6 +333,24 @@ def test_flipped_bytes_in_the_index_never_raise_or_lie_and_heal(template: Path, 
     fuzz_index(25, 5, template, tmp_path, tools)
 
 
+def test_words_in_the_index_that_are_no_text_are_damage(template: Path, tmp_path: Path, tools: Any) -> None:
+    values = expected(tools, large=False)
+    for number, word in enumerate([b"damage/", next((template / "segments").iterdir()).stem.encode()]):
+        folder = Path(shutil.copytree(template, tmp_path / f"stash{number}"))
+        index = (folder / "index.db").read_bytes()
+        assert word in index
+        (folder / "index.db").write_bytes(index.replace(word, word[:-1] + b"\xc9"))
+        for change in (False, True):
+            store = DiskStore(folder)
+            read_all(store, values)
+            list(store.entries())
+            store.info()
+            if change:
+                heal(store, values)
+                assert store.verify().damaged == []
+            store.close()
+
+
 @pytest.mark.campaign
 @pytest.mark.timeout(900)
 def test_flipped_bytes_in_the_index_at_length(template: Path, tmp_path: Path, tools: Any) -> None:

@@ -18,7 +18,7 @@ class IndexDamagedError(Exception):
     """The database cannot be read as what it should be; it can be rebuilt from the segments."""
 
 
-DAMAGE = (IndexDamagedError, TypeError, OverflowError, struct.error)
+DAMAGE = (IndexDamagedError, TypeError, OverflowError, UnicodeDecodeError, struct.error)
 """What a damaged index looks like: SQLite says so, or a row holds what no row can hold."""
 
 
