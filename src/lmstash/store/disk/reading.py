@@ -1,8 +1,8 @@
 """Reading records: into memory that the caller owns, verified as it comes in.
 
 Small records that lie close together are read in one call. A large payload is read chunk by chunk, each checked while
-it is in the processor's cache. When the page cache does not have it, the cache is bypassed (`O_DIRECT`) and some threads
-read and check in turns, which is what a disk is fastest with.
+it is in the processor's cache. When the page cache does not have it, the cache is bypassed (`O_DIRECT`) and some
+threads read and check in turns, which is what a disk is fastest with.
 """
 
 from __future__ import annotations

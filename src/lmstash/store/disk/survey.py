@@ -62,7 +62,8 @@ def info(opened: Opened, policy: str) -> StoreInfo:
 
 
 def verify(opened: Opened, *, repair: bool) -> VerifyReport:
-    """Read every entry and check every checksum; with `repair` drop what is damaged."""
+    """Read every entry and check every checksum, and the index; with `repair` drop what is damaged."""
+    opened.index.check()
     n = nbytes = 0
     damaged: list[str] = []
     for row in opened.index.rows():
