@@ -49,7 +49,7 @@ STEPS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "mellea": (
         (_TORCH,),
-        # The extra `hf` without granite-switch, which asks for an older transformers, and trl, which inference needs not.
+        # The extra `hf` without granite-switch, which asks for an older transformers, and trl, which is for training.
         (*_OURS, *_TESTS, _TORCH, "transformers==5.23.0", "mellea==0.8.0", *_MELLEA_HF),
     ),
 }

@@ -37,11 +37,11 @@ class DynamicTokenTrie(TokenTrie):
             logprobs: for the next token, `[vocab]`.
             past_key_values: KV of this token.
         """
-        if parent is not None and not isinstance(parent, TokenTrie) and is_array(parent):
-            parent, logprobs = None, parent if logprobs is None else logprobs
+        if logprobs is None and parent is not None and not isinstance(parent, DynamicTokenTrie) and is_array(parent):
+            parent, logprobs = None, parent
         self.logprobs = logprobs
         self._kv = past_key_values
-        self._parent: Callable[[], DynamicTokenTrie | None] = _nobody if parent is None else weakref.ref(parent)
+        self._parent: Callable[[], Any] = _nobody if parent is None else weakref.ref(parent)
         self.depth: int = 0 if parent is None else parent.depth + 1
         self._last = now()
         self._mark = 0
@@ -55,17 +55,17 @@ class DynamicTokenTrie(TokenTrie):
         self._children = Children(self._recency)
 
     @property
-    def children(self) -> dict[Any, Any]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def children(self) -> dict[Any, Any]:
         """Token id -> node."""
         return self._children
 
     @children.setter
-    def children(self, children: Mapping[Any, Any]) -> None:
+    def children(self, children: Mapping[Any, Any]) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self._written()
         self._children = Children(self._recency, children)
 
     @property
-    def past_key_values(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def past_key_values(self) -> Any:
         """KV of this token, or None."""
         return self._kv
 
@@ -149,12 +149,13 @@ class DynamicTokenTrie(TokenTrie):
             The last node.
         """
         tokens = token_ids[next_token_index:]
-        n_kv = 0 if kv is None else min(len(tokens), kv.shape[3] if hasattr(kv, "shape") else len(tokens))
+        n_kv = 0 if kv is None else kv.shape[3] if hasattr(kv, "shape") else len(tokens)
         node = self
         for index, token_id in enumerate(tokens):
-            node = node._add(token_id, kv[:, :, :, index : index + 1, :] if index < n_kv else None)
+            piece = None if kv is None or index >= n_kv else kv[:, :, :, index : index + 1, :]
+            node = node._add(token_id, piece)
         if node is not self:
-            node._touched(now())
+            node._touched(now(), len(tokens))
         if node.logprobs is None:
             node.logprobs = owned(logprobs)
         return node
@@ -230,12 +231,12 @@ class DynamicTokenTrie(TokenTrie):
                 recency.n_kv += 1
         return child
 
-    def _touched(self, stamp: float) -> None:
+    def _touched(self, stamp: float, n_nodes: int = 1) -> None:
         node: DynamicTokenTrie | None = self
         while node is not None:
             recency = node._recency()
             if recency is not None:
-                recency.touch(node, stamp)
+                recency.touch(node, stamp, n_nodes)
                 return
             node._last = stamp
             node = node._parent()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Any
@@ -37,10 +38,8 @@ class OutputCache:
     def __getitem__(self, key: Hashable) -> Any:
         """Return a copy of the tensor under `key`, on its device, and make it the latest; KeyError when absent."""
         device, value = self.cache[key]
-        try:
+        with contextlib.suppress(KeyError):  # another thread has just evicted it; the value in hand is still right
             self.cache.move_to_end(key)
-        except KeyError:  # another thread has just evicted it; the value in hand is still right
-            pass
         return value.to(device) if value.device != device else owned(value)
 
     def __setitem__(self, key: Hashable, value: Any) -> None:
@@ -54,10 +53,8 @@ class OutputCache:
         else:
             self.cache.pop(key, None)
         while len(self.cache) > max(self.maxsize, 0):
-            try:
+            with contextlib.suppress(KeyError):  # emptied by another thread
                 self.cache.popitem(last=False)
-            except KeyError:  # emptied by another thread
-                break
 
     def __contains__(self, key: Hashable) -> bool:
         """Whether `key` is kept; does not count as a use."""

@@ -51,11 +51,11 @@ class Recency:
         self.n_kv = 0
         self.counted = counted
         self._pending: list[tuple[DynamicTokenTrie, float]] = []
-        self._n_touches = 0
+        self._n_touched = 0
         self._batch = _LEAST_BATCH
 
-    def touch(self, node: DynamicTokenTrie, stamp: float) -> None:
-        """Note an access of `node` and of all its ancestors. O(1), amortised."""
+    def touch(self, node: DynamicTokenTrie, stamp: float, n_nodes: int = 1) -> None:
+        """Note an access of `node`, the last of `n_nodes` on its path, and of all its ancestors. O(1), amortised."""
         if node is self.root():
             node._last = stamp
             return
@@ -64,8 +64,8 @@ class Recency:
             pending[-1] = (node, stamp)  # whatever the earlier access reached, this one does
         else:
             pending.append((node, stamp))
-        self._n_touches += 1
-        if self._n_touches >= self._batch:
+        self._n_touched += n_nodes
+        if self._n_touched >= self._batch:
             self.apply()
 
     def stored(self, node: DynamicTokenTrie) -> None:
@@ -87,7 +87,7 @@ class Recency:
 
     def apply(self) -> None:
         """Carry the noted accesses upwards, the latest first; each node is visited once."""
-        pending, self._pending, self._n_touches = self._pending, [], 0
+        pending, self._pending, self._n_touched = self._pending, [], 0
         mark, root = new_mark(), self.root()
         paths: list[list[DynamicTokenTrie]] = []
         n_visited = 0
@@ -104,7 +104,7 @@ class Recency:
                 node = node._parent()
             paths.append(path)
             n_visited += len(path)
-        self._batch = max(_LEAST_BATCH, n_visited)
+        self._batch = max(_LEAST_BATCH, n_visited // 4)
         order = self.order
         if order is not None:
             for path in reversed(paths):
@@ -118,13 +118,16 @@ class Recency:
         self.apply()
         order, excess = self.order, self.n_kv - max_kv
         assert order is not None
-        while excess > 0 and order:
-            node, _ = order.popitem(last=False)
+        if excess <= 0:
+            return
+        victims = list(itertools.islice(order, excess))
+        for node in victims:
             node._kv = None
-            self.n_kv -= 1
-            excess -= 1
+        for node in victims:
+            del order[node]
+        self.n_kv -= len(victims)
         root = self.root()
-        if excess > 0 and root is not None and root._kv is not None:
+        if excess > len(victims) and root is not None and root._kv is not None:
             root._kv = None
             self.n_kv -= 1
 

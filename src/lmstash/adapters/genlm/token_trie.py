@@ -108,7 +108,7 @@ class TokenTrie:
             if base > next_token_index:
                 raise ValueError(f"logits begin at token {base}, the first new token is {next_token_index}")
             if len(logits) < len(token_ids) - base:
-                raise IndexError(f"{len(token_ids) - base} tokens from {base} on, but only {len(logits)} rows of logits")
+                raise IndexError(f"{len(token_ids) - base} tokens from {base} on, only {len(logits)} rows of logits")
         node: TokenTrie = self
         for index in range(next_token_index, len(token_ids)):
             row = torch.log_softmax(logits[index - base], 0, dtype=torch.float32)
