@@ -19,12 +19,12 @@ from lmstash.store.memory import MemoryStore
 
 pytest.importorskip("mellea", reason="needs mellea: runs in its environment, see tests/adapters/test_peers.py")
 
-from mellea import MelleaSession  # noqa: E402
-from mellea.backends import ModelOption  # noqa: E402
-from mellea.backends import cache as theirs  # noqa: E402
-from mellea.backends.huggingface import HFAloraCacheInfo, LocalHFBackend  # noqa: E402
-from mellea.core import CBlock  # noqa: E402
-from mellea.stdlib.context import ChatContext, SimpleContext  # noqa: E402
+from mellea import MelleaSession
+from mellea.backends import ModelOption
+from mellea.backends import cache as theirs
+from mellea.backends.huggingface import HFAloraCacheInfo, LocalHFBackend
+from mellea.core import CBlock
+from mellea.stdlib.context import ChatContext, SimpleContext
 
 DOCUMENT = "The library keeps what a language model has computed, so that nobody computes it twice. " * 8
 QUESTIONS = ["What does the library keep?", "Who computes it twice?", "Name one thing that is kept."]
@@ -197,8 +197,7 @@ def test_logits_are_handed_out_as_before(backend):
     for name in ("logits", "raw_logits"):
         mine, other = getattr(found.generation, name), getattr(plain.generation, name)
         assert len(mine) == len(other) > 1
-        for ours, theirs in zip(mine, other, strict=True):
-            assert torch.allclose(ours, theirs, atol=1e-3)
+        assert all(torch.allclose(*pair, atol=1e-3) for pair in zip(mine, other, strict=True))
     assert found.generation.usage == plain.generation.usage
     assert found.generation.finish_reasons == plain.generation.finish_reasons
 
