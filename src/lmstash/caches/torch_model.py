@@ -70,6 +70,12 @@ class TorchModel:
         """The dtype of the weights."""
         return next((each.dtype for each in self.model.parameters() if each.is_floating_point()), torch.float32)
 
+    def may_skip_head(self) -> bool:
+        """Whether calling the base model alone is what the whole model would do on the way."""
+        model = self.model
+        plain = type(model).__module__.startswith("transformers.") and "forward" not in vars(model)
+        return plain and not (model._forward_hooks or model._forward_pre_hooks)
+
     def declared_causal(self) -> bool:
         """Whether a token depends on nothing after it, not even on how much follows, by what the configuration says."""
         try:

@@ -43,7 +43,7 @@ class ModelSource(TorchModel):
             UnsupportedModelError: An encoder-decoder, a model on the meta device, or one whose blocks cannot be found.
         """
         super().__init__(model)
-        self._entry = self.base if self._may_skip_head() else model
+        self._entry = self.base if self.may_skip_head() else model
         self.blocks = self._find_blocks()
         self.n_experts = first_number(self.config, "num_experts", "num_local_experts", "n_routed_experts")
         # An exception through accelerate's hooks would leave offloaded weights where they are.
@@ -214,12 +214,6 @@ class ModelSource(TorchModel):
             f"{self.name}: site={site!r} of layer {layer} gave {got} for a batch of {tuple(shape)} tokens; expected "
             "[n_prompts, n_tokens, width]. Read another site, or pass extractor=."
         )
-
-    def _may_skip_head(self) -> bool:
-        """Whether calling the base model alone is what the whole model would do on the way."""
-        model = self.model
-        plain = type(model).__module__.startswith("transformers.") and "forward" not in vars(model)
-        return plain and not (model._forward_hooks or model._forward_pre_hooks)
 
     def _find_blocks(self) -> list[nn.Module]:
         n_layers = getattr(self.config, "num_hidden_layers", None)
