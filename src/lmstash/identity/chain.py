@@ -2,7 +2,7 @@
 
 `id[0] = H(model, position scheme, salt)`, `id[i] = H(id[i-1], tokens of block i)`. Two prompts share ids exactly as
 far as they share whole blocks under one model, so what is kept for a shared prefix is stored once and found together.
-Ids are not keys: a key says in addition what is kept (kind, site, layout, dtype). Each of the four hashes has its own
+Ids are not keys: a key says in addition what is kept (kind, site, layout, dtype). Each of the five hashes has its own
 domain, so none can be mistaken for another. Hashing parent and block tokens is the idea of vLLM's prefix caching.
 """
 
@@ -24,6 +24,7 @@ _ROOT = b"lmstash chain root 1\0"
 _BLOCK = b"lmstash chain block 1\0"
 _KEY = b"lmstash chain key 1\0"
 _TAIL = b"lmstash chain tail 1\0"
+_PREFIX = b"lmstash chain prefix 1\0"
 
 
 def chain_root(model: bytes, *, position_scheme: str = "0..n-1", salt: bytes | str | None = None) -> bytes:
@@ -56,6 +57,23 @@ def chain_ids(root: bytes, ids: TokenIds) -> list[bytes]:
         parent = sha256(_BLOCK + parent + data[start : start + step]).digest()
         out.append(parent)
     return out
+
+
+def prefix_id(parent_id: bytes, tokens: bytes) -> bytes:
+    """Return the 32-byte id of the prefix that ends with `tokens` after `parent_id`.
+
+    Args:
+        parent_id: Of the root, or of the last full block before the end.
+        tokens: The 1 to 64 tokens after it, as `tokens.token_bytes` makes them. 64 of them are a block: its id.
+
+    Raises:
+        InvalidArgumentError: There are none, or more than a block.
+    """
+    _check_id(parent_id)
+    if not 0 < len(tokens) <= 4 * BLOCK_TOKENS or len(tokens) % 4:
+        raise InvalidArgumentError(f"a prefix ends 1 to {BLOCK_TOKENS} tokens after a block, not {len(tokens) / 4}")
+    domain = _BLOCK if len(tokens) == 4 * BLOCK_TOKENS else _PREFIX
+    return hashlib.sha256(domain + parent_id + tokens).digest()
 
 
 def chain_key(chain_id: bytes, *, kind: str, site: str, layout: str, dtype: str) -> bytes:

@@ -11,6 +11,7 @@ be undone before the call ends.
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from lmstash.errors import UnsupportedModelError
@@ -20,8 +21,12 @@ from lmstash.identity.model import Reading, read_model
 if TYPE_CHECKING:
     import torch
 
+    from lmstash.identity.glance import Glance
+
 WHOLE_BYTES = 2**30
 """Weights on the CPU up to this size are read wholly on every `refresh`."""
+_SHARE = 0.05
+"""Of the time that `recognise` may spend on whole looks."""
 
 
 class ModelWatch:
@@ -56,6 +61,9 @@ class ModelWatch:
         self._stamp: list[object] = []
         self._addresses: list[object] = []
         self._versions: list[object] = []
+        self._glance: Glance | None = None
+        self._due = 0.0
+        """When the next whole look is due, by the monotonic clock."""
         with self._lock:
             self._read()
 
@@ -84,6 +92,32 @@ class ModelWatch:
                 self._read()
             return self.fingerprint
 
+    def recognise(self) -> Fingerprint:
+        """As `refresh`, for short calls: mostly by a `Glance`, wholly so often that it takes 5 % of the time.
+
+        Costs 0.3 ms for 400 modules. What it may not see until the next whole look (for weights of half a gigabyte
+        less than a second away) is a change of a few elements through `.data`, and of code. So nothing that was
+        computed since may be published before `unchanged`.
+
+        Raises:
+            UnsupportedModelError: As `refresh`.
+        """
+        if self._frozen:
+            return self.fingerprint
+        with self._lock:
+            if self._glance is not None and time.monotonic() < self._due and self._glance.holds():
+                return self.fingerprint
+            started = time.monotonic()
+            self._glance = None
+            before = self._reading
+            glance = self._take_glance()
+            fingerprint = self.refresh()
+            if self._reading is before and glance.holds():  # so it is of what was read
+                self._glance = glance
+            now = time.monotonic()
+            self._due = now + (now - started) / _SHARE
+            return fingerprint
+
     def unchanged(self, since: Fingerprint | None = None) -> bool:
         """Return whether the model is still the one of `since` (default: of the last `refresh`), reading everything.
 
@@ -104,6 +138,11 @@ class ModelWatch:
             except UnsupportedModelError:
                 return False
             return self.fingerprint == since
+
+    def _take_glance(self) -> Glance:
+        from lmstash.identity.glance import Glance
+
+        return Glance(self._model, self._reading.structure.code.objects if self._reading else {})
 
     def _holds(self, budget_bytes: int | None) -> bool:
         """Return whether the last reading still stands; tensors are read up to a budget."""

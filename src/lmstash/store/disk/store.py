@@ -241,6 +241,12 @@ class DiskStore:
             return [(row := rows.get(key)) is not None and not 0 < row.exp <= now for key in keys]
         return [False] * len(keys)
 
+    def describe_many(self, keys: Sequence[bytes]) -> list[EntryInfo | None]:
+        """Describe entries; reads each record's header (about 10 microseconds)."""
+        with self._faults():
+            return survey.describe_many(self._ready(), keys)
+        return [None] * len(keys)
+
     # --- writing --------------------------------------------------------------------------------------------------
 
     def put(self, key: bytes, value: Buffer | Sequence[Buffer], **fields: Any) -> bool:
