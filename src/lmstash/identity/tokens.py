@@ -6,7 +6,7 @@ import hashlib
 import sys
 from array import array
 from collections.abc import Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from lmstash.errors import InvalidArgumentError
 
@@ -32,7 +32,7 @@ TokenIds = Sequence[int] | TokenArray
 
 
 def token_bytes(ids: TokenIds) -> bytes:
-    """Return `ids` as little-endian uint32, 4 bytes per token. Costs about 8 ns per id of a list, 0.2 of an int32 array.
+    """Return `ids` as little-endian uint32, 4 bytes per token. Costs 8 ns per id of a list, 0.2 of int32.
 
     Raises:
         InvalidArgumentError: `ids` is not one-dimensional, or an id is not an integer from 0 to 2**32 - 1.
@@ -43,7 +43,7 @@ def token_bytes(ids: TokenIds) -> bytes:
         if isinstance(ids, str | bytes | bytearray):
             raise InvalidArgumentError("expected token ids, got text. Tokenize it first.")
     try:
-        data = array("I", cast(Sequence[int], ids))
+        data = array("I", ids)  # pyright: ignore[reportArgumentType, reportCallIssue]
     except (TypeError, OverflowError, ValueError) as error:
         raise InvalidArgumentError(f"token ids must be integers from 0 to 2**32 - 1: {error}") from None
     if sys.byteorder == "big":

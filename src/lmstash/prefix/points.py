@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from lmstash.prefix.node import Node, Point
+from lmstash.prefix.node import Node, Point, add_point, drop_point, point_of
 from lmstash.prefix.recency import Recency
 
 
@@ -40,10 +40,9 @@ class Points:
 
     def find(self, node: Node, depth: int) -> Point | None:
         """Return the point at `depth`, which is in `node`, and count it as used."""
-        points = node.points
-        if points is None:
+        if node.points is None:
             return None
-        point = points.get(depth * self.n_kinds + self.index)
+        point = point_of(node, depth * self.n_kinds + self.index)
         if point is not None:
             self.recency.touch(point)
         return point
@@ -58,8 +57,7 @@ class Points:
         """
         capacity = self.kind.capacity_bytes
         key = depth * self.n_kinds + self.index
-        points = node.points
-        point = points.get(key) if points is not None else None
+        point = point_of(node, key)
         if point is not None and not replace:
             self.recency.touch(point)
             return True, [], []
@@ -72,10 +70,7 @@ class Points:
             point.value, point.n_bytes = value, n_bytes
         else:
             point = Point(node, key, value, n_bytes)
-            if points is None:
-                node.points = {key: point}
-            else:
-                points[key] = point
+            add_point(point)
             self.held_bytes += n_bytes
             self.count += 1
         self.recency.touch(point)
@@ -90,20 +85,21 @@ class Points:
         gone: list[Any] = []
         nodes: list[Node] = []
         recency, held_bytes = self.recency, self.held_bytes
-        while held_bytes > to_bytes:
-            point = recency.hotter
-            if not isinstance(point, Point):
-                break
-            recency.remove(point)
-            node, points = point.node, point.node.points
-            assert points is not None
-            del points[point.key]
-            if not points:
+        point: Any = recency.hotter
+        while held_bytes > to_bytes and point is not recency:
+            hotter = point.hotter
+            point.colder = point.hotter = None
+            node = point.node
+            if node.points is point:
                 node.points = None
+            else:
+                drop_point(point)
             held_bytes -= point.n_bytes
             gone.append(point.value)
             if not node.children:
                 nodes.append(node)
+            point = hotter
+        recency.hotter, point.colder = point, recency
         self.held_bytes = held_bytes
         self.count -= len(gone)
         return gone, nodes

@@ -10,8 +10,9 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from lmstash.prefix.node import Node
+from lmstash.prefix.node import Node, lengthened, shortened
 from lmstash.prefix.recency import Recency
 
 
@@ -46,40 +47,53 @@ class Spans:
         while True:
             slots = node.slots
             if slots is not None:
-                return node, min(depth, node.start + len(slots))
+                return node, min(depth, node.start + len(slots) // 4)
             if node.parent is None:
                 return node, 0
             node = node.parent
+
+    def read(self, node: Node, start: int, stop: int) -> bytes:
+        """Return the slots from `start` to before `stop`, all covered; `node` has the last of them, or one below."""
+        parts: list[bytes | bytearray] = []
+        while stop > start:
+            first = max(start, node.start)
+            if first < stop and node.slots is not None:
+                parts.append(node.slots[(first - node.start) * 4 : (stop - node.start) * 4])
+                stop = first
+            if node.parent is None:
+                break
+            node = node.parent
+        return b"".join(reversed(parts))
 
     def put(self, node: Node, depth: int, start: int, slots: array[int]) -> tuple[array[int], array[int], list[Node]]:
         """Keep slots for the tokens from `start` to at most `depth`, which is in `node`.
 
         Returns:
             The slots not taken (there are some already, or no room, or a hole before them), the slots freed for it,
-            and the nodes these were in.
+            and the leaves these were in.
         """
         last, covered = self.covered(node, depth)
         skipped = covered - start
         n_tokens = min(len(slots), depth - start) - skipped
+        freed, leaves = array("I"), []
         if skipped < 0 or n_tokens <= 0:
-            return slots, array("I"), []
-        freed, nodes = array("I"), []
+            return slots, freed, leaves
         if last.slots is not None:
             self.recency.touch(last)
         if self.capacity is not None and self.held + n_tokens > self.capacity:
-            freed, nodes = self.evict(max(0, self.capacity - n_tokens), spare=last)
+            freed, leaves = self.evict(max(0, self.capacity - n_tokens), spare=last)
             n_tokens = min(n_tokens, self.capacity - self.held)
             if n_tokens <= 0:
-                return slots, freed, nodes
-        end = covered + n_tokens
+                return slots, freed, leaves
+        data, end = slots.tobytes(), covered + n_tokens
         while node.start >= end and node.parent is not None:
             node = node.parent
         self.recency.touch(node)
         while True:  # from the last node upwards
             first = max(covered, node.start)
-            mine = slots[first - start : min(end, node.end) - start]
+            mine = data[(first - start) * 4 : (min(end, node.end) - start) * 4]
             if node.slots is not None:
-                node.slots.extend(mine)
+                node.slots = lengthened(node.slots, mine)
                 break
             node.slots = mine
             parent = node.parent
@@ -89,45 +103,47 @@ class Spans:
                 break
             node = parent
         self.held += n_tokens
-        return slots[:skipped] + slots[skipped + n_tokens :], freed, nodes
+        return slots[:skipped] + slots[skipped + n_tokens :], freed, leaves
 
     def evict(self, to_tokens: int, spare: Node | None = None) -> tuple[array[int], list[Node]]:
-        """Free slots until at most `to_tokens` are held; returns them and the nodes that lost all.
+        """Free slots until at most `to_tokens` are held; returns them and the leaves they were in.
 
         Stops early when only pinned ones and those of `spare` and before it are left.
         """
-        freed: array[int] = array("I")
-        nodes: list[Node] = []
-        recency, held = self.recency, self.held
-        while held > to_tokens:
-            node = recency.hotter
-            if node is spare or not isinstance(node, Node):
+        parts: list[bytes | bytearray] = []
+        leaves: list[Node] = []
+        recency, excess = self.recency, self.held - to_tokens
+        while excess > 0:
+            node: Any = recency.hotter
+            if node is spare or node is recency:
                 break
-            slots = node.slots
+            slots: Any = node.slots
             if slots is None or node.covered_children or node.locks:
                 recency.remove(node)  # it comes back when its last covered child goes, or its last pin
                 continue
-            excess = held - to_tokens
-            if excess < len(slots):
-                freed.extend(slots[-excess:])
-                del slots[-excess:]
-                held = to_tokens
-                if not node.children:
-                    nodes.append(node)
-                break
-            freed.extend(slots)
-            held -= len(slots)
-            node.slots = None
-            recency.remove(node)
-            parent = node.parent
-            assert parent is not None
-            parent.covered_children -= 1
-            if parent.slots is not None and not parent.covered_children and parent.colder is None:
-                recency.add_coldest(parent)
             if not node.children:
-                nodes.append(node)
-        self.held = held
-        return freed, nodes
+                leaves.append(node)
+            n_tokens = len(slots) // 4
+            if excess < n_tokens:
+                left = len(slots) - excess * 4
+                parts.append(slots[left:])
+                node.slots = shortened(slots, left)
+                excess = 0
+                break
+            parts.append(slots)
+            excess -= n_tokens
+            node.slots = None
+            hotter = node.hotter
+            recency.hotter, hotter.colder = hotter, recency
+            node.colder = node.hotter = None
+            parent = node.parent
+            parent.covered_children -= 1
+            if not parent.covered_children and parent.colder is None and parent.slots is not None:
+                recency.add_coldest(parent)
+        freed: array[int] = array("I")
+        freed.frombytes(b"".join(parts))
+        self.held -= len(freed)
+        return freed, leaves
 
     def after_split(self, upper: Node, lower: Node) -> None:
         """Give the place in the order to the half that has the end of the slots."""

@@ -15,11 +15,11 @@ from array import array
 from collections import deque
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from lmstash.errors import InvalidArgumentError
 from lmstash.identity.tokens import TokenIds, token_bytes
-from lmstash.prefix.node import TOKEN_BYTES, Node, shared_bytes, split, trim, walk
+from lmstash.prefix.node import TOKEN_BYTES, Node, Root, lengthened, points_of, shared_bytes, split, trim, walk
 from lmstash.prefix.points import PointKind, Points
 from lmstash.prefix.spans import SpanKind, Spans, as_slots
 
@@ -172,7 +172,7 @@ class PrefixTree:
     def _root(self, namespace: Hashable) -> Node:
         root = self._roots.get(namespace)
         if root is None:
-            root = self._roots[namespace] = Node(None, 0, b"")
+            root = self._roots[namespace] = Root(namespace)
         return root
 
     def _insert(self, node: Node, data: bytes, at: int, depth: int = 0) -> Node:
@@ -188,13 +188,11 @@ class PrefixTree:
         self._n_tokens += len(data) // TOKEN_BYTES
         if depth < node.end:
             node = self._split(node, depth)
-        elif node.children is None and node.parent is not None:
-            if isinstance(node.edge, bytes):
-                node.edge = bytearray(node.edge)
-            node.edge += data
+        elif not node.children and node.parent is not None:
+            node.edge = lengthened(node.edge, data)
             return node
         child = Node(node, depth, data)
-        if node.children is None:
+        if not node.children:
             node.children = {}
         node.children[data[:TOKEN_BYTES]] = child
         self._n_nodes += 1
@@ -208,10 +206,12 @@ class PrefixTree:
         return upper
 
     def _trim(self, nodes: Iterable[Node]) -> None:
-        for node in nodes:
-            n_nodes, n_tokens = trim(node, self._n_kinds)
-            self._n_nodes -= n_nodes
-            self._n_tokens -= n_tokens
+        roots, n_nodes, n_tokens = trim(nodes, self._n_kinds)
+        self._n_nodes -= n_nodes
+        self._n_tokens -= n_tokens
+        for root in roots:
+            if not (root.children or root.refs or root.points):
+                self._roots.pop(root.namespace, None)
 
     def _settle(self) -> None:
         """Take back the references of handles that were let go of."""
@@ -361,7 +361,7 @@ class Handle:
             node: Node | None = self._here()
             n_kinds, last = points.n_kinds, self.depth * points.n_kinds + points.index
             while node is not None:
-                keys = [key for key in node.points or () if key <= last and key % n_kinds == points.index]
+                keys = [each.key for each in points_of(node) if each.key <= last and each.key % n_kinds == points.index]
                 if keys:
                     depth = max(keys) // n_kinds
                     point = points.find(node, depth)
@@ -387,17 +387,9 @@ class Handle:
             stop = covered if stop is None else min(stop, covered)
             if node.slots is not None:
                 spans.recency.touch(node)
-            parts: list[array[int]] = []
-            while stop > start:
-                if node.start < stop:
-                    assert node.slots is not None
-                    first = max(start, node.start)
-                    parts.append(node.slots[first - node.start : stop - node.start])
-                    stop = first
-                node = cast(Node, node.parent)
+            data = spans.read(node, start, stop)
         out: array[int] = array("I")
-        for part in reversed(parts):
-            out.extend(part)
+        out.frombytes(data)
         return out
 
     def put_slots(self, start: int, slots: Sequence[int] | array[int]) -> array[int]:
