@@ -81,12 +81,14 @@ class Node(Listed):
 class Root(Node):
     """The empty sequence of one namespace."""
 
-    __slots__ = ("namespace",)
+    __slots__ = ("detached", "namespace")
 
     def __init__(self, namespace: Hashable) -> None:
         """Make one without children."""
         super().__init__(None, 0, b"")
         self.namespace = namespace
+        self.detached = False
+        """Whether the namespace was cleared: only handles lead here."""
 
 
 LEAF: Final[dict[bytes, Node]] = {}

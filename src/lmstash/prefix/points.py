@@ -21,13 +21,13 @@ class PointKind:
     capacity_bytes: int | None = None
     """The most that its values may take together; None for no limit."""
     on_evict: Callable[[list[Any]], None] | None = None
-    """Called with the values that were evicted or replaced, after the tree's lock is let go."""
+    """Called with values that are kept no more: evicted, replaced or cleared. The tree's lock is not held then."""
 
 
 class Points:
     """The points of one kind, over all nodes and namespaces."""
 
-    __slots__ = ("count", "held_bytes", "index", "kind", "n_kinds", "recency")
+    __slots__ = ("count", "gone", "held_bytes", "index", "kind", "n_kinds", "recency")
 
     def __init__(self, kind: PointKind, index: int, n_kinds: int) -> None:
         """`index`: which of the tree's `n_kinds` kinds this is."""
@@ -37,6 +37,8 @@ class Points:
         self.held_bytes = 0
         self.count = 0
         self.recency = Recency()
+        self.gone: list[Any] = []
+        """Values of which `on_evict` is still to be told."""
 
     def find(self, node: Node, depth: int) -> Point | None:
         """Return the point at `depth`, which is in `node`, and count it as used."""
@@ -47,25 +49,21 @@ class Points:
             self.recency.touch(point)
         return point
 
-    def put(
-        self, node: Node, depth: int, value: Any, n_bytes: int, replace: bool
-    ) -> tuple[bool, list[Any], list[Node]]:
-        """Keep a value at `depth`, which is in `node`.
+    def put(self, node: Node, depth: int, value: Any, n_bytes: int, replace: bool, leaves: list[Node]) -> bool:
+        """Keep a value at `depth`, which is in `node`; says whether there is one now.
 
-        Returns:
-            Whether there is one now, the values that went for it, and the nodes these were in.
+        Leaves that lost a point for it are added to `leaves`.
         """
         capacity = self.kind.capacity_bytes
         key = depth * self.n_kinds + self.index
         point = point_of(node, key)
         if point is not None and not replace:
             self.recency.touch(point)
-            return True, [], []
+            return True
         if capacity is not None and n_bytes > capacity:
-            return False, [], []
-        gone: list[Any] = []
+            return False
         if point is not None:
-            gone.append(point.value)
+            self.gone.append(point.value)
             self.held_bytes += n_bytes - point.n_bytes
             point.value, point.n_bytes = value, n_bytes
         else:
@@ -74,19 +72,17 @@ class Points:
             self.held_bytes += n_bytes
             self.count += 1
         self.recency.touch(point)
-        nodes: list[Node] = []
         if capacity is not None and self.held_bytes > capacity:
-            values, nodes = self.evict(capacity)
-            gone += values
-        return True, gone, nodes
+            self.evict(capacity, leaves)
+        return True
 
-    def evict(self, to_bytes: int) -> tuple[list[Any], list[Node]]:
-        """Drop the longest unused until at most `to_bytes` are held; returns their values and leaves they were in."""
-        gone: list[Any] = []
-        nodes: list[Node] = []
-        recency, held_bytes = self.recency, self.held_bytes
+    def evict(self, to_bytes: int, leaves: list[Node]) -> int:
+        """Drop the longest unused until at most `to_bytes` are held; returns how many went, adds their leaves."""
+        recency, gone, excess = self.recency, self.gone, self.held_bytes - to_bytes
+        before = len(gone)
+        self.held_bytes = to_bytes
         point: Any = recency.hotter
-        while held_bytes > to_bytes and point is not recency:
+        while excess > 0 and point is not recency:
             hotter = point.hotter
             point.colder = point.hotter = None
             node = point.node
@@ -94,12 +90,20 @@ class Points:
                 node.points = None
             else:
                 drop_point(point)
-            held_bytes -= point.n_bytes
+            excess -= point.n_bytes
             gone.append(point.value)
             if not node.children:
-                nodes.append(node)
+                leaves.append(node)
             point = hotter
         recency.hotter, point.colder = point, recency
-        self.held_bytes = held_bytes
-        self.count -= len(gone)
-        return gone, nodes
+        self.held_bytes += excess
+        self.count -= len(gone) - before
+        return len(gone) - before
+
+    def drop(self, point: Point) -> None:
+        """Drop one."""
+        self.recency.remove(point)
+        drop_point(point)
+        self.held_bytes -= point.n_bytes
+        self.count -= 1
+        self.gone.append(point.value)

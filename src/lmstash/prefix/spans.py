@@ -25,13 +25,13 @@ class SpanKind:
     capacity_bytes: int | None = None
     """The most that all slots may take together; None for no limit."""
     on_free: Callable[[array[int]], None] | None = None
-    """Called with the slots that are free again, after the tree's lock is let go."""
+    """Called with slots that are free again: evicted or cleared. The tree's lock is not held then."""
 
 
 class Spans:
     """The slots of all nodes and namespaces."""
 
-    __slots__ = ("capacity", "held", "kind", "recency")
+    __slots__ = ("capacity", "freed", "held", "kind", "recency")
 
     def __init__(self, kind: SpanKind) -> None:
         """Start with nothing held."""
@@ -41,6 +41,8 @@ class Spans:
         self.held = 0
         """In tokens."""
         self.recency = Recency()
+        self.freed: list[bytes | bytearray] = []
+        """Slots of which `on_free` is still to be told."""
 
     def covered(self, node: Node, depth: int) -> tuple[Node, int]:
         """Return the last node with slots on the way to `depth`, which is in `node`, and how far they go."""
@@ -65,26 +67,24 @@ class Spans:
             node = node.parent
         return b"".join(reversed(parts))
 
-    def put(self, node: Node, depth: int, start: int, slots: array[int]) -> tuple[array[int], array[int], list[Node]]:
+    def put(self, node: Node, depth: int, start: int, slots: array[int], leaves: list[Node]) -> array[int]:
         """Keep slots for the tokens from `start` to at most `depth`, which is in `node`.
 
-        Returns:
-            The slots not taken (there are some already, or no room, or a hole before them), the slots freed for it,
-            and the leaves these were in.
+        Returns the slots not taken: there are some already, or no room, or a hole before them. Leaves that lost slots
+        for it are added to `leaves`.
         """
         last, covered = self.covered(node, depth)
         skipped = covered - start
         n_tokens = min(len(slots), depth - start) - skipped
-        freed, leaves = array("I"), []
         if skipped < 0 or n_tokens <= 0:
-            return slots, freed, leaves
+            return slots
         if last.slots is not None:
             self.recency.touch(last)
         if self.capacity is not None and self.held + n_tokens > self.capacity:
-            freed, leaves = self.evict(max(0, self.capacity - n_tokens), spare=last)
+            self.evict(max(0, self.capacity - n_tokens), leaves, spare=last)
             n_tokens = min(n_tokens, self.capacity - self.held)
             if n_tokens <= 0:
-                return slots, freed, leaves
+                return slots
         data, end = slots.tobytes(), covered + n_tokens
         while node.start >= end and node.parent is not None:
             node = node.parent
@@ -103,16 +103,15 @@ class Spans:
                 break
             node = parent
         self.held += n_tokens
-        return slots[:skipped] + slots[skipped + n_tokens :], freed, leaves
+        return slots[:skipped] + slots[skipped + n_tokens :]
 
-    def evict(self, to_tokens: int, spare: Node | None = None) -> tuple[array[int], list[Node]]:
-        """Free slots until at most `to_tokens` are held; returns them and the leaves they were in.
+    def evict(self, to_tokens: int, leaves: list[Node], spare: Node | None = None) -> int:
+        """Free slots until at most `to_tokens` are held; returns how many, adds the leaves they were in.
 
         Stops early when only pinned ones and those of `spare` and before it are left.
         """
-        parts: list[bytes | bytearray] = []
-        leaves: list[Node] = []
-        recency, excess = self.recency, self.held - to_tokens
+        freed, recency, excess = self.freed, self.recency, self.held - to_tokens
+        before = excess
         while excess > 0:
             node: Any = recency.hotter
             if node is spare or node is recency:
@@ -126,11 +125,11 @@ class Spans:
             n_tokens = len(slots) // 4
             if excess < n_tokens:
                 left = len(slots) - excess * 4
-                parts.append(slots[left:])
+                freed.append(slots[left:])
                 node.slots = shortened(slots, left)
                 excess = 0
                 break
-            parts.append(slots)
+            freed.append(slots)
             excess -= n_tokens
             node.slots = None
             hotter = node.hotter
@@ -140,10 +139,19 @@ class Spans:
             parent.covered_children -= 1
             if not parent.covered_children and parent.colder is None and parent.slots is not None:
                 recency.add_coldest(parent)
-        freed: array[int] = array("I")
-        freed.frombytes(b"".join(parts))
-        self.held -= len(freed)
-        return freed, leaves
+        self.held -= before - excess
+        return before - excess
+
+    def drop(self, node: Node) -> None:
+        """Free all slots of a node of which every child loses its own, too."""
+        slots, parent = node.slots, node.parent
+        assert slots is not None
+        assert parent is not None
+        self.recency.remove(node)
+        self.freed.append(slots)
+        self.held -= len(slots) // 4
+        node.slots = None
+        parent.covered_children -= 1
 
     def after_split(self, upper: Node, lower: Node) -> None:
         """Give the place in the order to the half that has the end of the slots."""
