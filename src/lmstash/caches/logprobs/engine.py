@@ -76,7 +76,6 @@ class Engine:
         pool: SlotPool | None = None
         if model.reuse is Reuse.KV and model.form is not None:
             pool = SlotPool(model.form, budgets.kv_bytes // 2)
-            pool = pool if pool.capacity else None
         points = {
             kind: PointKind(slab.capacity * slab.n_bytes, slab.give_back)
             for kind, slab in ((ROW, self._rows), (ANSWER, self._answers))

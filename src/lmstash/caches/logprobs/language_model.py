@@ -42,6 +42,7 @@ class LanguageModel(TorchModel):
         reuse: What was found to be safe.
         form: What KV looks like; only with `Reuse.KV`.
         head: Makes rows of final hidden states; None where final states are the log-probabilities themselves.
+        max_tokens: Longest context that there are positions for; None for rotary embeddings, which go on.
         n_logits: Numbers in a row.
         finals: An example of final states, `[1, width]`.
     """
@@ -53,6 +54,8 @@ class LanguageModel(TorchModel):
             UnsupportedModelError: It is no causal language model, or as `TorchModel`.
         """
         super().__init__(model)
+        if self._rotates():
+            self.max_tokens = None
         self.reuse = Reuse.NOTHING
         self.form: KVForm | None = None
         self.head: Head | None = None
@@ -105,6 +108,15 @@ class LanguageModel(TorchModel):
         found = out[_indices(rows, out), _indices(columns, out)]
         return found if self.head is not None else log_softmax(found)
 
+    def reset(self) -> None:
+        """Feed one token alone: rotary embeddings that grew with a long context shrink again.
+
+        They would stay as they are for a shorter context, so that its answer would depend on what came before it; and
+        they are a part of the model, which would look changed.
+        """
+        ids = torch.zeros((1, 1), dtype=torch.int64, device="cpu")
+        self._forward(ids, None, ids)
+
     def rows(self, finals: Tensor) -> Tensor:
         """Return log-probabilities `[n, vocabulary]` in float32 on the CPU for final states."""
         return finals if self.head is None else self.head.rows(finals.to(self.device))
@@ -126,7 +138,13 @@ class LanguageModel(TorchModel):
         # Under autocast, torch keeps casts of weights, and does not look whether these changed since.
         torch.clear_autocast_cache()
         with torch.no_grad():
-            return self._entry(input_ids=ids.to(self.device), attention_mask=mask, **settings)[0]
+            out = self._entry(input_ids=ids.to(self.device), attention_mask=mask, **settings)
+        if self._entry is self.whole and not isinstance(out, tuple) and getattr(out, "logits", None) is None:
+            raise UnsupportedModelError(
+                f"{self.name} ({type(self.whole).__name__}) gives no logits. Pass a causal language model "
+                "(AutoModelForCausalLM)."
+            )
+        return out[0]
 
     def _known_settings(self) -> dict[str, Any]:
         """Return the arguments of the entry that matter here, as far as it knows of them."""
@@ -138,6 +156,14 @@ class LanguageModel(TorchModel):
             settings["position_ids"] = None
         self._cache_name = next((name for name in ("cache", "past_key_values") if name in taken), "")
         return settings
+
+    def _rotates(self) -> bool:
+        """Whether positions are rotary embeddings made for any position, and no table."""
+        modules = list(self.base.modules())
+        tables = [each for each in modules if isinstance(each, torch.nn.Embedding) and each is not self._embeddings]
+        limit = self.max_tokens or 0
+        rotary = any("Rotary" in type(each).__name__ for each in modules)
+        return rotary and not any(limit <= each.num_embeddings <= limit + 8 for each in tables)
 
     # --- the probe ------------------------------------------------------------------------------------------------
 
