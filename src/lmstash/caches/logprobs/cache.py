@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import threading
 import weakref
@@ -89,7 +90,9 @@ class Logprobs:
         self._watch = ModelWatch(model, variant=variant, strict_numerics=strict_numerics, assume_frozen=assume_frozen)
         self._lock = threading.RLock()
         self._saver = _Saver()
-        weakref.finalize(self, self._saver.flush)
+        # Not by the finalizer: the store, which closes when the process ends, may have been opened after the first one.
+        atexit.register(self._saver.flush)
+        weakref.finalize(self, self._saver.end).atexit = False
         self._joiners: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Joiner] = weakref.WeakKeyDictionary()
         self._digest = b""
         self._engine: Engine | None = None
@@ -232,6 +235,11 @@ class _Saver:
         """Save it, in the process that computed it."""
         if self.publisher is not None and os.getpid() == self._process:
             self.publisher.flush()
+
+    def end(self) -> None:
+        """Save it: nobody will ask for anything any more."""
+        atexit.unregister(self.flush)
+        self.flush()
 
     def drop(self) -> None:
         """Count it as dropped: the model is another one now."""
