@@ -183,6 +183,18 @@ class Logprobs:
         engine = self._engine
         return 0 if engine is None else engine.held_bytes
 
+    @property
+    def fed_tokens(self) -> int:
+        """Tokens that went through the model since it was last fingerprinted, padding not counted."""
+        engine = self._engine
+        return 0 if engine is None else engine.feeder.fed_tokens
+
+    @property
+    def answer_bytes(self) -> int:
+        """Bytes of one kept answer in its form."""
+        engine = self._engine
+        return 0 if engine is None else engine.form.n_bytes
+
     def clear(self) -> None:
         """Forget what is in RAM; what is in the store stays."""
         with self._lock:
