@@ -158,10 +158,11 @@ class AsyncTransformer(_Released):
         """Forget all answers and KV that are in memory; a stash that was passed keeps what it has (`stash.prune`)."""
         super().clear_cache()
         with self._turn:
-            caches, self._by_adapter = self._caches_made(), {}
-            for cache in caches:
+            for cache in self._caches_made():
                 cache.flush()
                 cache.clear()
+            for name in [name for name, each in self._by_adapter.items() if isinstance(each, UnsupportedModelError)]:
+                del self._by_adapter[name]  # it may have become one that can be cached
             if self._owns_memory:
                 self.stash.clear()
 
