@@ -30,7 +30,8 @@ def same(left, right):
 
 
 @pytest.mark.parametrize(
-    ("n_tokens", "width", "layers"), [(4, 1152, 16), (64, 576, 2), (64, 1024, 2), (32, 1024, 4), (1, 1, 64), (1, 10**6, 1)]
+    ("n_tokens", "width", "layers"),
+    [(4, 1152, 16), (64, 576, 2), (64, 1024, 2), (32, 1024, 4), (1, 1, 64), (1, 10**6, 1)],
 )
 def test_a_group_is_a_power_of_two_of_layers_that_fit(n_tokens, width, layers):
     assert group_size(n_tokens, width) == layers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import threading
 import weakref
@@ -89,7 +90,9 @@ class Logprobs:
         self._watch = ModelWatch(model, variant=variant, strict_numerics=strict_numerics, assume_frozen=assume_frozen)
         self._lock = threading.RLock()
         self._saver = _Saver()
-        weakref.finalize(self, self._saver.flush)
+        # Not by the finalizer: the store, which closes when the process ends, may have been opened after the first one.
+        atexit.register(self._saver.flush)
+        weakref.finalize(self, self._saver.end).atexit = False
         self._joiners: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Joiner] = weakref.WeakKeyDictionary()
         self._digest = b""
         self._engine: Engine | None = None
@@ -180,6 +183,18 @@ class Logprobs:
         engine = self._engine
         return 0 if engine is None else engine.held_bytes
 
+    @property
+    def fed_tokens(self) -> int:
+        """Tokens that went through the model since it was last fingerprinted, padding not counted."""
+        engine = self._engine
+        return 0 if engine is None else engine.feeder.fed_tokens
+
+    @property
+    def answer_bytes(self) -> int:
+        """Bytes of one kept answer in its form."""
+        engine = self._engine
+        return 0 if engine is None else engine.form.n_bytes
+
     def clear(self) -> None:
         """Forget what is in RAM; what is in the store stays."""
         with self._lock:
@@ -232,6 +247,11 @@ class _Saver:
         """Save it, in the process that computed it."""
         if self.publisher is not None and os.getpid() == self._process:
             self.publisher.flush()
+
+    def end(self) -> None:
+        """Save it: nobody will ask for anything any more."""
+        atexit.unregister(self.flush)
+        self.flush()
 
     def drop(self) -> None:
         """Count it as dropped: the model is another one now."""

@@ -76,7 +76,6 @@ class Engine:
         pool: SlotPool | None = None
         if model.reuse is Reuse.KV and model.form is not None:
             pool = SlotPool(model.form, budgets.kv_bytes // 2)
-            pool = pool if pool.capacity else None
         points = {
             kind: PointKind(slab.capacity * slab.n_bytes, slab.give_back)
             for kind, slab in ((ROW, self._rows), (ANSWER, self._answers))
@@ -100,24 +99,27 @@ class Engine:
         Raises:
             InvalidArgumentError: A context is empty, too long, or names a token that the model has not.
         """
+        slots = self.index.find_many(ROW, contexts)
+        hot = [slot for slot in slots if slot is not None]
+        if len(hot) == len(slots):
+            self._hit(contexts)
+            return self._rows.read(hot, torch.float32)
         distinct = list(dict.fromkeys(contexts))
-        slots = self.index.find_many(ROW, distinct)
-        n_logits = self.model.n_logits
+        if len(distinct) < len(contexts):
+            slots = self.index.find_many(ROW, distinct)
+        out = torch.empty((len(distinct), self.model.n_logits), dtype=torch.float32, device="cpu")
+        self._fill(out, distinct, slots)
         if len(distinct) == len(contexts):
-            out = torch.empty((len(contexts), n_logits), dtype=torch.float32, device="cpu")
-            self._fill(out, distinct, slots)
             return out
-        found = torch.empty((len(distinct), n_logits), dtype=torch.float32, device="cpu")
-        self._fill(found, distinct, slots)
         place = {context: row for row, context in enumerate(distinct)}
-        return found[torch.tensor([place[context] for context in contexts], device="cpu")]
+        return out[_indices([place[context] for context in contexts])]
 
     def row_after(self, handle: Handle) -> Tensor | None:
         """Return a copy of the hot row at a place in the index, `[vocabulary]`; None where there is none."""
         slot = handle.point(ROW)
         if slot is None:
             return None
-        row = self._rows[slot].view(torch.float32).clone()
+        row = self._rows.read([slot], torch.float32)[0]
         self._hit([handle.tokens().tobytes()] if self._owner.store.events.listening else [b""])
         return row
 
@@ -127,17 +129,12 @@ class Engine:
 
     def _fill(self, out: Tensor, contexts: Sequence[bytes], slots: Sequence[int | None]) -> None:
         """Write the row of each distinct context into `out`."""
-        missing: list[int] = []
-        for place, slot in enumerate(slots):
-            if slot is None:
-                missing.append(place)
-            else:
-                out[place] = self._rows[slot].view(torch.float32)
-        if len(missing) < len(contexts):
-            lacking = set(missing)
-            self._hit([context for place, context in enumerate(contexts) if place not in lacking])
-        if not missing:
-            return
+        known = [(place, slot) for place, slot in enumerate(slots) if slot is not None]
+        if known:
+            places = [place for place, _ in known]
+            out[_indices(places)] = self._rows.read([slot for _, slot in known], torch.float32)
+            self._hit([contexts[place] for place in places])
+        missing = [place for place, slot in enumerate(slots) if slot is None]
         left = self._fill_from_answers(out, contexts, missing)
         if left:
             self._fill_from_store(out, contexts, left)
@@ -149,7 +146,7 @@ class Engine:
         slots = self.index.find_many(ANSWER, [contexts[place] for place in missing])
         known = [(place, slot) for place, slot in zip(missing, slots, strict=True) if slot is not None]
         if known:
-            held = torch.stack([self._answers[slot] for _, slot in known])
+            held = self._answers.read([slot for _, slot in known])
             places = [place for place, _ in known]
             self._hit([contexts[place] for place in places])
             self._set(out, contexts, places, self.form.rows(held))
@@ -189,7 +186,7 @@ class Engine:
         if len(places) == len(out) and places == list(range(len(out))):
             out.copy_(rows)
         else:
-            out[torch.tensor(places, device="cpu")] = rows
+            out[_indices(places)] = rows
         self._note(ROW, self._rows, [contexts[place] for place in places], rows.view(torch.uint8))
 
     def _note(self, kind: str, slab: Slab, contexts: Sequence[bytes], values: Tensor) -> None:
@@ -199,8 +196,7 @@ class Engine:
             self.index.evict_points(kind, max(0, (slab.capacity - len(contexts) + first) * slab.n_bytes))
         for number in range(first, len(contexts)):
             handle = self.index.start(_ids(contexts[number]))
-            slot = slab.take()
-            slab[slot].copy_(values[number])
+            slot = slab.put(values[number])
             if not handle.put_point(kind, slot, slab.n_bytes):
                 slab.give_back([slot])
             handle.release()
@@ -222,6 +218,10 @@ class Engine:
             return
         for context in contexts:
             events.hit(self._owner.namespace, self.shelf.key_of(context), n_bytes, self._seconds)
+
+
+def _indices(places: list[int]) -> Tensor:
+    return torch.tensor(places, dtype=torch.int64, device="cpu")
 
 
 def _ids(context: bytes) -> array[int]:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _ROWS = 256
 """Most contexts in a batch."""
+_WORKING_BYTES = 256 * 2**20
+"""KV that a batch may take while it is computed, however little may be kept afterwards."""
 _BESIDE_TOKENS = 4
 """What is left of a context that is computed beside the children of the batch in use."""
 
@@ -27,7 +29,7 @@ _BESIDE_TOKENS = 4
 class Feeder:
     """Computes the final states of contexts. For one thread at a time.
 
-    Half of the budget is for the pool of token slots, from which any context may go on, half for the batch in use,
+    Half of the budget is for the pool of token slots, from which any context may go on, half for the batch last used,
     which the next one goes on from without a copy where it asks for children of the same contexts.
     """
 
@@ -37,8 +39,8 @@ class Feeder:
         Args:
             model: Who computes.
             index: Where slots are noted.
-            pool: Where KV is kept; None keeps none.
-            batch_bytes: The most that the KV of a batch should take; one context is computed in any case.
+            pool: Where KV is kept; None where KV cannot be cut.
+            batch_bytes: How much of the KV of the last batch may be kept as it lies.
         """
         self._model = model
         self._index = index
@@ -74,6 +76,7 @@ class Feeder:
         finally:
             for handle in handles:
                 handle.release()
+            self._let_go()
 
     def states_inside(self, context: bytes, reads: list[int]) -> Tensor:
         """Return the final states after some beginnings of one context, `[n_reads, width]`, from one pass.
@@ -93,10 +96,15 @@ class Feeder:
             return self._run([Feed(context, min(handle.covered, reads[0] - 1), reads)])
         finally:
             handle.release()
+            self._let_go()
 
     def forget(self) -> None:
-        """Let go of the batch in use."""
+        """Let go of the last batch."""
         self._rows = None
+
+    def _let_go(self) -> None:
+        if self._rows is not None and self._rows.held_bytes > self._batch_bytes:
+            self.forget()
 
     def _with_children(self, children: list[bytes], levels: list[list[Feed]]) -> list[list[Feed]]:
         """Put what goes on from the batch in use first, with what fits beside it, while its rows are where they are."""
@@ -127,6 +135,7 @@ class Feeder:
         on_cpu = self._model.device.type == "cpu"
         most_tokens = BATCH_TOKENS if on_cpu else ACCELERATOR_BATCH_TOKENS
         token_bytes = self._model.form.token_bytes if self._model.form is not None else 0
+        most_bytes = max(self._batch_bytes, _WORKING_BYTES)
         alike = self._model.reuse is Reuse.NOTHING
         batch: list[Feed] = []
         longest = columns = 0
@@ -136,7 +145,7 @@ class Feeder:
             if batch and (
                 n_rows > _ROWS
                 or n_rows * longest > most_tokens
-                or n_rows * (wide + longest) * token_bytes > self._batch_bytes
+                or n_rows * (wide + longest) * token_bytes > most_bytes
                 or feed.n_tokens < (longest if alike else longest // 2 - 8)
                 or feed.n_past < columns // 2 - 64
             ):
@@ -162,7 +171,13 @@ class Feeder:
 
     def _run_whole(self, feeds: list[Feed]) -> Tensor:
         self._count(feeds)
-        return self._model.run(feeds, [0] * len(feeds), 0)
+        if self._model.reuse is Reuse.INSIDE:
+            return self._model.run(feeds, [0] * len(feeds), 0)
+        self._model.reset()
+        try:
+            return self._model.run(feeds, [0] * len(feeds), 0)
+        finally:
+            self._model.reset()
 
     def _run_with_kv(self, feeds: list[Feed]) -> Tensor:
         rows = self._live()
@@ -219,6 +234,8 @@ class Feeder:
             return
         for row, feed in enumerate(feeds):
             n_tokens = min(feed.n_tokens, pool.capacity)
+            if not n_tokens:
+                return
             slots = pool.take(n_tokens)
             if slots is None:
                 self._index.evict_span(pool.capacity - n_tokens)

@@ -117,8 +117,10 @@ class CompactForm:
 
     def rows(self, held: Tensor) -> Tensor:
         """As `Form.rows`."""
-        head = held[:, :8].contiguous().view(torch.float32)
-        numbers = held[:, 8:].contiguous().view(torch.uint16).to(torch.int32).to(torch.float32)
+        # Cloned, since a single row counts as contiguous whatever its stride, and cannot be viewed as wider numbers.
+        head = held[:, :8].clone(memory_format=torch.contiguous_format).view(torch.float32)
+        numbers = held[:, 8:].clone(memory_format=torch.contiguous_format).view(torch.uint16)
+        numbers = numbers.to(torch.int32).to(torch.float32)
         return numbers.mul_(head[:, 1:]).add_(head[:, :1])
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lmstash.caches.logprobs.memory import zeros
+
 _SLAB_BYTES = 16 * 2**20
 
 
@@ -33,7 +35,7 @@ class Plane:
 
         Zeros, since attention multiplies what is masked by 0, and a number that is none would stay one.
         """
-        return torch.zeros((self.members, rows, self.heads, tokens, self.width), dtype=self.dtype, device=device)
+        return zeros((self.members, rows, self.heads, tokens, self.width), self.dtype, device)
 
 
 @dataclass(frozen=True, slots=True)

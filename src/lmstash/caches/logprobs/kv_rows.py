@@ -159,7 +159,8 @@ class KVRows:
         old, n_old = self._planes, len(self._names)
         rows = -(-max(rows, n_old if keep else 0) // _ROWS_AT_ONCE) * _ROWS_AT_ONCE if rows > 1 else max(rows, n_old)
         columns = columns if columns <= self._columns else columns + max(_SPARE_COLUMNS, columns // 8)
-        for wider in (max(rows, have_rows), max(columns, self._columns)), (rows, max(columns, self._columns)):
+        most = 2 * rows if keep and rows > have_rows else max(rows, have_rows)  # what grows once grows again
+        for wider in (most, max(columns, self._columns)), (rows, max(columns, self._columns)):
             if wider[0] * wider[1] * self.form.token_bytes <= self._capacity_bytes:
                 rows, columns = wider
                 break

@@ -42,34 +42,40 @@ class LanguageModel(TorchModel):
         reuse: What was found to be safe.
         form: What KV looks like; only with `Reuse.KV`.
         head: Makes rows of final hidden states; None where final states are the log-probabilities themselves.
+        max_tokens: Longest context that there are positions for; None for rotary embeddings, which go on.
         n_logits: Numbers in a row.
         finals: An example of final states, `[1, width]`.
     """
 
     def __init__(self, model: Any) -> None:
-        """Look at `model` and probe it (about six passes of eleven tokens).
+        """Look at `model` and probe it (four passes of eleven tokens).
 
         Raises:
             UnsupportedModelError: It is no causal language model, or as `TorchModel`.
         """
         super().__init__(model)
+        if self._rotates():
+            self.max_tokens = None
         self.reuse = Reuse.NOTHING
         self.form: KVForm | None = None
         self.head: Head | None = None
         self._entry: Any = self.whole
         self._settings = self._known_settings()
         ids = torch.arange(_PROBE_TOKENS, device="cpu") * 7 % max(2, self.vocabulary or 2)
-        logits = self._forward(ids[None], None, torch.arange(len(ids), device="cpu")[None])[0]
-        if logits.ndim != 2 or len(logits) != len(ids):
+        both = torch.stack([ids, ids.flip(0)])
+        logits, hidden = self._plain(both)
+        if logits.ndim != 3 or logits.shape[:2] != both.shape:
             raise UnsupportedModelError(
-                f"{self.name} gives {tuple(logits.shape)} for {len(ids)} tokens, no logits for each. "
+                f"{self.name} gives {tuple(logits.shape)} for {tuple(both.shape)} tokens, no logits for each. "
                 "Pass a causal language model (AutoModelForCausalLM)."
             )
-        self.n_logits = logits.shape[1]
-        self._find_head(ids, logits)
-        self.finals = self.run([Feed(b"\0\0\0\0", 0, [1])], [0], 0)
+        self.n_logits = logits.shape[2]
+        if hidden is not None and self.may_skip_head():
+            self._find_head(hidden, logits)
+        expected = log_softmax(logits) if self.head is None or hidden is None else hidden
+        self.finals = expected[0, :1]
         if self.declared_causal():
-            self._find_reuse(ids)
+            self._find_reuse(both, expected)
         logger.debug("%s: head %s, reuse of %s", self.name, "alone" if self.head else "whole", self.reuse.name)
 
     def run(self, feeds: Sequence[Feed], starts: Sequence[int], end: int, cache: Any = None) -> Tensor:
@@ -102,6 +108,15 @@ class LanguageModel(TorchModel):
         found = out[_indices(rows, out), _indices(columns, out)]
         return found if self.head is not None else log_softmax(found)
 
+    def reset(self) -> None:
+        """Feed one token alone: rotary embeddings that grew with a long context shrink again.
+
+        They would stay as they are for a shorter context, so that its answer would depend on what came before it; and
+        they are a part of the model, which would look changed.
+        """
+        ids = torch.zeros((1, 1), dtype=torch.int64, device="cpu")
+        self._forward(ids, None, ids)
+
     def rows(self, finals: Tensor) -> Tensor:
         """Return log-probabilities `[n, vocabulary]` in float32 on the CPU for final states."""
         return finals if self.head is None else self.head.rows(finals.to(self.device))
@@ -123,7 +138,13 @@ class LanguageModel(TorchModel):
         # Under autocast, torch keeps casts of weights, and does not look whether these changed since.
         torch.clear_autocast_cache()
         with torch.no_grad():
-            return self._entry(input_ids=ids.to(self.device), attention_mask=mask, **settings)[0]
+            out = self._entry(input_ids=ids.to(self.device), attention_mask=mask, **settings)
+        if self._entry is self.whole and not isinstance(out, tuple) and getattr(out, "logits", None) is None:
+            raise UnsupportedModelError(
+                f"{self.name} ({type(self.whole).__name__}) gives no logits. Pass a causal language model "
+                "(AutoModelForCausalLM)."
+            )
+        return out[0]
 
     def _known_settings(self) -> dict[str, Any]:
         """Return the arguments of the entry that matter here, as far as it knows of them."""
@@ -136,67 +157,87 @@ class LanguageModel(TorchModel):
         self._cache_name = next((name for name in ("cache", "past_key_values") if name in taken), "")
         return settings
 
+    def _rotates(self) -> bool:
+        """Whether positions are rotary embeddings made for any position, and no table."""
+        modules = list(self.base.modules())
+        tables = [each for each in modules if isinstance(each, torch.nn.Embedding) and each is not self._embeddings]
+        limit = self.max_tokens or 0
+        rotary = any("Rotary" in type(each).__name__ for each in modules)
+        return rotary and not any(limit <= each.num_embeddings <= limit + 8 for each in tables)
+
     # --- the probe ------------------------------------------------------------------------------------------------
 
-    def _find_head(self, ids: Tensor, logits: Tensor) -> None:
+    def _plain(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return logits and, where the base gives any, final hidden states, `[n_rows, n_tokens, width]` each."""
+        # OPT's causal model calls its base's decoder, others their base, which may call its decoder.
+        towers = [
+            each for each in (self.base, getattr(self.base, "decoder", None)) if isinstance(each, torch.nn.Module)
+        ]
+        hidden: dict[Any, list[Any]] = {tower: [] for tower in towers if tower is not self.whole}
+
+        def keep(module: Any, args: Any, output: Any) -> None:
+            hidden[module].append(output[0])
+
+        keep.__dict__["_lmstash"] = True  # changes nothing: other threads that look at the model overlook it
+        handles = [tower.register_forward_hook(keep) for tower in hidden]
+        try:
+            logits = self._forward(ids, None, torch.arange(ids.shape[1], device="cpu").expand_as(ids))
+        finally:
+            for handle in handles:
+                handle.remove()
+        for found in hidden.values():
+            if found:
+                fits = len(found) == 1 and isinstance(found[0], Tensor) and found[0].shape[:2] == ids.shape
+                return logits, found[0] if fits else None
+        return logits, None
+
+    def _find_head(self, hidden: Tensor, logits: Tensor) -> None:
         """Use the base and the head apart if together they give what the whole model gives."""
-        if not self.may_skip_head():
-            return
-        before = self._entry, self._settings, self._cache_name
         try:
             head = Head(self)
-            self._entry = self.base
-            self._settings = self._known_settings()
-            hidden = self._forward(ids[None], None, torch.arange(len(ids), device="cpu")[None])[0]
             with torch.no_grad():
-                again = head.logits(hidden)
-                alone = head.logits(hidden[-1:])
-            if agree(again, logits) and agree(alone, logits[-1:]) and hidden.ndim == 2:
-                self.head = head
-                return
-            logger.debug("%s: the head alone gives other logits than the model", self.name)
+                again, alone = head.logits(hidden[0]), head.logits(hidden[1, -1:])
         except Exception as error:  # whatever a family's code raises when its base is replaced
             logger.debug("%s: the head cannot be run alone: %s", self.name, error)
-        self._entry, self._settings, self._cache_name = before
-
-    def _find_reuse(self, ids: Tensor) -> None:
-        """See whether padding and cut KV change anything."""
-        tokens = ids.to(torch.int32).numpy().tobytes()
-        other = ids.flip(0).to(torch.int32).numpy().tobytes()
-        all_reads = list(range(1, len(ids) + 1))
-        plain = self.run([Feed(tokens, 0, all_reads)], [0], 0)
-        plain_other = self.run([Feed(other, 0, all_reads)], [0], 0)
-        padded = self.run([Feed(tokens, 0, all_reads), Feed(other[:24], 0, [2, 6])], [0, 0], 0)
-        if not agree(padded, torch.cat([plain, plain_other[[1, 5]]])):
             return
-        self.reuse = Reuse.INSIDE
+        if agree(again, logits[0]) and agree(alone, logits[1, -1:]):
+            self.head = head
+            self._entry = self.base
+            self._settings = self._known_settings()
+        else:
+            logger.debug("%s: the head alone gives other logits than the model", self.name)
+
+    def _find_reuse(self, ids: Tensor, expected: Tensor) -> None:
+        """See whether padding and cut KV change anything."""
+        tokens, other = [row.to(torch.int32).numpy().tobytes() for row in ids]
         try:
             form = self._cuttable()
-            if form is None:
-                return
-            from lmstash.caches.logprobs.kv_rows import KVRows
-
-            rows = KVRows(form, 0)
-            rows.seat([b"", b""], 6)
-            first = self.run([Feed(tokens[:24], 0, [6]), Feed(other[:16], 0, [4])], [0, 0], 0, rows.cache())
-            rows.end = 6
-            # What is padded on the right becomes padded on the left: the second row goes on from its fourth token.
-            kept = [each.clone() for each in rows.added(1, 0, 4)]
-            rows.name(0, tokens[:24])
-            places, absent = rows.seat([tokens[:24], other[:16]], 5)
-            if places != [0, 1] or absent != [1]:
-                return
-            for mine, theirs in zip(rows.fill(1), kept, strict=True):
-                mine.copy_(theirs)
-            feeds = [Feed(tokens, 6, [7, 11]), Feed(other[:28], 4, [5, 7])]
-            second = self.run(feeds, rows.starts, rows.end, rows.cache())
-            expected = torch.cat([plain[[5]], plain_other[[3]], plain[[6, 10]], plain_other[[4, 6]]])
-            if agree(torch.cat([first, second]), expected):
+            if form is not None and self._bears_cutting(form, tokens, other, expected):
                 self.form, self.reuse = form, Reuse.KV
-            else:
-                logger.debug("%s: a pass that goes on from cut KV gives other results", self.name)
+                return
         except Exception as error:  # whatever a family's code raises for a cache that is not its own
             logger.debug("%s: its KV cannot be cut: %s", self.name, error)
+        padded = self.run([Feed(tokens, 0, [3, 11]), Feed(other[:24], 0, [2, 6])], [0, 0], 0)
+        if agree(padded, torch.cat([expected[0, [2, 10]], expected[1, [1, 5]]])):
+            self.reuse = Reuse.INSIDE
+
+    def _bears_cutting(self, form: KVForm, tokens: bytes, other: bytes, expected: Tensor) -> bool:
+        """See whether passes that are padded on the right, then go on padded on the left, give what plain ones do."""
+        from lmstash.caches.logprobs.kv_rows import KVRows
+
+        rows = KVRows(form, 0)
+        rows.seat([b"", b""], 6)
+        first = self.run([Feed(tokens[:24], 0, [2, 6]), Feed(other[:16], 0, [4])], [0, 0], 0, rows.cache())
+        rows.end = 6
+        kept = [each.clone() for each in rows.added(1, 0, 4)]
+        rows.name(0, tokens[:24])
+        rows.seat([tokens[:24], other[:16]], 5)
+        for mine, theirs in zip(rows.fill(1), kept, strict=True):
+            mine.copy_(theirs)
+        feeds = [Feed(tokens, 6, [7, 11]), Feed(other[:28], 4, [5, 7])]
+        second = self.run(feeds, rows.starts, rows.end, rows.cache())
+        wanted = [expected[0, [1, 5]], expected[1, [3]], expected[0, [6, 10]], expected[1, [4, 6]]]
+        return agree(torch.cat([first, second]), torch.cat(wanted))
 
     def _cuttable(self) -> KVForm | None:
         """Return the form of the model's KV if every layer keeps plain rows for each token.
