@@ -2,56 +2,45 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lmstash.caches.kv.calls import Call, Prompts, read_call, read_prompts
-from lmstash.caches.kv.families import Family, empty_cache, family_of
+from lmstash.caches.kv.calls import Prompts, read_prompts
+from lmstash.caches.kv.families import family_of
 from lmstash.caches.kv.finding import Finder, Match
-from lmstash.caches.kv.harvest import Cutter, Facts, Harvest
-from lmstash.caches.kv.loading import Filling, restore
-from lmstash.caches.kv.naming import Names, Path
+from lmstash.caches.kv.generating import Generating
+from lmstash.caches.kv.harvest import Facts
+from lmstash.caches.kv.keeping import Filled, Keeper
+from lmstash.caches.kv.naming import Names, namespace_of
+from lmstash.caches.kv.parts import Parts, restorable
+from lmstash.caches.kv.recurrent import find_state, load, snapshot, stops
+from lmstash.caches.kv.stats import KVStats
 from lmstash.caches.writing import WriteBehind
 from lmstash.codecs.dtypes import check_storage_dtype
 from lmstash.errors import InvalidArgumentError
-from lmstash.events import MissReason
-from lmstash.identity.fingerprint import Fingerprint
-from lmstash.identity.watch import ModelWatch
+from lmstash.identity.chain import BLOCK_TOKENS
+from lmstash.identity.watch import ModelWatch, Sighting
 from lmstash.store.base import Store
-
-
-@dataclass(slots=True)
-class KVStats:
-    """Counters of one `KV` since it was made."""
-
-    calls: int = 0
-    tokens_asked: int = 0
-    """Prompt tokens of all rows."""
-    tokens_reused: int = 0
-    tokens_kept: int = 0
-    """Offered to the store."""
-    passed_on: Counter[str] = field(default_factory=Counter[str])
-    """Calls that were left to the model alone, by reason."""
-    worst_error: float = 0.0
-    """With `storage_dtype`: the largest rounding seen, relative to the largest value of its tensor."""
 
 
 class KV:
     """Generation by one model over one store.
 
-    `kv.generate(...)` is `model.generate(...)`; the model must not be edited while a call runs (what is computed then is
-    not kept). Threads may share it as far as they may share the model. Processes share what is kept, through the store.
+    `kv.generate(...)` is `model.generate(...)`; the model must not be edited while a call runs (what is computed then
+    is not kept). Threads may share it as far as they may share the model. Processes share what is kept, through the
+    store.
 
     A restored prefix continues bit for bit as the live cache would have. Against one uncached pass over everything the
     last bits differ, as they do whenever a prompt is computed in two pieces.
+
+    Attributes:
+        stats: Counters: tokens asked and reused, calls left to the model alone by reason, and so on.
     """
 
     def __init__(
@@ -69,6 +58,9 @@ class KV:
         ttl_seconds: float | None = None,
     ) -> None:
         """Fingerprint the model (reads every weight once).
+
+        A model whose KV cannot be served safely is taken all the same: `reason` says why, and calls go to it as they
+        are.
 
         Args:
             store: Where KV is kept.
@@ -90,50 +82,58 @@ class KV:
         self.store = store
         self.model = model
         self.stats = KVStats()
-        self._queue = queue if queue is not None else WriteBehind(store)
-        self._watch = ModelWatch(model, variant=variant, strict_numerics=strict_numerics, assume_frozen=assume_frozen)
-        self._salt = salt
-        self._private = private
-        self._storage_dtype = storage_dtype
-        self._ttl_seconds = ttl_seconds
-        self._lock = threading.Lock()
-        self._family: Family = family_of(model)
-        self._name: str = getattr(model.config, "name_or_path", "") or type(model).__name__
+        family = family_of(model)
+        name = getattr(model.config, "name_or_path", "") or type(model).__name__
+        queue = queue if queue is not None else WriteBehind(store)
+        watch = ModelWatch(model, variant=variant, strict_numerics=strict_numerics, assume_frozen=assume_frozen)
+        facts = Facts(name, storage_dtype, private or bool(family.linear), private, ttl_seconds)
+        keeper = Keeper(store, queue, family, facts, self.stats)
+        self._parts = Parts(
+            store, queue, model, name, watch, family, keeper, self.stats, salt=salt, storage_dtype=storage_dtype
+        )
+        self._generating = Generating(self._parts)
 
     @property
     def reason(self) -> str:
         """Why nothing is kept for this model; empty when it is served."""
-        return self._family.reason
+        return self._parts.family.reason
 
-    def generate(self, inputs: Any = None, **arguments: Any) -> Any:
+    @property
+    def fingerprint(self) -> str:
+        """Who computes, as 64 hexadecimal digits; the first 16 name the namespace of the entries."""
+        return self._parts.watch.fingerprint.hex
+
+    @property
+    def namespace(self) -> str:
+        """Where the entries live in the store."""
+        return namespace_of(self._parts.watch.fingerprint.digest)
+
+    def __repr__(self) -> str:
+        """One line."""
+        return f"<KV of {self._parts.name} ({self.fingerprint[:16]}) on {self.store!r}>"
+
+    # --- generating -----------------------------------------------------------------------------------------------
+
+    def generate(self, inputs: Any = None, generation_config: Any = None, **arguments: Any) -> Any:
         """Do what `model.generate` does, feeding only what is not kept of the prompt, and keep what is computed.
 
-        Calls that a kept prefix cannot take part in go to `model.generate` as they are, counted in
-        `stats.passed_on` and logged once for each reason.
+        Calls that a kept prefix cannot take part in go to `model.generate` as they are, counted by reason in
+        `stats.passed_on` and logged once for each.
 
         Args:
             inputs: Token ids `[batch, n_tokens]`, padded on the left where rows differ in length.
-            **arguments: As `model.generate` takes them.
+            generation_config: As `model.generate` takes it.
+            **arguments: Likewise.
 
         Returns:
             What `model.generate` returns.
         """
-        self.stats.calls += 1
-        call = read_call(self.model, inputs, arguments) if self._family.served else self._family.reason
-        if isinstance(call, str):
-            self._pass_on(call)
-            return self.model.generate(inputs, **arguments)
-        fingerprint = self._watch.refresh()
-        names = self._names(fingerprint)
-        matches = self._find(names, call.prompts.rows)
-        width = _restorable(call.prompts, matches)
-        cache = self._cache(call.prompts, matches, width, call.repeats)
-        self._count(call.prompts, matches, width)
-        started = time.perf_counter()
-        out = self.model.generate(inputs, **arguments, **{self._family.argument: cache})
-        seconds = time.perf_counter() - started
-        self._keep(call, names, matches, cache, out, fingerprint, seconds)
-        return out
+        self.stats.called()
+        if generation_config is not None:
+            arguments["generation_config"] = generation_config
+        return self._generating.generate(inputs, arguments)
+
+    # --- for people who call forward ------------------------------------------------------------------------------
 
     def past(self, input_ids: Any, attention_mask: Any = None) -> tuple[Any, int]:
         """Return a fresh cache that holds the first n tokens of the prompt, and n, for calling `forward` yourself.
@@ -143,141 +143,180 @@ class KV:
 
         Args:
             input_ids: A list of token ids, or a tensor `[n_tokens]` or `[batch, n_tokens]`.
-            attention_mask: Where rows are padded (on the left).
+            attention_mask: Where rows are padded (on the left); n then counts slots.
 
         Returns:
             (cache, n), or (None, 0) when nothing is kept.
         """
-        if not self._family.served:
-            self._pass_on(self._family.reason)
+        self.stats.called()
+        parts = self._parts
+        begun = self._begin(input_ids, attention_mask)
+        if isinstance(begun, str):
+            parts.pass_on(begun)
             return None, 0
-        prompts = self._prompts(input_ids, attention_mask)
-        if isinstance(prompts, str):
-            self._pass_on(prompts)
+        width, state = restorable(begun.prompts, begun.matches), {}
+        if parts.family.linear:
+            n_blocks, state = find_state(begun.finder, begun.matches[0], (begun.prompts.width - 1) // BLOCK_TOKENS)
+            width = n_blocks * BLOCK_TOKENS
+        parts.count(begun.prompts, begun.matches, width)
+        if not width:
             return None, 0
-        matches = self._find(self._names(self._watch.refresh()), prompts.rows)
-        width = _restorable(prompts, matches)
-        self._count(prompts, matches, width)
-        return (self._cache(prompts, matches, width, 1), width) if width else (None, 0)
+        cache = parts.restored(begun.prompts, begun.matches, width)
+        load(cache, state, self.model.device)
+        return cache, width
 
     def put(self, input_ids: Any, past_key_values: Any, attention_mask: Any = None) -> int:
-        """Keep what a forward pass over `input_ids` left in its cache.
+        """Keep what forward passes over `input_ids` left in a cache.
 
-        You vouch that the cache is of these tokens, from position 0 on, and of this model as it is now. Returns how many
-        tokens are newly kept; 0, with a counted reason, for caches that cannot be kept.
+        You vouch that the cache is of these tokens, from position 0 on, and of this model as it is now: tensors do not
+        say what they were computed from. Of a cache that holds fewer tokens than `input_ids` has (`generate` does not
+        feed the last one), as many are kept; of one that holds more, only those of `input_ids`.
+
+        Args:
+            input_ids: As `past` takes them.
+            past_key_values: A transformers cache. Windows, recurrent states and quantised layers are not kept.
+            attention_mask: Where rows are padded (on the left).
+
+        Returns:
+            How many tokens are newly kept, once they are in the store. 0, with a reason in `stats.not_kept`, where the
+            cache cannot be kept.
         """
-        raise NotImplementedError
+        parts = self._parts
+        if parts.family.linear:
+            parts.keeper.refuse("its state is of a whole prefix: use prefill()")
+            return 0
+        try:
+            length = int(past_key_values.get_seq_length())
+        except (AttributeError, TypeError, ValueError):
+            parts.keeper.refuse(f"a {type(past_key_values).__name__} is no transformers Cache")
+            return 0
+        begun = self._begin(input_ids, attention_mask, most=length, lent=True)
+        if isinstance(begun, str):
+            parts.keeper.refuse(begun)
+            return 0
+        kept = parts.keeper.keep(
+            begun.rows(), past_key_values, begun.names, begun.sight, seconds_per_token=0.0, patience_seconds=None
+        )
+        parts.queue.flush()
+        return kept
 
     def prefill(self, input_ids: Any, attention_mask: Any = None) -> int:
-        """Compute and keep what is not kept of the prompt; returns how many tokens were computed."""
-        raise NotImplementedError
+        """Compute and keep what is not kept of the prompt, all of it; returns once that is in the store.
+
+        Args:
+            input_ids: As `past` takes them.
+            attention_mask: Where rows are padded (on the left).
+
+        Returns:
+            How many tokens were fed to the model, in all rows.
+        """
+        self.stats.called()
+        parts = self._parts
+        begun = self._begin(input_ids, attention_mask)
+        if isinstance(begun, str):
+            parts.pass_on(begun)
+            return 0
+        prompts, matches = begun.prompts, begun.matches
+        state: dict[str, Tensor] = {}
+        if parts.family.linear:
+            n_blocks, state = find_state(begun.finder, matches[0], prompts.width // BLOCK_TOKENS)
+            width = n_blocks * BLOCK_TOKENS
+            pauses = stops(prompts.width + 1, matches[0], width)
+        else:
+            whole = all(match.n_tokens == len(match.path.ids) for match in matches)
+            width = prompts.width if whole else restorable(prompts, matches)
+            pauses = [] if whole else [prompts.width]
+        parts.count(prompts, matches, width)
+        if not pauses:
+            return 0
+        cache = parts.restored(prompts, matches, width)
+        load(cache, state, self.model.device)
+        states: dict[int, dict[str, Tensor]] = {}
+        started, fed = time.perf_counter(), width
+        for pause in pauses:
+            parts.forward(prompts.first(pause), cache, fed)
+            fed = pause
+            if parts.family.linear:
+                states[pause] = snapshot(cache, parts.family.linear)
+        n_fed = len(prompts.rows) * (fed - width)
+        parts.keeper.keep(
+            begun.rows(fed),
+            cache,
+            begun.names,
+            begun.sight,
+            states=states,
+            seconds_per_token=(time.perf_counter() - started) / n_fed,
+            patience_seconds=None,
+        )
+        parts.queue.flush()
+        return n_fed
 
     def flush(self) -> None:
         """Return once everything computed so far is in the store."""
-        self._queue.flush()
+        self._parts.queue.flush()
 
-    def __repr__(self) -> str:
-        """One line."""
-        return f"<KV of {self._name} ({self._watch.fingerprint.hex[:16]}) on {self.store!r}>"
+    def _begin(
+        self, input_ids: Any, attention_mask: Any, *, most: int | None = None, lent: bool = False
+    ) -> _Begun | str:
+        """Look whether the model is who it was, and what is kept of a prompt; return why, if it cannot be served.
 
-    def _names(self, fingerprint: Fingerprint) -> Names:
-        return Names.of(fingerprint.digest, self._salt, self._storage_dtype)
+        Args:
+            input_ids: As the caller gave them.
+            attention_mask: Likewise.
+            most: Slots to look at.
+            lent: What is found is not used for computing.
+        """
+        parts = self._parts
+        prompts = self._prompts(input_ids, attention_mask)
+        if isinstance(prompts, str):
+            return prompts
+        if most is not None:
+            prompts = prompts.first(min(most, prompts.width))
+        if parts.family.linear and len(prompts.rows) > 1:
+            return "several rows, of a model with recurrent layers"
+        try:
+            sight = parts.watch.look()
+            if not sight.holds():
+                sight = parts.watch.look()
+            reason = parts.unserved(sight.fingerprint)
+            if reason:
+                return reason
+            names = parts.names(sight.fingerprint)
+            finder = Finder(self.store, parts.queue, names.namespace, lent=lent)
+            return _Begun(prompts, sight, names, finder, parts.find(finder, names, prompts.rows))
+        except Exception as error:  # a program that runs without the cache runs with it
+            if self.store.strict:
+                raise
+            return f"{type(error).__name__}: {error}"
 
     def _prompts(self, input_ids: Any, attention_mask: Any) -> Prompts | str:
+        if self._parts.family.reason:
+            return self._parts.family.reason
         ids = input_ids if isinstance(input_ids, Tensor) else torch.as_tensor(np.asarray(input_ids, np.int64))
         ids = ids[None] if ids.ndim == 1 else ids
         if ids.ndim != 2 or not ids.numel():
             raise InvalidArgumentError(f"input_ids is one prompt or a batch [batch, n_tokens]; got {tuple(ids.shape)}")
-        return read_prompts(ids, attention_mask)
+        mask = attention_mask
+        if isinstance(mask, Tensor) and mask.ndim == 1:
+            mask = mask[None]
+        return read_prompts(ids, mask, self._parts.family)
 
-    def _find(self, names: Names, rows: Sequence[np.ndarray]) -> list[Match]:
-        distinct: dict[bytes, int] = {}
-        paths: list[Path] = []
-        owners: list[int] = []
-        for row in rows:
-            owner = distinct.setdefault(row.tobytes(), len(paths))
-            if owner == len(paths):
-                paths.append(names.path(row))
-            owners.append(owner)
-        found = self._finder(names).find(paths)
-        return [found[owner] for owner in owners]
 
-    def _finder(self, names: Names) -> Finder:
-        return Finder(self.store, self._queue, names.namespace)
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """What a call that does not generate goes by."""
 
-    def _cache(self, prompts: Prompts, matches: Sequence[Match], width: int, repeats: int) -> Any:
-        cache = empty_cache(self.model)
-        shape = next((match.shape for match in matches if match.shape is not None), None)
-        if not width or shape is None:
-            return cache
-        fillings = [
-            Filling(min(pads, width), match.first(width - pads))
-            for pads, match in zip(prompts.pads, matches, strict=True)
+    prompts: Prompts
+    sight: Sighting
+    names: Names
+    finder: Finder
+    matches: Sequence[Match]
+
+    def rows(self, width: int | None = None) -> list[Filled]:
+        """Return the rows of a cache that holds the prompts, or their first `width` slots."""
+        prompts = self.prompts if width is None else self.prompts.first(width)
+        return [
+            Filled(ids, row, pads, match)
+            for row, (ids, pads, match) in enumerate(zip(prompts.rows, prompts.pads, self.matches, strict=True))
+            if len(ids)
         ]
-        return restore(cache, self._family.kept, fillings, shape, self.model.device, repeats=repeats)
-
-    def _keep(
-        self,
-        call: Call,
-        names: Names,
-        matches: Sequence[Match],
-        cache: Any,
-        out: Any,
-        fingerprint: Fingerprint,
-        seconds: float,
-    ) -> None:
-        """Keep what a call left in its cache."""
-        length = cache.get_seq_length()
-        layers = [cache.layers[number] for number in self._family.kept]
-        sequences = out if isinstance(out, Tensor) else out.sequences
-        facts = Facts(self._name, self._storage_dtype, self._private, self._ttl_seconds, seconds / max(1, length))
-        harvest = Harvest()
-        done: set[bytes] = set()
-        for row, match in enumerate(matches):
-            pads = call.prompts.pads[row]
-            for repeat in range(1 if call.beams else call.repeats):
-                at = row * call.repeats + repeat
-                ids = call.prompts.rows[row]
-                if not call.beams:
-                    ids = sequences[at, pads:length].cpu().numpy().astype(np.uint32)
-                if ids.tobytes() in done:
-                    continue
-                done.add(ids.tobytes())
-                stop = pads + len(ids)
-                keys = [layer.keys[at, :, pads:stop] for layer in layers]
-                values = [layer.values[at, :, pads:stop] for layer in layers]
-                path = names.path(ids)
-                known = self._finder(names).there(path.blocks[match.n_blocks :])
-                Cutter(path, match, known, keys, values, facts, harvest).cut()
-        self._offer(harvest, fingerprint)
-
-    def _offer(self, harvest: Harvest, fingerprint: Fingerprint) -> None:
-        def confirm() -> bool:
-            return self._watch.unchanged(fingerprint)
-
-        taken = self._queue.offer(harvest.fresh, confirm=confirm)
-        taken += self._queue.offer(harvest.again, replace=True, confirm=confirm)
-        with self._lock:
-            self.stats.tokens_kept += sum(each.n_tokens for each in (*harvest.fresh, *harvest.again))
-            self.stats.worst_error = max(self.stats.worst_error, harvest.worst_error)
-
-    def _count(self, prompts: Prompts, matches: Sequence[Match], width: int) -> None:
-        with self._lock:
-            self.stats.tokens_asked += sum(map(len, prompts.rows))
-            self.stats.tokens_reused += sum(max(0, width - pads) for pads in prompts.pads)
-        if not width:
-            for match in matches:
-                key = match.path.blocks[0] if match.path.blocks else match.path.slot(0)
-                self.store.events.miss(match.path.names.namespace, key or b"", MissReason.ABSENT)
-
-    def _pass_on(self, reason: str) -> None:
-        with self._lock:
-            self.stats.passed_on[reason] += 1
-        self.store.events.warn_once(f"kv {reason}", "lmstash: %s: generated without kept KV: %s", self._name, reason)
-
-
-def _restorable(prompts: Prompts, matches: Sequence[Match]) -> int:
-    """Return how many slots of every row can be restored: one at least must be left to feed."""
-    reach = min(pads + match.n_tokens for pads, match in zip(prompts.pads, matches, strict=True))
-    reach = min(reach, prompts.width - 1)
-    return reach if reach > min(prompts.pads) else 0

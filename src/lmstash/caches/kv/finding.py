@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +14,7 @@ from lmstash.caches.writing import WriteBehind
 from lmstash.events import MissReason
 from lmstash.identity.chain import BLOCK_TOKENS
 from lmstash.store.base import Entry, Store
+from lmstash.store.loans import Loan, borrow_many
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +72,22 @@ class Match:
 class Finder:
     """Looks for prompts in one store, and in what is on its way there. Used by one thread, for one call."""
 
-    def __init__(self, store: Store, queue: WriteBehind, namespace: str) -> None:
-        """Take where to look."""
+    def __init__(self, store: Store, queue: WriteBehind, namespace: str, *, lent: bool = False) -> None:
+        """Take where to look.
+
+        Args:
+            store: Where KV is kept.
+            queue: What is on its way there.
+            namespace: Of the entries.
+            lent: Spans may lie in memory of the store, to be copied at once, and `checks` are still to be asked.
+        """
         self._store = store
         self._queue = queue
         self._namespace = namespace
         self._pieces: dict[bytes, Piece | None] = {}
+        self._lent = lent
+        self.checks: list[Callable[[], bool]] = []
+        """Tell whether what was found is undamaged."""
 
     def find(self, paths: Sequence[Path]) -> list[Match]:
         """Return what is kept of each prompt. One look-up for all, then the payloads of what is there are read.
@@ -92,15 +103,16 @@ class Finder:
             match.n_blocks = next((n for n, key in enumerate(path.blocks) if key not in there), len(path.blocks))
             for block in range(match.n_blocks):
                 wanted[path.blocks[block]] = path.parent(block)
-            slot = path.slot(match.n_blocks)
-            slots.append((match.n_blocks, slot))
-            if slot is not None:
-                wanted[slot] = path.parent(match.n_blocks)
+            slots.append((match.n_blocks, path.slot(match.n_blocks)))
+        taken = self.there([slot for _, slot in slots if slot is not None])
+        for match, (block, slot) in zip(matches, slots, strict=True):
+            if slot in taken:
+                wanted[slot] = match.path.parent(block)
         self._fetch(wanted)
         self._fetch({piece.base: piece.parent for piece in self._pieces.values() if piece is not None and piece.base})
         for match, (block, slot) in zip(matches, slots, strict=True):
             self._take_blocks(match)
-            if slot is not None and match.n_blocks == block:
+            if slot in wanted and match.n_blocks == block:
                 self._take_slot(match, slot)
         return matches
 
@@ -112,24 +124,33 @@ class Finder:
         waits, kept = self._queue.waits(asked), self._store.contains_many(asked)
         return {key for key, one, other in zip(asked, waits, kept, strict=True) if one or other}
 
+    def fetch(self, key: bytes) -> Entry | None:
+        """Return one entry that is kept, or about to be, in memory of its own."""
+        return self._queue.waiting([key])[0] or self._store.fetch_many([key])[0]
+
     def _fetch(self, wanted: dict[bytes, bytes]) -> None:
         """Read entries, each of which must follow the block whose key is beside its own."""
         keys = [key for key in wanted if key not in self._pieces]
         if not keys:
             return
-        entries = dict(zip(keys, self._queue.waiting(keys), strict=True))
-        asked = [key for key in keys if entries[key] is None]
-        entries.update(zip(asked, self._store.fetch_many(asked), strict=True))
-        for key, entry in entries.items():
-            self._pieces[key] = self._checked(entry, key, wanted[key])
+        for key, entry in zip(keys, self._queue.waiting(keys), strict=True):
+            if entry is not None:
+                self._pieces[key] = decode_piece(entry, key, wanted[key])
+        asked = [key for key in keys if key not in self._pieces]
+        for key, loan in zip(asked, self._borrow(asked), strict=True):
+            piece = None if loan is None else decode_piece(loan.entry, key, wanted[key])
+            self._pieces[key] = piece
+            if loan is None:
+                continue
+            if piece is None and (loan.check is None or loan.check()):
+                self._store.events.miss(self._namespace, key, MissReason.MISMATCH)
+            elif piece is not None and loan.check is not None:
+                self.checks.append(loan.check)
 
-    def _checked(self, entry: Entry | None, key: bytes, parent: bytes) -> Piece | None:
-        if entry is None:
-            return None
-        piece = decode_piece(entry, key, parent)
-        if piece is None:
-            self._store.events.miss(self._namespace, key, MissReason.MISMATCH)
-        return piece
+    def _borrow(self, keys: Sequence[bytes]) -> list[Loan | None]:
+        if self._lent:
+            return borrow_many(self._store, keys)
+        return [None if entry is None else Loan(entry) for entry in self._store.fetch_many(keys)]
 
     def _take_blocks(self, match: Match) -> None:
         path = match.path
