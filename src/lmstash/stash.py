@@ -22,8 +22,8 @@ from lmstash.unset import UNSET
 if TYPE_CHECKING:
     from lmstash.caches.activations.cache import Activations
     from lmstash.caches.kv.cache import KV
-    from lmstash.caches.writing import WriteBehind
     from lmstash.caches.logprobs.cache import Logprobs
+    from lmstash.caches.writing import WriteBehind
 
 
 class Stash:
