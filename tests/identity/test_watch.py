@@ -1,5 +1,7 @@
+import gc
 import threading
 import time
+import weakref
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from lmstash.errors import UnsupportedModelError
 from lmstash.identity import watch as watch_module
 from lmstash.identity.model import fingerprint_model
 from lmstash.identity.probe import Probe
-from lmstash.identity.watch import ModelWatch
+from lmstash.identity.watch import ModelWatch, watch_model
 
 
 def add_in_place(model):
@@ -387,3 +389,45 @@ def test_a_probe_tells_tensors_of_equal_bytes_but_other_type_or_shape_apart():
     assert probe.holds()
     tensors["square"][1, 1] = 1
     assert not probe.holds()
+
+
+# --- one watch for the caches of one model ----------------------------------------------------------------------------
+
+
+def test_caches_of_one_model_share_a_watch(build_llama):
+    model = build_llama()
+    watch = watch_model(model)
+    assert watch_model(model) is watch
+    assert watch_model(model, variant="mine") is not watch
+    assert watch_model(model, strict_numerics=True) is not watch
+
+
+def test_a_shared_watch_sees_what_changed_before_it_was_asked_for_again(build_llama, monkeypatch):
+    model = build_llama()
+    monkeypatch.setattr(watch_module, "WHOLE_BYTES", 0)  # as if the model were large
+    watch = watch_model(model)
+    before = watch.fingerprint
+    edit_data(model)
+    assert watch_model(model) is watch
+    assert watch.fingerprint != before
+    assert watch.fingerprint == fingerprint_model(model)
+
+
+def test_who_vouches_for_a_model_does_so_from_then_on(build_llama):
+    model = build_llama()
+    first = watch_model(model, assume_frozen=True)
+    edit_data(model)
+    second = watch_model(model, assume_frozen=True)
+    assert first.refresh() != second.refresh() == fingerprint_model(model)
+
+
+def test_a_model_goes_with_its_last_cache(build_llama):
+    model = build_llama()
+    watch, gone, name = watch_model(model), weakref.ref(model), (id(model), None, False)
+    del model
+    gc.collect()
+    assert gone() is not None
+    del watch
+    gc.collect()
+    assert gone() is None
+    assert name not in watch_module._watches

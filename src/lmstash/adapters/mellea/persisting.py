@@ -9,7 +9,7 @@ import torch
 
 from lmstash.codecs.records import decode_record, encode_record
 from lmstash.errors import FormatError, LmstashError
-from lmstash.identity.watch import ModelWatch
+from lmstash.identity.watch import watch_model
 from lmstash.stash import Stash
 
 _FORM = 1
@@ -30,7 +30,7 @@ class Shelf:
         """Fingerprint `model`, which is looked at again at each call: what another model left is never served."""
         self._stash = stash
         self._model = model
-        self._watch = ModelWatch(model)
+        self._watch = watch_model(model)
 
     def put(self, key: str, value: Any) -> None:
         """Keep `value`, if it is of a kind that can be restored as it was."""

@@ -97,10 +97,10 @@ class Activations:
             self._watch = None
             self._digest = _vouched(extractor.fingerprint, variant)
         else:
-            from lmstash.identity.watch import ModelWatch
+            from lmstash.identity.watch import watch_model
 
             self._source = ModelSource(model)
-            self._watch = ModelWatch(
+            self._watch = watch_model(
                 model, variant=variant, strict_numerics=strict_numerics, assume_frozen=assume_frozen
             )
             self._digest = self._watch.fingerprint.digest

@@ -24,7 +24,7 @@ from lmstash.caches.logprobs.shelf import Owner
 from lmstash.caches.models import describe_model
 from lmstash.errors import InvalidArgumentError
 from lmstash.identity.tokens import TokenIds, token_bytes
-from lmstash.identity.watch import ModelWatch
+from lmstash.identity.watch import watch_model
 from lmstash.settings import parse_bytes
 from lmstash.store.base import Store
 
@@ -87,7 +87,7 @@ class Logprobs:
             raise InvalidArgumentError("a budget of RAM is a number of bytes, not unlimited")
         self._budgets = Budgets(*[int(each or 0) for each in sizes])
         self._salt, self._private, self._ttl_seconds = salt, private, ttl_seconds
-        self._watch = ModelWatch(model, variant=variant, strict_numerics=strict_numerics, assume_frozen=assume_frozen)
+        self._watch = watch_model(model, variant=variant, strict_numerics=strict_numerics, assume_frozen=assume_frozen)
         self._lock = threading.RLock()
         self._saver = _Saver()
         # Not by the finalizer: the store, which closes when the process ends, may have been opened after the first one.
