@@ -2,7 +2,8 @@
 
 The workload is that of `../shared/data/smc`: SmolLM2, 32 particles x 30 steps after the first 200 tokens of its prompt,
 resampled every 5 steps. Its `reference` computes each distinct context once, with one KV row for each and one token a
-pass. genlm-backend 0.3.1, as it comes, keeps no KV: it runs two steps and is scaled up by the tokens that it would feed.
+pass. genlm-backend 0.3.1, as it comes, keeps no KV: it runs two steps and is scaled up by the tokens that it would have
+to feed.
 
 Seconds are of the processor, all threads, with one torch thread; lmstash's include looking whether the model changed.
 """

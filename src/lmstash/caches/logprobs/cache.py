@@ -198,7 +198,8 @@ class Logprobs:
     def clear(self) -> None:
         """Forget what is in RAM; what is in the store stays."""
         with self._lock:
-            self._digest, self._engine = b"", None
+            self._saver.flush()
+            self._let_go()
 
     def flush(self) -> None:
         """Save what was computed and is held back (see `Publisher`); does nothing in a forked child."""
@@ -214,13 +215,18 @@ class Logprobs:
         with self._lock:
             return self._now().rows(datas)
 
+    def _let_go(self) -> None:
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.let_go()
+
     def _now(self) -> Engine:
         """Return what is known of the model as it is now: nothing, if it has changed."""
         found = self._watch.recognise()
         if self._engine is not None and found.digest == self._digest:
             return self._engine
         self._saver.drop()
-        self._engine = None  # what it holds goes first
+        self._let_go()  # what it holds goes first
         model = LanguageModel(self._model)
         owner = Owner(self.store, found.digest, model.name, self._salt, self._private, self._ttl_seconds)
         watch, store = self._watch, self.store  # not `self`, which must be free to go

@@ -19,16 +19,14 @@ from lmstash.caches.activations.prompts import check_vocabulary
 from lmstash.caches.activations.publish import Publisher
 from lmstash.caches.logprobs.feeding import Feeder
 from lmstash.caches.logprobs.forms import form_named
-from lmstash.caches.logprobs.index import Index
+from lmstash.caches.logprobs.index import ContextIndex
 from lmstash.caches.logprobs.kv_form import SlotPool
 from lmstash.caches.logprobs.language_model import LanguageModel, Reuse
 from lmstash.caches.logprobs.shelf import Owner, Shelf
 from lmstash.caches.logprobs.slab import Slab
 from lmstash.errors import InvalidArgumentError
 from lmstash.identity.chain import BLOCK_TOKENS
-from lmstash.prefix.points import PointKind
-from lmstash.prefix.spans import SpanKind
-from lmstash.prefix.tree import Handle
+from lmstash.prefix.tree import Handle, PointKind, SpanKind
 
 ROW = "row"
 """The kind of point that is an exact row in RAM."""
@@ -83,7 +81,7 @@ class Engine:
         span: SpanKind | None = None
         if pool is not None:
             span = SpanKind(pool.form.token_bytes, pool.capacity * pool.form.token_bytes, pool.give_back)
-        self.index = Index(points, span)
+        self.index = ContextIndex(points, span)
         self.feeder = Feeder(model, self.index, pool, budgets.kv_bytes // 2)
         self._seconds = 0.0
         """What one context took to compute, lately."""
@@ -92,6 +90,13 @@ class Engine:
     def held_bytes(self) -> int:
         """RAM taken."""
         return self._rows.held_bytes + self._answers.held_bytes + self.feeder.held_bytes
+
+    def let_go(self) -> None:
+        """Free the memory: handles may keep the index alive, and with it whatever it tells of evictions."""
+        self.index.clear()
+        self._rows.close()
+        self._answers.close()
+        self.feeder.close()
 
     def rows(self, contexts: Sequence[bytes]) -> Tensor:
         """Return log-probabilities after each context, `[n, vocabulary]` float32, computing what is not known.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lmstash.caches.activations.batching import ACCELERATOR_BATCH_TOKENS, BATCH_TOKENS
-from lmstash.caches.logprobs.index import Index
+from lmstash.caches.logprobs.index import ContextIndex
 from lmstash.caches.logprobs.kv_form import SlotPool
 from lmstash.caches.logprobs.language_model import LanguageModel, Reuse
 from lmstash.caches.logprobs.plan import Feed, plan
@@ -33,7 +33,7 @@ class Feeder:
     which the next one goes on from without a copy where it asks for children of the same contexts.
     """
 
-    def __init__(self, model: LanguageModel, index: Index, pool: SlotPool | None, batch_bytes: int) -> None:
+    def __init__(self, model: LanguageModel, index: ContextIndex, pool: SlotPool | None, batch_bytes: int) -> None:
         """Compute with `model`.
 
         Args:
@@ -97,6 +97,12 @@ class Feeder:
         finally:
             handle.release()
             self._let_go()
+
+    def close(self) -> None:
+        """Free the memory of KV."""
+        self.forget()
+        if self._pool is not None:
+            self._pool.close()
 
     def forget(self) -> None:
         """Let go of the last batch."""

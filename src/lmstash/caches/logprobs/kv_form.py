@@ -123,6 +123,11 @@ class SlotPool:
         """Take slots that nobody needs any more."""
         self._free.extend(slots)
 
+    def close(self) -> None:
+        """Free the memory; nothing can be taken any more."""
+        self.capacity = self._fresh = 0
+        self._slabs, self._free = [], array("I")
+
     def write(self, slots: array[int], rows: Sequence[Tensor]) -> None:
         """Copy KV into slots; `rows` for each plane are `[members, heads, n_tokens, width]`."""
         for slab, inside, where in self._runs(slots):

@@ -51,6 +51,11 @@ class Slab:
         """Take slots that nobody needs any more."""
         self._free.extend(slots)
 
+    def close(self) -> None:
+        """Free the memory; nothing can be put or read any more."""
+        self.capacity = self._fresh = 0
+        self._values = zeros((0, self.n_bytes), torch.uint8, "cpu")
+
     def read(self, slots: Sequence[int], dtype: torch.dtype = torch.uint8) -> Tensor:
         """Return copies of values, `[n, n_bytes / itemsize]`."""
         values = self._values.view(dtype)
