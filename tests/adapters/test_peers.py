@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("peer", ["genlm", "mellea"])
 def test_with_the_peer_itself(peer: str) -> None:
     folder = ROOT / ".cache/peers" / peer
@@ -21,10 +22,10 @@ def test_with_the_peer_itself(peer: str) -> None:
         pytest.skip(f"{folder} is not there: python benchmarks/peers.py {peer}")
     if Path(sys.prefix).resolve() == folder.resolve():
         pytest.skip("runs inside the peer's environment already")
-    file = ROOT / f"tests/adapters/{peer}/test_with_{peer}.py"
-    command = [folder / "bin/python", "-m", "pytest", "-q", "-p", "no:cacheprovider", file]
+    tests = ROOT / "tests/adapters" / peer
+    command = [folder / "bin/python", "-m", "pytest", "-q", "-p", "no:cacheprovider", tests]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=280)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=590)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|skipped)", done.stdout)}
     assert counts.get("passed", 0) > counts.get("skipped", 0), done.stdout[-2000:]

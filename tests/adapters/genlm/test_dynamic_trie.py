@@ -135,6 +135,25 @@ def test_kv_of_numpy_is_cut_and_owned_too():
     assert np.array_equal(kept, whole[:, :, :, 1:2])
 
 
+def test_kv_of_mlx_is_cut_and_owned_too():
+    mx = pytest.importorskip("mlx.core", reason="needs mlx: pip install 'mlx[cpu]'")
+    root, row = DynamicTokenTrie(), mx.random.normal((7,))
+    whole = mx.random.normal((2, 8, 4, 500, 64))
+    expected = whole[:, :, :, 1:2] + 0
+    mx.eval(whole, expected, row)
+    assert DynamicTokenTrie(row).logprobs is row
+    last = root.extend_cache(0, list(range(500)), row, whole)
+    assert mx.array_equal(root.get_token(0).get_token(1).past_key_values, expected)
+    row[0] = 1000.0
+    assert float(last.logprobs[0]) != 1000.0
+    held = mx.get_active_memory()
+    n_bytes = whole.nbytes
+    del whole
+    assert held - mx.get_active_memory() >= n_bytes
+    root.evict_lru_kv(1)
+    assert held - mx.get_active_memory() >= 1.9 * n_bytes
+
+
 def test_what_callers_write_to_does_not_reach_the_tree():
     root, kv, row = DynamicTokenTrie(), kv_of(1), torch.rand(5)
     node = root.add_token(1, row, kv)

@@ -162,6 +162,31 @@ def test_attaching_twice_or_to_something_else_is_refused(backend):
         attach(object(), Stash(MemoryStore()))
 
 
+def test_a_stash_that_is_closed_costs_the_reuse_and_nothing_else(backend, fed, tmp_path):
+    plain = ask(backend, QUESTIONS[0]).value
+    stash = lmstash.open(tmp_path)
+    attach(backend, stash)
+    assert ask(backend, QUESTIONS[0]).value == plain
+    stash.close()
+    assert ask(backend, QUESTIONS[0]).value == plain
+
+
+def test_a_model_that_can_no_longer_be_identified_is_generated_with_as_before(backend, fed, caplog):
+    plain = ask(backend, QUESTIONS[0]).value
+    with attach(backend, Stash(MemoryStore())) as attachment:
+        ask(backend, QUESTIONS[0])
+        attachment.kv.flush()  # what is not written yet when the model changes is dropped
+        handle = backend._model.register_forward_hook(lambda *_: None)
+        try:
+            found, lengths = fed.of(lambda: ask(backend, QUESTIONS[0]).value)
+        finally:
+            handle.remove()
+        assert (found, lengths[0] > 100) == (plain, True)
+        assert "forward hook" in caplog.text
+        assert fed.of(lambda: ask(backend, QUESTIONS[0]))[1] == []
+        assert attachment.kv.stats.calls == 3
+
+
 class Answer(pydantic.BaseModel):
     kept: bool
 

@@ -114,7 +114,7 @@ class AsyncTransformer(_Released):
         loop = asyncio.get_running_loop()
         joiner = self._joiners.get(loop)
         if joiner is None:
-            joiner = self._joiners[loop] = Joiner(loop, self._answer)
+            joiner = self._joiners[loop] = Joiner(self._answer)
         return joiner
 
     @torch.no_grad()

@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lmstash.adapters.genlm.arrays import is_array, owned
+from lmstash.adapters.genlm.arrays import is_array, owned, token_slices
 from lmstash.adapters.genlm.recency import Children, Recency, kept_in_books, new_mark, now
 from lmstash.adapters.genlm.token_trie import TokenTrie, nodes_of
 
@@ -123,7 +123,7 @@ class DynamicTokenTrie(TokenTrie):
 
         A child that is there keeps what it has; its logprobs and KV are filled in where it has none.
         """
-        child = self._add(token_id, past_key_values)
+        child = self._add(token_id, owned(past_key_values))
         if child.logprobs is None:
             child.logprobs = owned(logprobs)
         child._touched(now())
@@ -149,11 +149,10 @@ class DynamicTokenTrie(TokenTrie):
             The last node.
         """
         tokens = token_ids[next_token_index:]
-        n_kv = 0 if kv is None else kv.shape[3] if hasattr(kv, "shape") else len(tokens)
+        slices = [] if kv is None else token_slices(kv, len(tokens))
         node = self
         for index, token_id in enumerate(tokens):
-            piece = None if kv is None or index >= n_kv else kv[:, :, :, index : index + 1, :]
-            node = node._add(token_id, piece)
+            node = node._add(token_id, slices[index] if index < len(slices) else None)
         if node is not self:
             node._touched(now(), len(tokens))
         if node.logprobs is None:
@@ -216,7 +215,7 @@ class DynamicTokenTrie(TokenTrie):
         return n_cleared
 
     def _add(self, token_id: Any, past_key_values: Any) -> DynamicTokenTrie:
-        """Return the child under `token_id`, made when there is none, with a copy of the KV. A touch must follow."""
+        """Return the child under `token_id`, made when there is none, with KV that nobody else holds. Touch it next."""
         child = self._children.get(token_id)
         if child is None:
             child = DynamicTokenTrie(self)
@@ -225,7 +224,7 @@ class DynamicTokenTrie(TokenTrie):
             child._counted = recency.counted if recency is not None else 0
             dict.__setitem__(self._children, token_id, child)
         if past_key_values is not None and child._kv is None:
-            child._kv = owned(past_key_values)
+            child._kv = past_key_values
             recency = self._recency()
             if recency is not None:
                 recency.n_kv += 1

@@ -24,19 +24,19 @@ class Abandoned(RuntimeError):
 class Joiner:
     """The questions of one event loop; to be used on its thread only."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, answer: Answer) -> None:
-        """Have questions answered by `answer`."""
-        self._loop = loop
+    def __init__(self, answer: Answer) -> None:
+        """Have questions answered by `answer`. Holds no reference to the loop, which may be over before this is."""
         self._answer = answer
         self._waiting: list[tuple[str | None, Sequence[Sequence[int]], asyncio.Future[Any]]] = []
         self._passes = 0
 
     async def ask(self, name: str | None, contexts: Sequence[Sequence[int]]) -> Any:
         """Return rows `[n, vocab]`, the caller's own. A caller that is cancelled meanwhile disturbs no other."""
-        future = self._loop.create_future()
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
         if not self._waiting:
             self._passes = 0
-            self._loop.call_soon(self._look, 0)
+            loop.call_soon(self._look, 0)
         self._waiting.append((name, contexts, future))
         return await future
 
@@ -52,7 +52,7 @@ class Joiner:
             return
         self._passes += 1
         if len(self._waiting) != n_seen and self._passes < _PASSES:
-            self._loop.call_soon(self._look, len(self._waiting))
+            asyncio.get_running_loop().call_soon(self._look, len(self._waiting))
             return
         waiting, self._waiting = self._waiting, []
         for name in dict.fromkeys(name for name, _, _ in waiting):

@@ -69,9 +69,9 @@ class SimpleLRUCache(Cache):
 
 def _join_mellea() -> None:
     """Let `isinstance(cache, mellea.backends.cache.Cache)` hold where mellea is installed (imports it: a second)."""
-    if importlib.util.find_spec("mellea") is None:
-        return
     try:
+        if importlib.util.find_spec("mellea") is None:
+            return
         from mellea.backends import cache as theirs  # pyright: ignore[reportMissingImports]
     except Exception:  # a broken installation of theirs is not ours to report
         return
