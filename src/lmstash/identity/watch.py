@@ -236,8 +236,7 @@ def watch_model(
     So that each further cache of a model costs its bytes at 17 GB/s instead of a new fingerprint. Whoever vouches for a
     frozen model does so from now on, and gets a watch of their own.
 
-    Args:
-        model: As `ModelWatch` takes it; so are the others.
+    Takes what `ModelWatch` takes.
 
     Raises:
         UnsupportedModelError: As `ModelWatch`.
