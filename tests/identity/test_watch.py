@@ -1,4 +1,6 @@
 import gc
+import os
+import signal
 import threading
 import time
 import weakref
@@ -431,3 +433,18 @@ def test_a_model_goes_with_its_last_cache(build_llama):
     gc.collect()
     assert gone() is None
     assert name not in watch_module._watches
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_does_not_wait_for_a_thread_it_does_not_have(build_llama):
+    watch = ModelWatch(build_llama())
+    with watch._lock, watch._probing:
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            answered = []
+            thread = threading.Thread(target=lambda: answered.append(watch.unchanged()))
+            thread.start()
+            thread.join()
+            os._exit(0 if answered == [True] else 1)
+    assert os.waitpid(child, 0)[1] == 0

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 WHOLE_BYTES = 2**20
 """Weights on the CPU up to this size are read wholly."""
 _MAX_CONTAINERS = 100_000
+_random = random.Random()
+"""Of our own: the program's stream of random numbers stays as it is."""
 
 
 class Glance:
@@ -123,7 +125,7 @@ class Glance:
                 continue
             if len(memory) % 8 == 0:
                 memory = memory.cast("Q")  # a change of a number may leave one of its bytes as it was
-            yield memory, random.randrange(len(memory))
+            yield memory, _random.randrange(len(memory))
 
     def _read(self) -> list[int]:
         """Read the words drawn. Only while addresses are as they were: the memory is the tensors'."""

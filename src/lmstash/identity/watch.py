@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from lmstash.errors import UnsupportedModelError
+from lmstash.forks import renew_after_fork
 from lmstash.identity.fingerprint import Fingerprint
 from lmstash.identity.model import Reading, read_model
 
@@ -67,6 +68,7 @@ class ModelWatch:
         self._glance: Glance | None = None
         self._due = 0.0
         """When the next whole look is due, by the monotonic clock."""
+        renew_after_fork(self, _lock=threading.RLock, _probing=threading.Lock)
         with self._lock:
             self._read()
 
