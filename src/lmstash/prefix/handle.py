@@ -231,12 +231,9 @@ class Handle:
             above = node.parent
             if above is None:
                 break
-            node.refs -= 1
-            node.locks -= self._pins
             above.refs += 1
             self._node = above
-            if not (node.refs or node.children):
-                self._index.trim((node,))
+            self._index.leave(node, self._pins)
             node = above
         return node
 

@@ -131,11 +131,17 @@ class Index:
         dropped = self.dropped
         while dropped:
             node, pins = dropped.popleft()
-            node.refs -= 1
             if pins:
                 self.unpin(node, pins)
-            if not (node.refs or node.children):
-                self.trim((node,))
+            self.leave(node)
+
+    def leave(self, node: Node, pins: int = 0) -> None:
+        """Take back one reference from `node`, and pins that still hold those above it."""
+        node.refs -= 1
+        if pins:
+            self._unlock(node, pins)
+        if not (node.refs or node.children):
+            self.trim((node,))
 
     def pin(self, node: Node) -> None:
         """Protect the slots of `node` and before it. Costs a step for each node on the way."""
@@ -148,13 +154,16 @@ class Index:
         """Undo `pin`, `pins` times."""
         above: Node | None = node
         while above is not None:
-            above.locks -= pins
-            if not above.locks:
-                if self.spans is not None:
-                    self.spans.unlocked(above)
-                if isinstance(above, Root) and above.detached:
-                    self.clear(above)
+            self._unlock(above, pins)
             above = above.parent
+
+    def _unlock(self, node: Node, pins: int) -> None:
+        node.locks -= pins
+        if not node.locks:
+            if self.spans is not None:
+                self.spans.unlocked(node)
+            if isinstance(node, Root) and node.detached:
+                self.clear(node)
 
     # --- telling ---------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 So a new process finds what an old one kept. The look-up goes forward in windows that grow: a prompt of which nothing is
 kept costs a few hashes however long it is, and one that is kept whole costs its hashes and a handful of index queries.
+It ends with the first window that has a hole and nothing behind it.
 Blocks may be missing in between (eviction prefers ends, but does not promise it), so presence is never inferred from a
 later block; what is there behind a hole is reported too, for whoever can fill the hole.
 
@@ -81,8 +82,8 @@ def find_kept_many(
 ) -> list[KeptPrefix]:
     """Say how far the blocks of each prompt are kept.
 
-    Reads the store's index and the headers of tails. Counts as no use. Costs about 3 us for each block that is kept
-    or in the first window without any, and a query for each window, whatever the number of prompts.
+    Reads the store's index and the headers of tails. Counts as no use. Costs about 3 us for each block looked for,
+    which are those that are kept and at most four times as many, and a query for each window for all prompts together.
 
     Args:
         store: Where to look.
@@ -114,7 +115,8 @@ def find_kept_many(
             seen, keys = present[number], out[number].keys
             found = [wanted[key] for key in keys[len(seen) :]]
             seen.extend(found)
-            if any(found) and len(seen) < len(datas[number]) // _BLOCK_BYTES:
+            goes_on = False not in found or True in found[found.index(False) :]
+            if goes_on and len(seen) < len(datas[number]) // _BLOCK_BYTES:
                 more.append(number)
         asked = more
         window = min(window * _GROWTH, _LAST_WINDOW)

@@ -29,7 +29,7 @@ class SpanKind:
 
 
 class Spans:
-    """The slots of all nodes and namespaces."""
+    """The slots of all nodes and namespaces. A use inside an edge counts for the whole edge."""
 
     __slots__ = ("capacity", "freed", "held", "kind", "recency")
 
