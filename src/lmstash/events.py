@@ -53,6 +53,8 @@ class DropReason(StrEnum):
     """Caching is switched off, or the limit is 0."""
     MODEL_CHANGED = "model_changed"
     """The model changed while the value was computed."""
+    BUSY = "busy"
+    """More was computed than could be written meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)

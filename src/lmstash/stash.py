@@ -20,6 +20,8 @@ from lmstash.unset import UNSET
 
 if TYPE_CHECKING:
     from lmstash.caches.activations.cache import Activations
+    from lmstash.caches.kv.cache import KV
+    from lmstash.caches.writing import WriteBehind
 
 
 class Stash:
@@ -47,6 +49,7 @@ class Stash:
         self.private = private
         self.salt = salt
         self.tensors = Tensors(self)
+        self._queue: WriteBehind | None = None
 
     def activations(self, model: Any = None, tokenizer: Any = None, **options: Any) -> Activations:
         """Return the activations cache of `model`.
@@ -61,6 +64,27 @@ class Stash:
 
         defaults = {"salt": self.salt, "private": self.private, "ttl_seconds": self.ttl_seconds}
         return Activations(self.store, model, tokenizer, **(defaults | options))
+
+    def kv(self, model: Any, **options: Any) -> KV:
+        """Return the KV cache of `model`: its `generate(...)` feeds only what is not kept of a prompt.
+
+        Args:
+            model: A transformers model with `generate`, in evaluation mode.
+            **options: `variant=`, `strict_numerics=`, `assume_frozen=`, `storage_dtype=`: see `lmstash.caches.kv.KV`.
+        """
+        from lmstash.caches.kv.cache import KV
+
+        defaults = {"salt": self.salt, "private": self.private, "ttl_seconds": self.ttl_seconds}
+        return KV(self.store, model, queue=self.writes, **(defaults | options))
+
+    @property
+    def writes(self) -> WriteBehind:
+        """The queue through which caches write what is not waited for; `flush` and `close` empty it first."""
+        if self._queue is None:
+            from lmstash.caches.writing import WriteBehind
+
+            self._queue = WriteBehind(self.store)
+        return self._queue
 
     @property
     def stats(self) -> Stats:
@@ -130,11 +154,15 @@ class Stash:
         return self.store.clear()
 
     def flush(self) -> None:
-        """Return once everything put so far would survive a power loss."""
+        """Return once everything put or computed so far would survive a power loss."""
+        if self._queue is not None:
+            self._queue.flush()
         self.store.flush()
 
     def close(self) -> None:
         """Flush, and let go of files."""
+        if self._queue is not None:
+            self._queue.flush()
         self.store.close()
 
     def __enter__(self) -> Self:
