@@ -217,6 +217,13 @@ class EventLog:
             stats.bytes_read += nbytes
             stats.seconds_saved += seconds_saved
 
+    def partial_hit(self, namespace: str, key: bytes, n_tokens: int, n_tokens_asked: int) -> None:
+        """Count a prompt of which the beginning was served."""
+        with self._lock:
+            self.stats.partial_hits += 1
+        if self._listeners:
+            self.tell(PartialHit(namespace, key, n_tokens, n_tokens_asked))
+
     def miss(self, namespace: str, key: bytes, reason: MissReason) -> None:
         """Count one look-up that gave nothing."""
         with self._lock:

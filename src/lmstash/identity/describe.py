@@ -39,7 +39,8 @@ _EXACT: dict[type, Callable[[Any], Component]] = {
     int: int.__index__,
     float: float.__float__,
 }
-_TENSOR_MARKS = frozenset({"_is_hf_initialized", "_is_buffer", "persistent"})  # set by loading and registering
+TENSOR_MARKS = frozenset({"_is_hf_initialized", "_is_buffer", "persistent"})
+"""What loading and registering leave on a tensor, without meaning."""
 _TORCH_NAMES = frozenset({"dtype", "layout", "memory_format", "qscheme"})
 
 
@@ -128,7 +129,7 @@ class Describer:
         while self.tensors.get(path, tensor) is not tensor:
             path += "'"
         self.tensors[path] = tensor
-        extra = {name: each for name, each in vars(tensor).items() if name not in _TENSOR_MARKS}
+        extra = {name: each for name, each in vars(tensor).items() if name not in TENSOR_MARKS}
         if extra and id(tensor) not in self._seen:
             self._see(tensor, path)
             return ["tensor at", path, self.value(extra, path)]

@@ -96,19 +96,23 @@ class Probe:
             out[name] = xxhash.xxh3_128_digest(held + repr(form).encode())
         return out
 
-    def holds(self, budget_bytes: int | None = None) -> bool:
+    def holds(self, budget_bytes: int | None = None, *, n_threads: int | None = None) -> bool:
         """Return whether the bytes are those of the last `whole`.
 
-        With a budget, and more bytes than that on the CPU, pieces of these are drawn at random. What lies on another
-        device is always read wholly. Costs nbytes / 17 GB/s on the CPU once warm; on an H100 0.8 ms
-        and nbytes / 2.6 TB/s where Triton works, nbytes / 60 GB/s where it does not.
+        With a budget, and more bytes than that on the CPU, pieces of these are drawn at random (none for a budget of
+        0). What lies on another device is always read wholly. `n_threads=1` leaves the other cores alone. Costs
+        nbytes / 17 GB/s on the CPU once warm; on an H100 0.8 ms and nbytes / 2.6 TB/s where Triton works, nbytes / 60
+        GB/s where it does not.
         """
         if self._take() != self._device_sums:
             return False
         order = list(range(len(self._pieces)))
         if budget_bytes is not None and self._host_bytes > budget_bytes:
-            order = random.sample(order, max(1, len(order) * budget_bytes // self._host_bytes))
-        return parallel([self._pieces[each] for each in order]) == [self._sums[each] for each in order]
+            share = max(1, len(order) * budget_bytes // self._host_bytes) if budget_bytes else 0
+            order = random.sample(order, share)
+        pieces = [self._pieces[each] for each in order]
+        sums = [piece() for piece in pieces] if n_threads == 1 else parallel(pieces)
+        return sums == [self._sums[each] for each in order]
 
     def _take(self) -> dict[str, bytes]:
         return {name: held for names, sums in self._devices for name, held in zip(names, sums.take(), strict=True)}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmstash.errors import UnsupportedModelError
 from lmstash.identity.code import CodeGraph
-from lmstash.identity.describe import IMMUTABLE, Describer
+from lmstash.identity.describe import IMMUTABLE, TENSOR_MARKS, Describer
 from lmstash.identity.encoding import Component, encode
 from lmstash.identity.numerics import device_types, environment, numerics
 
@@ -157,7 +157,7 @@ def stamp(model: torch.nn.Module, outside: Mapping[str, Any]) -> tuple[list[obje
                 flat.append(each)
                 if tensor is not None:
                     live.append(tensor)
-                    if tensor.__dict__:
+                    if not TENSOR_MARKS.issuperset(tensor.__dict__):
                         flat.append(encode(describer.tensor(tensor, each)))
         for child, inner in state["_modules"].items():
             flat += (child, id(inner))

@@ -7,7 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lmstash.errors import CapacityError, StoreUnavailableError
 from lmstash.events import DropReason, EventLog, MissReason
@@ -26,6 +26,9 @@ from lmstash.store.base import (
     join,
     matches,
 )
+
+if TYPE_CHECKING:
+    from lmstash.store.loans import Loan
 
 ENTRY_OVERHEAD_BYTES = 512
 """What one entry costs in RAM beside its value (objects, dict slot), counted against the limit."""
@@ -94,21 +97,17 @@ class MemoryStore:
         out: list[Entry | None] = []
         for key in keys:
             kept = self._look_up(key)
-            out.append(
-                None
-                if kept is None
-                else Entry(
-                    key=key,
-                    value=memoryview(bytearray(kept.value)),
-                    namespace=kept.namespace,
-                    parent=kept.parent,
-                    compute_seconds=kept.compute_seconds,
-                    n_tokens=kept.n_tokens,
-                    created=kept.created,
-                    expires=kept.expires,
-                    meta_bytes=kept.meta_bytes,
-                )
-            )
+            out.append(None if kept is None else _entry(key, kept, memoryview(bytearray(kept.value))))
+        return out
+
+    def borrow_many(self, keys: Sequence[bytes]) -> list[Loan | None]:
+        """Return values without copying them: see `lmstash.store.loans`."""
+        from lmstash.store.loans import Loan
+
+        out: list[Loan | None] = []
+        for key in keys:
+            kept = self._look_up(key)
+            out.append(None if kept is None else Loan(_entry(key, kept, memoryview(kept.value))))
         return out
 
     def contains(self, key: bytes) -> bool:
@@ -304,3 +303,17 @@ class MemoryStore:
         if self.strict:
             raise CapacityError(f"{write.namespace}: value not kept: {detail}. Raise capacity_bytes= or unpin entries.")
         return False
+
+
+def _entry(key: bytes, kept: _Kept, value: memoryview) -> Entry:
+    return Entry(
+        key=key,
+        value=value,
+        namespace=kept.namespace,
+        parent=kept.parent,
+        compute_seconds=kept.compute_seconds,
+        n_tokens=kept.n_tokens,
+        created=kept.created,
+        expires=kept.expires,
+        meta_bytes=kept.meta_bytes,
+    )

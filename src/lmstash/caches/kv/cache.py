@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,44 +11,36 @@ import torch
 from torch import Tensor
 
 from lmstash.caches.kv.calls import Call, Prompts, read_call, read_prompts
-from lmstash.caches.kv.families import Family, empty_cache, family_of
+from lmstash.caches.kv.clock import PrefillClock
+from lmstash.caches.kv.families import family_of
 from lmstash.caches.kv.finding import Finder, Match
-from lmstash.caches.kv.harvest import Cutter, Facts, Harvest
+from lmstash.caches.kv.guard import Guard, UnverifiedError
+from lmstash.caches.kv.harvest import Facts
+from lmstash.caches.kv.keeping import PATIENCE, Filled, Keeper
 from lmstash.caches.kv.loading import Filling, restore
-from lmstash.caches.kv.naming import Names, Path
+from lmstash.caches.kv.naming import Names, Path, namespace_of
+from lmstash.caches.kv.stats import KVStats
 from lmstash.caches.writing import WriteBehind
 from lmstash.codecs.dtypes import check_storage_dtype
-from lmstash.errors import InvalidArgumentError
+from lmstash.errors import InvalidArgumentError, UnsupportedModelError
 from lmstash.events import MissReason
 from lmstash.identity.fingerprint import Fingerprint
-from lmstash.identity.watch import ModelWatch
+from lmstash.identity.watch import ModelWatch, Sighting
 from lmstash.store.base import Store
-
-
-@dataclass(slots=True)
-class KVStats:
-    """Counters of one `KV` since it was made."""
-
-    calls: int = 0
-    tokens_asked: int = 0
-    """Prompt tokens of all rows."""
-    tokens_reused: int = 0
-    tokens_kept: int = 0
-    """Offered to the store."""
-    passed_on: Counter[str] = field(default_factory=Counter[str])
-    """Calls that were left to the model alone, by reason."""
-    worst_error: float = 0.0
-    """With `storage_dtype`: the largest rounding seen, relative to the largest value of its tensor."""
 
 
 class KV:
     """Generation by one model over one store.
 
-    `kv.generate(...)` is `model.generate(...)`; the model must not be edited while a call runs (what is computed then is
-    not kept). Threads may share it as far as they may share the model. Processes share what is kept, through the store.
+    `kv.generate(...)` is `model.generate(...)`; the model must not be edited while a call runs (what is computed then
+    is not kept). Threads may share it as far as they may share the model. Processes share what is kept, through the
+    store.
 
     A restored prefix continues bit for bit as the live cache would have. Against one uncached pass over everything the
     last bits differ, as they do whenever a prompt is computed in two pieces.
+
+    Attributes:
+        stats: Counters: tokens asked and reused, calls left to the model alone by reason, and so on.
     """
 
     def __init__(
@@ -69,6 +58,9 @@ class KV:
         ttl_seconds: float | None = None,
     ) -> None:
         """Fingerprint the model (reads every weight once).
+
+        A model whose KV cannot be served safely is taken all the same: `reason` says why, and calls go to it as they
+        are.
 
         Args:
             store: Where KV is kept.
@@ -93,47 +85,124 @@ class KV:
         self._queue = queue if queue is not None else WriteBehind(store)
         self._watch = ModelWatch(model, variant=variant, strict_numerics=strict_numerics, assume_frozen=assume_frozen)
         self._salt = salt
-        self._private = private
         self._storage_dtype = storage_dtype
-        self._ttl_seconds = ttl_seconds
-        self._lock = threading.Lock()
-        self._family: Family = family_of(model)
+        self._family = family_of(model)
+        # An exception through accelerate's hooks would leave offloaded weights where they are.
+        self._has_hooks = any(hasattr(module, "_hf_hook") for module in model.modules())
         self._name: str = getattr(model.config, "name_or_path", "") or type(model).__name__
+        facts = Facts(self._name, storage_dtype, private, ttl_seconds)
+        self._keeper = Keeper(store, self._queue, self._family, facts, self.stats)
 
     @property
     def reason(self) -> str:
         """Why nothing is kept for this model; empty when it is served."""
         return self._family.reason
 
-    def generate(self, inputs: Any = None, **arguments: Any) -> Any:
+    @property
+    def fingerprint(self) -> str:
+        """Who computes, as 64 hexadecimal digits; the first 16 name the namespace of the entries."""
+        return self._watch.fingerprint.hex
+
+    @property
+    def namespace(self) -> str:
+        """Where the entries live in the store."""
+        return namespace_of(self._watch.fingerprint.digest)
+
+    def __repr__(self) -> str:
+        """One line."""
+        return f"<KV of {self._name} ({self.fingerprint[:16]}) on {self.store!r}>"
+
+    # --- generating -----------------------------------------------------------------------------------------------
+
+    def generate(self, inputs: Any = None, generation_config: Any = None, **arguments: Any) -> Any:
         """Do what `model.generate` does, feeding only what is not kept of the prompt, and keep what is computed.
 
-        Calls that a kept prefix cannot take part in go to `model.generate` as they are, counted in
-        `stats.passed_on` and logged once for each reason.
+        Calls that a kept prefix cannot take part in go to `model.generate` as they are, counted by reason in
+        `stats.passed_on` and logged once for each.
 
         Args:
             inputs: Token ids `[batch, n_tokens]`, padded on the left where rows differ in length.
-            **arguments: As `model.generate` takes them.
+            generation_config: As `model.generate` takes it.
+            **arguments: Likewise.
 
         Returns:
             What `model.generate` returns.
         """
-        self.stats.calls += 1
-        call = read_call(self.model, inputs, arguments) if self._family.served else self._family.reason
+        self.stats.called()
+        if generation_config is not None:
+            arguments["generation_config"] = generation_config
+        call = self._read(inputs, arguments)
         if isinstance(call, str):
             self._pass_on(call)
             return self.model.generate(inputs, **arguments)
-        fingerprint = self._watch.refresh()
-        names = self._names(fingerprint)
-        matches = self._find(names, call.prompts.rows)
+        try:
+            sight = self._watch.look()
+        except UnsupportedModelError as error:
+            self._pass_on(f"the model changed: {error}")
+            return self.model.generate(inputs, **arguments)
+        names = self._names(sight.fingerprint)
+        finder = Finder(self.store, self._queue, names.namespace, lent=True)
+        matches = self._find(finder, names, call.prompts.rows)
         width = _restorable(call.prompts, matches)
-        cache = self._cache(call.prompts, matches, width, call.repeats)
+        if width:
+            guard = Guard([*finder.checks, sight.holds], len(self._family.kept))
+            try:
+                if (call.streams or self._has_hooks) and not guard.passed():
+                    raise UnverifiedError
+                cache = self._restored(call.prompts, matches, width, call.repeats, guard)
+                out = self._run(call, names, matches, sight, cache, width, inputs, arguments)
+                if guard.passed():
+                    return out
+            except UnverifiedError:
+                pass
+            self._pass_on("what was kept proved damaged, or the model changed")
+            sight = self._watch.look()
+            names = self._names(sight.fingerprint)
+            matches = [Match(names.path(row)) for row in call.prompts.rows]
+        return self._run(call, names, matches, sight, self._family.empty(self.model), 0, inputs, arguments)
+
+    def _read(self, inputs: Any, arguments: Mapping[str, Any]) -> Call | str:
+        return read_call(self.model, self._family, inputs, arguments) if self._family.served else self._family.reason
+
+    def _run(
+        self,
+        call: Call,
+        names: Names,
+        matches: Sequence[Match],
+        sight: Sighting,
+        cache: Any,
+        width: int,
+        inputs: Any,
+        arguments: Mapping[str, Any],
+    ) -> Any:
+        """Generate with a cache of which the first `width` slots are filled, and keep what it holds then."""
+        clock = PrefillClock()
+        processors = [*(arguments.get("logits_processor") or ()), clock]
+        given = {**arguments, "logits_processor": clock.listed(processors), self._family.argument: cache}
+        out = self.model.generate(inputs, **given)
         self._count(call.prompts, matches, width)
-        started = time.perf_counter()
-        out = self.model.generate(inputs, **arguments, **{self._family.argument: cache})
-        seconds = time.perf_counter() - started
-        self._keep(call, names, matches, cache, out, fingerprint, seconds)
+        fed = len(call.prompts.rows) * (call.prompts.width - width)
+        try:
+            rows = _filled(call, matches, out, cache)
+            if isinstance(rows, str):
+                self._keeper.refuse(rows)
+            else:
+                self._keeper.keep(
+                    rows,
+                    cache,
+                    names,
+                    sight,
+                    seconds_per_token=clock.seconds / fed,
+                    patience_seconds=PATIENCE * (time.perf_counter() - clock.started),
+                )
+            self._family.forget(cache)
+        except Exception as error:  # what was generated is right; that it cannot be kept must not lose it
+            if self.store.strict:
+                raise
+            self._keeper.refuse(f"{type(error).__name__}: {error}")
         return out
+
+    # --- for people who call forward ------------------------------------------------------------------------------
 
     def past(self, input_ids: Any, attention_mask: Any = None) -> tuple[Any, int]:
         """Return a fresh cache that holds the first n tokens of the prompt, and n, for calling `forward` yourself.
@@ -143,54 +212,140 @@ class KV:
 
         Args:
             input_ids: A list of token ids, or a tensor `[n_tokens]` or `[batch, n_tokens]`.
-            attention_mask: Where rows are padded (on the left).
+            attention_mask: Where rows are padded (on the left); n then counts slots.
 
         Returns:
             (cache, n), or (None, 0) when nothing is kept.
         """
-        if not self._family.served:
-            self._pass_on(self._family.reason)
-            return None, 0
+        self.stats.called()
         prompts = self._prompts(input_ids, attention_mask)
         if isinstance(prompts, str):
             self._pass_on(prompts)
             return None, 0
-        matches = self._find(self._names(self._watch.refresh()), prompts.rows)
+        names = self._names(self._watch.refresh())
+        matches = self._find(Finder(self.store, self._queue, names.namespace), names, prompts.rows)
         width = _restorable(prompts, matches)
         self._count(prompts, matches, width)
-        return (self._cache(prompts, matches, width, 1), width) if width else (None, 0)
+        return (self._restored(prompts, matches, width, 1, None), width) if width else (None, 0)
 
     def put(self, input_ids: Any, past_key_values: Any, attention_mask: Any = None) -> int:
-        """Keep what a forward pass over `input_ids` left in its cache.
+        """Keep what forward passes over `input_ids` left in a cache.
 
-        You vouch that the cache is of these tokens, from position 0 on, and of this model as it is now. Returns how many
-        tokens are newly kept; 0, with a counted reason, for caches that cannot be kept.
+        You vouch that the cache is of these tokens, from position 0 on, and of this model as it is now: tensors do not
+        say what they were computed from. Of a cache that holds fewer tokens than `input_ids` has (`generate` does not
+        feed the last one), as many are kept; of one that holds more, only those of `input_ids`.
+
+        Args:
+            input_ids: As `past` takes them.
+            past_key_values: A transformers cache. Windows, recurrent states and quantised layers are not kept.
+            attention_mask: Where rows are padded (on the left).
+
+        Returns:
+            How many tokens are newly kept. 0 with a reason in `stats.not_kept` where the cache cannot be.
         """
-        raise NotImplementedError
+        prompts = self._prompts(input_ids, attention_mask)
+        if isinstance(prompts, str):
+            self._keeper.refuse(prompts)
+            return 0
+        try:
+            length = int(past_key_values.get_seq_length())
+        except (AttributeError, TypeError, ValueError):
+            self._keeper.refuse(f"a {type(past_key_values).__name__} is no transformers Cache")
+            return 0
+        sight = self._watch.look()
+        if not sight.holds():
+            sight = self._watch.look()
+        names = self._names(sight.fingerprint)
+        prompts = prompts.first(min(length, prompts.width))
+        matches = self._find(Finder(self.store, self._queue, names.namespace, lent=True), names, prompts.rows)
+        rows = [
+            Filled(ids, row, pads, match)
+            for row, (ids, pads, match) in enumerate(zip(prompts.rows, prompts.pads, matches, strict=True))
+            if len(ids)
+        ]
+        if not rows:
+            return 0
+        return self._keeper.keep(rows, past_key_values, names, sight, seconds_per_token=0.0, patience_seconds=None)
 
     def prefill(self, input_ids: Any, attention_mask: Any = None) -> int:
-        """Compute and keep what is not kept of the prompt; returns how many tokens were computed."""
-        raise NotImplementedError
+        """Compute and keep what is not kept of the prompt, all of it, without generating anything.
+
+        Args:
+            input_ids: As `past` takes them.
+            attention_mask: Where rows are padded (on the left).
+
+        Returns:
+            How many tokens were fed to the model, in all rows.
+        """
+        self.stats.called()
+        prompts = self._prompts(input_ids, attention_mask)
+        if isinstance(prompts, str):
+            self._pass_on(prompts)
+            return 0
+        sight = self._watch.look()
+        if not sight.holds():
+            sight = self._watch.look()
+        names = self._names(sight.fingerprint)
+        matches = self._find(Finder(self.store, self._queue, names.namespace), names, prompts.rows)
+        if all(match.n_tokens == len(match.path.ids) for match in matches):
+            self._count(prompts, matches, prompts.width)
+            return 0
+        width = _restorable(prompts, matches)
+        cache = self._restored(prompts, matches, width, 1, None) if width else self._family.empty(self.model)
+        started = time.perf_counter()
+        self._forward(prompts, cache, width)
+        fed = len(prompts.rows) * (prompts.width - width)
+        self._count(prompts, matches, width)
+        rows = [
+            Filled(ids, row, pads, match)
+            for row, (ids, pads, match) in enumerate(zip(prompts.rows, prompts.pads, matches, strict=True))
+        ]
+        seconds = (time.perf_counter() - started) / fed
+        self._keeper.keep(rows, cache, names, sight, seconds_per_token=seconds, patience_seconds=None)
+        return fed
 
     def flush(self) -> None:
         """Return once everything computed so far is in the store."""
         self._queue.flush()
 
-    def __repr__(self) -> str:
-        """One line."""
-        return f"<KV of {self._name} ({self._watch.fingerprint.hex[:16]}) on {self.store!r}>"
+    def _forward(self, prompts: Prompts, cache: Any, width: int) -> None:
+        """Feed the model what follows the first `width` slots."""
+        device = self.model.device
+        ids = np.zeros((len(prompts.rows), prompts.width), np.int64)
+        mask = np.zeros_like(ids)
+        for row, (tokens, pads) in enumerate(zip(prompts.rows, prompts.pads, strict=True)):
+            ids[row, pads:] = tokens
+            mask[row, pads:] = 1
+        inputs: dict[str, Any] = {"input_ids": torch.from_numpy(ids[:, width:]).to(device)}
+        takes = self._family.takes
+        if "attention_mask" in takes:
+            inputs["attention_mask"] = torch.from_numpy(mask).to(device)
+        if "position_ids" in takes:
+            positions = np.maximum(mask.cumsum(axis=1) - 1, 0)
+            inputs["position_ids"] = torch.from_numpy(positions[:, width:]).to(device)
+        if "logits_to_keep" in takes:
+            inputs["logits_to_keep"] = 1
+        with torch.no_grad():
+            self.model(**inputs, **{self._family.argument: cache}, use_cache=True)
+
+    # --- parts ----------------------------------------------------------------------------------------------------
 
     def _names(self, fingerprint: Fingerprint) -> Names:
         return Names.of(fingerprint.digest, self._salt, self._storage_dtype)
 
     def _prompts(self, input_ids: Any, attention_mask: Any) -> Prompts | str:
+        if not self._family.served:
+            return self._family.reason
         ids = input_ids if isinstance(input_ids, Tensor) else torch.as_tensor(np.asarray(input_ids, np.int64))
         ids = ids[None] if ids.ndim == 1 else ids
         if ids.ndim != 2 or not ids.numel():
             raise InvalidArgumentError(f"input_ids is one prompt or a batch [batch, n_tokens]; got {tuple(ids.shape)}")
-        return read_prompts(ids, attention_mask)
+        mask = attention_mask
+        if isinstance(mask, Tensor) and mask.ndim == 1:
+            mask = mask[None]
+        return read_prompts(ids, mask, self._family)
 
-    def _find(self, names: Names, rows: Sequence[np.ndarray]) -> list[Match]:
+    def _find(self, finder: Finder, names: Names, rows: Sequence[np.ndarray]) -> list[Match]:
         distinct: dict[bytes, int] = {}
         paths: list[Path] = []
         owners: list[int] = []
@@ -199,80 +354,32 @@ class KV:
             if owner == len(paths):
                 paths.append(names.path(row))
             owners.append(owner)
-        found = self._finder(names).find(paths)
+        found = finder.find(paths)
         return [found[owner] for owner in owners]
 
-    def _finder(self, names: Names) -> Finder:
-        return Finder(self.store, self._queue, names.namespace)
-
-    def _cache(self, prompts: Prompts, matches: Sequence[Match], width: int, repeats: int) -> Any:
-        cache = empty_cache(self.model)
-        shape = next((match.shape for match in matches if match.shape is not None), None)
-        if not width or shape is None:
-            return cache
+    def _restored(
+        self, prompts: Prompts, matches: Sequence[Match], width: int, repeats: int, guard: Guard | None
+    ) -> Any:
+        shape = next(match.shape for match in matches if match.shape is not None)
         fillings = [
             Filling(min(pads, width), match.first(width - pads))
             for pads, match in zip(prompts.pads, matches, strict=True)
         ]
-        return restore(cache, self._family.kept, fillings, shape, self.model.device, repeats=repeats)
-
-    def _keep(
-        self,
-        call: Call,
-        names: Names,
-        matches: Sequence[Match],
-        cache: Any,
-        out: Any,
-        fingerprint: Fingerprint,
-        seconds: float,
-    ) -> None:
-        """Keep what a call left in its cache."""
-        length = cache.get_seq_length()
-        layers = [cache.layers[number] for number in self._family.kept]
-        sequences = out if isinstance(out, Tensor) else out.sequences
-        facts = Facts(self._name, self._storage_dtype, self._private, self._ttl_seconds, seconds / max(1, length))
-        harvest = Harvest()
-        done: set[bytes] = set()
-        for row, match in enumerate(matches):
-            pads = call.prompts.pads[row]
-            for repeat in range(1 if call.beams else call.repeats):
-                at = row * call.repeats + repeat
-                ids = call.prompts.rows[row]
-                if not call.beams:
-                    ids = sequences[at, pads:length].cpu().numpy().astype(np.uint32)
-                if ids.tobytes() in done:
-                    continue
-                done.add(ids.tobytes())
-                stop = pads + len(ids)
-                keys = [layer.keys[at, :, pads:stop] for layer in layers]
-                values = [layer.values[at, :, pads:stop] for layer in layers]
-                path = names.path(ids)
-                known = self._finder(names).there(path.blocks[match.n_blocks :])
-                Cutter(path, match, known, keys, values, facts, harvest).cut()
-        self._offer(harvest, fingerprint)
-
-    def _offer(self, harvest: Harvest, fingerprint: Fingerprint) -> None:
-        def confirm() -> bool:
-            return self._watch.unchanged(fingerprint)
-
-        taken = self._queue.offer(harvest.fresh, confirm=confirm)
-        taken += self._queue.offer(harvest.again, replace=True, confirm=confirm)
-        with self._lock:
-            self.stats.tokens_kept += sum(each.n_tokens for each in (*harvest.fresh, *harvest.again))
-            self.stats.worst_error = max(self.stats.worst_error, harvest.worst_error)
+        empty = self._family.empty(self.model)
+        return restore(empty, self._family.kept, fillings, shape, self.model.device, repeats=repeats, guard=guard)
 
     def _count(self, prompts: Prompts, matches: Sequence[Match], width: int) -> None:
-        with self._lock:
-            self.stats.tokens_asked += sum(map(len, prompts.rows))
-            self.stats.tokens_reused += sum(max(0, width - pads) for pads in prompts.pads)
-        if not width:
-            for match in matches:
-                key = match.path.blocks[0] if match.path.blocks else match.path.slot(0)
-                self.store.events.miss(match.path.names.namespace, key or b"", MissReason.ABSENT)
+        reused = [max(0, width - pads) for pads in prompts.pads]
+        self.stats.served(sum(map(len, prompts.rows)), sum(reused))
+        for match, n_tokens in zip(matches, reused, strict=True):
+            key = match.path.first_key
+            if n_tokens == 0:
+                self.store.events.miss(match.path.names.namespace, key, MissReason.ABSENT)
+            elif n_tokens < len(match.path.ids) - 1:
+                self.store.events.partial_hit(match.path.names.namespace, key, n_tokens, len(match.path.ids))
 
     def _pass_on(self, reason: str) -> None:
-        with self._lock:
-            self.stats.passed_on[reason] += 1
+        self.stats.note(self.stats.passed_on, reason)
         self.store.events.warn_once(f"kv {reason}", "lmstash: %s: generated without kept KV: %s", self._name, reason)
 
 
@@ -281,3 +388,26 @@ def _restorable(prompts: Prompts, matches: Sequence[Match]) -> int:
     reach = min(pads + match.n_tokens for pads, match in zip(prompts.pads, matches, strict=True))
     reach = min(reach, prompts.width - 1)
     return reach if reach > min(prompts.pads) else 0
+
+
+def _filled(call: Call, matches: Sequence[Match], out: Any, cache: Any) -> list[Filled] | str:
+    """Return which rows of the cache hold what after `generate`, or why that cannot be told."""
+    sequences = out if isinstance(out, Tensor) else out.sequences
+    length = cache.get_seq_length()
+    if length < call.prompts.width or (not call.beams and length != sequences.shape[1] - 1):
+        return "the cache does not hold what was generated"
+    rows: list[Filled] = []
+    for number, (ids, pads, match) in enumerate(zip(call.prompts.rows, call.prompts.pads, matches, strict=True)):
+        first = number * call.repeats
+        if call.beams:  # beams took turns in these rows: they share the prompt only
+            rows.append(Filled(ids, first, pads, match))
+            continue
+        for row in range(first, first + call.repeats):
+            tokens = sequences[row, pads:length].cpu().numpy()
+            if len(sequences) > 1 and call.pad is not None:  # a row that was done before others
+                stop = len(tokens)
+                while stop > len(ids) and tokens[stop - 1] == call.pad:
+                    stop -= 1
+                tokens = tokens[:stop]
+            rows.append(Filled(tokens.astype(np.uint32), row, pads, match))
+    return rows

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lmstash.caches.kv.families import Family
+
 _OWN = {
     "attention_mask",
     "custom_generate",
@@ -39,7 +41,7 @@ _MUST_BE_OFF = (
     "token_healing",
     "cache_implementation",
     "is_assistant",
-    "output_attentions",
+    "output_attentions",  # of fed tokens only
     "output_hidden_states",
 )
 """Settings under which a filled cache gives other results, or none."""
@@ -56,6 +58,11 @@ class Prompts:
     width: int
     """Slots of every row."""
 
+    def first(self, width: int) -> Prompts:
+        """Return the prompts up to a slot; some may be empty then."""
+        rows = [row[: max(0, width - pads)] for row, pads in zip(self.rows, self.pads, strict=True)]
+        return Prompts(rows, self.pads, width)
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -68,9 +75,11 @@ class Call:
     """Rows made of each prompt."""
     beams: bool
     streams: bool
+    pad: int | None
+    """The token that ends the rows that are done before others."""
 
 
-def read_call(model: Any, inputs: Any, arguments: Mapping[str, Any]) -> Call | str:
+def read_call(model: Any, family: Family, inputs: Any, arguments: Mapping[str, Any]) -> Call | str:
     """Return what is asked, or why the call is left to the model alone."""
     settings = _Settings(model, arguments)
     for name in _MUST_BE_OFF:
@@ -86,15 +95,19 @@ def read_call(model: Any, inputs: Any, arguments: Mapping[str, Any]) -> Call | s
     ids = inputs if inputs is not None else arguments.get("input_ids")
     if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.dtype not in (torch.int64, torch.int32) or not ids.numel():
         return "the prompt is not a tensor [batch, n_tokens] of token ids"
-    prompts = read_prompts(ids, arguments.get("attention_mask"), settings)
+    prompts = read_prompts(ids, arguments.get("attention_mask"), family, settings)
     if isinstance(prompts, str):
         return prompts
     beams = settings["num_beams"] or 1
     repeats = max(beams, settings["num_return_sequences"] or 1)
-    return Call(ids, prompts, repeats, beams > 1, arguments.get("streamer") is not None)
+    ends = settings["eos_token_id"]
+    pad = settings["pad_token_id"] if settings["pad_token_id"] is not None else ends
+    pad = pad[0] if isinstance(pad, list | tuple) and pad else pad
+    streams = arguments.get("streamer") is not None
+    return Call(ids, prompts, repeats, beams > 1, streams, pad if isinstance(pad, int) else None)
 
 
-def read_prompts(ids: Tensor, mask: Any, settings: _Settings | None = None) -> Prompts | str:
+def read_prompts(ids: Tensor, mask: Any, family: Family, settings: _Settings | None = None) -> Prompts | str:
     """Return the prompts of a batch without their padding, or why they cannot be told."""
     if mask is None:
         pad, ends = (None, None) if settings is None else (settings["pad_token_id"], settings["eos_token_id"])
@@ -110,6 +123,8 @@ def read_prompts(ids: Tensor, mask: Any, settings: _Settings | None = None) -> P
         pads = (ids.shape[1] - here.sum(dim=1)).tolist()
         if any(bool((here[row, :n] != 0).any()) for row, n in enumerate(pads)):
             return "the attention mask hides tokens within or after a prompt"
+        if any(pads) and "position_ids" not in family.takes:
+            return "a padded batch for a model that takes no positions"
     array = ids.cpu().numpy()
     if array.min() < 0:
         return "token ids below zero"

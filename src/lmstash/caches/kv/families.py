@@ -1,4 +1,4 @@
-"""Which models can be served, and how: by what their own empty cache is made of, never by their name."""
+"""Which models can be served, and how: by what their own empty cache is made of, hardly by their name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DummyLayer, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope", "su")
 
@@ -19,20 +19,37 @@ class Family:
     """Why it is not; empty when it is."""
     kept: tuple[int, ...] = ()
     """Layers of its cache that keep keys and values."""
+    sliding: tuple[int, ...] = ()
+    """Those of them that forget what leaves their window, unless told to remember."""
     argument: str = "past_key_values"
     """What `generate` and `forward` call the cache."""
+    takes: frozenset[str] = frozenset()
+    """Arguments of `forward`, by name."""
 
     @property
     def served(self) -> bool:
         """Whether anything is kept for it."""
         return not self.reason
 
+    def empty(self, model: Any) -> Cache:
+        """Return a fresh cache as `generate` itself would make it, except that sliding layers remember everything.
 
-def empty_cache(model: Any) -> Cache:
-    """Return a fresh cache as `generate` itself would make it."""
-    config = model.config
-    text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
-    return DynamicCache(config=text)
+        They show the model the same window all the same.
+        """
+        cache = _empty_cache(model)
+        for number in self.sliding:
+            cache.layers[number].activate_past_recording()
+        return cache
+
+    def forget(self, cache: Any) -> None:
+        """Make sliding layers what `generate` would have left: the window, and nothing remembered."""
+        for number in self.sliding:
+            layer = cache.layers[number]
+            if type(layer) is DynamicSlidingWindowLayer and layer.record_past:
+                layer.record_past = False
+                if layer.is_initialized:
+                    first = -layer.sliding_window + 1
+                    layer.keys, layer.values = layer.keys[:, :, first:], layer.values[:, :, first:]
 
 
 def family_of(model: Any) -> Family:
@@ -46,24 +63,62 @@ def family_of(model: Any) -> Family:
         return Family("a model of several modalities: its KV may depend on more than token ids")
     if any(_depends_on_length(getattr(config, name, None)) for name in ("rope_scaling", "rope_parameters")):
         return Family("its rotary embedding depends on the length of the whole prompt")
-    if getattr(model, "_is_stateful", False):
-        return Family("its state is recurrent")
+    if not _is_causal(config):
+        return Family("it is an encoder: tokens see what comes after them")
+    supports = getattr(model, "_supports_default_dynamic_cache", None)
+    if supports is not None and not supports():
+        return Family("it has a cache of its own kind")
+    adapters = getattr(model, "peft_config", None)
+    if isinstance(adapters, dict) and any(getattr(each, "is_prompt_learning", False) for each in adapters.values()):
+        return Family("a prompt-learning adapter puts virtual tokens before the prompt")
     try:
-        layers = empty_cache(model).layers
+        layers = _empty_cache(model).layers
     except Exception as error:  # configurations that no DynamicCache understands
         return Family(f"no DynamicCache can be made for it ({error})")
     if not layers:
         return Family("its configuration does not say what its cache is made of")
-    if any(type(layer) is not DynamicLayer for layer in layers):
-        odd = next(type(layer).__name__ for layer in layers if type(layer) is not DynamicLayer)
-        return Family(f"its cache has layers of class {odd}")
-    return Family(kept=tuple(range(len(layers))), argument=_cache_argument(model))
+    return _family_of_layers(layers, _cache_argument(model), _arguments(model))
+
+
+def _family_of_layers(layers: list[Any], argument: str, takes: frozenset[str]) -> Family:
+    kept: list[int] = []
+    sliding: list[int] = []
+    for number, layer in enumerate(layers):
+        kind = type(layer)
+        if kind is DummyLayer:
+            continue
+        if kind is DynamicSlidingWindowLayer and hasattr(layer, "activate_past_recording"):
+            sliding.append(number)
+        elif kind is not DynamicLayer:
+            return Family(f"its cache has layers of class {kind.__name__}")
+        kept.append(number)
+    if not kept:
+        return Family("it keeps no KV")
+    return Family(kept=tuple(kept), sliding=tuple(sliding), argument=argument, takes=takes)
+
+
+def _empty_cache(model: Any) -> Cache:
+    config = model.config
+    text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+    return DynamicCache(config=text)
+
+
+def _is_causal(config: Any) -> bool:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    kind = getattr(config, "model_type", "")
+    return kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES or bool(getattr(config, "is_decoder", False))
 
 
 def _cache_argument(model: Any) -> str:
     prepare = getattr(model, "prepare_inputs_for_generation", None)
     names = inspect.signature(prepare).parameters if prepare is not None else {}
     return "cache" if "cache" in names else "past_key_values"
+
+
+def _arguments(model: Any) -> frozenset[str]:
+    inner = model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
+    return frozenset(inspect.signature(inner.forward).parameters)
 
 
 def _depends_on_length(rope: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,7 +13,8 @@ from lmstash.caches.kv.naming import Path, digest_after
 from lmstash.caches.writing import WriteBehind
 from lmstash.events import MissReason
 from lmstash.identity.chain import BLOCK_TOKENS
-from lmstash.store.base import Entry, Store
+from lmstash.store.base import Store
+from lmstash.store.loans import Loan, borrow_many
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +72,22 @@ class Match:
 class Finder:
     """Looks for prompts in one store, and in what is on its way there. Used by one thread, for one call."""
 
-    def __init__(self, store: Store, queue: WriteBehind, namespace: str) -> None:
-        """Take where to look."""
+    def __init__(self, store: Store, queue: WriteBehind, namespace: str, *, lent: bool = False) -> None:
+        """Take where to look.
+
+        Args:
+            store: Where KV is kept.
+            queue: What is on its way there.
+            namespace: Of the entries.
+            lent: Spans may lie in memory of the store, to be copied at once, and `checks` are still to be asked.
+        """
         self._store = store
         self._queue = queue
         self._namespace = namespace
         self._pieces: dict[bytes, Piece | None] = {}
+        self._lent = lent
+        self.checks: list[Callable[[], bool]] = []
+        """Tell whether what was found is undamaged."""
 
     def find(self, paths: Sequence[Path]) -> list[Match]:
         """Return what is kept of each prompt. One look-up for all, then the payloads of what is there are read.
@@ -117,19 +128,24 @@ class Finder:
         keys = [key for key in wanted if key not in self._pieces]
         if not keys:
             return
-        entries = dict(zip(keys, self._queue.waiting(keys), strict=True))
-        asked = [key for key in keys if entries[key] is None]
-        entries.update(zip(asked, self._store.fetch_many(asked), strict=True))
-        for key, entry in entries.items():
-            self._pieces[key] = self._checked(entry, key, wanted[key])
+        for key, entry in zip(keys, self._queue.waiting(keys), strict=True):
+            if entry is not None:
+                self._pieces[key] = decode_piece(entry, key, wanted[key])
+        asked = [key for key in keys if key not in self._pieces]
+        for key, loan in zip(asked, self._borrow(asked), strict=True):
+            piece = None if loan is None else decode_piece(loan.entry, key, wanted[key])
+            self._pieces[key] = piece
+            if loan is None:
+                continue
+            if piece is None and (loan.check is None or loan.check()):
+                self._store.events.miss(self._namespace, key, MissReason.MISMATCH)
+            elif piece is not None and loan.check is not None:
+                self.checks.append(loan.check)
 
-    def _checked(self, entry: Entry | None, key: bytes, parent: bytes) -> Piece | None:
-        if entry is None:
-            return None
-        piece = decode_piece(entry, key, parent)
-        if piece is None:
-            self._store.events.miss(self._namespace, key, MissReason.MISMATCH)
-        return piece
+    def _borrow(self, keys: Sequence[bytes]) -> list[Loan | None]:
+        if self._lent:
+            return borrow_many(self._store, keys)
+        return [None if entry is None else Loan(entry) for entry in self._store.fetch_many(keys)]
 
     def _take_blocks(self, match: Match) -> None:
         path = match.path

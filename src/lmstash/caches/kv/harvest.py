@@ -27,8 +27,8 @@ LEAST_SHARED = 16
 class Harvest:
     """New entries of one call."""
 
-    fresh: list[Write] = field(default_factory=list)
-    again: list[Write] = field(default_factory=list)
+    fresh: dict[bytes, Write] = field(default_factory=dict)
+    again: dict[bytes, Write] = field(default_factory=dict)
     """Those that replace what is there."""
     overflows: int = 0
     worst_error: float = 0.0
@@ -37,15 +37,13 @@ class Harvest:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is said of every entry of a call."""
+    """What is said of every entry."""
 
     name: str
     """Of the model."""
     storage_dtype: str | None
     private: bool
     ttl_seconds: float | None
-    seconds_per_token: float
-    """What a computed token cost."""
 
 
 class Cutter:
@@ -59,6 +57,7 @@ class Cutter:
         keys: Sequence[Tensor],
         values: Sequence[Tensor],
         facts: Facts,
+        seconds_per_token: float,
         out: Harvest,
     ) -> None:
         """Take what was computed.
@@ -70,6 +69,7 @@ class Cutter:
             keys: `[heads, n_tokens, dim]` of each layer that keeps any.
             values: Likewise.
             facts: Said of every entry.
+            seconds_per_token: What a token cost.
             out: Where entries go.
         """
         self._path = path
@@ -78,6 +78,7 @@ class Cutter:
         self._sides = [*keys, *values]
         self._shape = Shape.of([each[None] for each in keys], [each[None] for each in values])
         self._facts = facts
+        self._seconds = seconds_per_token
         self._out = out
 
     def cut(self) -> None:
@@ -90,28 +91,30 @@ class Cutter:
 
     def _block(self, block: int) -> None:
         path, match, key = self._path, self._match, self._path.blocks[block]
-        if key in self._known and key not in match.unfit:
+        if (key in self._known and key not in match.unfit) or key in self._out.fresh or key in self._out.again:
             return
         at_slot = block == match.n_blocks
         skip = match.leaning if at_slot and match.leaning >= LEAST_SHARED else 0
         write = self._write(key, block, path.tokens(block), match.base if skip else b"", skip)
-        (self._out.again if key in match.unfit else self._out.fresh).append(write)
+        (self._out.again if key in match.unfit else self._out.fresh)[key] = write
         # Others that begin like this block shall find it; one whole block is enough for all that begin alike. Whoever
         # may not know tokens could not see how far they go together.
         if not skip and not self._facts.private and not (at_slot and self._leans()):
             slot = path.slot(block)
             assert slot is not None
-            self._out.again.append(self._write(slot, block, path.tokens(block), key, BLOCK_TOKENS))
+            there = self._out.again.get(slot)
+            if there is None or there.n_tokens:  # of several rows, or a tail of another one
+                self._out.again[slot] = self._write(slot, block, path.tokens(block), key, BLOCK_TOKENS)
 
     def _tail(self, block: int) -> None:
         path, match, key = self._path, self._match, self._path.slot(block)
         assert key is not None
         tokens = path.tokens(block)
         at_slot = block == match.n_blocks
-        if at_slot and match.common == len(tokens):
+        if (at_slot and match.common == len(tokens)) or key in self._out.again:
             return
         skip = match.leaning if at_slot and self._leans() else 0
-        self._out.again.append(self._write(key, block, tokens, match.base if skip else b"", skip))
+        self._out.again[key] = self._write(key, block, tokens, match.base if skip else b"", skip)
 
     def _leans(self) -> bool:
         """Whether what is in the slot after the kept blocks leans on a whole block that can be used."""
@@ -138,7 +141,7 @@ class Cutter:
             namespace=path.names.namespace,
             meta=self._meta(block, n_tokens, skip),
             parent=path.parent(block),
-            compute_seconds=facts.seconds_per_token * (n_tokens - skip),
+            compute_seconds=self._seconds * (n_tokens - skip),
             n_tokens=n_tokens - skip,
             ttl_seconds=facts.ttl_seconds,
         )

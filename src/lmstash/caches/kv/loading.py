@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
 from lmstash.caches.kv.blocks import Shape
 from lmstash.caches.kv.finding import Span
+from lmstash.caches.kv.guard import Guard
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +34,12 @@ class RestoredLayer(DynamicLayer):
     Nothing that it holds is ever handed out: what others see are joined tensors of their own.
     """
 
-    def __init__(self, sides: tuple[_Side, _Side], n_tokens: int) -> None:
+    is_initialized = True  # pyright: ignore[reportAssignmentType]
+
+    def __init__(self, sides: tuple[_Side, _Side], n_tokens: int, guard: Guard | None) -> None:
         self._sides = sides
         self._n_tokens = n_tokens
-
-    is_initialized = True  # pyright: ignore[reportAssignmentType]
+        self._guard = guard
 
     @property
     def keys(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -66,9 +68,7 @@ class RestoredLayer(DynamicLayer):
         """Return the tokens restored."""
         return self._n_tokens
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Join what is restored with new keys and values, in one copy."""
         settled = self._settle(key_states, value_states)
         return settled.keys, settled.values  # pyright: ignore[reportReturnType]
@@ -76,11 +76,57 @@ class RestoredLayer(DynamicLayer):
     def _settle(self, key_states: Tensor | None = None, value_states: Tensor | None = None) -> DynamicLayer:
         """Become a plain layer."""
         keys, values = (side.join(new) for side, new in zip(self._sides, (key_states, value_states), strict=True))
-        del self._sides, self._n_tokens
-        self.__class__ = DynamicLayer  # pyright: ignore[reportAttributeAccessIssue]
+        if self._guard is not None:
+            self._guard.filled()
+        self.__dict__.clear()
+        self._become_plain()
         plain: DynamicLayer = self
         plain.keys, plain.values, plain.device, plain.is_initialized = keys, values, keys.device, True
         return plain
+
+    def _become_plain(self) -> None:
+        self.__class__ = DynamicLayer  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class RestoredSlidingLayer(RestoredLayer):
+    """Likewise for a layer with a window; it turns into a `DynamicSlidingWindowLayer` that remembers everything."""
+
+    is_sliding = True
+
+    def __init__(self, sides: tuple[_Side, _Side], n_tokens: int, guard: Guard | None, window: int) -> None:
+        super().__init__(sides, n_tokens, guard)
+        self.sliding_window = window
+
+    @property
+    def cumulative_length(self) -> int:
+        """Tokens seen so far."""
+        return self._n_tokens
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Return length and offset of what the model is shown."""
+        return DynamicSlidingWindowLayer.get_mask_sizes(self, query_length)  # pyright: ignore[reportArgumentType]
+
+    def get_max_length(self) -> int:
+        """Return the window."""
+        return self.sliding_window
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """As `RestoredLayer.update`; returns what lies in the window of the new tokens."""
+        window, length = self.sliding_window, self._n_tokens + key_states.shape[-2]
+        settled: Any = self._settle(key_states, value_states)
+        settled.cumulative_length = length
+        visible = window - 1 + key_states.shape[-2]
+        return settled.keys[:, :, -visible:], settled.values[:, :, -visible:]
+
+    def _settle(self, key_states: Tensor | None = None, value_states: Tensor | None = None) -> DynamicLayer:
+        window, n_tokens = self.sliding_window, self._n_tokens
+        plain: Any = super()._settle(key_states, value_states)
+        plain.sliding_window, plain.cumulative_length, plain.record_past = window, n_tokens, True
+        plain._sliding_window_tensor = torch.tensor(window, dtype=torch.long, device=plain.device)
+        return plain
+
+    def _become_plain(self) -> None:
+        self.__class__ = DynamicSlidingWindowLayer  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @dataclass(slots=True)
@@ -96,16 +142,21 @@ class _Side:
         """Return everything as one tensor `[batch, heads, n_tokens, dim]`, with new tokens at the end."""
         device = self.device if new is None else new.device
         if len(self.rows) == 1:
-            pieces = [each.to(device, self.dtype) for each in self.rows[0]]
-            if new is not None:
-                pieces.append(new)
-            return torch.cat(pieces, dim=-2)
+            pieces = self._ready(self.rows[0], device)
+            return torch.cat(pieces if new is None else [*pieces, new], dim=-2)
         joined: dict[int, Tensor] = {}
         for pieces in self.rows:  # rows that share a list are copies of one row
             if id(pieces) not in joined:
-                joined[id(pieces)] = torch.cat([each.to(device, self.dtype) for each in pieces], dim=-2)
+                joined[id(pieces)] = torch.cat(self._ready(pieces, device), dim=-2)
         whole = torch.cat([joined[id(pieces)] for pieces in self.rows], dim=0)
         return whole if new is None else torch.cat([whole, new], dim=-2)
+
+    def _ready(self, pieces: list[Tensor], device: torch.device) -> list[Tensor]:
+        """Return pieces on `device` and in the dtype they were computed in."""
+        here, dtype = self.device, self.dtype
+        if here == device and all(each.dtype is dtype for each in pieces):
+            return pieces
+        return [each.to(device, dtype) for each in pieces]
 
 
 def restore(
@@ -116,6 +167,7 @@ def restore(
     device: torch.device,
     *,
     repeats: int = 1,
+    guard: Guard | None = None,
 ) -> Cache:
     """Return `empty`, a fresh cache of the model, with the layers numbered `kept` replaced by restored ones.
 
@@ -126,6 +178,7 @@ def restore(
         shape: Of what is restored.
         device: Of the model.
         repeats: How often each row is repeated (beams, returned sequences).
+        guard: Told when a layer was filled.
 
     Costs about 20 us a block; the bytes are copied when the model first adds to a layer.
     """
@@ -146,7 +199,13 @@ def restore(
         for side in (number, n_layers + number):
             dtype = getattr(torch, shape.sides[side][2])
             sides.append(_Side([row[side] for row in rows], dtype, device))
-        empty.layers[layer] = RestoredLayer((sides[0], sides[1]), n_tokens)
+        window = getattr(empty.layers[layer], "sliding_window", None)
+        both = sides[0], sides[1]
+        empty.layers[layer] = (
+            RestoredLayer(both, n_tokens, guard)
+            if window is None
+            else RestoredSlidingLayer(both, n_tokens, guard, window)
+        )
     return empty
 
 
@@ -155,7 +214,9 @@ def _views(span: Span, device: torch.device) -> list[Tensor]:
     out: list[Tensor] = []
     for part in span.parts:
         used = part if span.last - span.first == part.shape[2] else part[:, :, span.first : span.last]
-        out += used.to(device, non_blocking=True).unsqueeze(1).unbind(0)
+        if used.device != device:
+            used = used.to(device, non_blocking=True)
+        out += used.unsqueeze(1).unbind(0)
     return out
 
 

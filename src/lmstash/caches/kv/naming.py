@@ -61,6 +61,11 @@ class Path:
     blocks: list[bytes]
     """The key of each full block."""
 
+    @property
+    def first_key(self) -> bytes:
+        """Return the key under which the beginning of the prompt is kept."""
+        return self.blocks[0] if self.blocks else self.slot(0) or b""
+
     def parent(self, block: int) -> bytes:
         """Return the key of the block before `block`, or nothing."""
         return self.blocks[block - 1] if block else b""

@@ -24,6 +24,7 @@ from lmstash.store.policies.base import Policy
 from lmstash.unset import UNSET
 
 if TYPE_CHECKING:
+    from lmstash.store.disk.lending import Lender
     from lmstash.store.disk.sheet_reading import SheetReader
 
 
@@ -72,6 +73,7 @@ class Opened:
         self.recovery = Recovery(folder, self.index, self.recency, events)
         self.lookup = Lookup(folder, self.index, self.recency, events, self._damaged, self._lost)
         self._sheet_reader: SheetReader | None = None
+        self._lender: Lender | None = None
         self.reclaimer = Reclaimer(
             folder,
             self.index,
@@ -138,6 +140,14 @@ class Opened:
 
             self._sheet_reader = SheetReader(self.index, self.recency, self.lookup, self.events)
         return self._sheet_reader
+
+    def lender(self) -> Lender:
+        """Return what lends large values."""
+        if self._lender is None:
+            from lmstash.store.disk.lending import Lender
+
+            self._lender = Lender(self.index, self.recency, self.lookup, self.events)
+        return self._lender
 
     def _index_there(self) -> bool:
         try:

@@ -69,13 +69,14 @@ def read_one(file: SegmentFile, row: Row) -> tuple[Header, memoryview]:
 def check_record(file: SegmentFile, buffer: memoryview, row: Row) -> tuple[Header, memoryview]:
     """Return header and payload of the record that fills `buffer`, both checked."""
     header = parse_head(buffer)
-    _check_identity(file, header, row)
+    check_identity(file, header, row)
     payload = buffer[row.head : row.head + row.size]
     check_payload(header, payload)
     return header, payload
 
 
-def _check_identity(file: SegmentFile, header: Header, row: Row) -> None:
+def check_identity(file: SegmentFile, header: Header, row: Row) -> None:
+    """Raise `CorruptEntryError` unless a header is that of the record that the index names."""
     if header.key != row.key or header.type != RecordType.ENTRY or header.namespace_hash != file.namespace_hash:
         raise OtherKeyError("a record is not the one the index says")
     if header.head_bytes != row.head or header.payload_bytes != row.size:
@@ -114,21 +115,21 @@ def groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
 def _read_large(file: SegmentFile, row: Row) -> tuple[Header, memoryview]:
     head = os.pread(file.fd, row.head, row.off)
     header = parse_head(head)
-    _check_identity(file, header, row)
+    check_identity(file, header, row)
     check_chunk_table(header)
     if row.size > os.fstat(file.fd).st_size:
         raise CorruptEntryError(f"{file.path.name} is cut short")
     padded = -(-row.size // _PAGE) * _PAGE
     whole = memory(padded, align=_PAGE)
     start = row.off + row.head
-    if row.size >= _DIRECT_BYTES and not _cached(file.fd, start) and (direct := file.direct()) is not None:
+    if row.size >= _DIRECT_BYTES and not is_cached(file.fd, start) and (direct := file.direct()) is not None:
         _read_cold(direct, start, whole, header)
     else:
         _read_strides(file.fd, start, whole[: row.size], header, 0, 1)
     return header, whole[: row.size]
 
 
-def _cached(fd: int, offset: int) -> bool:
+def is_cached(fd: int, offset: int) -> bool:
     """Whether the page cache has the bytes at `offset` (asked without reading from the disk)."""
     flag = getattr(os, "RWF_NOWAIT", 0)
     if not flag:

@@ -1,0 +1,142 @@
+"""From a cache that a model filled to entries on their way to the store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
+
+from lmstash.caches.kv.families import Family
+from lmstash.caches.kv.finding import Finder, Match
+from lmstash.caches.kv.harvest import Cutter, Facts, Harvest
+from lmstash.caches.kv.naming import Names
+from lmstash.caches.kv.stats import KVStats
+from lmstash.caches.writing import WriteBehind
+from lmstash.events import DropReason
+from lmstash.identity.watch import Sighting
+from lmstash.store.base import Store
+
+PATIENCE = 0.01
+"""Share of the time a call computed that it may wait for room in the queue."""
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """One row of a filled cache."""
+
+    ids: np.ndarray
+    """`[n_tokens]` uint32: the tokens that it holds, from the first on."""
+    row: int
+    """Of the batch."""
+    pads: int
+    """Slots before the first token."""
+    match: Match
+    """What was kept of the tokens before."""
+
+
+class Keeper:
+    """Keeps rows of filled caches. Threads may share it."""
+
+    def __init__(self, store: Store, queue: WriteBehind, family: Family, facts: Facts, stats: KVStats) -> None:
+        """Take where to, how, and what is said of every entry."""
+        self._store = store
+        self._queue = queue
+        self._family = family
+        self._facts = facts
+        self._stats = stats
+
+    def keep(
+        self,
+        rows: Sequence[Filled],
+        cache: Any,
+        names: Names,
+        sight: Sighting,
+        *,
+        seconds_per_token: float,
+        patience_seconds: float | None,
+    ) -> int:
+        """Offer to the queue what is new in a cache, copied; returns how many tokens.
+
+        Args:
+            rows: Which rows hold what.
+            cache: As a model left it.
+            names: Of the entries.
+            sight: Who computed; asked again before anything is put.
+            seconds_per_token: What a token cost.
+            patience_seconds: How long to wait for room; None for as long as it takes.
+        """
+        length = max(row.pads + len(row.ids) for row in rows)
+        tensors = self._tensors(cache, length)
+        if isinstance(tensors, str):
+            self.refuse(tensors)
+            return 0
+        keys, values = tensors
+        finder = Finder(self._store, self._queue, names.namespace)
+        harvest = Harvest()
+        for filled in _longest(rows):
+            path = names.path(filled.ids)
+            known = finder.there(path.blocks[filled.match.n_blocks :])
+            span = slice(filled.pads, filled.pads + len(filled.ids))
+            Cutter(
+                path,
+                filled.match,
+                known,
+                [each[filled.row, :, span] for each in keys],
+                [each[filled.row, :, span] for each in values],
+                self._facts,
+                seconds_per_token,
+                harvest,
+            ).cut()
+        fresh, again = list(harvest.fresh.values()), list(harvest.again.values())
+        taken = self._queue.offer(fresh, confirm=sight.unchanged, patience_seconds=patience_seconds)
+        if taken == len(fresh):
+            self._queue.offer(again, replace=True, confirm=sight.unchanged, patience_seconds=patience_seconds)
+        else:  # what points to a block that was dropped is of no use
+            for write in again:
+                self._store.events.drop(write.namespace, write.key, DropReason.BUSY)
+        self._store.events.overflow(harvest.overflows)
+        n_tokens = sum(write.n_tokens for write in (*fresh, *again))
+        self._stats.kept(n_tokens, harvest.worst_error)
+        return n_tokens
+
+    def refuse(self, reason: str) -> None:
+        """Count, and say once, why a cache is not kept."""
+        self._stats.note(self._stats.not_kept, reason)
+        self._store.events.warn_once(f"kv kept {reason}", "lmstash: KV of %s is not kept: %s", self._facts.name, reason)
+
+    def _tensors(self, cache: Any, length: int) -> tuple[list[Tensor], list[Tensor]] | str:
+        """Return keys and values by layer, `[batch, heads, length or more, dim]`, or why they cannot be had."""
+        layers = getattr(cache, "layers", None)
+        if layers is None:
+            return f"a {type(cache).__name__} is no transformers Cache"
+        if not self._family.kept or len(layers) <= self._family.kept[-1]:
+            return f"the cache has {len(layers)} layers, fewer than the model fills"
+        keys: list[Tensor] = []
+        values: list[Tensor] = []
+        for number in self._family.kept:
+            layer = layers[number]
+            if not isinstance(layer, DynamicLayer | StaticLayer) or not layer.is_initialized:
+                return f"a layer of class {type(layer).__name__} holds no plain keys and values"
+            key, value = layer.keys, layer.values  # touched first: a restored layer becomes a plain one
+            kind = type(layer)
+            if kind not in (DynamicLayer, DynamicSlidingWindowLayer, StaticLayer) or key is None or value is None:
+                return f"a layer of class {kind.__name__} holds no plain keys and values"
+            if layer.get_seq_length() < length or key.shape[-2] < length or key.ndim != 4:
+                return f"a {kind.__name__} does not hold all tokens (a window, or another prompt's)"
+            keys.append(key)
+            values.append(value)
+        return keys, values
+
+
+def _longest(rows: Sequence[Filled]) -> Iterator[Filled]:
+    """Yield rows, but of those with equal tokens only the first."""
+    seen: set[bytes] = set()
+    for row in rows:
+        name = row.ids.tobytes()
+        if name not in seen:
+            seen.add(name)
+            yield row

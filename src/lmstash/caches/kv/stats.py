@@ -1,0 +1,57 @@
+"""What one `KV` did: counters, for people and for tests."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class KVStats:
+    """Counters of one `KV` since it was made. Threads may count at once."""
+
+    calls: int = 0
+    """Of `generate`, `past` and `prefill`."""
+    tokens_asked: int = 0
+    """Prompt tokens of all rows, of the calls that a kept prefix could take part in."""
+    tokens_reused: int = 0
+    """Those that were restored instead of computed."""
+    tokens_kept: int = 0
+    """Offered to the store."""
+    passed_on: Counter[str] = field(default_factory=Counter[str])
+    """Calls that were left to the model alone, by reason."""
+    not_kept: Counter[str] = field(default_factory=Counter[str])
+    """Caches of which nothing was kept, by reason."""
+    declined: int = 0
+    """Hits that were estimated to be slower than computing."""
+    worst_error: float = 0.0
+    """With `storage_dtype`: the largest rounding seen, relative to the largest value of its tensor."""
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    def called(self) -> None:
+        """Count a call."""
+        with self._lock:
+            self.calls += 1
+
+    def served(self, asked: int, reused: int) -> None:
+        """Count prompt tokens."""
+        with self._lock:
+            self.tokens_asked += asked
+            self.tokens_reused += reused
+
+    def kept(self, n_tokens: int, worst_error: float) -> None:
+        """Count tokens offered to the store, and how far they were rounded."""
+        with self._lock:
+            self.tokens_kept += n_tokens
+            self.worst_error = max(self.worst_error, worst_error)
+
+    def note(self, counts: Counter[str], reason: str) -> None:
+        """Count a reason in `passed_on` or `not_kept`."""
+        with self._lock:
+            counts[reason] += 1
+
+    def decline(self) -> None:
+        """Count a hit that was not used."""
+        with self._lock:
+            self.declined += 1

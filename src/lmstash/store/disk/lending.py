@@ -1,0 +1,110 @@
+"""Lending large values: the page cache's own pages, mapped for reading, instead of a copy of them.
+
+Reading 100 MB into fresh memory costs more for the memory than for the reading. Whoever only copies from a value, as
+the KV cache does, may as well copy from the pages. Segments are only ever appended to and unlinked, and cut behind
+their last record, so what an index row names stays mapped. What the page cache does not have is read as always.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import time
+from collections.abc import Sequence
+
+from lmstash.errors import FormatError
+from lmstash.events import EventLog
+from lmstash.store.disk.format import check_payload, parse_head
+from lmstash.store.disk.index import Index
+from lmstash.store.disk.lookup import Lookup, entry_of
+from lmstash.store.disk.reading import check_identity, is_cached
+from lmstash.store.disk.recency import Recency
+from lmstash.store.disk.rows import IndexDamagedError, Row, sane
+from lmstash.store.disk.segment import SegmentFile
+from lmstash.store.loans import Loan
+
+LENT_BYTES = 256 << 10
+"""Values of this size or more are lent."""
+_GAP_BYTES = 64 << 10
+_MAP_BYTES = 256 << 20
+
+
+class Lender:
+    """Lends from one folder. Threads may share it."""
+
+    def __init__(self, index: Index, recency: Recency, lookup: Lookup, events: EventLog) -> None:
+        """Take the parts of a store; `lookup` reads what is not lent."""
+        self._index = index
+        self._recency = recency
+        self._lookup = lookup
+        self._events = events
+
+    def borrow_many(self, keys: Sequence[bytes]) -> list[Loan | None]:
+        """See `lmstash.store.loans.borrow_many`. Faults of disk and index are raised."""
+        now = time.time() * 1e6
+        by_segment: dict[int, list[Row]] = {}
+        for row in self._index.find_many(keys).values():
+            if not sane(row):
+                raise IndexDamagedError(f"a row makes no sense: {row}")
+            if row.size >= LENT_BYTES and not 0 < row.exp <= now:
+                by_segment.setdefault(row.seg, []).append(row)
+        lent: dict[bytes, Loan] = {}
+        for seg, rows in by_segment.items():
+            file = self._lookup.file(seg)
+            if file is not None:
+                for group in _neighbours(rows):
+                    self._lend(file, group, lent)
+        left = [key for key in keys if key not in lent]
+        read = dict(zip(left, self._lookup.load_many(left), strict=True))
+        return [
+            lent[key] if key in lent else None if (found := read[key]) is None else Loan(entry_of(key, found))
+            for key in keys
+        ]
+
+    def _lend(self, file: SegmentFile, rows: list[Row], lent: dict[bytes, Loan]) -> None:
+        """Map neighbours that the page cache has; what cannot be lent is left out."""
+        rows = [row for row in rows if is_cached(file.fd, row.off + row.head)]
+        if not rows:
+            return
+        start = rows[0].off // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+        end = rows[-1].off + rows[-1].head + rows[-1].size
+        try:
+            if os.fstat(file.fd).st_size < end:
+                return
+            view = memoryview(mmap.mmap(file.fd, end - start, mmap.MAP_SHARED, mmap.PROT_READ, offset=start))
+        except (OSError, ValueError):
+            return
+        for row in rows:
+            at = row.off - start
+            try:
+                header = parse_head(view[at : at + row.head])
+                check_identity(file, header, row)
+            except FormatError:
+                continue
+            payload = view[at + row.head : at + row.head + row.size]
+
+            def check(header=header, payload=payload, row=row) -> bool:
+                try:
+                    check_payload(header, payload)
+                except FormatError:
+                    self._lookup.load(row.key)  # counts it, and sees to it that it is not served again
+                    return False
+                return True
+
+            self._recency.touch(row.slot)
+            self._events.hit(file.namespace, row.key, row.size, header.compute_seconds)
+            lent[row.key] = Loan(entry_of(row.key, (header, payload, file.namespace)), check)
+
+
+def _neighbours(rows: list[Row]) -> list[list[Row]]:
+    """Return rows of one segment in groups that lie together: a map takes a descriptor."""
+    out: list[list[Row]] = []
+    for row in sorted(rows, key=lambda each: each.off):
+        if out:
+            last = out[-1][-1]
+            near = row.off - (last.off + last.head + last.size) <= _GAP_BYTES
+            if near and row.off + row.head + row.size - out[-1][0].off <= _MAP_BYTES:
+                out[-1].append(row)
+                continue
+        out.append([row])
+    return out
