@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from lmstash.caches.kv.naming import Names, Path, namespace_of
 from lmstash.caches.kv.stats import KVStats
 from lmstash.caches.writing import WriteBehind
 from lmstash.codecs.dtypes import check_storage_dtype
-from lmstash.errors import InvalidArgumentError, UnsupportedModelError
+from lmstash.errors import InvalidArgumentError
 from lmstash.events import MissReason
 from lmstash.identity.fingerprint import Fingerprint
 from lmstash.identity.watch import ModelWatch, Sighting
@@ -131,76 +132,84 @@ class KV:
         self.stats.called()
         if generation_config is not None:
             arguments["generation_config"] = generation_config
-        call = self._read(inputs, arguments)
-        if isinstance(call, str):
-            self._pass_on(call)
+        turn = self._prepare(inputs, arguments)
+        if isinstance(turn, str):
+            self._pass_on(turn)
             return self.model.generate(inputs, **arguments)
-        try:
-            sight = self._watch.look()
-        except UnsupportedModelError as error:
-            self._pass_on(f"the model changed: {error}")
-            return self.model.generate(inputs, **arguments)
-        names = self._names(sight.fingerprint)
-        finder = Finder(self.store, self._queue, names.namespace, lent=True)
-        matches = self._find(finder, names, call.prompts.rows)
-        width = _restorable(call.prompts, matches)
-        if width:
-            guard = Guard([*finder.checks, sight.holds], len(self._family.kept))
+        if turn.width:
             try:
-                if (call.streams or self._has_hooks) and not guard.passed():
+                if (turn.call.streams or self._has_hooks) and not turn.passed():
                     raise UnverifiedError
-                cache = self._restored(call.prompts, matches, width, call.repeats, guard)
-                out = self._run(call, names, matches, sight, cache, width, inputs, arguments)
-                if guard.passed():
+                out = self._run(turn, inputs, arguments)
+                if turn.passed():
                     return out
             except UnverifiedError:
                 pass
             self._pass_on("what was kept proved damaged, or the model changed")
+            turn = self._prepare(inputs, arguments, afresh=True)
+            if isinstance(turn, str):
+                return self.model.generate(inputs, **arguments)
+        return self._run(turn, inputs, arguments)
+
+    def _prepare(self, inputs: Any, arguments: Mapping[str, Any], *, afresh: bool = False) -> _Turn | str:
+        """Look for what is kept of a prompt and begin to check it; return why, if the call is the model's alone.
+
+        `afresh` looks for nothing: everything will be computed by the model as it is now.
+        """
+        if not self._family.served:
+            return self._family.reason
+        try:
+            call = read_call(self.model, self._family, inputs, arguments)
+            if isinstance(call, str):
+                return call
             sight = self._watch.look()
             names = self._names(sight.fingerprint)
-            matches = [Match(names.path(row)) for row in call.prompts.rows]
-        return self._run(call, names, matches, sight, self._family.empty(self.model), 0, inputs, arguments)
+            finder = Finder(self.store, self._queue, names.namespace, lent=True)
+            matches = [] if afresh else self._find(finder, names, call.prompts.rows)
+            matches = matches or [Match(names.path(row)) for row in call.prompts.rows]
+            width = _restorable(call.prompts, matches)
+            if not width:
+                return _Turn(call, names, matches, sight, 0, None, self._family.empty(self.model))
+            guard = Guard([*finder.checks, sight.holds], len(self._family.kept))
+            cache = self._restored(call.prompts, matches, width, call.repeats, guard)
+            return _Turn(call, names, matches, sight, width, guard, cache)
+        except Exception as error:  # a program that runs without the cache runs with it
+            if self.store.strict:
+                raise
+            return f"{type(error).__name__}: {error}"
 
-    def _read(self, inputs: Any, arguments: Mapping[str, Any]) -> Call | str:
-        return read_call(self.model, self._family, inputs, arguments) if self._family.served else self._family.reason
-
-    def _run(
-        self,
-        call: Call,
-        names: Names,
-        matches: Sequence[Match],
-        sight: Sighting,
-        cache: Any,
-        width: int,
-        inputs: Any,
-        arguments: Mapping[str, Any],
-    ) -> Any:
-        """Generate with a cache of which the first `width` slots are filled, and keep what it holds then."""
+    def _run(self, turn: _Turn, inputs: Any, arguments: Mapping[str, Any]) -> Any:
+        """Generate, and keep what the cache holds then."""
+        call, cache = turn.call, turn.cache
         clock = PrefillClock()
-        processors = [*(arguments.get("logits_processor") or ()), clock]
-        given = {**arguments, "logits_processor": clock.listed(processors), self._family.argument: cache}
-        out = self.model.generate(inputs, **given)
-        self._count(call.prompts, matches, width)
-        fed = len(call.prompts.rows) * (call.prompts.width - width)
+        processors = clock.listed([*(arguments.get("logits_processor") or ()), clock])
+        out = self.model.generate(inputs, **{**arguments, "logits_processor": processors, self._family.argument: cache})
         try:
-            rows = _filled(call, matches, out, cache)
-            if isinstance(rows, str):
-                self._keeper.refuse(rows)
-            else:
-                self._keeper.keep(
-                    rows,
-                    cache,
-                    names,
-                    sight,
-                    seconds_per_token=clock.seconds / fed,
-                    patience_seconds=PATIENCE * (time.perf_counter() - clock.started),
-                )
+            if turn.passed():
+                self._count(call.prompts, turn.matches, turn.width)
+                self._keep(turn, out, clock)
             self._family.forget(cache)
         except Exception as error:  # what was generated is right; that it cannot be kept must not lose it
             if self.store.strict:
                 raise
             self._keeper.refuse(f"{type(error).__name__}: {error}")
         return out
+
+    def _keep(self, turn: _Turn, out: Any, clock: PrefillClock) -> None:
+        rows = _filled(turn.call, turn.matches, out, turn.cache)
+        if isinstance(rows, str):
+            self._keeper.refuse(rows)
+            return
+        fed = len(turn.call.prompts.rows) * (turn.call.prompts.width - turn.width)
+        patience = PATIENCE * (time.perf_counter() - clock.started)
+        self._keeper.keep(
+            rows,
+            turn.cache,
+            turn.names,
+            turn.sight,
+            seconds_per_token=clock.seconds / fed,
+            patience_seconds=patience,
+        )
 
     # --- for people who call forward ------------------------------------------------------------------------------
 
@@ -381,6 +390,24 @@ class KV:
     def _pass_on(self, reason: str) -> None:
         self.stats.note(self.stats.passed_on, reason)
         self.store.events.warn_once(f"kv {reason}", "lmstash: %s: generated without kept KV: %s", self._name, reason)
+
+
+@dataclass(slots=True)
+class _Turn:
+    """One call of `generate` that is kept, and may be served."""
+
+    call: Call
+    names: Names
+    matches: Sequence[Match]
+    sight: Sighting
+    width: int
+    """Slots that are restored in `cache`."""
+    guard: Guard | None
+    cache: Any
+
+    def passed(self) -> bool:
+        """Wait until what was restored has been checked; return whether it may be used."""
+        return self.guard is None or self.guard.passed()
 
 
 def _restorable(prompts: Prompts, matches: Sequence[Match]) -> int:

@@ -120,7 +120,7 @@ def read_prompts(ids: Tensor, mask: Any, family: Family, settings: _Settings | N
         here = mask.cpu()
         if bool(((here != 0) & (here != 1)).any()):
             return "the attention mask is not of zeros and ones"
-        pads = (ids.shape[1] - here.sum(dim=1)).tolist()
+        pads = [ids.shape[1] - int(n) for n in here.sum(dim=1).tolist()]
         if any(bool((here[row, :n] != 0).any()) for row, n in enumerate(pads)):
             return "the attention mask hides tokens within or after a prompt"
         if any(pads) and "position_ids" not in family.takes:
@@ -131,7 +131,7 @@ def read_prompts(ids: Tensor, mask: Any, family: Family, settings: _Settings | N
     rows = [np.ascontiguousarray(array[row, n:], np.uint32) for row, n in enumerate(pads)]
     if not all(map(len, rows)):
         return "an empty prompt"
-    return Prompts(rows, [int(n) for n in pads], ids.shape[1])
+    return Prompts(rows, pads, ids.shape[1])
 
 
 class _Settings:

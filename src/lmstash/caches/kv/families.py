@@ -38,16 +38,17 @@ class Family:
         """
         cache = _empty_cache(model)
         for number in self.sliding:
-            cache.layers[number].activate_past_recording()
+            layer: Any = cache.layers[number]
+            layer.activate_past_recording()
         return cache
 
     def forget(self, cache: Any) -> None:
         """Make sliding layers what `generate` would have left: the window, and nothing remembered."""
         for number in self.sliding:
-            layer = cache.layers[number]
+            layer: Any = cache.layers[number]
             if type(layer) is DynamicSlidingWindowLayer and layer.record_past:
                 layer.record_past = False
-                if layer.is_initialized:
+                if layer.keys is not None and layer.values is not None:
                     first = -layer.sliding_window + 1
                     layer.keys, layer.values = layer.keys[:, :, first:], layer.values[:, :, first:]
 

@@ -103,15 +103,16 @@ class Finder:
             match.n_blocks = next((n for n, key in enumerate(path.blocks) if key not in there), len(path.blocks))
             for block in range(match.n_blocks):
                 wanted[path.blocks[block]] = path.parent(block)
-            slot = path.slot(match.n_blocks)
-            slots.append((match.n_blocks, slot))
-            if slot is not None:
-                wanted[slot] = path.parent(match.n_blocks)
+            slots.append((match.n_blocks, path.slot(match.n_blocks)))
+        taken = self.there([slot for _, slot in slots if slot is not None])
+        for match, (block, slot) in zip(matches, slots, strict=True):
+            if slot in taken:
+                wanted[slot] = match.path.parent(block)
         self._fetch(wanted)
         self._fetch({piece.base: piece.parent for piece in self._pieces.values() if piece is not None and piece.base})
         for match, (block, slot) in zip(matches, slots, strict=True):
             self._take_blocks(match)
-            if slot is not None and match.n_blocks == block:
+            if slot in wanted and match.n_blocks == block:
                 self._take_slot(match, slot)
         return matches
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 
+from lmstash.events import logger
+
 
 class UnverifiedError(Exception):
     """What was restored cannot be trusted; raised within a forward pass to end it. Never leaves this package."""
@@ -45,5 +47,7 @@ class Guard:
             raise UnverifiedError
 
     def _ask(self) -> None:
-        # A fault while asking is no answer, hence no yes: the caller computes instead.
-        self._good = all(check() for check in self._checks)
+        try:
+            self._good = all(check() for check in self._checks)
+        except Exception as error:  # no answer is no yes: the caller computes instead
+            logger.warning("lmstash: restored values could not be checked: %s", error)

@@ -34,7 +34,7 @@ class RestoredLayer(DynamicLayer):
     Nothing that it holds is ever handed out: what others see are joined tensors of their own.
     """
 
-    is_initialized = True  # pyright: ignore[reportAssignmentType]
+    is_initialized = True
 
     def __init__(self, sides: tuple[_Side, _Side], n_tokens: int, guard: Guard | None) -> None:
         self._sides = sides
@@ -42,7 +42,7 @@ class RestoredLayer(DynamicLayer):
         self._guard = guard
 
     @property
-    def keys(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def keys(self) -> Tensor:
         """The joined keys `[batch, heads, n_tokens, dim]`."""
         return self._settle().keys  # pyright: ignore[reportReturnType]
 
@@ -51,7 +51,7 @@ class RestoredLayer(DynamicLayer):
         self._settle().keys = value
 
     @property
-    def values(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def values(self) -> Tensor:
         """The joined values."""
         return self._settle().values  # pyright: ignore[reportReturnType]
 
@@ -78,9 +78,9 @@ class RestoredLayer(DynamicLayer):
         keys, values = (side.join(new) for side, new in zip(self._sides, (key_states, value_states), strict=True))
         if self._guard is not None:
             self._guard.filled()
-        self.__dict__.clear()
+        vars(self).clear()
         self._become_plain()
-        plain: DynamicLayer = self
+        plain: Any = self
         plain.keys, plain.values, plain.device, plain.is_initialized = keys, values, keys.device, True
         return plain
 
