@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,21 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmstash.caches.kv.calls import Call, Prompts, read_call, read_prompts
-from lmstash.caches.kv.clock import PrefillClock
+from lmstash.caches.kv.calls import Prompts, read_prompts
 from lmstash.caches.kv.families import family_of
 from lmstash.caches.kv.finding import Finder, Match
-from lmstash.caches.kv.guard import Guard, UnverifiedError
+from lmstash.caches.kv.generating import Generating
 from lmstash.caches.kv.harvest import Facts
-from lmstash.caches.kv.keeping import PATIENCE, Filled, Keeper
-from lmstash.caches.kv.loading import Filling, restore
-from lmstash.caches.kv.naming import Names, Path, namespace_of
+from lmstash.caches.kv.keeping import Filled, Keeper
+from lmstash.caches.kv.naming import Names, namespace_of
+from lmstash.caches.kv.parts import Parts, restorable
+from lmstash.caches.kv.recurrent import find_state, load, snapshot, stops
 from lmstash.caches.kv.stats import KVStats
 from lmstash.caches.writing import WriteBehind
 from lmstash.codecs.dtypes import check_storage_dtype
 from lmstash.errors import InvalidArgumentError
-from lmstash.events import MissReason
-from lmstash.identity.fingerprint import Fingerprint
+from lmstash.identity.chain import BLOCK_TOKENS
 from lmstash.identity.watch import ModelWatch, Sighting
 from lmstash.store.base import Store
 
@@ -83,35 +82,35 @@ class KV:
         self.store = store
         self.model = model
         self.stats = KVStats()
-        self._queue = queue if queue is not None else WriteBehind(store)
-        self._watch = ModelWatch(model, variant=variant, strict_numerics=strict_numerics, assume_frozen=assume_frozen)
-        self._salt = salt
-        self._storage_dtype = storage_dtype
-        self._family = family_of(model)
-        # An exception through accelerate's hooks would leave offloaded weights where they are.
-        self._has_hooks = any(hasattr(module, "_hf_hook") for module in model.modules())
-        self._name: str = getattr(model.config, "name_or_path", "") or type(model).__name__
-        facts = Facts(self._name, storage_dtype, private, ttl_seconds)
-        self._keeper = Keeper(store, self._queue, self._family, facts, self.stats)
+        family = family_of(model)
+        name = getattr(model.config, "name_or_path", "") or type(model).__name__
+        queue = queue if queue is not None else WriteBehind(store)
+        watch = ModelWatch(model, variant=variant, strict_numerics=strict_numerics, assume_frozen=assume_frozen)
+        facts = Facts(name, storage_dtype, private or bool(family.linear), private, ttl_seconds)
+        keeper = Keeper(store, queue, family, facts, self.stats)
+        self._parts = Parts(
+            store, queue, model, name, watch, family, keeper, self.stats, salt=salt, storage_dtype=storage_dtype
+        )
+        self._generating = Generating(self._parts)
 
     @property
     def reason(self) -> str:
         """Why nothing is kept for this model; empty when it is served."""
-        return self._family.reason
+        return self._parts.family.reason
 
     @property
     def fingerprint(self) -> str:
         """Who computes, as 64 hexadecimal digits; the first 16 name the namespace of the entries."""
-        return self._watch.fingerprint.hex
+        return self._parts.watch.fingerprint.hex
 
     @property
     def namespace(self) -> str:
         """Where the entries live in the store."""
-        return namespace_of(self._watch.fingerprint.digest)
+        return namespace_of(self._parts.watch.fingerprint.digest)
 
     def __repr__(self) -> str:
         """One line."""
-        return f"<KV of {self._name} ({self.fingerprint[:16]}) on {self.store!r}>"
+        return f"<KV of {self._parts.name} ({self.fingerprint[:16]}) on {self.store!r}>"
 
     # --- generating -----------------------------------------------------------------------------------------------
 
@@ -132,84 +131,7 @@ class KV:
         self.stats.called()
         if generation_config is not None:
             arguments["generation_config"] = generation_config
-        turn = self._prepare(inputs, arguments)
-        if isinstance(turn, str):
-            self._pass_on(turn)
-            return self.model.generate(inputs, **arguments)
-        if turn.width:
-            try:
-                if (turn.call.streams or self._has_hooks) and not turn.passed():
-                    raise UnverifiedError
-                out = self._run(turn, inputs, arguments)
-                if turn.passed():
-                    return out
-            except UnverifiedError:
-                pass
-            self._pass_on("what was kept proved damaged, or the model changed")
-            turn = self._prepare(inputs, arguments, afresh=True)
-            if isinstance(turn, str):
-                return self.model.generate(inputs, **arguments)
-        return self._run(turn, inputs, arguments)
-
-    def _prepare(self, inputs: Any, arguments: Mapping[str, Any], *, afresh: bool = False) -> _Turn | str:
-        """Look for what is kept of a prompt and begin to check it; return why, if the call is the model's alone.
-
-        `afresh` looks for nothing: everything will be computed by the model as it is now.
-        """
-        if not self._family.served:
-            return self._family.reason
-        try:
-            call = read_call(self.model, self._family, inputs, arguments)
-            if isinstance(call, str):
-                return call
-            sight = self._watch.look()
-            names = self._names(sight.fingerprint)
-            finder = Finder(self.store, self._queue, names.namespace, lent=True)
-            matches = [] if afresh else self._find(finder, names, call.prompts.rows)
-            matches = matches or [Match(names.path(row)) for row in call.prompts.rows]
-            width = _restorable(call.prompts, matches)
-            if not width:
-                return _Turn(call, names, matches, sight, 0, None, self._family.empty(self.model))
-            guard = Guard([*finder.checks, sight.holds], len(self._family.kept))
-            cache = self._restored(call.prompts, matches, width, call.repeats, guard)
-            return _Turn(call, names, matches, sight, width, guard, cache)
-        except Exception as error:  # a program that runs without the cache runs with it
-            if self.store.strict:
-                raise
-            return f"{type(error).__name__}: {error}"
-
-    def _run(self, turn: _Turn, inputs: Any, arguments: Mapping[str, Any]) -> Any:
-        """Generate, and keep what the cache holds then."""
-        call, cache = turn.call, turn.cache
-        clock = PrefillClock()
-        processors = clock.listed([*(arguments.get("logits_processor") or ()), clock])
-        out = self.model.generate(inputs, **{**arguments, "logits_processor": processors, self._family.argument: cache})
-        try:
-            if turn.passed():
-                self._count(call.prompts, turn.matches, turn.width)
-                self._keep(turn, out, clock)
-            self._family.forget(cache)
-        except Exception as error:  # what was generated is right; that it cannot be kept must not lose it
-            if self.store.strict:
-                raise
-            self._keeper.refuse(f"{type(error).__name__}: {error}")
-        return out
-
-    def _keep(self, turn: _Turn, out: Any, clock: PrefillClock) -> None:
-        rows = _filled(turn.call, turn.matches, out, turn.cache)
-        if isinstance(rows, str):
-            self._keeper.refuse(rows)
-            return
-        fed = len(turn.call.prompts.rows) * (turn.call.prompts.width - turn.width)
-        patience = PATIENCE * (time.perf_counter() - clock.started)
-        self._keeper.keep(
-            rows,
-            turn.cache,
-            turn.names,
-            turn.sight,
-            seconds_per_token=clock.seconds / fed,
-            patience_seconds=patience,
-        )
+        return self._generating.generate(inputs, arguments)
 
     # --- for people who call forward ------------------------------------------------------------------------------
 
@@ -227,15 +149,21 @@ class KV:
             (cache, n), or (None, 0) when nothing is kept.
         """
         self.stats.called()
-        prompts = self._prompts(input_ids, attention_mask)
-        if isinstance(prompts, str):
-            self._pass_on(prompts)
+        parts = self._parts
+        begun = self._begin(input_ids, attention_mask)
+        if isinstance(begun, str):
+            parts.pass_on(begun)
             return None, 0
-        names = self._names(self._watch.refresh())
-        matches = self._find(Finder(self.store, self._queue, names.namespace), names, prompts.rows)
-        width = _restorable(prompts, matches)
-        self._count(prompts, matches, width)
-        return (self._restored(prompts, matches, width, 1, None), width) if width else (None, 0)
+        width, state = restorable(begun.prompts, begun.matches), {}
+        if parts.family.linear:
+            n_blocks, state = find_state(begun.finder, begun.matches[0], (begun.prompts.width - 1) // BLOCK_TOKENS)
+            width = n_blocks * BLOCK_TOKENS
+        parts.count(begun.prompts, begun.matches, width)
+        if not width:
+            return None, 0
+        cache = parts.restored(begun.prompts, begun.matches, width)
+        load(cache, state, self.model.device)
+        return cache, width
 
     def put(self, input_ids: Any, past_key_values: Any, attention_mask: Any = None) -> int:
         """Keep what forward passes over `input_ids` left in a cache.
@@ -250,34 +178,30 @@ class KV:
             attention_mask: Where rows are padded (on the left).
 
         Returns:
-            How many tokens are newly kept. 0 with a reason in `stats.not_kept` where the cache cannot be.
+            How many tokens are newly kept, once they are in the store. 0, with a reason in `stats.not_kept`, where the
+            cache cannot be kept.
         """
-        prompts = self._prompts(input_ids, attention_mask)
-        if isinstance(prompts, str):
-            self._keeper.refuse(prompts)
+        parts = self._parts
+        if parts.family.linear:
+            parts.keeper.refuse("its state is of a whole prefix: use prefill()")
             return 0
         try:
             length = int(past_key_values.get_seq_length())
         except (AttributeError, TypeError, ValueError):
-            self._keeper.refuse(f"a {type(past_key_values).__name__} is no transformers Cache")
+            parts.keeper.refuse(f"a {type(past_key_values).__name__} is no transformers Cache")
             return 0
-        sight = self._watch.look()
-        if not sight.holds():
-            sight = self._watch.look()
-        names = self._names(sight.fingerprint)
-        prompts = prompts.first(min(length, prompts.width))
-        matches = self._find(Finder(self.store, self._queue, names.namespace, lent=True), names, prompts.rows)
-        rows = [
-            Filled(ids, row, pads, match)
-            for row, (ids, pads, match) in enumerate(zip(prompts.rows, prompts.pads, matches, strict=True))
-            if len(ids)
-        ]
-        if not rows:
+        begun = self._begin(input_ids, attention_mask, most=length, lent=True)
+        if isinstance(begun, str):
+            parts.keeper.refuse(begun)
             return 0
-        return self._keeper.keep(rows, past_key_values, names, sight, seconds_per_token=0.0, patience_seconds=None)
+        kept = parts.keeper.keep(
+            begun.rows(), past_key_values, begun.names, begun.sight, seconds_per_token=0.0, patience_seconds=None
+        )
+        parts.queue.flush()
+        return kept
 
     def prefill(self, input_ids: Any, attention_mask: Any = None) -> int:
-        """Compute and keep what is not kept of the prompt, all of it, without generating anything.
+        """Compute and keep what is not kept of the prompt, all of it; returns once that is in the store.
 
         Args:
             input_ids: As `past` takes them.
@@ -287,64 +211,87 @@ class KV:
             How many tokens were fed to the model, in all rows.
         """
         self.stats.called()
-        prompts = self._prompts(input_ids, attention_mask)
-        if isinstance(prompts, str):
-            self._pass_on(prompts)
+        parts = self._parts
+        begun = self._begin(input_ids, attention_mask)
+        if isinstance(begun, str):
+            parts.pass_on(begun)
             return 0
-        sight = self._watch.look()
-        if not sight.holds():
-            sight = self._watch.look()
-        names = self._names(sight.fingerprint)
-        matches = self._find(Finder(self.store, self._queue, names.namespace), names, prompts.rows)
-        if all(match.n_tokens == len(match.path.ids) for match in matches):
-            self._count(prompts, matches, prompts.width)
+        prompts, matches = begun.prompts, begun.matches
+        state: dict[str, Tensor] = {}
+        if parts.family.linear:
+            n_blocks, state = find_state(begun.finder, matches[0], prompts.width // BLOCK_TOKENS)
+            width = n_blocks * BLOCK_TOKENS
+            pauses = stops(prompts.width + 1, matches[0], width)
+        else:
+            whole = all(match.n_tokens == len(match.path.ids) for match in matches)
+            width = prompts.width if whole else restorable(prompts, matches)
+            pauses = [] if whole else [prompts.width]
+        parts.count(prompts, matches, width)
+        if not pauses:
             return 0
-        width = _restorable(prompts, matches)
-        cache = self._restored(prompts, matches, width, 1, None) if width else self._family.empty(self.model)
-        started = time.perf_counter()
-        self._forward(prompts, cache, width)
-        fed = len(prompts.rows) * (prompts.width - width)
-        self._count(prompts, matches, width)
-        rows = [
-            Filled(ids, row, pads, match)
-            for row, (ids, pads, match) in enumerate(zip(prompts.rows, prompts.pads, matches, strict=True))
-        ]
-        seconds = (time.perf_counter() - started) / fed
-        self._keeper.keep(rows, cache, names, sight, seconds_per_token=seconds, patience_seconds=None)
-        return fed
+        cache = parts.restored(prompts, matches, width)
+        load(cache, state, self.model.device)
+        states: dict[int, dict[str, Tensor]] = {}
+        started, fed = time.perf_counter(), width
+        for pause in pauses:
+            parts.forward(prompts.first(pause), cache, fed)
+            fed = pause
+            if parts.family.linear:
+                states[pause] = snapshot(cache, parts.family.linear)
+        n_fed = len(prompts.rows) * (fed - width)
+        parts.keeper.keep(
+            begun.rows(fed),
+            cache,
+            begun.names,
+            begun.sight,
+            states=states,
+            seconds_per_token=(time.perf_counter() - started) / n_fed,
+            patience_seconds=None,
+        )
+        parts.queue.flush()
+        return n_fed
 
     def flush(self) -> None:
         """Return once everything computed so far is in the store."""
-        self._queue.flush()
+        self._parts.queue.flush()
 
-    def _forward(self, prompts: Prompts, cache: Any, width: int) -> None:
-        """Feed the model what follows the first `width` slots."""
-        device = self.model.device
-        ids = np.zeros((len(prompts.rows), prompts.width), np.int64)
-        mask = np.zeros_like(ids)
-        for row, (tokens, pads) in enumerate(zip(prompts.rows, prompts.pads, strict=True)):
-            ids[row, pads:] = tokens
-            mask[row, pads:] = 1
-        inputs: dict[str, Any] = {"input_ids": torch.from_numpy(ids[:, width:]).to(device)}
-        takes = self._family.takes
-        if "attention_mask" in takes:
-            inputs["attention_mask"] = torch.from_numpy(mask).to(device)
-        if "position_ids" in takes:
-            positions = np.maximum(mask.cumsum(axis=1) - 1, 0)
-            inputs["position_ids"] = torch.from_numpy(positions[:, width:]).to(device)
-        if "logits_to_keep" in takes:
-            inputs["logits_to_keep"] = 1
-        with torch.no_grad():
-            self.model(**inputs, **{self._family.argument: cache}, use_cache=True)
+    def _begin(
+        self, input_ids: Any, attention_mask: Any, *, most: int | None = None, lent: bool = False
+    ) -> _Begun | str:
+        """Look whether the model is who it was, and what is kept of a prompt; return why, if it cannot be served.
 
-    # --- parts ----------------------------------------------------------------------------------------------------
-
-    def _names(self, fingerprint: Fingerprint) -> Names:
-        return Names.of(fingerprint.digest, self._salt, self._storage_dtype)
+        Args:
+            input_ids: As the caller gave them.
+            attention_mask: Likewise.
+            most: Slots to look at.
+            lent: What is found is not used for computing.
+        """
+        parts = self._parts
+        prompts = self._prompts(input_ids, attention_mask)
+        if isinstance(prompts, str):
+            return prompts
+        if most is not None:
+            prompts = prompts.first(min(most, prompts.width))
+        if parts.family.linear and len(prompts.rows) > 1:
+            return "several rows, of a model with recurrent layers"
+        try:
+            sight = parts.watch.look()
+            if not sight.holds():
+                sight = parts.watch.look()
+            reason = parts.unserved(sight.fingerprint)
+            if reason:
+                return reason
+            names = parts.names(sight.fingerprint)
+            finder = Finder(self.store, parts.queue, names.namespace, lent=lent)
+            return _Begun(prompts, sight, names, finder, parts.find(finder, names, prompts.rows))
+        except Exception as error:  # a program that runs without the cache runs with it
+            if self.store.strict:
+                raise
+            return f"{type(error).__name__}: {error}"
 
     def _prompts(self, input_ids: Any, attention_mask: Any) -> Prompts | str:
-        if not self._family.served:
-            return self._family.reason
+        if self._parts.family.reason:
+            return self._parts.family.reason
         ids = input_ids if isinstance(input_ids, Tensor) else torch.as_tensor(np.asarray(input_ids, np.int64))
         ids = ids[None] if ids.ndim == 1 else ids
         if ids.ndim != 2 or not ids.numel():
@@ -352,89 +299,24 @@ class KV:
         mask = attention_mask
         if isinstance(mask, Tensor) and mask.ndim == 1:
             mask = mask[None]
-        return read_prompts(ids, mask, self._family)
-
-    def _find(self, finder: Finder, names: Names, rows: Sequence[np.ndarray]) -> list[Match]:
-        distinct: dict[bytes, int] = {}
-        paths: list[Path] = []
-        owners: list[int] = []
-        for row in rows:
-            owner = distinct.setdefault(row.tobytes(), len(paths))
-            if owner == len(paths):
-                paths.append(names.path(row))
-            owners.append(owner)
-        found = finder.find(paths)
-        return [found[owner] for owner in owners]
-
-    def _restored(
-        self, prompts: Prompts, matches: Sequence[Match], width: int, repeats: int, guard: Guard | None
-    ) -> Any:
-        shape = next(match.shape for match in matches if match.shape is not None)
-        fillings = [
-            Filling(min(pads, width), match.first(width - pads))
-            for pads, match in zip(prompts.pads, matches, strict=True)
-        ]
-        empty = self._family.empty(self.model)
-        return restore(empty, self._family.kept, fillings, shape, self.model.device, repeats=repeats, guard=guard)
-
-    def _count(self, prompts: Prompts, matches: Sequence[Match], width: int) -> None:
-        reused = [max(0, width - pads) for pads in prompts.pads]
-        self.stats.served(sum(map(len, prompts.rows)), sum(reused))
-        for match, n_tokens in zip(matches, reused, strict=True):
-            key = match.path.first_key
-            if n_tokens == 0:
-                self.store.events.miss(match.path.names.namespace, key, MissReason.ABSENT)
-            elif n_tokens < len(match.path.ids) - 1:
-                self.store.events.partial_hit(match.path.names.namespace, key, n_tokens, len(match.path.ids))
-
-    def _pass_on(self, reason: str) -> None:
-        self.stats.note(self.stats.passed_on, reason)
-        self.store.events.warn_once(f"kv {reason}", "lmstash: %s: generated without kept KV: %s", self._name, reason)
+        return read_prompts(ids, mask, self._parts.family)
 
 
-@dataclass(slots=True)
-class _Turn:
-    """One call of `generate` that is kept, and may be served."""
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """What a call that does not generate goes by."""
 
-    call: Call
-    names: Names
-    matches: Sequence[Match]
+    prompts: Prompts
     sight: Sighting
-    width: int
-    """Slots that are restored in `cache`."""
-    guard: Guard | None
-    cache: Any
+    names: Names
+    finder: Finder
+    matches: Sequence[Match]
 
-    def passed(self) -> bool:
-        """Wait until what was restored has been checked; return whether it may be used."""
-        return self.guard is None or self.guard.passed()
-
-
-def _restorable(prompts: Prompts, matches: Sequence[Match]) -> int:
-    """Return how many slots of every row can be restored: one at least must be left to feed."""
-    reach = min(pads + match.n_tokens for pads, match in zip(prompts.pads, matches, strict=True))
-    reach = min(reach, prompts.width - 1)
-    return reach if reach > min(prompts.pads) else 0
-
-
-def _filled(call: Call, matches: Sequence[Match], out: Any, cache: Any) -> list[Filled] | str:
-    """Return which rows of the cache hold what after `generate`, or why that cannot be told."""
-    sequences = out if isinstance(out, Tensor) else out.sequences
-    length = cache.get_seq_length()
-    if length < call.prompts.width or (not call.beams and length != sequences.shape[1] - 1):
-        return "the cache does not hold what was generated"
-    rows: list[Filled] = []
-    for number, (ids, pads, match) in enumerate(zip(call.prompts.rows, call.prompts.pads, matches, strict=True)):
-        first = number * call.repeats
-        if call.beams:  # beams took turns in these rows: they share the prompt only
-            rows.append(Filled(ids, first, pads, match))
-            continue
-        for row in range(first, first + call.repeats):
-            tokens = sequences[row, pads:length].cpu().numpy()
-            if len(sequences) > 1 and call.pad is not None:  # a row that was done before others
-                stop = len(tokens)
-                while stop > len(ids) and tokens[stop - 1] == call.pad:
-                    stop -= 1
-                tokens = tokens[:stop]
-            rows.append(Filled(tokens.astype(np.uint32), row, pads, match))
-    return rows
+    def rows(self, width: int | None = None) -> list[Filled]:
+        """Return the rows of a cache that holds the prompts, or their first `width` slots."""
+        prompts = self.prompts if width is None else self.prompts.first(width)
+        return [
+            Filled(ids, row, pads, match)
+            for row, (ids, pads, match) in enumerate(zip(prompts.rows, prompts.pads, self.matches, strict=True))
+            if len(ids)
+        ]

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from transformers.cache_utils import Cache, DummyLayer, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import (
+    Cache,
+    DummyLayer,
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionLayer,
+)
 
 _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope", "su")
 
@@ -21,15 +29,14 @@ class Family:
     """Layers of its cache that keep keys and values."""
     sliding: tuple[int, ...] = ()
     """Those of them that forget what leaves their window, unless told to remember."""
+    linear: tuple[int, ...] = ()
+    """Layers with a recurrent state."""
+    doubtful: bool = False
+    """Whether the model must be seen to continue from its cache before anything is kept."""
     argument: str = "past_key_values"
     """What `generate` and `forward` call the cache."""
     takes: frozenset[str] = frozenset()
     """Arguments of `forward`, by name."""
-
-    @property
-    def served(self) -> bool:
-        """Whether anything is kept for it."""
-        return not self.reason
 
     def empty(self, model: Any) -> Cache:
         """Return a fresh cache as `generate` itself would make it, except that sliding layers remember everything.
@@ -78,24 +85,36 @@ def family_of(model: Any) -> Family:
         return Family(f"no DynamicCache can be made for it ({error})")
     if not layers:
         return Family("its configuration does not say what its cache is made of")
-    return _family_of_layers(layers, _cache_argument(model), _arguments(model))
+    takes = _arguments(model)
+    argument = next((name for name in ("cache", "past_key_values") if name in takes), None)
+    if argument is None:
+        return Family("its forward() takes no cache")
+    family = _family_of_layers(layers, argument, takes)
+    own = type(model).__module__.startswith("transformers.")
+    return family if own or family.reason else replace(family, doubtful=True)
 
 
 def _family_of_layers(layers: list[Any], argument: str, takes: frozenset[str]) -> Family:
     kept: list[int] = []
     sliding: list[int] = []
+    linear: list[int] = []
     for number, layer in enumerate(layers):
         kind = type(layer)
         if kind is DummyLayer:
             continue
-        if kind is DynamicSlidingWindowLayer and hasattr(layer, "activate_past_recording"):
+        if kind in (LinearAttentionLayer, LinearAttentionAndFullAttentionLayer):
+            linear.append(number)
+            if kind is LinearAttentionLayer:
+                continue
+        elif kind is DynamicSlidingWindowLayer and hasattr(layer, "activate_past_recording"):
             sliding.append(number)
         elif kind is not DynamicLayer:
             return Family(f"its cache has layers of class {kind.__name__}")
         kept.append(number)
     if not kept:
-        return Family("it keeps no KV")
-    return Family(kept=tuple(kept), sliding=tuple(sliding), argument=argument, takes=takes)
+        return Family("it keeps no keys and values, so that generate() cannot tell how far its state goes")
+    doubtful = bool(sliding or linear)
+    return Family("", tuple(kept), tuple(sliding), tuple(linear), doubtful, argument, takes)
 
 
 def _empty_cache(model: Any) -> Cache:
@@ -109,12 +128,6 @@ def _is_causal(config: Any) -> bool:
 
     kind = getattr(config, "model_type", "")
     return kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES or bool(getattr(config, "is_decoder", False))
-
-
-def _cache_argument(model: Any) -> str:
-    prepare = getattr(model, "prepare_inputs_for_generation", None)
-    names = inspect.signature(prepare).parameters if prepare is not None else {}
-    return "cache" if "cache" in names else "past_key_values"
 
 
 def _arguments(model: Any) -> frozenset[str]:

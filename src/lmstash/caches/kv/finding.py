@@ -13,7 +13,7 @@ from lmstash.caches.kv.naming import Path, digest_after
 from lmstash.caches.writing import WriteBehind
 from lmstash.events import MissReason
 from lmstash.identity.chain import BLOCK_TOKENS
-from lmstash.store.base import Store
+from lmstash.store.base import Entry, Store
 from lmstash.store.loans import Loan, borrow_many
 
 
@@ -123,6 +123,10 @@ class Finder:
             return set()
         waits, kept = self._queue.waits(asked), self._store.contains_many(asked)
         return {key for key, one, other in zip(asked, waits, kept, strict=True) if one or other}
+
+    def fetch(self, key: bytes) -> Entry | None:
+        """Return one entry that is kept, or about to be, in memory of its own."""
+        return self._queue.waiting([key])[0] or self._store.fetch_many([key])[0]
 
     def _fetch(self, wanted: dict[bytes, bytes]) -> None:
         """Read entries, each of which must follow the block whose key is beside its own."""

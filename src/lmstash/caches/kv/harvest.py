@@ -42,6 +42,8 @@ class Facts:
     name: str
     """Of the model."""
     storage_dtype: str | None
+    whole: bool
+    """Blocks are of use only whole, so that nothing need say where one begins."""
     private: bool
     ttl_seconds: float | None
 
@@ -97,9 +99,8 @@ class Cutter:
         skip = match.leaning if at_slot and match.leaning >= LEAST_SHARED else 0
         write = self._write(key, block, path.tokens(block), match.base if skip else b"", skip)
         (self._out.again if key in match.unfit else self._out.fresh)[key] = write
-        # Others that begin like this block shall find it; one whole block is enough for all that begin alike. Whoever
-        # may not know tokens could not see how far they go together.
-        if not skip and not self._facts.private and not (at_slot and self._leans()):
+        # Others that begin like this block shall find it; one whole block is enough for all that begin alike.
+        if not skip and not self._facts.whole and not (at_slot and self._leans()):
             slot = path.slot(block)
             assert slot is not None
             there = self._out.again.get(slot)

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
+from transformers.cache_utils import (
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionAndFullAttentionLayer,
+    StaticLayer,
+)
 
 from lmstash.caches.kv.families import Family
 from lmstash.caches.kv.finding import Finder, Match
 from lmstash.caches.kv.harvest import Cutter, Facts, Harvest
 from lmstash.caches.kv.naming import Names
+from lmstash.caches.kv.recurrent import write_state
 from lmstash.caches.kv.stats import KVStats
 from lmstash.caches.writing import WriteBehind
 from lmstash.events import DropReason
+from lmstash.identity.chain import BLOCK_TOKENS
 from lmstash.identity.watch import Sighting
 from lmstash.store.base import Store
 
+_PLAIN = (DynamicLayer, DynamicSlidingWindowLayer, StaticLayer, LinearAttentionAndFullAttentionLayer)
+"""Layers whose tensors are keys and values of every token, as far as they are long enough."""
 PATIENCE = 0.01
 """Share of the time a call computed that it may wait for room in the queue."""
 
@@ -58,6 +68,7 @@ class Keeper:
         *,
         seconds_per_token: float,
         patience_seconds: float | None,
+        states: Mapping[int, Mapping[str, Tensor]] = MappingProxyType({}),
     ) -> int:
         """Offer to the queue what is new in a cache, copied; returns how many tokens.
 
@@ -68,7 +79,10 @@ class Keeper:
             sight: Who computed; asked again before anything is put.
             seconds_per_token: What a token cost.
             patience_seconds: How long to wait for room; None for as long as it takes.
+            states: Of the recurrent layers, by how many tokens of the only row they are of.
         """
+        if not rows:
+            return 0
         length = max(row.pads + len(row.ids) for row in rows)
         tensors = self._tensors(cache, length)
         if isinstance(tensors, str):
@@ -92,6 +106,9 @@ class Keeper:
                 harvest,
             ).cut()
         fresh, again = list(harvest.fresh.values()), list(harvest.again.values())
+        for n_tokens, state in states.items():
+            path, ttl_seconds = names.path(rows[0].ids), self._facts.ttl_seconds
+            again.append(write_state(path, n_tokens // BLOCK_TOKENS, state, ttl_seconds))
         taken = self._queue.offer(fresh, confirm=sight.unchanged, patience_seconds=patience_seconds)
         if taken == len(fresh):
             self._queue.offer(again, replace=True, confirm=sight.unchanged, patience_seconds=patience_seconds)
@@ -123,10 +140,10 @@ class Keeper:
                 return f"a layer of class {type(layer).__name__} holds no plain keys and values"
             key, value = layer.keys, layer.values  # touched first: a restored layer becomes a plain one
             kind = type(layer)
-            if kind not in (DynamicLayer, DynamicSlidingWindowLayer, StaticLayer) or key is None or value is None:
+            if kind not in _PLAIN or key is None or value is None:
                 return f"a layer of class {kind.__name__} holds no plain keys and values"
             if layer.get_seq_length() < length or key.shape[-2] < length or key.ndim != 4:
-                return f"a {kind.__name__} does not hold all tokens (a window, or another prompt's)"
+                return f"a {kind.__name__} does not hold all tokens (a window?)"
             keys.append(key)
             values.append(value)
         return keys, values

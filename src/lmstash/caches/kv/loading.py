@@ -12,7 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import (
+    Cache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionAndFullAttentionLayer,
+)
 
 from lmstash.caches.kv.blocks import Shape
 from lmstash.caches.kv.finding import Span
@@ -151,6 +156,11 @@ class _Side:
         whole = torch.cat([joined[id(pieces)] for pieces in self.rows], dim=0)
         return whole if new is None else torch.cat([whole, new], dim=-2)
 
+    def fill(self, layer: Any, values: _Side) -> None:
+        """Give a layer that has a recurrent state, too, these keys and `values`."""
+        layer.keys, layer.values = self.join(None), values.join(None)
+        layer.device, layer.dtype, layer.is_initialized = self.device, self.dtype, True
+
     def _ready(self, pieces: list[Tensor], device: torch.device) -> list[Tensor]:
         """Return pieces on `device` and in the dtype they were computed in."""
         here, dtype = self.device, self.dtype
@@ -201,6 +211,9 @@ def restore(
             sides.append(_Side([row[side] for row in rows], dtype, device))
         window = getattr(empty.layers[layer], "sliding_window", None)
         both = sides[0], sides[1]
+        if type(empty.layers[layer]) is LinearAttentionAndFullAttentionLayer:
+            both[0].fill(empty.layers[layer], both[1])
+            continue
         empty.layers[layer] = (
             RestoredLayer(both, n_tokens, guard)
             if window is None

@@ -14,7 +14,6 @@ from hashlib import sha256
 import numpy as np
 
 from lmstash.identity.chain import BLOCK_TOKENS, chain_ids, chain_key, chain_root, tail_key
-from lmstash.identity.keys import Key
 
 KIND = "kv"
 LAYOUT = "parts 1"
@@ -92,8 +91,3 @@ def namespace_of(model: bytes) -> str:
 def digest_after(chain_id: bytes, tokens: np.ndarray) -> bytes:
     """Return 32 bytes that stand for tokens after a chain id, where tokens themselves must not be kept."""
     return sha256(b"lmstash kv tokens 1\0" + chain_id + struct.pack("<I", len(tokens)) + tokens.tobytes()).digest()
-
-
-def verdict_key(model: bytes) -> bytes:
-    """Return the key of what a probe of the model with this digest found."""
-    return Key({"kind": "kv probe", "model": model, "version": 1}).digest
