@@ -44,6 +44,9 @@ class WriteBehind:
         self.capacity_bytes = capacity_bytes
         self._reset()
         _alive.add(self)
+        # What is registered last runs first: before the store closes, which was opened before this.
+        atexit.unregister(_at_exit)
+        atexit.register(_at_exit)
 
     def _reset(self) -> None:
         self._changed = threading.Condition()
@@ -217,6 +220,5 @@ def _after_fork() -> None:
         queue._reset()
 
 
-atexit.register(_at_exit)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
