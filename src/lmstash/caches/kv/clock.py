@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
 
@@ -21,6 +22,8 @@ class PrefillClock(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Return `scores`."""
         if not self.seconds:
+            if scores.is_cuda:  # launched is not computed
+                torch.cuda.current_stream(scores.device).synchronize()
             self.seconds = time.perf_counter() - self.started
         return scores
 

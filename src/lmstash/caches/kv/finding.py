@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -72,7 +73,15 @@ class Match:
 class Finder:
     """Looks for prompts in one store, and in what is on its way there. Used by one thread, for one call."""
 
-    def __init__(self, store: Store, queue: WriteBehind, namespace: str, *, lent: bool = False) -> None:
+    def __init__(
+        self,
+        store: Store,
+        queue: WriteBehind,
+        namespace: str,
+        *,
+        lent: bool = False,
+        worth: Callable[[int], bool] = lambda n_tokens: True,
+    ) -> None:
         """Take where to look.
 
         Args:
@@ -80,12 +89,18 @@ class Finder:
             queue: What is on its way there.
             namespace: Of the entries.
             lent: Spans may lie in memory of the store, to be copied at once, and `checks` are still to be asked.
+            worth: Whether so many tokens are worth reading.
         """
         self._store = store
         self._queue = queue
         self._namespace = namespace
         self._pieces: dict[bytes, Piece | None] = {}
         self._lent = lent
+        self._worth = worth
+        self.seconds = 0.0
+        """What `find` took."""
+        self.declined = 0
+        """Prompts of which something is kept that was not worth reading."""
         self.checks: list[Callable[[], bool]] = []
         """Tell whether what was found is undamaged."""
 
@@ -94,6 +109,7 @@ class Finder:
 
         Costs about a microsecond a block for what is not there.
         """
+        started = time.perf_counter()
         matches = [Match(path) for path in paths]
         there = self.there([key for path in paths for key in path.blocks])
         wanted: dict[bytes, bytes] = {}
@@ -101,6 +117,11 @@ class Finder:
         for match in matches:
             path = match.path
             match.n_blocks = next((n for n, key in enumerate(path.blocks) if key not in there), len(path.blocks))
+            if match.n_blocks and not self._worth(match.n_blocks * BLOCK_TOKENS):
+                match.n_blocks = 0
+                self.declined += 1
+                slots.append((0, None))
+                continue
             for block in range(match.n_blocks):
                 wanted[path.blocks[block]] = path.parent(block)
             slots.append((match.n_blocks, path.slot(match.n_blocks)))
@@ -114,6 +135,7 @@ class Finder:
             self._take_blocks(match)
             if slot in wanted and match.n_blocks == block:
                 self._take_slot(match, slot)
+        self.seconds = time.perf_counter() - started
         return matches
 
     def there(self, keys: Sequence[bytes]) -> set[bytes]:

@@ -36,6 +36,7 @@ class Turn:
     """Slots that are restored in `cache`."""
     guard: Guard | None
     cache: Any
+    finding_seconds: float
     stops: Sequence[int] = ()
     """Slots after which the state of recurrent layers is to be kept."""
     states: dict[int, dict[str, Tensor]] = field(default_factory=dict)
@@ -93,7 +94,7 @@ class Generating:
             if reason:
                 return reason
             names = parts.names(sight.fingerprint)
-            finder = Finder(parts.store, parts.queue, names.namespace, lent=True)
+            finder = Finder(parts.store, parts.queue, names.namespace, lent=True, worth=parts.gate.worth)
             matches = [] if afresh else parts.find(finder, names, call.prompts.rows)
             matches = matches or [Match(names.path(row)) for row in call.prompts.rows]
             if parts.family.linear:
@@ -101,7 +102,9 @@ class Generating:
             width = restorable(call.prompts, matches)
             guard = Guard([*finder.checks, sight.holds], len(parts.family.kept)) if width else None
             cache = parts.restored(call.prompts, matches, width, repeats=call.repeats, guard=guard)
-            return Turn(call, names, matches, sight, width, guard, cache)
+            if finder.declined:
+                parts.stats.decline(finder.declined)
+            return Turn(call, names, matches, sight, width, guard, cache, finder.seconds)
         except Exception as error:  # a program that runs without the cache runs with it
             if parts.store.strict:
                 raise
@@ -120,7 +123,9 @@ class Generating:
         guard = Guard([*finder.checks, sight.holds], 0) if width else None
         cache = parts.restored(call.prompts, matches, width)
         load(cache, state, parts.model.device)
-        return Turn(call, names, matches, sight, width, guard, cache, stops(n_tokens, matches[0], width))
+        return Turn(
+            call, names, matches, sight, width, guard, cache, finder.seconds, stops(n_tokens, matches[0], width)
+        )
 
     def _run(self, turn: Turn, inputs: Any, arguments: Mapping[str, Any]) -> Any:
         """Generate, and keep what the cache holds then."""
@@ -158,14 +163,22 @@ class Generating:
         if isinstance(rows, str):
             self._parts.keeper.refuse(rows)
             return
-        prompts = turn.call.prompts
+        prompts, gate = turn.call.prompts, self._parts.gate
+        n_fed = len(prompts.rows) * (prompts.width - turn.width)
+        if turn.guard is not None:
+            found = {id(match): match for match in turn.matches}.values()
+            n_tokens, n_bytes = sum(match.n_tokens for match in found), sum(match.n_bytes for match in found)
+            gate.restored(n_tokens, n_bytes, turn.finding_seconds + turn.guard.seconds)
+        else:
+            gate.computed(n_fed, clock.seconds)
+        rate = gate.seconds_per_token
         self._parts.keeper.keep(
             rows,
             turn.cache,
             turn.names,
             turn.sight,
             states=turn.states,
-            seconds_per_token=clock.seconds / (len(prompts.rows) * (prompts.width - turn.width)),
+            seconds_per_token=clock.seconds / n_fed if rate is None else rate,
             patience_seconds=PATIENCE * (time.perf_counter() - clock.started),
         )
 

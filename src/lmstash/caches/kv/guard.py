@@ -23,6 +23,8 @@ class Guard:
         self._checks = checks
         self._left = n_layers
         self._good = False
+        self.seconds = 0.0
+        """What filling the layers took."""
         self._thread: threading.Thread | None = threading.Thread(target=self._ask, name="lmstash-check", daemon=True)
         try:
             self._thread.start()
@@ -36,13 +38,14 @@ class Guard:
             self._thread.join()
         return self._good
 
-    def filled(self) -> None:
-        """Note that a layer was filled; the last one waits.
+    def filled(self, seconds: float) -> None:
+        """Note that a layer was filled, and what that took; the last one waits.
 
         Raises:
             UnverifiedError: An answer was no.
         """
         self._left -= 1
+        self.seconds += seconds
         if self._left == 0 and not self.passed():
             raise UnverifiedError
 

@@ -6,6 +6,7 @@ A restored layer appends the new tokens while it joins: one copy of every byte, 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -80,9 +81,10 @@ class RestoredLayer(DynamicLayer):
 
     def _settle(self, key_states: Tensor | None = None, value_states: Tensor | None = None) -> DynamicLayer:
         """Become a plain layer."""
+        started = time.perf_counter()
         keys, values = (side.join(new) for side, new in zip(self._sides, (key_states, value_states), strict=True))
         if self._guard is not None:
-            self._guard.filled()
+            self._guard.filled(time.perf_counter() - started)
         vars(self).clear()
         self._become_plain()
         plain: Any = self

@@ -13,6 +13,7 @@ import torch
 from lmstash.caches.kv.calls import Prompts
 from lmstash.caches.kv.families import Family
 from lmstash.caches.kv.finding import Finder, Match
+from lmstash.caches.kv.gate import Gate
 from lmstash.caches.kv.guard import Guard
 from lmstash.caches.kv.keeping import Keeper
 from lmstash.caches.kv.loading import Filling, restore
@@ -40,6 +41,7 @@ class Parts:
     stats: KVStats
     salt: bytes | str | None
     storage_dtype: str | None
+    gate: Gate = field(default_factory=Gate)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _probed: set[bytes] = field(default_factory=set)
     """Models, by digest, that were seen to continue from their cache."""

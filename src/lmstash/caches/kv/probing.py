@@ -51,7 +51,7 @@ def continues(model: Any, family: Family) -> bool:
     ids = (torch.arange(_TOKENS) * 7919 % vocabulary)[None].to(model.device)
     with torch.no_grad():
         whole = _logits(model, family, ids, family.empty(model), 0)[_CUT:]
-        cache = family.empty(model)
+        cache: Any = family.empty(model)
         _logits(model, family, ids[:, :_CUT], cache, 0)
         if family.linear:
             cache = _moved(model, family, cache)
@@ -63,7 +63,7 @@ def continues(model: Any, family: Family) -> bool:
 def _moved(model: Any, family: Family, cache: Any) -> Any:
     """Return a fresh cache that holds what `cache` does, which must be all that the model knows of its prefix."""
     state = snapshot(cache, family.linear)
-    fresh = family.empty(model)
+    fresh: Any = family.empty(model)
     for number in family.kept:
         layer = cache.layers[number]
         fresh.layers[number].update(layer.keys.clone(), layer.values.clone())

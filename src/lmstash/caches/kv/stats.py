@@ -51,7 +51,7 @@ class KVStats:
         with self._lock:
             counts[reason] += 1
 
-    def decline(self) -> None:
-        """Count a hit that was not used."""
+    def decline(self, count: int) -> None:
+        """Count hits that were not used."""
         with self._lock:
-            self.declined += 1
+            self.declined += count
