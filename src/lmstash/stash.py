@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from html import escape
 from types import TracebackType
@@ -21,6 +22,7 @@ from lmstash.unset import UNSET
 if TYPE_CHECKING:
     from lmstash.caches.activations.cache import Activations
     from lmstash.caches.kv.cache import KV
+    from lmstash.caches.logprobs.cache import Logprobs
     from lmstash.caches.writing import WriteBehind
 
 
@@ -50,6 +52,8 @@ class Stash:
         self.salt = salt
         self.tensors = Tensors(self)
         self._queue: WriteBehind | None = None
+        self._holding: weakref.WeakSet[Any] = weakref.WeakSet()
+        """Caches that hold back values for a while; `flush` asks them for these."""
 
     def activations(self, model: Any = None, tokenizer: Any = None, **options: Any) -> Activations:
         """Return the activations cache of `model`.
@@ -85,6 +89,23 @@ class Stash:
 
             self._queue = WriteBehind(self.store)
         return self._queue
+
+    def logprobs(self, model: Any, **options: Any) -> Logprobs:
+        """Return the cache of next-token log-probabilities of `model`, a causal language model of transformers.
+
+        Args:
+            model: The model, in evaluation mode.
+            **options: `keep=`, `kv_bytes=`, `row_bytes=`, `answer_bytes=`, `variant=`, `strict_numerics=`,
+                `assume_frozen=`: see `lmstash.caches.logprobs.Logprobs`.
+        """
+        from lmstash.caches.logprobs.cache import Logprobs
+
+        defaults: dict[str, Any] = {"salt": self.salt, "private": self.private, "ttl_seconds": self.ttl_seconds}
+        if getattr(self.store, "capacity_bytes", None) == 0:  # caching is switched off
+            defaults |= {"kv_bytes": 0, "row_bytes": 0, "answer_bytes": 0}
+        cache = Logprobs(self.store, model, **(defaults | options))
+        self._holding.add(cache)
+        return cache
 
     @property
     def stats(self) -> Stats:
@@ -157,12 +178,16 @@ class Stash:
         """Return once everything put or computed so far would survive a power loss."""
         if self._queue is not None:
             self._queue.flush()
+        for cache in list(self._holding):
+            cache.flush()
         self.store.flush()
 
     def close(self) -> None:
         """Flush, and let go of files."""
         if self._queue is not None:
             self._queue.flush()
+        for cache in list(self._holding):
+            cache.flush()
         self.store.close()
 
     def __enter__(self) -> Self:

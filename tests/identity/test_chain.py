@@ -80,6 +80,25 @@ def test_the_chain_has_not_drifted():
     assert digest_tokens([1, 2, 3]).hex() == "eafd785831a2ac2d6ead37380cb7dae8b6bbca7defba03f08cc5e4b1f8927c66"
 
 
+@pytest.mark.parametrize("dtype", ["i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", ">i4", ">u4", ">i8", ">u2"])
+@pytest.mark.parametrize("count", [1, 2, 5000])
+def test_every_integer_dtype_is_read_by_value(dtype, count):
+    """Short and long arrays are checked in different ways; the one number out of range is at any place."""
+    info = np.iinfo(dtype)
+    top = min(info.max, 2**32 - 1)
+    array = np.zeros(count, dtype)
+    array[-1] = top
+    assert token_bytes(array) == b"\0\0\0\0" * (count - 1) + int(top).to_bytes(4, "little")
+    assert token_bytes(array[::2]) == token_bytes(array[::2].tolist())
+    for wrong in {info.min, -1, 2**32, info.max}:
+        if info.min <= wrong <= info.max and not 0 <= wrong < 2**32:
+            for place in {0, count // 2, count - 1}:
+                bad = np.zeros(count, dtype)
+                bad[place] = wrong
+                with pytest.raises(InvalidArgumentError, match="2\\*\\*32"):
+                    token_bytes(bad)
+
+
 @given(tokens)
 def test_lists_tuples_arrays_and_tensors_of_the_same_ids_are_the_same(ids):
     digest = digest_tokens(ids)

@@ -1,5 +1,6 @@
 import json
 import os
+import random
 import subprocess
 import sys
 import textwrap
@@ -492,3 +493,48 @@ def test_parametrizations_count(build_llama):
     before = fingerprint_model(model)
     parametrize.register_parametrization(model.lm_head, "weight", Double())
     assert fingerprint_model(model) != before
+
+
+@pytest.mark.parametrize("registry", ["attention", "masks"])
+def test_what_is_registered_under_a_word_of_the_configuration_is_seen_when_it_changes(build_llama, registry):
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import sdpa_mask
+
+    def scaled(*arguments, **keywords):
+        output, weights = sdpa_attention_forward(*arguments, **keywords)
+        return output * 2, weights
+
+    def blind(*arguments, **keywords):
+        mask = sdpa_mask(*arguments, **keywords)
+        return None if mask is None else mask & False
+
+    AttentionInterface.register("lmstash_word", sdpa_attention_forward)
+    AttentionMaskInterface.register("lmstash_word", sdpa_mask)
+    try:
+        model = build_llama()
+        model.config._attn_implementation = "lmstash_word"
+        watch = ModelWatch(model)
+        before = watch.refresh()
+        assert before == fingerprint_model(model)
+        if registry == "attention":
+            AttentionInterface.register("lmstash_word", scaled)
+        else:
+            AttentionMaskInterface.register("lmstash_word", blind)
+        assert not watch.unchanged(before)
+        assert before != watch.refresh() == fingerprint_model(model)
+    finally:
+        AttentionInterface._global_mapping.pop("lmstash_word")
+        AttentionMaskInterface._global_mapping.pop("lmstash_word")
+
+
+def test_a_program_s_own_random_numbers_are_left_alone(build_llama, monkeypatch):
+    from lmstash.identity import watch as watch_module
+
+    monkeypatch.setattr(watch_module, "WHOLE_BYTES", 1)
+    watch = ModelWatch(build_llama())
+    random.seed(3)
+    state = random.getstate()
+    watch.refresh()
+    watch.recognise()
+    assert random.getstate() == state

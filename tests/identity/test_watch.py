@@ -1,5 +1,9 @@
+import gc
+import os
+import signal
 import threading
 import time
+import weakref
 
 import pytest
 import torch
@@ -9,7 +13,7 @@ from lmstash.errors import UnsupportedModelError
 from lmstash.identity import watch as watch_module
 from lmstash.identity.model import fingerprint_model
 from lmstash.identity.probe import Probe
-from lmstash.identity.watch import ModelWatch
+from lmstash.identity.watch import ModelWatch, watch_model
 
 
 def add_in_place(model):
@@ -466,3 +470,60 @@ def test_a_stamp_does_not_grow_with_the_square_of_the_model(build_llama):
     assert len({id(each) for each in live}) == len(live)
     next(model.parameters()).meaning = 3
     assert stamp(model, {})[0] != found
+
+
+# --- one watch for the caches of one model ----------------------------------------------------------------------------
+
+
+def test_caches_of_one_model_share_a_watch(build_llama):
+    model = build_llama()
+    watch = watch_model(model)
+    assert watch_model(model) is watch
+    assert watch_model(model, variant="mine") is not watch
+    assert watch_model(model, strict_numerics=True) is not watch
+
+
+def test_a_shared_watch_sees_what_changed_before_it_was_asked_for_again(build_llama, monkeypatch):
+    model = build_llama()
+    monkeypatch.setattr(watch_module, "WHOLE_BYTES", 0)  # as if the model were large
+    watch = watch_model(model)
+    before = watch.fingerprint
+    edit_data(model)
+    assert watch_model(model) is watch
+    assert watch.fingerprint != before
+    assert watch.fingerprint == fingerprint_model(model)
+
+
+def test_who_vouches_for_a_model_does_so_from_then_on(build_llama):
+    model = build_llama()
+    first = watch_model(model, assume_frozen=True)
+    edit_data(model)
+    second = watch_model(model, assume_frozen=True)
+    assert first.refresh() != second.refresh() == fingerprint_model(model)
+
+
+def test_a_model_goes_with_its_last_cache(build_llama):
+    model = build_llama()
+    watch, gone, name = watch_model(model), weakref.ref(model), (id(model), None, False)
+    del model
+    gc.collect()
+    assert gone() is not None
+    del watch
+    gc.collect()
+    assert gone() is None
+    assert name not in watch_module._watches
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_does_not_wait_for_a_thread_it_does_not_have(build_llama):
+    watch = ModelWatch(build_llama())
+    with watch._lock, watch._probing:
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            answered = []
+            thread = threading.Thread(target=lambda: answered.append(watch.unchanged()))
+            thread.start()
+            thread.join()
+            os._exit(0 if answered == [True] else 1)
+    assert os.waitpid(child, 0)[1] == 0

@@ -43,6 +43,7 @@ class CodeGraph:
         self._seen: dict[int, str] = {}
         self._places: list[tuple[Mapping[str, Any], str, Any, bytes | None]] = []
         self._classes: list[tuple[type, list[Any]]] = []
+        self._tables: list[tuple[Mapping[str, Any], list[tuple[str, Any]]]] = []
         self.objects: dict[str, Any] = {}
         """Other things that your own code names as globals, by where; whoever asked for the code describes them."""
 
@@ -61,10 +62,16 @@ class CodeGraph:
         for namespace, name, value, data in self._places:
             if namespace.get(name) is not value or (data is not None and _encoded(value) != data):
                 return False
+        if any(list(table.items()) != entries for table, entries in self._tables):
+            return False
         return all(
             len(members) == len(vars(owner)) and all(map(_same, vars(owner).values(), members))
             for owner, members in self._classes
         )
+
+    def watch_table(self, table: Mapping[str, Any]) -> None:
+        """Have `unchanged` say no once a dict of functions holds others than now."""
+        self._tables.append((table, list(table.items())))
 
     def add(self, code: Any) -> str:
         """Read a class, function or builtin and what it leads to; return its qualified name."""

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _PIECE_BYTES = 4 * 2**20
 
+_draw = random.Random()
+
 
 def content_digests(
     tensors: Mapping[str, torch.Tensor], known: Mapping[bytes, str]
@@ -109,7 +111,7 @@ class Probe:
         order = list(range(len(self._pieces)))
         if budget_bytes is not None and self._host_bytes > budget_bytes:
             share = max(1, len(order) * budget_bytes // self._host_bytes) if budget_bytes else 0
-            order = random.sample(order, share)
+            order = _draw.sample(order, share)
         pieces = [self._pieces[each] for each in order]
         sums = [piece() for piece in pieces] if n_threads == 1 else parallel(pieces)
         return sums == [self._sums[each] for each in order]

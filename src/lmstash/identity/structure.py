@@ -6,7 +6,6 @@ whenever the components could (`stamp`). Both leave out only what is named here 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from lmstash.identity.code import CodeGraph
 from lmstash.identity.describe import IMMUTABLE, TENSOR_MARKS, Describer
 from lmstash.identity.encoding import Component, encode
 from lmstash.identity.numerics import device_types, environment, numerics
+from lmstash.identity.registries import registered
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +74,7 @@ def read(model: torch.nn.Module, *, variant: str | None, strict_numerics: bool) 
     hooks = _hooks(_global_hooks())
     _refuse_hooks(hooks, "torch's global hooks", variant)
     out.components["global_hooks"] = [describer.value(each, "global hooks") for each in hooks]
-    out.components["attention"] = _attention_code(model, out.code)
+    out.components["registered"] = registered(model, out.code)
     outside: dict[Component, Component] = {}
     while describer.modules or len(outside) < len(out.code.objects):
         while describer.modules:
@@ -222,18 +222,6 @@ def _refuse_randomness(where: str, module: torch.nn.Module) -> None:
             return
         reason = f"draws random numbers ({rates[0]}={module.__dict__[rates[0]]})"
     raise UnsupportedModelError(f"{where} is in training mode and {reason}. Call model.eval() before caching.")
-
-
-def _attention_code(model: torch.nn.Module, code: CodeGraph) -> Component:
-    """Read the code of a registered attention function, which a configuration names only by a string."""
-    registry = getattr(sys.modules.get("transformers.modeling_utils"), "ALL_ATTENTION_FUNCTIONS", None)
-    name = getattr(getattr(model, "config", None), "_attn_implementation", None)
-    if registry is None or not isinstance(name, str):
-        return None
-    try:
-        return code.add(registry[name])
-    except (KeyError, TypeError):
-        return None  # "eager" lies in the model's own file
 
 
 def named(tensors: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 import sys
 from array import array
-from collections.abc import Sequence
-from typing import Any, Protocol, cast
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, Protocol
 
 from lmstash.errors import InvalidArgumentError
 
+_SHORT_BYTES = 16 << 10
+"""Up to here looking through bytes is faster than numpy's start of a reduction."""
+_PACKED_TOKENS = 4096
+"""Lists up to here are handed over as arguments."""
 _DOMAIN = b"lmstash tokens\0\1"
 
 
@@ -30,22 +36,34 @@ TokenIds = Sequence[int] | TokenArray
 
 
 def token_bytes(ids: TokenIds) -> bytes:
-    """Return `ids` as little-endian uint32, 4 bytes per token. Costs about 10 ns per id of a list.
+    """Return `ids` as little-endian uint32, 4 bytes per token. Costs 8 ns per id of a list, 0.2 of int32.
 
     Raises:
         InvalidArgumentError: `ids` is not one-dimensional, or an id is not an integer from 0 to 2**32 - 1.
     """
-    if isinstance(ids, str | bytes | bytearray):
-        raise InvalidArgumentError("expected token ids, got text. Tokenize it first.")
-    if hasattr(ids, "dtype") and hasattr(ids, "shape"):  # isinstance on a protocol costs 20 us
-        return _array_bytes(ids)
+    if type(ids) is not list:
+        if hasattr(ids, "dtype") and hasattr(ids, "shape"):  # isinstance on a protocol costs 20 us
+            return _array_bytes(ids)
+        if isinstance(ids, str | bytes | bytearray):
+            raise InvalidArgumentError("expected token ids, got text. Tokenize it first.")
+    elif len(ids) <= _PACKED_TOKENS:
+        try:
+            return _packer(len(ids))(*ids)
+        except struct.error as error:
+            raise InvalidArgumentError(f"token ids must be integers from 0 to 2**32 - 1: {error}") from None
     try:
-        data = array("I", cast(Sequence[int], ids))
+        data = array("I", ids)  # pyright: ignore[reportArgumentType, reportCallIssue]
     except (TypeError, OverflowError, ValueError) as error:
         raise InvalidArgumentError(f"token ids must be integers from 0 to 2**32 - 1: {error}") from None
     if sys.byteorder == "big":
         data.byteswap()
     return data.tobytes()
+
+
+@lru_cache(maxsize=1024)
+def _packer(n_tokens: int) -> Callable[..., bytes]:
+    """Return a function that packs so many ids: in two thirds of the time that an `array` takes."""
+    return struct.Struct(f"<{n_tokens}I").pack
 
 
 def _array_bytes(ids: Any) -> bytes:
@@ -55,12 +73,26 @@ def _array_bytes(ids: Any) -> bytes:
         raise InvalidArgumentError(f"token ids cannot be a {type(ids).__name__}. Give a list, numpy array or tensor.")
     if len(ids.shape) != 1:
         raise InvalidArgumentError(f"token ids must have one dimension, not shape {tuple(ids.shape)}. Give one row.")
-    if ids.dtype.kind not in "iu":
-        raise InvalidArgumentError(f"token ids must be integers, not {ids.dtype}")
-    fits = ids.dtype.kind == "u" and ids.dtype.itemsize <= 4
-    if not fits and ids.size and (int(ids.min()) < 0 or int(ids.max()) >= 2**32):
+    dtype = ids.dtype
+    if dtype.kind not in "iu":
+        raise InvalidArgumentError(f"token ids must be integers, not {dtype}")
+    if dtype.itemsize == 4 and dtype.isnative and sys.byteorder == "little":
+        data: bytes = ids.tobytes()
+        fits = dtype.kind == "u" or not _any_negative(ids, data)
+    else:
+        data = ids.astype("<u4").tobytes()
+        # As unsigned numbers of their own size, negative ones are the largest.
+        unsigned = ids if dtype.kind == "u" else ids.view(dtype.str.replace("i", "u"))
+        limit = 2**32 if dtype.kind == "u" else min(2**32, 2 ** (8 * dtype.itemsize - 1))
+        fits = not ids.size or int(unsigned.max()) < limit
+    if not fits:
         raise InvalidArgumentError("token ids must be integers from 0 to 2**32 - 1")
-    return ids.astype("<u4").tobytes()
+    return data
+
+
+def _any_negative(ids: Any, data: bytes) -> bool:
+    """Whether an int32 array, or its bytes, hold a negative number: a bit that ASCII does not use."""
+    return bool(ids.min() < 0) if len(data) > _SHORT_BYTES else not data[3::4].isascii()
 
 
 def digest_text(text: str) -> str:

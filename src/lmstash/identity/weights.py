@@ -139,7 +139,12 @@ def parallel(calls: Sequence[Callable[[], T]], *, at_least: int = 8) -> list[T]:
 
     n_threads = _n_threads()
     with ThreadPoolExecutor(n_threads) as pool:
-        list(pool.map(work, range(n_threads)))
+        try:
+            done = pool.map(work, range(n_threads))
+        except RuntimeError:  # the interpreter is ending, where values held back are saved: no thread starts any more
+            work(0)
+            return out
+        list(done)
     return out
 
 

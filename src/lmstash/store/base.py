@@ -171,6 +171,10 @@ class Store(Protocol):
         """As `contains`, for many keys at once."""
         ...
 
+    def describe_many(self, keys: Sequence[bytes]) -> list[EntryInfo | None]:
+        """Describe entries without reading their values, None where there is none (no recency, not counted)."""
+        ...
+
     def put(self, key: bytes, value: Buffer | Sequence[Buffer], **fields: Any) -> bool:
         """Keep one value (`fields`: as in `Write`). Returns whether it was kept."""
         ...

@@ -119,6 +119,16 @@ class MemoryStore:
         """As `contains`, for many keys."""
         return [self.contains(key) for key in keys]
 
+    def describe_many(self, keys: Sequence[bytes]) -> list[EntryInfo | None]:
+        """Describe entries, None where there is none."""
+        now = time.time()
+        out: list[EntryInfo | None] = []
+        for key in keys:
+            kept = self._kept.get(key)
+            fresh = kept is not None and (kept.expires is None or kept.expires > now)
+            out.append(_info(key, kept) if kept is not None and fresh else None)
+        return out
+
     def put(self, key: bytes, value: Buffer | Sequence[Buffer], **fields: Any) -> bool:
         """Keep one value (`fields`: as in `Write`)."""
         return self.put_many([Write(key, value, **fields)]) == 1
@@ -154,20 +164,7 @@ class MemoryStore:
             snapshot = list(self._kept.items())
         for key, kept in snapshot:
             if matches(kept.namespace, namespace):
-                yield EntryInfo(
-                    key=key,
-                    namespace=kept.namespace,
-                    nbytes=len(kept.value),
-                    n_tokens=kept.n_tokens,
-                    compute_seconds=kept.compute_seconds,
-                    created=kept.created,
-                    last_used=kept.last_used,
-                    hits=kept.hits,
-                    expires=kept.expires,
-                    pinned=kept.pinned,
-                    parent=kept.parent,
-                    meta=decode_meta(kept.meta_bytes),
-                )
+                yield _info(key, kept)
 
     def prune(self, select: Selector | None = None, *, namespace: str | None = None, dry_run: bool = False) -> Removed:
         """Remove the entries that `select` is true for; pinned ones too."""
@@ -303,6 +300,23 @@ class MemoryStore:
         if self.strict:
             raise CapacityError(f"{write.namespace}: value not kept: {detail}. Raise capacity_bytes= or unpin entries.")
         return False
+
+
+def _info(key: bytes, kept: _Kept) -> EntryInfo:
+    return EntryInfo(
+        key=key,
+        namespace=kept.namespace,
+        nbytes=len(kept.value),
+        n_tokens=kept.n_tokens,
+        compute_seconds=kept.compute_seconds,
+        created=kept.created,
+        last_used=kept.last_used,
+        hits=kept.hits,
+        expires=kept.expires,
+        pinned=kept.pinned,
+        parent=kept.parent,
+        meta=decode_meta(kept.meta_bytes),
+    )
 
 
 def _entry(key: bytes, kept: _Kept, value: memoryview) -> Entry:

@@ -92,6 +92,11 @@ class TieredStore:
         """As `contains`, for many keys."""
         return self.slow.contains_many(keys)
 
+    def describe_many(self, keys: Sequence[bytes]) -> list[EntryInfo | None]:
+        """Describe entries of the slow tier."""
+        self._tell_uses()
+        return self.slow.describe_many(keys)
+
     def put(self, key: bytes, value: Buffer | Sequence[Buffer], **fields: Any) -> bool:
         """Keep one value in both tiers; returns whether the slow one has it."""
         return self.put_many([Write(key, value, **fields)]) == 1

@@ -87,6 +87,11 @@ class FaultyStore:
         self._maybe_raise()
         return self.store.contains_many(keys)
 
+    def describe_many(self, keys: Sequence[bytes]) -> list[EntryInfo | None]:
+        """As the store does: a store may describe what it then fails to give."""
+        self._maybe_raise()
+        return self.store.describe_many(keys)
+
     def put(self, key: bytes, value: Buffer | Sequence[Buffer], **fields: Any) -> bool:
         """As the store does, or not kept, or an error."""
         return self.put_many([Write(key, value, **fields)]) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 
@@ -61,6 +62,20 @@ class LookingContract:
             assert info.parent == (keys[number - 1] if number else b"")
             assert before - 1 <= info.created <= time.time() + 1
             assert (info.expires is not None) == bool(number % 2)
+
+    def test_chosen_entries_are_described_as_in_the_list_of_all(self, open_store: OpenStore) -> None:
+        """In the order asked for, None where nothing is; being described is no use and no hit."""
+        store = open_store()
+        keys = [key for some in fill_namespaces(store).values() for key in some]
+        store.put(sample_key(99), b"gone soon", ttl_seconds=0.001)
+        time.sleep(0.01)
+        infos = {each.key: each for each in store.entries()}
+        asked = [*keys[::3], sample_key(98), sample_key(99), keys[0]]
+        counted = copy.deepcopy(store.events.stats)
+        assert store.describe_many(asked) == [*[infos[key] for key in keys[::3]], None, None, infos[keys[0]]]
+        assert store.describe_many([]) == []
+        assert store.events.stats == counted
+        assert {each.key: each for each in store.entries()} == infos
 
     def test_a_use_is_noted(self, open_store: OpenStore) -> None:
         """Times of use grow and hits are counted; putting is not a hit, asking whether it is there neither."""

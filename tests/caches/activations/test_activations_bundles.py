@@ -30,11 +30,16 @@ def same(left, right):
 
 
 @pytest.mark.parametrize(
-    ("n_tokens", "width", "layers"), [(1, 576, 16), (64, 576, 1), (12, 64, 16), (1, 1, 64), (1, 10**6, 1), (9, None, 1)]
+    ("n_tokens", "width", "layers"),
+    [(4, 1152, 16), (64, 576, 2), (64, 1024, 2), (32, 1024, 4), (1, 1, 64), (1, 10**6, 1)],
 )
 def test_a_group_is_a_power_of_two_of_layers_that_fit(n_tokens, width, layers):
     assert group_size(n_tokens, width) == layers
     assert layers == 1 or layers * n_tokens * width * 4 <= BUNDLE_BYTES
+
+
+def test_an_extractor_that_does_not_say_how_wide_its_values_are_has_groups_too():
+    assert group_size(32, None) == 4
 
 
 @pytest.mark.parametrize("pool", ["mean", None])

@@ -333,6 +333,52 @@ def test_flipped_bytes_in_the_index_never_raise_or_lie_and_heal(template: Path, 
     fuzz_index(25, 5, template, tmp_path, tools)
 
 
+def test_words_in_the_index_that_are_no_text_are_damage(template: Path, tmp_path: Path, tools: Any) -> None:
+    values = expected(tools, large=False)
+    for number, word in enumerate([b"damage/", next((template / "segments").iterdir()).stem.encode()]):
+        folder = Path(shutil.copytree(template, tmp_path / f"stash{number}"))
+        index = (folder / "index.db").read_bytes()
+        assert word in index
+        (folder / "index.db").write_bytes(index.replace(word, word[:-1] + b"\xc9"))
+        for change in (False, True):
+            store = DiskStore(folder)
+            read_all(store, values)
+            list(store.entries())
+            store.info()
+            if change:
+                heal(store, values)
+                assert store.verify().damaged == []
+            store.close()
+
+
+def test_an_index_that_claims_a_format_nobody_may_write_is_made_anew(folder: Path, tools: Any) -> None:
+    values = expected(tools, large=False)
+    flip(folder / "index.db", 18, 0x08)
+    store = DiskStore(folder)
+    assert store.put(tools.key(0), values[tools.key(0)], namespace="damage/0")
+    assert read_all(store, values) == len(values)
+    store.close()
+
+
+def test_verify_finds_an_index_that_is_out_of_order_and_makes_it_anew(folder: Path, tools: Any) -> None:
+    values = expected(tools, large=False)
+    index = bytearray((folder / "index.db").read_bytes())
+    for page in range(4096, len(index), 4096):
+        n_cells = int.from_bytes(index[page + 3 : page + 5], "big")
+        if index[page] == 0x0D and n_cells > 10:  # a leaf of a table: two of its cells change places
+            left, right = page + 8 + 2 * 2, page + 8 + 2 * 7
+            index[left : left + 2], index[right : right + 2] = index[right : right + 2], index[left : left + 2]
+    (folder / "index.db").write_bytes(index)
+    store = DiskStore(folder)
+    assert read_all(store, values) < len(values)
+    report = store.verify()
+    assert "the index" in report.damaged[0]
+    assert report.entries == len(values)
+    assert store.verify().ok
+    assert read_all(store, values) == len(values)
+    store.close()
+
+
 @pytest.mark.campaign
 @pytest.mark.timeout(900)
 def test_flipped_bytes_in_the_index_at_length(template: Path, tmp_path: Path, tools: Any) -> None:

@@ -328,7 +328,7 @@ def test_a_kill_at_any_call_into_the_system_is_survived(
 
 
 @pytest.mark.campaign
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(7200)
 @CAPACITIES
 def test_a_kill_at_every_call_into_the_system_is_survived(
     capacity: int | None, tmp_path: Path, start_child: Callable[..., Any], tools: Any

@@ -83,6 +83,10 @@ class BackendStore:
         """As `contains`, one backend call a key."""
         return [self.contains(key) for key in keys]
 
+    def describe_many(self, keys: Sequence[bytes]) -> list[EntryInfo | None]:
+        """Describe entries; reads the head of each blob, and asks the backend when it was used."""
+        return [self._describe(key) if self.contains(key) else None for key in keys]
+
     def put(self, key: bytes, value: Buffer | Sequence[Buffer], **fields: Any) -> bool:
         """Keep one value (`fields`: as in `Write`)."""
         return self.put_many([Write(key, value, **fields)]) == 1
@@ -227,6 +231,17 @@ class BackendStore:
         except Exception as error:
             self._fault("touch", error)
         return entry
+
+    def _describe(self, key: bytes) -> EntryInfo | None:
+        path = blob_path(key)
+        head = self._head(path)
+        if head is None or head["key"] != key.hex() or (head["expires"] or float("inf")) <= time.time():
+            return None
+        try:
+            return describe(head, self.backend.mtime(path), key in self._pinned)
+        except Exception as error:
+            self._fault("mtime", error)
+            return None
 
     def _put(self, write: Write, replace: bool) -> bool:
         check_key(write.key)

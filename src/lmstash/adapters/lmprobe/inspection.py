@@ -60,9 +60,9 @@ def discover_cached(model_name: str, prompt: str) -> CachedPromptInfo | None:
     """Say what is kept for a prompt, without loading a model.
 
     Only what can be found is named: entries are asked for by their own keys, so nothing evicted stays listed. Those
-    that hold several layers are read (64 KiB at most), which costs some 10 us each. Values of several identities under
-    one name are taken together; extraction serves only those of the model that asks. A private stash keeps no token
-    ids, so that there nothing can be said of what a live model computed.
+    that hold several layers are read (half a MiB at most), which costs 10 to 100 us each. Values of several identities
+    under one name are taken together; extraction serves only those of the model that asks. A private stash keeps no
+    token ids, so that there nothing can be said of what a live model computed.
 
     Args:
         model_name: As the extractor names it.

@@ -29,8 +29,11 @@ from lmstash.identity.encoding import Component
 from lmstash.store.base import KEY_BYTES, Write
 from lmstash.store.sheets import Found, Sheet, fetch_sheets
 
-BUNDLE_BYTES = 64 * 2**10
-"""Most bytes of a group of more than one layer, in float32."""
+BUNDLE_BYTES = 512 * 2**10
+"""Most bytes of a group of more than one layer, in float32. A call that asks for fewer layers reads all of it, which
+costs a tenth of a millisecond; one that asks for all is handed the memory it was read into."""
+_ASSUMED_WIDTH = 1024
+"""Of an extractor that does not say."""
 BUNDLE_LAYERS = 64
 """Most layers of a group."""
 DOMAIN = b"lmstash bundle 1\0"
@@ -44,9 +47,9 @@ Row = tuple[Tensor, torch.dtype]
 """What is kept of one layer, and the dtype it was computed in."""
 
 
-def group_size(n_tokens: int, width: int | None) -> int:
-    """Return how many layers share an entry: a power of two. 1 where the width is not known beforehand."""
-    fitting = 0 if width is None else BUNDLE_BYTES // max(1, n_tokens * width * 4)
+def group_size(n_tokens: int, width: int | None, most_bytes: int = BUNDLE_BYTES) -> int:
+    """Return how many layers share an entry: a power of two."""
+    fitting = most_bytes // max(1, n_tokens * (_ASSUMED_WIDTH if width is None else width) * 4)
     return min(BUNDLE_LAYERS, 1 << (fitting.bit_length() - 1)) if fitting else 1
 
 

@@ -21,17 +21,14 @@ from lmstash.caches.activations.running import Runner
 from lmstash.caches.activations.sites import LAYERLESS_SITES, check_site
 from lmstash.caches.activations.source import ExtractorSource, Source, resolve_layers
 from lmstash.caches.activations.texts import TextIndex
+from lmstash.caches.models import describe_model
 from lmstash.codecs.dtypes import check_storage_dtype
-from lmstash.codecs.records import encode_record
 from lmstash.errors import InvalidArgumentError, NotFoundError
 from lmstash.events import logger
 from lmstash.identity.encoding import encode
 from lmstash.identity.fingerprint import Fingerprint
-from lmstash.identity.keys import Key
-from lmstash.store.base import Store, Write
+from lmstash.store.base import Store
 
-MODELS = "models/all"
-"""Where the descriptions of models are kept."""
 _PROMPTS_PER_YIELD = 256
 
 
@@ -100,10 +97,10 @@ class Activations:
             self._watch = None
             self._digest = _vouched(extractor.fingerprint, variant)
         else:
-            from lmstash.identity.watch import ModelWatch
+            from lmstash.identity.watch import watch_model
 
             self._source = ModelSource(model)
-            self._watch = ModelWatch(
+            self._watch = watch_model(
                 model, variant=variant, strict_numerics=strict_numerics, assume_frozen=assume_frozen
             )
             self._digest = self._watch.fingerprint.digest
@@ -300,12 +297,7 @@ class Activations:
         if self._described == fingerprint.digest:
             return
         self._described = fingerprint.digest
-        key = Key({"kind": "model", "fingerprint": fingerprint.digest}).digest
-        if self.store.contains(key):
-            return
-        meta = {"model": fingerprint.hex[:16], "name": self._source.name}
-        value = encode_record(fingerprint.describe())
-        self.store.put_many([Write(key, value, namespace=MODELS, meta=meta)], replace=False)
+        describe_model(self.store, fingerprint, self._source.name)
 
     def _still(self, fingerprint: Fingerprint | None) -> bool:
         return self._watch is None or self._watch.unchanged(fingerprint)

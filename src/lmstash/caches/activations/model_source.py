@@ -16,17 +16,15 @@ from lmstash.caches.activations.on_device import says_no_memory, to_device, to_h
 from lmstash.caches.activations.pooling import Pool, pack_tokens, pool_tokens
 from lmstash.caches.activations.sites import LAYERLESS_SITES, find_blocks, find_submodule, first_tensor, router_layers
 from lmstash.caches.activations.source import Values
-from lmstash.errors import MissingDependencyError, UnsupportedModelError
-
-_LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope", "su")
-"""Rotary embeddings whose early positions change with the length of the whole prompt."""
+from lmstash.caches.torch_model import TorchModel, first_number
+from lmstash.errors import UnsupportedModelError
 
 
 class _EverythingRead(Exception):
     pass
 
 
-class ModelSource:
+class ModelSource(TorchModel):
     """A transformers model as a `Source`.
 
     Prompts are padded on the right with an attention mask, whatever the tokenizer would do; positions are 0..n-1. Only
@@ -44,44 +42,13 @@ class ModelSource:
         Raises:
             UnsupportedModelError: An encoder-decoder, a model on the meta device, or one whose blocks cannot be found.
         """
-        config = getattr(model, "config", None)
-        if not isinstance(model, nn.Module) or config is None:
-            raise UnsupportedModelError(
-                f"{type(model).__name__} is no transformers model (a module with a config). Pass the model itself "
-                "(for a wrapper: its .module), or extractor=, an object that reads the values."
-            )
-        if getattr(config, "is_encoder_decoder", False):
-            raise UnsupportedModelError(
-                f"{type(model).__name__} is an encoder-decoder: its encoder and decoder see different tokens. "
-                "Pass model.get_encoder(), or extractor=."
-            )
-        if any(each.is_meta for each in model.parameters()):
-            raise UnsupportedModelError(
-                f"{type(model).__name__} has weights on the meta device: there is nothing to compute with. "
-                "Load them first (from_pretrained without device_map='meta')."
-            )
-        self.model = model
-        self.name: str = getattr(config, "name_or_path", "") or type(model).__name__
-        self._refuse_prompt_learning()
-        whole: Any = model
-        if hasattr(whole, "peft_config") and hasattr(whole, "get_base_model"):
-            whole = whole.get_base_model()
-        self.base: nn.Module = getattr(whole, "base_model", whole)
-        self._entry = self.base if self._may_skip_head() else model
-        self.config = config.get_text_config() if hasattr(config, "get_text_config") else config
+        super().__init__(model)
+        self._entry = self.base if self.may_skip_head() else model
         self.blocks = self._find_blocks()
-        self._embeddings: Any = whole.get_input_embeddings()
-        self.vocabulary: int | None = getattr(self._embeddings, "num_embeddings", None)
-        self.max_tokens = self._find_max_tokens()
-        self.n_experts = _first_number(self.config, "num_experts", "num_local_experts", "n_routed_experts")
+        self.n_experts = first_number(self.config, "num_experts", "num_local_experts", "n_routed_experts")
         # An exception through accelerate's hooks would leave offloaded weights where they are.
         self._may_stop_early = not any(hasattr(module, "_hf_hook") for module in model.modules())
         self._causal: bool | None = None
-
-    @property
-    def device(self) -> torch.device:
-        """Where token ids go: a model may move between calls, and stays the same model."""
-        return self._embeddings.weight.device
 
     @property
     def overlaps(self) -> bool:
@@ -92,11 +59,6 @@ class ModelSource:
     def batch_tokens(self) -> int:
         """Padded tokens in a batch when the user names no batch size."""
         return BATCH_TOKENS if self.device.type == "cpu" else ACCELERATOR_BATCH_TOKENS
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the weights."""
-        return next((each.dtype for each in self.model.parameters() if each.is_floating_point()), torch.float32)
 
     def width(self, site: str) -> int | None:
         """Values per token, by the configuration."""
@@ -174,7 +136,7 @@ class ModelSource:
         The probe (one forward pass of eight tokens, once) changes the last token and asks that nothing before it moves.
         """
         if self._causal is None:
-            self._causal = self._declared_causal() and self._observed_causal()
+            self._causal = self.declared_causal() and self._observed_causal()
         return self._causal
 
     def _forward(
@@ -253,12 +215,6 @@ class ModelSource:
             "[n_prompts, n_tokens, width]. Read another site, or pass extractor=."
         )
 
-    def _may_skip_head(self) -> bool:
-        """Whether calling the base model alone is what the whole model would do on the way."""
-        model = self.model
-        plain = type(model).__module__.startswith("transformers.") and "forward" not in vars(model)
-        return plain and not (model._forward_hooks or model._forward_pre_hooks)
-
     def _find_blocks(self) -> list[nn.Module]:
         n_layers = getattr(self.config, "num_hidden_layers", None)
         if not isinstance(n_layers, int):
@@ -267,42 +223,6 @@ class ModelSource:
         if self.config is not self.model.config and hasattr(tower, "get_decoder"):
             tower = tower.get_decoder()  # models that also see or hear have more towers of blocks than the text's
         return find_blocks(tower if isinstance(tower, nn.Module) else self.base, n_layers)
-
-    def _find_max_tokens(self) -> int | None:
-        limit = _first_number(self.config, "max_position_embeddings", "n_positions")
-        if limit is None:
-            return None
-        for path, module in self.base.named_modules():
-            start = module.padding_idx if isinstance(module, nn.Embedding) else None
-            if start is not None and path.endswith("position_embeddings"):
-                return limit - start - 1  # RoBERTa counts positions from there
-        return limit
-
-    def _refuse_prompt_learning(self) -> None:
-        adapters = getattr(self.model, "peft_config", None)
-        if isinstance(adapters, dict) and any(getattr(each, "is_prompt_learning", False) for each in adapters.values()):
-            raise UnsupportedModelError(
-                f"{self.name} has a prompt-learning adapter: it puts virtual tokens before the prompt, so values do "
-                "not belong to the prompt's tokens. Unload the adapter, or pass extractor=."
-            )
-
-    def _declared_causal(self) -> bool:
-        try:
-            from transformers.models.auto.modeling_auto import (
-                MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-                MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-            )
-        except ImportError:
-            raise MissingDependencyError("transformers", "torch") from None
-        config = self.config
-        if not type(self.base).__module__.startswith("transformers."):
-            return False  # code nobody here has seen
-        kind = getattr(config, "model_type", "")
-        if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-            return False
-        if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
-            return False
-        return not any(_depends_on_length(getattr(config, name, None)) for name in ("rope_scaling", "rope_parameters"))
 
     def _observed_causal(self) -> bool:
         vocabulary = self.vocabulary or 2
@@ -331,14 +251,3 @@ def _ours(hook: Callable[..., None]) -> Callable[..., None]:
     """Mark a hook as one that changes nothing, for calls of other threads that look whether the model changed."""
     hook.__dict__["_lmstash"] = True
     return hook
-
-
-def _first_number(config: Any, *names: str) -> int | None:
-    return next((value for name in names if isinstance(value := getattr(config, name, None), int) and value), None)
-
-
-def _depends_on_length(rope: Any) -> bool:
-    if not isinstance(rope, dict):
-        return False
-    kind = rope.get("rope_type", rope.get("type"))
-    return kind in _LENGTH_DEPENDENT_ROPE or any(_depends_on_length(each) for each in rope.values())

@@ -29,6 +29,9 @@ from lmstash.store.sheets import Sheet, fetch_sheets
 
 _ABSENT, _SERVED, _ODD = 0, 1, 2
 
+_BUNDLE_BYTES = 64 * 2**10
+"""As in bundles, but here the next prompt's entry is read with it: what is not asked for should be little."""
+
 
 class PooledShelf(BundleShelf):
     """Where the pooled values of some prompts are kept, and which of them are. Used by one thread, for one call."""
@@ -59,7 +62,7 @@ class PooledShelf(BundleShelf):
         self._result = result
         self._rows = np.array(rows, np.int64)
         self._piece_common = self._common("prompt")
-        self._size = group_size(1, width)
+        self._size = group_size(1, width, _BUNDLE_BYTES)
         self._groups_asked = self._groups(self._size)
         sha256, head = hashlib.sha256, DOMAIN + self._piece_common
         names = [prompt.ids.tobytes() for prompt in prompts]

@@ -99,11 +99,11 @@ class Publisher:
             return True
         self.changed = True
         self._store.events.warn_once(
-            "model changed", "lmstash: the model changed while activations were computed; the values are not kept"
+            "model changed", "lmstash: the model changed while values were computed; they are not kept"
         )
         if self._store.strict:
             raise MismatchError(
-                "the model changed while activations were computed, so they were not kept. Do not edit weights "
+                "the model changed while values were computed, so they were not kept. Do not edit weights "
                 "during a call, or pass assume_frozen=True if you vouch for them."
             )
         return False

@@ -25,7 +25,7 @@ from lmstash.caches.writing import WriteBehind
 from lmstash.codecs.dtypes import check_storage_dtype
 from lmstash.errors import InvalidArgumentError
 from lmstash.identity.chain import BLOCK_TOKENS
-from lmstash.identity.watch import ModelWatch, Sighting
+from lmstash.identity.watch import Sighting, watch_model
 from lmstash.store.base import Store
 
 
@@ -85,7 +85,7 @@ class KV:
         family = family_of(model)
         name = getattr(model.config, "name_or_path", "") or type(model).__name__
         queue = queue if queue is not None else WriteBehind(store)
-        watch = ModelWatch(model, variant=variant, strict_numerics=strict_numerics, assume_frozen=assume_frozen)
+        watch = watch_model(model, variant=variant, strict_numerics=strict_numerics, assume_frozen=assume_frozen)
         facts = Facts(name, storage_dtype, private or bool(family.linear), private, ttl_seconds)
         keeper = Keeper(store, queue, family, facts, self.stats)
         self._parts = Parts(

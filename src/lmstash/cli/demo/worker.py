@@ -1,4 +1,4 @@
-"""One process of the demonstration: extracts activations, through lmstash or plainly, and leaves them in a file.
+"""One process of the demonstration: does each job, through lmstash or plainly, and leaves the results in a file.
 
 Run as `python -m lmstash.cli.demo.worker TASK`, where TASK is the JSON of a `Task`. The last line on stdout is the JSON
 of what was measured. Each run is a process of its own, so that nothing but the store carries over.
@@ -13,24 +13,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-POOL = "last"
-
 
 @dataclass(frozen=True, slots=True)
 class Task:
     """What one process does."""
 
     way: str
-    """`stash`: through lmstash. `plain`: own hooks, one prompt after the other, no lmstash."""
+    """`stash`: through lmstash. `plain`: without it."""
+    jobs: list[str]
+    """Of `activations`, `kv`, `logprobs`."""
     model: str
     """Folder of the model."""
     store: str
     """Folder of the store."""
     out: str
-    """File (`.npy`) for the result. Shape: `[n_prompts, n_layers, hidden]`."""
+    """File (`.npz`) for the results, one array a job."""
     layers: list[int]
     limit: int
-    """Prompts to take."""
+    """Prompts to extract activations of."""
     n_threads: int
 
     def encode(self) -> str:
@@ -49,66 +49,30 @@ def read_prompts(limit: int) -> list[str]:
     return json.loads(path.read_text(encoding="utf-8"))["prompts"][:limit]
 
 
-def extract_through_stash(task: Task, model: Any, tokenizer: Any, prompts: list[str]) -> tuple[Any, dict[str, Any]]:
-    """Return activations `[n_prompts, n_layers, hidden]` and what the store counted."""
-    import lmstash
-
-    started = time.perf_counter()
-    with lmstash.open(task.store, strict=True, trust_env=False) as stash:
-        acts = stash.activations(model, tokenizer)
-        missing = len(acts.missing(prompts, layers=task.layers, pool=POOL))
-        result = acts(prompts, layers=task.layers, pool=POOL, progress=sys.stderr.isatty())
-        stash.flush()
-        seconds = time.perf_counter() - started
-        info = stash.info()
-    return result, {
-        "seconds": seconds,
-        "computed": missing,
-        "read": len(prompts) - missing,
-        "entries": info.entries,
-        "stored_bytes": info.physical_bytes,
-    }
-
-
-def extract_plainly(task: Task, model: Any, tokenizer: Any, prompts: list[str]) -> tuple[Any, dict[str, Any]]:
-    """Return the same by hooks set here and one forward pass for each prompt: what the store must agree with."""
-    import torch
-
-    seen: dict[int, Any] = {}
-
-    def keep(layer: int) -> Any:
-        def hook(_module: Any, _arguments: Any, output: Any) -> None:
-            seen[layer] = (output[0] if isinstance(output, tuple) else output)[0, -1].clone()
-
-        return hook
-
-    hooks = [model.model.layers[layer].register_forward_hook(keep(layer)) for layer in task.layers]
-    started = time.perf_counter()
-    rows = []
-    with torch.inference_mode():
-        for prompt in prompts:
-            model.model(torch.tensor([tokenizer(prompt)["input_ids"]]), use_cache=False)
-            rows.append(torch.stack([seen[layer] for layer in task.layers]))
-    seconds = time.perf_counter() - started
-    for hook in hooks:
-        hook.remove()
-    return torch.stack(rows), {"seconds": seconds}
-
-
 def work(task: Task) -> dict[str, Any]:
-    """Do `task`; return seconds and counts. `process_seconds` is everything from the first import on."""
+    """Do `task`; return what was measured of each job. `process_seconds` is everything from the first import on."""
     started = time.perf_counter()
     import numpy as np
     import torch
 
+    import lmstash
+    from lmstash.cli.demo import extracting, generating, particles
     from lmstash.cli.demo.model import load
 
     torch.set_num_threads(task.n_threads)
     model, tokenizer = load(Path(task.model))
-    prompts = read_prompts(task.limit)
-    extract = extract_through_stash if task.way == "stash" else extract_plainly
-    result, measured = extract(task, model, tokenizer, prompts)
-    np.save(task.out, result.numpy())
+    jobs = {"activations": extracting, "kv": generating, "logprobs": particles}
+    results: dict[str, Any] = {}
+    measured: dict[str, Any] = {}
+    for name in task.jobs:
+        if task.way == "plain":
+            results[name], measured[name] = jobs[name].plainly(task, model, tokenizer)
+            continue
+        with lmstash.open(task.store, strict=True, trust_env=False) as stash:
+            results[name], measured[name] = jobs[name].through_stash(stash, task, model, tokenizer)
+            stored = sum(each.nbytes for each in stash.info().namespaces if each.namespace.startswith(f"{name}/"))
+            measured[name]["stored_bytes"] = stored
+    np.savez(task.out, allow_pickle=False, **results)
     return measured | {"process_seconds": time.perf_counter() - started}
 
 

@@ -8,7 +8,6 @@ One connection reads and one writes, each under its own lock, so that a long wri
 
 from __future__ import annotations
 
-import errno
 import os
 import random
 import threading
@@ -20,12 +19,11 @@ from typing import Any
 
 import apsw
 
-from lmstash.errors import CapacityError, StoreUnavailableError
 from lmstash.store.disk.folder import Folder
 from lmstash.store.disk.guarded import Guarded
+from lmstash.store.disk.index_errors import APPLICATION_ID, in_our_words
 from lmstash.store.disk.rows import IndexDamagedError, Row, SegmentRow, checked, checked_segment, row_id, sane
 
-APPLICATION_ID = 0x4C4D5354  # "LMST"
 SCHEMA_VERSION = 1
 BUSY_SECONDS = 30.0
 
@@ -130,7 +128,7 @@ class Index:
             with self.read_lock:
                 found = self.reader.execute(_FIND, (row_id(key),)).fetchall()
         except apsw.Error as error:
-            raise self._translate(error) from error
+            raise in_our_words(error, self._folder) from error
         if not found or found[0][1] != key:
             return None
         return Row._make(found[0])
@@ -347,35 +345,20 @@ class Index:
             self.writer.close()
             self.reader.close()
 
+    def check(self) -> None:
+        """Raise `IndexDamagedError` if the database is not whole. Reads all of it: a second for a million entries."""
+        with self.translated(), self.read_lock:
+            [(found,)] = self.reader.execute("PRAGMA quick_check(1)").fetchall()
+        if found != "ok":
+            raise IndexDamagedError(f"index.db is not whole: {found}")
+
     @contextmanager
     def translated(self) -> Iterator[None]:
         """Turn SQLite's errors into ours."""
         try:
             yield
         except apsw.Error as error:
-            raise self._translate(error) from error
-
-    def _translate(self, error: apsw.Error) -> Exception:
-        if isinstance(error, (apsw.CorruptError, apsw.NotADBError, apsw.SQLError, apsw.FormatError)):
-            return IndexDamagedError(str(error))
-        if isinstance(error, apsw.FullError):
-            return CapacityError(f"the disk of {self._folder.path} is full. Free space on it.")
-        if isinstance(error, apsw.IOError) and not self._ours():
-            return IndexDamagedError(f"index.db is not ours: {error}")
-        path = self._folder.index
-        if isinstance(error, (apsw.CantOpenError, apsw.ReadOnlyError)) and not os.access(path, os.R_OK | os.W_OK):
-            return StoreUnavailableError(self._folder.explain(PermissionError(errno.EACCES, "")))
-        return StoreUnavailableError(f"the index {path} cannot be used: {error}.")
-
-    def _ours(self) -> bool:
-        """Whether the file itself says that it is ours, or is empty."""
-        try:
-            fd = os.open(self._folder.index, os.O_RDONLY | os.O_CLOEXEC)
-            head = os.pread(fd, 100, 0)
-        except OSError:
-            return True
-        # It stays open: closing it would drop every lock that SQLite holds on this file in this process.
-        return not head or (head[:15] == b"SQLite format 3" and int.from_bytes(head[68:72], "big") == APPLICATION_ID)
+            raise in_our_words(error, self._folder) from error
 
 
 def _find_many(connection: apsw.Connection, keys: Sequence[bytes]) -> dict[bytes, Row]:

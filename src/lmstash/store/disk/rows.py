@@ -18,8 +18,10 @@ class IndexDamagedError(Exception):
     """The database cannot be read as what it should be; it can be rebuilt from the segments."""
 
 
-DAMAGE = (IndexDamagedError, TypeError, OverflowError, struct.error)
-"""What a damaged index looks like: SQLite says so, or a row holds what no row can hold."""
+SURE_DAMAGE = (IndexDamagedError, UnicodeDecodeError)
+"""SQLite says that the index is damaged, or it holds what we never put there."""
+DAMAGE = (*SURE_DAMAGE, TypeError, OverflowError, struct.error)
+"""What a damaged index may look like too; but so may a caller's mistake, for which nothing is made anew."""
 
 
 class Row(NamedTuple):

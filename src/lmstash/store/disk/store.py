@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lmstash.errors import (
@@ -34,7 +35,7 @@ from lmstash.store.disk.intake import GROUP_ROWS
 from lmstash.store.disk.lookup import Loaded, entry_of
 from lmstash.store.disk.opened import Opened, connect
 from lmstash.store.disk.putting import Putting
-from lmstash.store.disk.rows import DAMAGE, IndexDamagedError
+from lmstash.store.disk.rows import DAMAGE, SURE_DAMAGE
 from lmstash.store.policies import policy_named
 from lmstash.unset import UNSET
 
@@ -209,7 +210,7 @@ class DiskStore:
         except _FAULTS as error:
             fault = error
         left = sorted(set(range(len(keys))).difference(served))
-        if isinstance(fault, IndexDamagedError):
+        if isinstance(fault, SURE_DAMAGE):
             from lmstash.store.sheets import found_of
 
             # What is left goes the slow way, which rebuilds the index.
@@ -230,7 +231,7 @@ class DiskStore:
         try:
             try:
                 return self._ready().lookup.load_many(keys)
-            except IndexDamagedError as error:
+            except SURE_DAMAGE as error:
                 self._fault(error)  # rebuilds the index
                 return self._ready().lookup.load_many(keys)
         except _FAULTS as error:
@@ -249,6 +250,12 @@ class DiskStore:
             rows, now = self._ready().index.find_many(keys), time.time() * 1e6
             return [(row := rows.get(key)) is not None and not 0 < row.exp <= now for key in keys]
         return [False] * len(keys)
+
+    def describe_many(self, keys: Sequence[bytes]) -> list[EntryInfo | None]:
+        """Describe entries; reads each record's header (about 10 microseconds)."""
+        with self._faults():
+            return survey.describe_many(self._ready(), keys)
+        return [None] * len(keys)
 
     # --- writing --------------------------------------------------------------------------------------------------
 
@@ -339,7 +346,12 @@ class DiskStore:
     def verify(self, *, repair: bool = False) -> VerifyReport:
         """Read every entry and check every checksum; `repair=True` drops what is damaged."""
         with self._faults():
-            return survey.verify(self._ready(), repair=repair and not self.read_only)
+            try:
+                return survey.verify(self._ready(), repair=repair and not self.read_only)
+            except SURE_DAMAGE as error:
+                self._fault(error)  # makes the index anew
+                report = survey.verify(self._ready(), repair=repair and not self.read_only)
+                return replace(report, damaged=[f"the index: {error}", *report.damaged], repaired=True)
         return VerifyReport(0, 0, ["the store could not be read"], False)
 
     def touch_many(self, keys: Sequence[bytes]) -> None:
@@ -374,7 +386,7 @@ class DiskStore:
         """Note a fault; mend the index if that is what is broken. Raises in strict mode."""
         if isinstance(error, DAMAGE) and not self.read_only and not self._closed:
             try:
-                self._reopen(self._opened, damaged=isinstance(error, IndexDamagedError))
+                self._reopen(self._opened, damaged=isinstance(error, SURE_DAMAGE))
             except _FAULTS as second:
                 self.events.warn_once("reopen", "lmstash: the index could not be rebuilt: %s", second)
         words = self._folder.explain(error) if isinstance(error, OSError) else str(error)

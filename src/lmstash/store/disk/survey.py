@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 
 from lmstash.errors import FormatError
 from lmstash.store.base import EntryInfo, NamespaceInfo, StoreInfo, VerifyReport, decode_meta, matches
 from lmstash.store.disk.opened import Opened
 from lmstash.store.disk.reading import read_one
 from lmstash.store.disk.recency import hits, last_used
-from lmstash.store.disk.rows import IndexDamagedError, sane
+from lmstash.store.disk.rows import IndexDamagedError, Row, sane
 
 
 def entries(opened: Opened, namespace: str | None) -> Iterator[EntryInfo]:
@@ -17,27 +18,43 @@ def entries(opened: Opened, namespace: str | None) -> Iterator[EntryInfo]:
     for row in opened.index.rows():
         if not sane(row):
             raise IndexDamagedError(f"a row makes no sense: {row}")
-        file = opened.lookup.file(row.seg)
-        if file is None or not matches(file.namespace, namespace):
-            continue
-        header = opened.lookup.header(row)
-        if header is None:
-            continue
-        cell = opened.recency.read(row.slot)
-        yield EntryInfo(
-            key=row.key,
-            namespace=file.namespace,
-            nbytes=row.size,
-            n_tokens=header.n_tokens,
-            compute_seconds=header.compute_seconds,
-            created=header.created_us / 1e6,
-            last_used=last_used(cell) if cell else header.created_us / 1e6,
-            hits=hits(cell),
-            expires=row.exp / 1e6 if row.exp else None,
-            pinned=bool(row.pinned),
-            parent=header.parent,
-            meta=decode_meta(header.meta),
-        )
+        described = _describe(opened, row, namespace)
+        if described is not None:
+            yield described
+
+
+def describe_many(opened: Opened, keys: Sequence[bytes]) -> list[EntryInfo | None]:
+    """Describe the entries of these keys, reading each record's header; None where there is none now."""
+    rows, now = opened.index.find_many(keys), time.time() * 1e6
+    for row in rows.values():
+        if not sane(row):
+            raise IndexDamagedError(f"a row makes no sense: {row}")
+    found = [rows.get(key) for key in keys]
+    return [None if row is None or 0 < row.exp <= now else _describe(opened, row, None) for row in found]
+
+
+def _describe(opened: Opened, row: Row, namespace: str | None) -> EntryInfo | None:
+    file = opened.lookup.file(row.seg)
+    if file is None or not matches(file.namespace, namespace):
+        return None
+    header = opened.lookup.header(row)
+    if header is None:
+        return None
+    cell = opened.recency.read(row.slot)
+    return EntryInfo(
+        key=row.key,
+        namespace=file.namespace,
+        nbytes=row.size,
+        n_tokens=header.n_tokens,
+        compute_seconds=header.compute_seconds,
+        created=header.created_us / 1e6,
+        last_used=last_used(cell) if cell else header.created_us / 1e6,
+        hits=hits(cell),
+        expires=row.exp / 1e6 if row.exp else None,
+        pinned=bool(row.pinned),
+        parent=header.parent,
+        meta=decode_meta(header.meta),
+    )
 
 
 def info(opened: Opened, policy: str) -> StoreInfo:
@@ -62,7 +79,8 @@ def info(opened: Opened, policy: str) -> StoreInfo:
 
 
 def verify(opened: Opened, *, repair: bool) -> VerifyReport:
-    """Read every entry and check every checksum; with `repair` drop what is damaged."""
+    """Read every entry and check every checksum, and the index; with `repair` drop what is damaged."""
+    opened.index.check()
     n = nbytes = 0
     damaged: list[str] = []
     for row in opened.index.rows():

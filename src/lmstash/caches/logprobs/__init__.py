@@ -1,0 +1,1 @@
+"""Next-token log-probabilities: what a language model says comes next, computed once for each context."""

@@ -1,0 +1,235 @@
+"""All that is known of one model: rows that are hot, answers in their form, KV; and how what is not known is computed.
+
+A look goes from cheap to dear: the exact row in RAM; the answer in its form in RAM, of which the head makes the row;
+the same in the store; the model.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lmstash.caches.activations.prompts import check_vocabulary
+from lmstash.caches.activations.publish import Publisher
+from lmstash.caches.logprobs.feeding import Feeder
+from lmstash.caches.logprobs.forms import form_named
+from lmstash.caches.logprobs.index import ContextIndex
+from lmstash.caches.logprobs.kv_form import SlotPool
+from lmstash.caches.logprobs.language_model import LanguageModel, Reuse
+from lmstash.caches.logprobs.shelf import Owner, Shelf
+from lmstash.caches.logprobs.slab import Slab
+from lmstash.errors import InvalidArgumentError
+from lmstash.identity.chain import BLOCK_TOKENS
+from lmstash.prefix.tree import Handle, PointKind, SpanKind
+
+ROW = "row"
+"""The kind of point that is an exact row in RAM."""
+ANSWER = "answer"
+"""The kind of point that is an answer in its form, in RAM."""
+SCORE_SPECS = (("value", "F32", (BLOCK_TOKENS,)),)
+"""Of the scores of a block: a number for each token, 0 for the first one of all, which nothing precedes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budgets:
+    """What may be held in RAM, in bytes."""
+
+    kv_bytes: int
+    row_bytes: int
+    answer_bytes: int
+
+
+class Engine:
+    """One model as it is now, with what it computed. For one thread at a time.
+
+    Rows that are returned are the caller's own.
+    """
+
+    def __init__(
+        self, model: LanguageModel, owner: Owner, publisher: Publisher, *, keep: str, budgets: Budgets
+    ) -> None:
+        """Start with nothing in RAM.
+
+        Args:
+            model: Who computes.
+            owner: Whose answers they are, in which store.
+            publisher: Saves them.
+            keep: The form of answers, one of `forms.FORMS`.
+            budgets: For RAM.
+        """
+        self.model = model
+        self._owner = owner
+        self._publisher = publisher
+        self.form = form_named(keep, model, model.finals, model.n_logits)
+        self.shelf = Shelf(owner, self.form.name, "vector", self.form.specs)
+        self.score_shelf = Shelf(owner, "score", "block", SCORE_SPECS)
+        self._rows = Slab(4 * model.n_logits, budgets.row_bytes)
+        self._answers = Slab(self.form.n_bytes, 0 if self.form.exact else budgets.answer_bytes)
+        pool: SlotPool | None = None
+        if model.reuse is Reuse.KV and model.form is not None:
+            pool = SlotPool(model.form, budgets.kv_bytes // 2)
+        points = {
+            kind: PointKind(slab.capacity * slab.n_bytes, slab.give_back)
+            for kind, slab in ((ROW, self._rows), (ANSWER, self._answers))
+        }
+        span: SpanKind | None = None
+        if pool is not None:
+            span = SpanKind(pool.form.token_bytes, pool.capacity * pool.form.token_bytes, pool.give_back)
+        self.index = ContextIndex(points, span)
+        self.feeder = Feeder(model, self.index, pool, budgets.kv_bytes // 2)
+        self._seconds = 0.0
+        """What one context took to compute, lately."""
+
+    @property
+    def held_bytes(self) -> int:
+        """RAM taken."""
+        return self._rows.held_bytes + self._answers.held_bytes + self.feeder.held_bytes
+
+    def let_go(self) -> None:
+        """Free the memory: handles may keep the index alive, and with it whatever it tells of evictions."""
+        self.index.clear()
+        self._rows.close()
+        self._answers.close()
+        self.feeder.close()
+
+    def rows(self, contexts: Sequence[bytes]) -> Tensor:
+        """Return log-probabilities after each context, `[n, vocabulary]` float32, computing what is not known.
+
+        Raises:
+            InvalidArgumentError: A context is empty, too long, or names a token that the model has not.
+        """
+        slots = self.index.find_many(ROW, contexts)
+        hot = [slot for slot in slots if slot is not None]
+        if len(hot) == len(slots):
+            self._hit(contexts)
+            return self._rows.read(hot, torch.float32)
+        distinct = list(dict.fromkeys(contexts))
+        if len(distinct) < len(contexts):
+            slots = self.index.find_many(ROW, distinct)
+        out = torch.empty((len(distinct), self.model.n_logits), dtype=torch.float32, device="cpu")
+        self._fill(out, distinct, slots)
+        if len(distinct) == len(contexts):
+            return out
+        place = {context: row for row, context in enumerate(distinct)}
+        return out[_indices([place[context] for context in contexts])]
+
+    def row_after(self, handle: Handle) -> Tensor | None:
+        """Return a copy of the hot row at a place in the index, `[vocabulary]`; None where there is none."""
+        slot = handle.point(ROW)
+        if slot is None:
+            return None
+        row = self._rows.read([slot], torch.float32)[0]
+        self._hit([handle.tokens().tobytes()] if self._owner.store.events.listening else [b""])
+        return row
+
+    def save(self, shelf: Shelf, contexts: Sequence[bytes], values: Tensor, seconds: float) -> None:
+        """Hand values `[n, n_bytes]` to the store, which gets them once the model is known not to have changed."""
+        shelf.offer(self._publisher, contexts, values, seconds)
+
+    def _fill(self, out: Tensor, contexts: Sequence[bytes], slots: Sequence[int | None]) -> None:
+        """Write the row of each distinct context into `out`."""
+        known = [(place, slot) for place, slot in enumerate(slots) if slot is not None]
+        if known:
+            places = [place for place, _ in known]
+            out[_indices(places)] = self._rows.read([slot for _, slot in known], torch.float32)
+            self._hit([contexts[place] for place in places])
+        missing = [place for place, slot in enumerate(slots) if slot is None]
+        left = self._fill_from_answers(out, contexts, missing)
+        if left:
+            self._fill_from_store(out, contexts, left)
+
+    def _fill_from_answers(self, out: Tensor, contexts: Sequence[bytes], missing: list[int]) -> list[int]:
+        """Make rows of the answers in RAM; returns the places for which there is none."""
+        if not self._answers.capacity:
+            return missing
+        slots = self.index.find_many(ANSWER, [contexts[place] for place in missing])
+        known = [(place, slot) for place, slot in zip(missing, slots, strict=True) if slot is not None]
+        if known:
+            held = self._answers.read([slot for _, slot in known])
+            places = [place for place, _ in known]
+            self._hit([contexts[place] for place in places])
+            self._set(out, contexts, places, self.form.rows(held))
+        return [place for place, slot in zip(missing, slots, strict=True) if slot is None]
+
+    def _fill_from_store(self, out: Tensor, contexts: Sequence[bytes], missing: list[int]) -> None:
+        """Make rows of the answers in the store, and compute the others."""
+        names = [contexts[place] for place in missing]
+        for name in names:
+            self.check(name)
+        found, held = self.shelf.fetch(names)
+        if found:
+            self._note(ANSWER, self._answers, [names[place] for place in found], held)
+            self._set(out, contexts, [missing[place] for place in found], self.form.rows(held))
+        there = set(found)
+        left = [place for number, place in enumerate(missing) if number not in there]
+        if left:
+            self._compute(out, contexts, left)
+
+    def _compute(self, out: Tensor, contexts: Sequence[bytes], places: list[int]) -> None:
+        started = time.perf_counter()
+        names = [contexts[place] for place in places]
+        finals = self.feeder.finals(names)
+        rows = self.model.rows(finals)
+        self._seconds = (time.perf_counter() - started) / len(names)
+        answers, unfit = self.form.encode(finals, rows)
+        self._set(out, contexts, places, rows)
+        if unfit:
+            without = set(unfit)
+            fit = [number for number in range(len(names)) if number not in without]
+            names, answers = [names[number] for number in fit], answers[fit]
+        self._note(ANSWER, self._answers, names, answers)
+        self.save(self.shelf, names, answers, self._seconds)
+
+    def _set(self, out: Tensor, contexts: Sequence[bytes], places: list[int], rows: Tensor) -> None:
+        """Write rows to their places, and keep them hot."""
+        if len(places) == len(out) and places == list(range(len(out))):
+            out.copy_(rows)
+        else:
+            out[_indices(places)] = rows
+        self._note(ROW, self._rows, [contexts[place] for place in places], rows.view(torch.uint8))
+
+    def _note(self, kind: str, slab: Slab, contexts: Sequence[bytes], values: Tensor) -> None:
+        """Keep values `[n, n_bytes]` in RAM; of more than there is room for, the last ones."""
+        first = max(0, len(contexts) - slab.capacity)
+        if len(contexts) - first > slab.room:
+            self.index.evict_points(kind, max(0, (slab.capacity - len(contexts) + first) * slab.n_bytes))
+        for number in range(first, len(contexts)):
+            handle = self.index.start(_ids(contexts[number]))
+            slot = slab.put(values[number])
+            if not handle.put_point(kind, slot, slab.n_bytes):
+                slab.give_back([slot])
+            handle.release()
+
+    def check(self, context: bytes) -> None:
+        """Raise unless the model can be given this context."""
+        size, limit = len(context) >> 2, self.model.max_tokens
+        if not size:
+            raise InvalidArgumentError("a context has at least one token: give the begin token where there is nothing.")
+        if limit is not None and size > limit:
+            raise InvalidArgumentError(f"{self.model.name} takes {limit} tokens at most; a context has {size}.")
+        check_vocabulary(np.frombuffer(context, np.uint32), 0, self.model.name, self.model.vocabulary)
+
+    def _hit(self, contexts: Sequence[bytes]) -> None:
+        """Count answers that were served from RAM."""
+        events, n_bytes = self._owner.store.events, self._rows.n_bytes
+        if not events.listening:
+            events.hits(len(contexts), len(contexts) * n_bytes, len(contexts) * self._seconds)
+            return
+        for context in contexts:
+            events.hit(self._owner.namespace, self.shelf.key_of(context), n_bytes, self._seconds)
+
+
+def _indices(places: list[int]) -> Tensor:
+    return torch.tensor(places, dtype=torch.int64, device="cpu")
+
+
+def _ids(context: bytes) -> array[int]:
+    out: array[int] = array("I")
+    out.frombytes(context)
+    return out

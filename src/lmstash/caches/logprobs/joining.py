@@ -1,0 +1,67 @@
+"""Queries of many tasks of one event loop, computed together.
+
+The first query asks the loop to come back in its next pass; while passes bring more queries, it waits for another. So
+tasks that are ready at once share a batch, without a timer: no query waits for time to go by, and a steady trickle of
+others cannot hold it up for long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+_PASSES = 16
+"""After so many a batch is computed, whether or not more arrive."""
+
+
+class Joiner:
+    """The queries of one event loop; to be used on its thread only."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, compute: Callable[[Sequence[bytes]], Tensor]) -> None:
+        """Compute with `compute`, which takes distinct contexts and returns their rows."""
+        self._loop = loop
+        self._compute = compute
+        self._waiting: dict[bytes, list[asyncio.Future[Tensor]]] = {}
+        self._arrived = 0
+        self._passes = 0
+
+    async def ask(self, context: bytes) -> Tensor:
+        """Return the row after a context, `[vocabulary]`. A task that is cancelled meanwhile disturbs no other."""
+        future: asyncio.Future[Tensor] = self._loop.create_future()
+        if not self._waiting:
+            self._passes = 0
+            self._loop.call_soon(self._look, -1)
+        self._waiting.setdefault(context, []).append(future)
+        self._arrived += 1
+        return await future
+
+    def _look(self, seen: int) -> None:
+        """Wait for another pass if the last one brought queries, else compute."""
+        self._passes += 1
+        if self._arrived != seen and self._passes < _PASSES:
+            self._loop.call_soon(self._look, self._arrived)
+            return
+        waiting, self._waiting = self._waiting, {}
+        asked = {
+            context: alive
+            for context, futures in waiting.items()
+            if (alive := [future for future in futures if not future.done()])
+        }
+        if not asked:
+            return
+        try:
+            rows = self._compute(list(asked))
+        except BaseException as error:
+            for futures in asked.values():
+                for future in futures:
+                    if not future.done():
+                        future.set_exception(error if isinstance(error, Exception) else asyncio.CancelledError())
+            if not isinstance(error, Exception):
+                raise
+            return
+        for row, futures in zip(rows, asked.values(), strict=True):
+            for future in futures:
+                if not future.done():
+                    future.set_result(row.clone())  # its own: a view would hold on to the whole batch
