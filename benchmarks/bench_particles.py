@@ -134,7 +134,8 @@ def workload(report: Report, model: Any, n_particles: int, n_steps: int, rounds:
     answers = last[str({})]
     worst = max(float((answers[step][0] - plain_row(model, steps[step][0])).abs().max()) for step in chosen)
     with lmstash.open("memory://") as stash:
-        first = [stash.logprobs(model).batch_next_token_logprobs(contexts) for contexts in steps[:2]]
+        lp = stash.logprobs(model)
+        first = [lp.batch_next_token_logprobs(contexts) for contexts in steps[:2]]
     apart = max(float((mine - other).abs().max()) for mine, other in zip(first, expected, strict=True))
     report.note(
         f"largest difference: {worst:.1e} nats from a pass of its own ({len(chosen)} contexts), "
@@ -160,7 +161,8 @@ def hits(report: Report, model: Any, steps: Steps, folder: Path, rounds: int) ->
     with lmstash.open("memory://") as stash:
         lp = stash.logprobs(model, row_bytes="1GB")
         exact = torch.cat([lp.batch_next_token_logprobs(distinct[at : at + 64]) for at in range(0, len(distinct), 64)])
-        frozen = stash.logprobs(model, row_bytes="1GB", assume_frozen=True)
+        stash.flush()
+        frozen = stash.logprobs(model, row_bytes="1GB", assume_frozen=True)  # finds the hidden states in the stash
         for contexts in steps:
             frozen.batch_next_token_logprobs(contexts)
         chosen = [torch.tensor([place[tuple(each)] for each in contexts]) for contexts in steps]
@@ -180,14 +182,12 @@ def hits(report: Report, model: Any, steps: Steps, folder: Path, rounds: int) ->
         ["hot row, assume_frozen", each_us["frozen"], each_us["frozen"] - each_us["copy"], 0.0],
         ["hot row, the model watched", each_us["watched"], each_us["watched"] - each_us["copy"], 0.0],
     ]
-    sample = distinct[:: max(1, len(distinct) // 256)]
+    sample = distinct[:: max(1, len(distinct) // 128)]
     for form in ("hidden", "uint16", "exact"):
         with lmstash.open(folder / form) as stash:
             lp = stash.logprobs(model, keep=form, row_bytes=0, assume_frozen=True)
-            for at in range(0, len(sample), 32):
-                lp.batch_next_token_logprobs(sample[at : at + 32])
+            truth = lp.batch_next_token_logprobs(sample)  # as first computed
             stash.flush()
-            truth = exact[torch.tensor([place[tuple(each)] for each in sample])]
             if form != "exact":
                 rows.append([f"{form}, in RAM", *ask_once(lp, sample, truth)])
         with lmstash.open(folder / form) as stash:

@@ -46,7 +46,10 @@ class Glance:
         self._dicts: list[dict[str, Any]] = []
         self._empty: list[Any] = []
         """Hooks, where there are none."""
-        self._containers: list[Any] = []
+        self._keyed: list[dict[Any, Any]] = []
+        """Of the dicts those whose keys count, too."""
+        self._lists: list[Any] = []
+        """Lists and sets."""
         self._tensors: list[torch.Tensor] = []
         seen: set[int] = set()
         found: list[Any] = list(outside.values())
@@ -55,15 +58,18 @@ class Glance:
             self._dicts += (state, *filter(None, (state["_parameters"], state["_buffers"], state["_modules"])))
             self._empty += [state[name] for name in ("_parameters", "_buffers", "_modules") if not state[name]]
             for hooks in (state["_forward_hooks"], state["_forward_pre_hooks"]):
-                (self._containers if hooks else self._empty).append(hooks)
+                (self._keyed if hooks else self._empty).append(hooks)
             for tensors in (state["_parameters"], state["_buffers"]):
                 self._tensors += [each for each in tensors.values() if each is not None]
             found += [each for each in state.values() if type(each) not in IMMUTABLE]
             seen |= {id(state[name]) for name in _TORCH_CONTAINERS & state.keys()}
         self._dicts += [vars(each) for each in self._tensors if vars(each)]
         self._complete = self._collect(found, seen)
+        self._dicts += self._keyed
         self._values = list(chain.from_iterable(map(dict.values, self._dicts)))
-        self._members = [_members(each) for each in self._containers]
+        self._keys = list(chain.from_iterable(self._keyed))
+        self._members = list(chain.from_iterable(self._lists))
+        self._lengths = list(map(len, self._lists))
         self._devices = device_types(self._tensors)
         self._numerics = numerics(self._devices)
         self._addresses = [_address(each) for each in self._tensors]
@@ -80,7 +86,9 @@ class Glance:
                 and [each._version for each in self._counted] == self._versions
                 and not any(self._empty)
                 and list(chain.from_iterable(map(dict.values, self._dicts))) == self._values
-                and [_members(each) for each in self._containers] == self._members
+                and list(chain.from_iterable(self._keyed)) == self._keys
+                and list(chain.from_iterable(self._lists)) == self._members
+                and list(map(len, self._lists)) == self._lengths
                 and [each.data_ptr() for each in self._tensors] == self._addresses
                 and self._read() == self._sums
                 and numerics(self._devices) == self._numerics
@@ -102,15 +110,18 @@ class Glance:
                 continue
             if isinstance(value, torch.nn.Module):
                 continue
-            if isinstance(value, dict | list | set | tuple | frozenset):
+            if isinstance(value, dict):
+                self._keyed.append(value)
+                found.extend(value.values())
+            elif isinstance(value, list | set | tuple | frozenset):
                 if not isinstance(value, tuple | frozenset):
-                    self._containers.append(value)
-                found.extend(_members(value))
+                    self._lists.append(value)
+                found.extend(value)
             state = getattr(value, "__dict__", None)
             if isinstance(state, dict) and not callable(value):
-                self._containers.append(state)
+                self._keyed.append(state)
                 found.extend(state.values())
-            if len(self._containers) > _MAX_CONTAINERS:
+            if len(self._keyed) + len(self._lists) > _MAX_CONTAINERS:
                 return False
         return True
 
@@ -142,12 +153,6 @@ _TORCH_CONTAINERS = frozenset(
     }
 )  # fmt: skip
 """Looked at in their own way, or about gradients and files only."""
-
-
-def _members(container: Any) -> list[Any]:
-    if isinstance(container, dict):
-        return [*container.keys(), *container.values()]
-    return list(container)
 
 
 def _address(tensor: torch.Tensor) -> int | None:

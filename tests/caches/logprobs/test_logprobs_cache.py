@@ -174,6 +174,8 @@ def test_bad_options_are_refused(stash, model):
         stash.logprobs(model, keep="int4")
     with pytest.raises(InvalidArgumentError, match="budget"):
         stash.logprobs(model, kv_bytes="unlimited")
+    with pytest.raises(InvalidArgumentError, match="RAM"):
+        stash.logprobs(model, row_bytes=2**60)
     with pytest.raises(UnsupportedModelError):
         stash.logprobs(torch.nn.Linear(3, 3))
     with pytest.raises(UnsupportedModelError, match="causal"):
@@ -189,6 +191,14 @@ def test_a_model_in_training_mode_with_dropout_is_refused(stash, make_model):
         lp.next_token_logprobs([1, 2])
     model.eval()
     assert lp.next_token_logprobs([1, 2]).shape == (VOCABULARY,)
+
+
+def test_more_contexts_than_are_computed_at_once(stash, model, plain, monkeypatch):
+    monkeypatch.setattr("lmstash.caches.logprobs.engine._CONTEXTS_AT_ONCE", 4)
+    contexts = [[first, second, 5] for second in range(4) for first in range(5)]
+    rows = stash.logprobs(model).batch_next_token_logprobs(contexts)
+    for context, row in zip(contexts, rows, strict=True):
+        assert (row - plain(model, context)).abs().max() < 1e-5
 
 
 def test_hits_are_counted_and_told(stash, model):

@@ -134,8 +134,8 @@ class Logprobs:
     async def next_token_logprobs_async(self, ids: TokenIds | Context) -> Tensor:
         """As `next_token_logprobs`, together with what other tasks of this event loop ask for at the same time."""
         data = _data(ids)
-        with self._lock:
-            self._now().check(data)  # here, so that what is wrong with one query fails no other
+        # Here, so that what is wrong with one query fails no other. What a model takes does not hang on its weights.
+        (self._engine or self._now()).check(data)
         loop = asyncio.get_running_loop()
         joiner = self._joiners.get(loop)
         if joiner is None:
@@ -223,8 +223,11 @@ class Logprobs:
     def _now(self) -> Engine:
         """Return what is known of the model as it is now: nothing, if it has changed."""
         found = self._watch.recognise()
-        if self._engine is not None and found.digest == self._digest:
-            return self._engine
+        engine = self._engine
+        if engine is not None and found.digest == self._digest and engine.model.device == engine.device:
+            return engine
+        if found.digest == self._digest:
+            self._saver.flush()
         self._saver.drop()
         self._let_go()  # what it holds goes first
         model = LanguageModel(self._model)

@@ -32,6 +32,8 @@ ROW = "row"
 """The kind of point that is an exact row in RAM."""
 ANSWER = "answer"
 """The kind of point that is an answer in its form, in RAM."""
+_CONTEXTS_AT_ONCE = 512
+"""Rows of so many are made at a time, beside those that are returned."""
 SCORE_SPECS = (("value", "F32", (BLOCK_TOKENS,)),)
 """Of the scores of a block: a number for each token, 0 for the first one of all, which nothing precedes."""
 
@@ -64,6 +66,8 @@ class Engine:
             budgets: For RAM.
         """
         self.model = model
+        self.device = model.device
+        """Where the KV is. A model that moves stays the same model, but not for what lies here."""
         self._owner = owner
         self._publisher = publisher
         self.form = form_named(keep, model, model.finals, model.n_logits)
@@ -78,7 +82,7 @@ class Engine:
             kind: PointKind(slab.capacity * slab.n_bytes, slab.give_back)
             for kind, slab in ((ROW, self._rows), (ANSWER, self._answers))
         }
-        span: SpanKind | None = None
+        span = SpanKind(1, 0)
         if pool is not None:
             span = SpanKind(pool.form.token_bytes, pool.capacity * pool.form.token_bytes, pool.give_back)
         self.index = ContextIndex(points, span)
@@ -168,8 +172,9 @@ class Engine:
             self._set(out, contexts, [missing[place] for place in found], self.form.rows(held))
         there = set(found)
         left = [place for number, place in enumerate(missing) if number not in there]
-        if left:
-            self._compute(out, contexts, left)
+        left.sort(key=contexts.__getitem__)  # so that what begins alike is computed together
+        for start in range(0, len(left), _CONTEXTS_AT_ONCE):
+            self._compute(out, contexts, left[start : start + _CONTEXTS_AT_ONCE])
 
     def _compute(self, out: Tensor, contexts: Sequence[bytes], places: list[int]) -> None:
         started = time.perf_counter()
