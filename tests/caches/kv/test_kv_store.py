@@ -372,7 +372,18 @@ def test_a_stash_that_keeps_nothing_generates(model, prompt):
         kv = stash.kv(model)
         for _ in range(2):
             assert torch.equal(kv.generate(prompt(100), **GREEDY), model.generate(prompt(100), **GREEDY))
-        assert kv.stats.tokens_reused == 0
+        assert dict(kv.stats.passed_on) == {"caching is switched off": 2}
+
+
+def test_a_read_only_stash_serves_and_copies_nothing(model, tmp_path, prompt):
+    with lmstash.open(tmp_path / "kept") as stash:
+        stash.kv(model).prefill(prompt(100))
+    with lmstash.open(tmp_path / "kept", read_only=True) as stash:
+        kv = stash.kv(model)
+        assert torch.equal(kv.generate(prompt(120), **GREEDY), model.generate(prompt(120), **GREEDY))
+        assert kv.stats.tokens_reused == 100
+        assert dict(kv.stats.not_kept) == {"the stash is read-only": 1}
+        assert stash.stats.drops == {}
 
 
 def test_a_closed_stash_generates(model, tmp_path, prompt):

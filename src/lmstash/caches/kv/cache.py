@@ -278,8 +278,7 @@ class KV:
             sight = parts.watch.look()
             if not sight.holds():
                 sight = parts.watch.look()
-            reason = parts.unserved(sight.fingerprint)
-            if reason:
+            if reason := parts.unserved(sight.fingerprint):
                 return reason
             names = parts.names(sight.fingerprint)
             finder = Finder(self.store, parts.queue, names.namespace, lent=lent)
@@ -290,8 +289,8 @@ class KV:
             return f"{type(error).__name__}: {error}"
 
     def _prompts(self, input_ids: Any, attention_mask: Any) -> Prompts | str:
-        if self._parts.family.reason:
-            return self._parts.family.reason
+        if reason := self._parts.idle():
+            return reason
         ids = input_ids if isinstance(input_ids, Tensor) else torch.as_tensor(np.asarray(input_ids, np.int64))
         ids = ids[None] if ids.ndim == 1 else ids
         if ids.ndim != 2 or not ids.numel():

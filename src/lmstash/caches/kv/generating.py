@@ -84,14 +84,13 @@ class Generating:
         """
         parts = self._parts
         try:
-            if parts.family.reason:
-                return parts.family.reason
+            if reason := parts.idle():
+                return reason
             call = read_call(parts.model, parts.family, inputs, arguments)
             if isinstance(call, str):
                 return call
             sight = parts.watch.look()
-            reason = parts.unserved(sight.fingerprint)
-            if reason:
+            if reason := parts.unserved(sight.fingerprint):
                 return reason
             names = parts.names(sight.fingerprint)
             finder = Finder(parts.store, parts.queue, names.namespace, lent=True, worth=parts.gate.worth)

@@ -83,6 +83,9 @@ class Keeper:
         """
         if not rows:
             return 0
+        if getattr(self._store, "read_only", False):
+            self.refuse("the stash is read-only")
+            return 0
         length = max(row.pads + len(row.ids) for row in rows)
         tensors = self._tensors(cache, length)
         if isinstance(tensors, str):

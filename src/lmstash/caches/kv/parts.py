@@ -46,14 +46,20 @@ class Parts:
     _probed: set[bytes] = field(default_factory=set)
     """Models, by digest, that were seen to continue from their cache."""
 
+    def idle(self) -> str:
+        """Return why nothing need be looked for or kept, known without a look at the model; empty when it must."""
+        if getattr(self.store, "capacity_bytes", None) == 0:
+            return "caching is switched off"
+        return self.family.reason
+
     def names(self, fingerprint: Fingerprint) -> Names:
         """Return what entries of the model are called."""
         return Names.of(fingerprint.digest, self.salt, self.storage_dtype)
 
     def unserved(self, fingerprint: Fingerprint) -> str:
         """Return why the model cannot be served; empty when it can. Some models are asked to prove it, once."""
-        if self.family.reason or not self.family.doubtful or fingerprint.digest in self._probed:
-            return self.family.reason
+        if not self.family.doubtful or fingerprint.digest in self._probed:
+            return ""
         with self._lock:
             if fingerprint.digest not in self._probed:
                 if not verdict(self.store, self.model, self.family, fingerprint):
