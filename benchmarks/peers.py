@@ -46,6 +46,7 @@ STEPS: dict[str, tuple[tuple[str, ...], ...]] = {
     "genlm": (
         (_TORCH,),
         (*_OURS, *_TESTS, _TORCH, "transformers==5.23.0", "genlm-backend==0.3.1", "genlm-control==0.4.1", "peft>=0.17"),
+        ("mlx[cpu]>=0.29",),  # its arrays are KV, too
     ),
     "mellea": (
         (_TORCH,),
