@@ -83,7 +83,7 @@ def fed():
 def live_cache(model, ids):
     """What one forward pass over `ids` leaves."""
     with torch.no_grad():
-        return model(ids, use_cache=True).cache
+        return model(ids, use_cache=True).past_key_values
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ def test_a_prompt_of_one_token_is_generated(model, stash, prompt):
 def test_restored_continues_as_the_live_cache_bit_for_bit(model, stash, prompt, live, n_prefix):
     ids = prompt(n_prefix + 17)
     want = {"max_new_tokens": 5, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
-    expected = model.generate(ids, cache=live(model, ids[:, :n_prefix]), **want)
+    expected = model.generate(ids, past_key_values=live(model, ids[:, :n_prefix]), **want)
     kv = stash.kv(model)
     kv.put(ids[:, :n_prefix], live(model, ids[:, :n_prefix]))
     for _ in ("from the queue", "from the disk"):
@@ -63,7 +63,7 @@ def test_restored_continues_as_the_live_cache_bit_for_bit(model, stash, prompt, 
 def test_another_process_continues_bit_for_bit(model, tmp_path, prompt, live):
     ids = prompt(217)
     want = {"max_new_tokens": 5, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
-    expected = model.generate(ids, cache=live(model, ids[:, :200]), **want)
+    expected = model.generate(ids, past_key_values=live(model, ids[:, :200]), **want)
     with lmstash.open(tmp_path / "two") as first:
         first.kv(model).prefill(ids[:, :200])
     with lmstash.open(tmp_path / "two") as second:
@@ -104,7 +104,7 @@ def test_sampling_is_the_live_cache_s(model, stash, prompt, live):
     kv.put(ids[:, :80], live(model, ids[:, :80]))
     want = {"do_sample": True, "max_new_tokens": 12, "top_k": 20, "temperature": 1.3}
     torch.manual_seed(3)
-    expected = model.generate(ids, cache=live(model, ids[:, :80]), **want)
+    expected = model.generate(ids, past_key_values=live(model, ids[:, :80]), **want)
     torch.manual_seed(3)
     assert torch.equal(kv.generate(ids, **want), expected)
     assert kv.stats.tokens_reused == 80
@@ -127,7 +127,7 @@ def test_beams_and_several_sequences(model, stash, prompt, want, live, fed):
     past = live(model, ids[:, :80])
     past.batch_repeat_interleave(repeats)
     torch.manual_seed(3)
-    expected = model.generate(ids, cache=past, **want)
+    expected = model.generate(ids, past_key_values=past, **want)
     counter.take()
     torch.manual_seed(3)
     assert torch.equal(kv.generate(ids, **want), expected)
@@ -244,8 +244,8 @@ def test_the_cache_that_is_returned_is_the_caller_s(model, stash, prompt):
     kv = stash.kv(model)
     kv.prefill(prompt(90))
     out = kv.generate(prompt(100), return_dict_in_generate=True, **GREEDY)
-    assert [type(layer) for layer in out.cache.layers] == [DynamicLayer] * 3
-    for layer in out.cache.layers:
+    assert [type(layer) for layer in out.past_key_values.layers] == [DynamicLayer] * 3
+    for layer in out.past_key_values.layers:
         layer.keys.zero_()
         layer.values.fill_(float("nan"))
     stash.flush()
@@ -306,12 +306,12 @@ def test_a_cache_of_the_caller_s_own_is_not_touched(model, stash, prompt, kind, 
             return live(model, prompt(80))
         cache = StaticCache(config=model.config, max_cache_len=120)
         with torch.no_grad():
-            model(prompt(80), cache=cache)
+            model(prompt(80), past_key_values=cache)
         return cache
 
-    out, expected = (each(prompt(100), cache=own(), **GREEDY) for each in (kv.generate, model.generate))
+    out, expected = (each(prompt(100), past_key_values=own(), **GREEDY) for each in (kv.generate, model.generate))
     assert torch.equal(out, expected)
-    assert list(kv.stats.passed_on) == ["the model is given cache"]
+    assert list(kv.stats.passed_on) == ["the model is given past_key_values"]
     assert kv.stats.tokens_kept == 0
 
 

@@ -66,7 +66,7 @@ class Prompts(RuleBasedStateMachine):
             expected = self.model(ids, use_cache=True)
         assert n_tokens < ids.shape[1]
         for number in range(2 if n_tokens else 0):
-            live, kept = expected.cache.layers[number], past.layers[number]
+            live, kept = expected.past_key_values.layers[number], past.layers[number]
             assert torch.allclose(kept.keys, live.keys[:, :, :n_tokens], atol=1e-4)
             assert torch.allclose(kept.values, live.values[:, :, :n_tokens], atol=1e-4)
 

@@ -15,7 +15,7 @@ GREEDY = {"do_sample": False, "max_new_tokens": 3}
 
 def go_on(model, ids, past, n_tokens):
     with torch.no_grad():
-        return model(ids[:, n_tokens:], cache=past, use_cache=True)
+        return model(ids[:, n_tokens:], past_key_values=past, use_cache=True)
 
 
 def test_past_put_and_on(model, stash, prompt, live):
@@ -24,7 +24,7 @@ def test_past_put_and_on(model, stash, prompt, live):
     assert kv.past(ids) == (None, 0)
     with torch.no_grad():
         first = model(ids, use_cache=True)
-    assert kv.put(ids, first.cache) == 200
+    assert kv.put(ids, first.past_key_values) == 200
     longer = prompt(230)
     past, n_tokens = kv.past(longer)
     assert n_tokens == 200
@@ -149,11 +149,11 @@ def test_a_batch_with_padding_is_put_row_by_row(make_model, stash, prompt):
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     with torch.no_grad():
         out = model(ids, attention_mask=mask, position_ids=positions, use_cache=True)
-    assert kv.put(ids, out.cache, attention_mask=mask) == 163
+    assert kv.put(ids, out.past_key_values, attention_mask=mask) == 163
     assert [kv.past(prompt(length + 1, seed=row))[1] for row, length in enumerate(lengths)] == [100, 63]
     past, width = kv.past(ids, attention_mask=mask)
     assert width == 99
-    again = model(ids[:, 99:], attention_mask=mask, position_ids=positions[:, 99:], cache=past)
+    again = model(ids[:, 99:], attention_mask=mask, position_ids=positions[:, 99:], past_key_values=past)
     assert torch.allclose(again.logits[:, -1], out.logits[:, -1], atol=1e-5)
 
 
@@ -161,10 +161,10 @@ def test_a_static_cache_is_copied_from(model, stash, prompt):
     kv = stash.kv(model)
     past = StaticCache(config=model.config, max_cache_len=140)
     with torch.no_grad():
-        model(prompt(100), cache=past)
+        model(prompt(100), past_key_values=past)
     assert kv.put(prompt(100), past) == 100
     with torch.no_grad():
-        model(prompt(110)[:, 100:], cache=past)  # writes in place
+        model(prompt(110)[:, 100:], past_key_values=past)  # writes in place
     restored, n_tokens = kv.past(prompt(101))
     assert n_tokens == 100
     assert torch.equal(restored.layers[0].keys, past.layers[0].keys[:, :, :100])

@@ -318,8 +318,8 @@ def test_bfloat16_models_restore_their_own_dtype(make_model, stash, prompt, live
     kv = stash.kv(model)
     kv.put(prompt(100), live(model, prompt(100)))
     out = kv.generate(prompt(120), return_dict_in_generate=True, **GREEDY)
-    assert {layer.keys.dtype for layer in out.cache.layers} == {torch.bfloat16}
-    assert torch.equal(out.sequences, model.generate(prompt(120), cache=live(model, prompt(100)), **GREEDY))
+    assert {layer.keys.dtype for layer in out.past_key_values.layers} == {torch.bfloat16}
+    assert torch.equal(out.sequences, model.generate(prompt(120), past_key_values=live(model, prompt(100)), **GREEDY))
 
 
 def test_autocast_is_another_identity(model, stash, prompt):
@@ -361,7 +361,7 @@ def test_other_stores(model, tmp_path, prompt, store, fed):
             counter.take()
             out = kv.generate(prompt(150), return_dict_in_generate=True, **GREEDY)
             stash.flush()
-            for layer in out.cache.layers:
+            for layer in out.past_key_values.layers:
                 layer.keys.zero_()  # what a caller writes never changes what is kept
         assert counter.take()[0] == 1
         assert torch.equal(out.sequences, model.generate(prompt(150), **GREEDY))

@@ -6,7 +6,7 @@ import inspect
 from dataclasses import dataclass, replace
 from typing import Any
 
-from transformers.cache_utils import (
+from lmstash.caches.kv.layers import (
     Cache,
     DummyLayer,
     DynamicCache,
@@ -71,6 +71,8 @@ def family_of(model: Any) -> Family:
         return Family("a model of several modalities: its KV may depend on more than token ids")
     if any(_depends_on_length(getattr(config, name, None)) for name in ("rope_scaling", "rope_parameters")):
         return Family("its rotary embedding depends on the length of the whole prompt")
+    if getattr(config, "index_topk", None):
+        return Family("its attention chooses tokens by an index of its own")
     if not _is_causal(config):
         return Family("it is an encoder: tokens see what comes after them")
     supports = getattr(model, "_supports_default_dynamic_cache", None)
@@ -104,7 +106,8 @@ def _family_of_layers(layers: list[Any], argument: str, takes: frozenset[str]) -
         kind = type(layer)
         if kind is DummyLayer:
             continue
-        if kind in (LinearAttentionLayer, LinearAttentionAndFullAttentionLayer):
+        states = isinstance(getattr(layer, "conv_states", None), dict)  # a plain tensor in older versions
+        if states and kind in (LinearAttentionLayer, LinearAttentionAndFullAttentionLayer):
             linear.append(number)
             if kind is LinearAttentionLayer:
                 continue

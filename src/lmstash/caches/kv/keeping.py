@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from transformers.cache_utils import (
+
+from lmstash.caches.kv.families import Family
+from lmstash.caches.kv.finding import Finder, Match
+from lmstash.caches.kv.harvest import Cutter, Facts, Harvest
+from lmstash.caches.kv.layers import (
     DynamicLayer,
     DynamicSlidingWindowLayer,
     LinearAttentionAndFullAttentionLayer,
     StaticLayer,
 )
-
-from lmstash.caches.kv.families import Family
-from lmstash.caches.kv.finding import Finder, Match
-from lmstash.caches.kv.harvest import Cutter, Facts, Harvest
 from lmstash.caches.kv.naming import Names
 from lmstash.caches.kv.recurrent import write_state
 from lmstash.caches.kv.stats import KVStats

@@ -13,16 +13,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import (
+
+from lmstash.caches.kv.blocks import Shape
+from lmstash.caches.kv.finding import Span
+from lmstash.caches.kv.guard import Guard
+from lmstash.caches.kv.layers import (
     Cache,
     DynamicLayer,
     DynamicSlidingWindowLayer,
     LinearAttentionAndFullAttentionLayer,
 )
-
-from lmstash.caches.kv.blocks import Shape
-from lmstash.caches.kv.finding import Span
-from lmstash.caches.kv.guard import Guard
 
 
 @dataclass(frozen=True, slots=True)

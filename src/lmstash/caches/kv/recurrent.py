@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers.cache_utils import LinearAttentionLayer
 
 from lmstash.caches.kv.finding import Finder, Match
+from lmstash.caches.kv.layers import LinearAttentionLayer
 from lmstash.caches.kv.naming import KIND, Path
 from lmstash.codecs.tensors import decode_tensors, encode_tensors
 from lmstash.errors import FormatError
