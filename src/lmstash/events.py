@@ -166,12 +166,12 @@ class EventLog:
         """Start with zero counters and nobody listening."""
         self.stats = Stats()
         self._listeners: list[Listener] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer may save, and count, in the middle of counting
         self._warned: set[str] = set()
 
     def after_fork(self) -> None:
         """In a forked child: take a fresh lock, since another thread of the parent may have held the old one."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer may save, and count, in the middle of counting
 
     @property
     def listening(self) -> bool:

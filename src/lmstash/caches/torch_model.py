@@ -112,6 +112,12 @@ class TorchModel:
                 f"{self.name} has a prompt-learning adapter: it puts virtual tokens before the prompt, so values do "
                 "not belong to the prompt's tokens. Unload the adapter, or pass extractor=."
             )
+        if isinstance(adapters, dict) and any(
+            getattr(each, "alora_invocation_tokens", None) for each in adapters.values()
+        ):
+            raise UnsupportedModelError(
+                f"{self.name} has an activated LoRA, which begins where a later token says so. Unload the adapter."
+            )
 
 
 def first_number(config: Any, *names: str) -> int | None:

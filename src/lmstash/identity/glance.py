@@ -22,6 +22,8 @@ from lmstash.identity.numerics import device_types, numerics
 if TYPE_CHECKING:
     import torch
 
+    from lmstash.identity.code import CodeGraph
+
 WHOLE_BYTES = 2**20
 """Weights on the CPU up to this size are read wholly."""
 _MAX_CONTAINERS = 100_000
@@ -39,10 +41,14 @@ class Glance:
     Args:
         model: Any torch module.
         outside: Other objects that its code leads to (`CodeGraph.objects`).
+        code: Its code, as it was read; looked at too.
     """
 
-    def __init__(self, model: torch.nn.Module, outside: Mapping[str, Any]) -> None:
+    def __init__(self, model: torch.nn.Module, outside: Mapping[str, Any], code: CodeGraph | None = None) -> None:
+        from torch.nn.modules import module as torch_module
+
         modules = list(model.modules())
+        self._code = code
         self._dicts: list[dict[str, Any]] = []
         self._empty: list[Any] = []
         """Hooks, where there are none."""
@@ -53,6 +59,8 @@ class Glance:
         self._tensors: list[torch.Tensor] = []
         seen: set[int] = set()
         found: list[Any] = list(outside.values())
+        for hooks in (torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks):
+            (self._keyed if hooks else self._empty).append(hooks)
         for module in modules:
             state = module.__dict__
             self._dicts += (state, *filter(None, (state["_parameters"], state["_buffers"], state["_modules"])))
@@ -92,6 +100,7 @@ class Glance:
                 and [each.data_ptr() for each in self._tensors] == self._addresses
                 and self._read() == self._sums
                 and numerics(self._devices) == self._numerics
+                and (self._code is None or self._code.unchanged())
             )
         except Exception:  # two tensors compared for equality, a dict that grew under the walk, memory freed: changed
             return False

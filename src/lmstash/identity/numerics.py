@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,9 @@ def numerics(devices: Iterable[str]) -> dict[str, object]:
         precision = torch.get_float32_matmul_precision()
         if precision != "highest":
             found["float32_matmul_precision"] = precision
+    modes = [_mark(each) for each in _modes()]
+    if modes:
+        found["modes"] = modes
     settings = dict(_ANYWHERE)
     for device in devices:
         with contextlib.suppress(RuntimeError):  # a kind of device that knows no autocast
@@ -67,6 +71,27 @@ def numerics(devices: Iterable[str]) -> dict[str, object]:
             if value != usual:
                 found[name] = value
     return found
+
+
+def _modes() -> list[Any]:
+    """Return what stands between the caller and torch's functions: `TorchFunctionMode` and the like."""
+    import torch
+
+    if not torch._C._len_torch_function_stack() and not torch._C._len_torch_dispatch_stack():
+        return []
+    from torch.overrides import _get_current_function_mode_stack
+    from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+    found = [*_get_current_function_mode_stack(), *_get_current_dispatch_mode_stack()]
+    return [each for each in found if type(each).__name__ != "DeviceContext"]
+
+
+def _mark(mode: Any) -> str:
+    """Return a name of the mode's own: what it does cannot be compared, so nothing is shared with any other."""
+    try:
+        return vars(mode).setdefault("_lmstash_mark", os.urandom(16).hex())
+    except TypeError:
+        return os.urandom(16).hex()
 
 
 def _setting(name: str) -> str:

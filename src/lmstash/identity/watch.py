@@ -181,7 +181,10 @@ class ModelWatch:
     def _take_glance(self) -> Glance:
         from lmstash.identity.glance import Glance
 
-        return Glance(self._model, self._reading.structure.code.objects if self._reading else {})
+        if self._reading is None:
+            return Glance(self._model, {})
+        code = self._reading.structure.code
+        return Glance(self._model, code.objects, code)
 
     def _holds(self, budget_bytes: int | None) -> bool:
         """Return whether the last reading still stands; tensors are read up to a budget."""

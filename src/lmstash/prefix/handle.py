@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from array import array
 from collections.abc import Sequence
 from typing import Any
@@ -65,7 +66,10 @@ class Handle:
             InvalidArgumentError: As `tokens.token_bytes`.
         """
         index, depth = self._index, self.depth
-        data = _one(more) if isinstance(more, int) else token_bytes(more)
+        try:
+            data = _one(operator.index(more))  # pyright: ignore[reportArgumentType] - numpy's and torch's integers too
+        except TypeError:
+            data = token_bytes(more)  # pyright: ignore[reportArgumentType]
         with index.lock:
             if index.dropped:
                 index.settle()
@@ -214,8 +218,9 @@ class Handle:
         with index.lock:
             if not self._pins:
                 raise InvalidArgumentError("this handle has no pin to undo")
+            node = self._here()  # which takes all pins along, if a split has moved this place up
             self._pins -= 1
-            index.unpin(self._here(), 1)
+            index.unpin(node, 1)
             news = index.news()
         index.tell(news)
 

@@ -23,6 +23,7 @@ from lmstash.caches.logprobs.scoring import score
 from lmstash.caches.logprobs.shelf import Owner
 from lmstash.caches.models import describe_model
 from lmstash.errors import InvalidArgumentError
+from lmstash.forks import renew_after_fork
 from lmstash.identity.tokens import TokenIds, token_bytes
 from lmstash.identity.watch import watch_model
 from lmstash.settings import parse_bytes
@@ -89,6 +90,7 @@ class Logprobs:
         self._salt, self._private, self._ttl_seconds = salt, private, ttl_seconds
         self._watch = watch_model(model, variant=variant, strict_numerics=strict_numerics, assume_frozen=assume_frozen)
         self._lock = threading.RLock()
+        renew_after_fork(self, _lock=threading.RLock)
         self._saver = _Saver()
         # Not by the finalizer: the store, which closes when the process ends, may have been opened after the first one.
         atexit.register(self._saver.flush)
@@ -139,7 +141,7 @@ class Logprobs:
         loop = asyncio.get_running_loop()
         joiner = self._joiners.get(loop)
         if joiner is None:
-            joiner = self._joiners[loop] = Joiner(loop, self._rows)
+            joiner = self._joiners[loop] = Joiner(self._rows)
         return await joiner.ask(data)
 
     async def batch_next_token_logprobs_async(self, contexts: Sequence[TokenIds | Context]) -> Tensor:

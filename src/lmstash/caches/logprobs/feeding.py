@@ -185,7 +185,8 @@ class Feeder:
         finally:
             self._model.reset()
 
-    def _run_with_kv(self, feeds: list[Feed]) -> Tensor:
+    def _run_with_kv(self, feeds: list[Feed], *, clean: bool = False) -> Tensor:
+        """Run one batch over the rows in use; `clean` if these were made for it."""
         rows = self._live()
         names = [feed.context[: 4 * feed.n_past] for feed in feeds]
         if not rows.reaches(names):
@@ -208,6 +209,12 @@ class Feeder:
         except BaseException:
             self.forget()  # half written
             raise
+        if bool(out.isnan().any()):
+            # Under another context's padding, what is not a number would spoil that one: nought times it is not nought.
+            self.forget()
+            if not clean:
+                return self._run_with_kv(feeds, clean=True)
+            return out if ordered == feeds else out[_back(feeds, row_of).to(out.device)]
         self._keep(ordered, rows)
         before = rows.end
         rows.end = before + longest

@@ -2,7 +2,7 @@
 
 =========  =======================  ==================================================================================
 `hidden`   the final hidden state   2,304 bytes a context for SmolLM2, 85 times smaller than the row. Log-probabilities
-                                    are made of it anew by the model's head: equal but for the order of sums (4e-5 at
+                                    are made of it anew by the model's head: equal but for the order of sums (2e-4 at
                                     most in float32; one unit in the last place of a bfloat16 model's logits)
 `exact`    the row, float32         4 bytes a token of the vocabulary; bit for bit what was first computed
 `uint16`   the row, 16 bits         2 bytes a token: 65,536 steps from the row's least value to its greatest, so that a

@@ -19,9 +19,8 @@ _PASSES = 16
 class Joiner:
     """The queries of one event loop; to be used on its thread only."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, compute: Callable[[Sequence[bytes]], Tensor]) -> None:
+    def __init__(self, compute: Callable[[Sequence[bytes]], Tensor]) -> None:
         """Compute with `compute`, which takes distinct contexts and returns their rows."""
-        self._loop = loop
         self._compute = compute
         self._waiting: dict[bytes, list[asyncio.Future[Tensor]]] = {}
         self._arrived = 0
@@ -29,10 +28,11 @@ class Joiner:
 
     async def ask(self, context: bytes) -> Tensor:
         """Return the row after a context, `[vocabulary]`. A task that is cancelled meanwhile disturbs no other."""
-        future: asyncio.Future[Tensor] = self._loop.create_future()
+        loop = asyncio.get_running_loop()  # not held: a loop that is over must be free to go
+        future: asyncio.Future[Tensor] = loop.create_future()
         if not self._waiting:
             self._passes = 0
-            self._loop.call_soon(self._look, -1)
+            loop.call_soon(self._look, -1)
         self._waiting.setdefault(context, []).append(future)
         self._arrived += 1
         return await future
@@ -41,7 +41,7 @@ class Joiner:
         """Wait for another pass if the last one brought queries, else compute."""
         self._passes += 1
         if self._arrived != seen and self._passes < _PASSES:
-            self._loop.call_soon(self._look, self._arrived)
+            asyncio.get_running_loop().call_soon(self._look, self._arrived)
             return
         waiting, self._waiting = self._waiting, {}
         asked = {

@@ -54,6 +54,8 @@ class LanguageModel(TorchModel):
             UnsupportedModelError: It is no causal language model, or as `TorchModel`.
         """
         super().__init__(model)
+        if self.whole is not model and (model._forward_hooks or model._forward_pre_hooks):
+            raise UnsupportedModelError(f"{self.name} has hooks on its adapter's wrapper, which is not what is called.")
         if self._rotates():
             self.max_tokens = None
         self.reuse = Reuse.NOTHING
@@ -152,10 +154,19 @@ class LanguageModel(TorchModel):
         anything = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in taken.values())
         off = ("use_cache", "output_hidden_states", "output_attentions")
         settings: dict[str, Any] = {name: False for name in off if anything or name in taken}
-        if "position_ids" in taken:
+        if "position_ids" in taken and not self._counts_from_padding():
             settings["position_ids"] = None
         self._cache_name = next((name for name in ("cache", "past_key_values") if name in taken), "")
         return settings
+
+    def _counts_from_padding(self) -> bool:
+        """Whether positions are counted by the model itself, from the padding token's on, as RoBERTa does."""
+        return any(
+            isinstance(module, torch.nn.Embedding)
+            and module.padding_idx is not None
+            and path.endswith("position_embeddings")
+            for path, module in self.base.named_modules()
+        )
 
     def _rotates(self) -> bool:
         """Whether positions are rotary embeddings made for any position, and no table."""
@@ -211,7 +222,8 @@ class LanguageModel(TorchModel):
         """See whether padding and cut KV change anything."""
         tokens, other = [row.to(torch.int32).numpy().tobytes() for row in ids]
         try:
-            form = self._cuttable()
+            # Llama 4 scales by the column, and only from some thousand tokens on: no probe would see it.
+            form = None if getattr(self.config, "attn_temperature_tuning", False) else self._cuttable()
             if form is not None and self._bears_cutting(form, tokens, other, expected):
                 self.form, self.reuse = form, Reuse.KV
                 return
