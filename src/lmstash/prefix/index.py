@@ -15,7 +15,7 @@ from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 from lmstash.errors import InvalidArgumentError
-from lmstash.prefix.node import Node, Root, lengthened, points_of, shared_bytes, split, trim, walk
+from lmstash.prefix.node import Node, Root, is_used_to_its_end, lengthened, points_of, shared_bytes, split, trim, walk
 from lmstash.prefix.points import PointKind, Points
 from lmstash.prefix.spans import SpanKind, Spans
 
@@ -133,10 +133,12 @@ class Index:
             node, pins = dropped.popleft()
             if pins:
                 self.unpin(node, pins)
-            self.leave(node)
+            node.refs -= 1
+            if not (node.refs or node.children or is_used_to_its_end(node, self.n_kinds)):
+                self.trim((node,))
 
-    def leave(self, node: Node, pins: int = 0) -> None:
-        """Take back one reference from `node`, and pins that still hold those above it."""
+    def leave(self, node: Node, pins: int) -> None:
+        """Take back one reference from `node`, and pins that go on above it."""
         node.refs -= 1
         if pins:
             self._unlock(node, pins)

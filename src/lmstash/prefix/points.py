@@ -42,8 +42,6 @@ class Points:
 
     def find(self, node: Node, depth: int) -> Point | None:
         """Return the point at `depth`, which is in `node`, and count it as used."""
-        if node.points is None:
-            return None
         point = point_of(node, depth * self.n_kinds + self.index)
         if point is not None:
             self.recency.touch(point)

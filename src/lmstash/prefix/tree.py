@@ -109,15 +109,13 @@ class PrefixTree:
         """
         data = token_bytes(ids)
         index = self._index
-        points = index.kind(kind)
+        points = index.points.get(kind) or index.kind(kind)
         with index.lock:
             root = index.roots.get(namespace)
             if root is None:
                 return None
             node, at = walk(root, data, 0)
-            if at < len(data):
-                return None
-            point = points.find(node, at // 4)
+            point = points.find(node, at // 4) if at == len(data) else None
             return None if point is None else point.value
 
     # --- room ------------------------------------------------------------------------------------------------------
