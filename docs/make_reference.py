@@ -30,6 +30,13 @@ PAGES: list[tuple[str, str, list[str]]] = [
     ("lmstash.adapters.lmprobe", "adapters/lmprobe/config.py", []),
     ("lmstash.adapters.lmprobe", "adapters/lmprobe/inspection.py", []),
     ("lmstash.adapters.lmprobe", "adapters/lmprobe/importer.py", []),
+    ("lmstash.adapters.genlm", "adapters/genlm/async_transformer.py", ["AsyncTransformer"]),
+    ("lmstash.adapters.genlm", "adapters/genlm/output_cache.py", ["OutputCache"]),
+    ("lmstash.adapters.genlm", "adapters/genlm/token_trie.py", ["TokenTrie"]),
+    ("lmstash.adapters.genlm", "adapters/genlm/dynamic_trie.py", ["DynamicTokenTrie"]),
+    ("lmstash.adapters.mellea", "adapters/mellea/attach.py", ["attach", "Attachment"]),
+    ("lmstash.adapters.mellea", "adapters/mellea/byte_cache.py", ["ByteLRUCache"]),
+    ("lmstash.adapters.mellea", "adapters/mellea/cache.py", ["Cache", "SimpleLRUCache"]),
 ]
 HEAD = """# Reference
 

@@ -145,6 +145,19 @@ def test_the_probability_of_a_text_takes_one_forward_pass(smollm2):
     assert values[0] == pytest.approx(values[1], abs=1e-3)
 
 
+def test_a_program_that_loads_by_name_can_stay_as_it_is(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr("genlm.backend.llm.AsyncTransformer", AsyncTransformer)
+    tiny().save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    options = {"hf_opts": {"device_map": None, "dtype": "float32"}}
+    llm = PromptedLLM.from_name(str(tmp_path), backend="hf", **options)
+    assert isinstance(llm.model, AsyncTransformer)
+    llm.prompt_ids = ids_of(5)
+    row = asyncio.run(llm.logw_next([])).weights
+    assert len(row) == len(llm.vocab) + 1
+    assert llm.model.walk_cache(ids_of(5))[1] == 5
+
+
 # --- answers --------------------------------------------------------------------------------------------------------
 
 

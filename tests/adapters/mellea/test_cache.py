@@ -226,3 +226,26 @@ def test_a_stash_without_a_model_is_refused(model):
         ByteLRUCache(1, stash=Stash(MemoryStore()))
     with pytest.raises(InvalidArgumentError, match="stash="):
         ByteLRUCache(1, model=model)
+
+
+def test_a_value_that_cannot_persist_does_not_leave_the_older_one_to_others(tmp_path):
+    import lmstash
+    from lmstash.adapters.mellea import ByteLRUCache
+
+    model = torch.nn.Linear(2, 2).eval()
+    model.config = None
+    model.device = torch.device("cpu")
+    with lmstash.open(tmp_path / "stash") as stash:
+        cache = ByteLRUCache("1MB", stash=stash, model=model)
+        cache.put("k", 2)
+        assert ByteLRUCache("1MB", stash=stash, model=model).get("k") == 2
+        cache.put("k", [3, object()])
+        assert ByteLRUCache("1MB", stash=stash, model=model).get("k") is None
+
+
+def test_sparse_tensors_are_counted():
+    from lmstash.adapters.mellea import ByteLRUCache
+
+    cache = ByteLRUCache("1MB")
+    cache.put("k", torch.eye(3).to_sparse())
+    assert cache.current_size() == 1

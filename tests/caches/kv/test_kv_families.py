@@ -183,7 +183,7 @@ def test_several_rows_of_a_recurrent_model_are_the_model_s(make_model, stash, pr
     rows = torch.cat([prompt(70), prompt(70, seed=1)])
     out = kv.generate(rows, do_sample=False, max_new_tokens=3)
     assert torch.equal(out, model.generate(rows, do_sample=False, max_new_tokens=3))
-    assert list(kv.stats.passed_on) == ["several rows, of a model with recurrent layers"]
+    assert list(kv.stats.passed_on) == ["several rows, or padding, of a model with recurrent layers"]
 
 
 def test_a_model_that_ignores_its_state_is_found_out(make_model, stash, prompt, monkeypatch):

@@ -135,8 +135,11 @@ def bytes_held(value: Any) -> int:
             continue
         seen.add(id(each))
         if hasattr(each, "untyped_storage"):
-            storage = each.untyped_storage()
-            storages[each.device, storage.data_ptr()] = storage.nbytes()
+            try:
+                storage = each.untyped_storage()
+                storages[each.device, storage.data_ptr()] = storage.nbytes()
+            except (NotImplementedError, RuntimeError):  # sparse, or a wrapper: no storage of its own
+                rest += each.numel() * each.element_size()
         elif isinstance(each, dict):
             pending += each.values()
         elif isinstance(each, list | tuple | set | frozenset):

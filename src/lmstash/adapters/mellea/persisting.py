@@ -33,8 +33,9 @@ class Shelf:
         self._watch = watch_model(model)
 
     def put(self, key: str, value: Any) -> None:
-        """Keep `value`, if it is of a kind that can be restored as it was."""
+        """Keep `value`, if it is of a kind that can be restored as it was; what was kept before goes in any case."""
         try:
+            self._stash.tensors.delete(self._identity(key))
             tensors: list[Any] = []
             record = {"form": _FORM, "value": _take_apart(value, tensors)}
             named = {str(index): tensor for index, tensor in enumerate(tensors)}

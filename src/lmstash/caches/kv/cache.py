@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -114,7 +115,7 @@ class KV:
 
     # --- generating -----------------------------------------------------------------------------------------------
 
-    def generate(self, inputs: Any = None, generation_config: Any = None, **arguments: Any) -> Any:
+    def generate(self, inputs: Any = None, generation_config: Any = None, *more: Any, **arguments: Any) -> Any:
         """Do what `model.generate` does, feeding only what is not kept of the prompt, and keep what is computed.
 
         Calls that a kept prefix cannot take part in go to `model.generate` as they are, counted by reason in
@@ -123,6 +124,7 @@ class KV:
         Args:
             inputs: Token ids `[batch, n_tokens]`, padded on the left where rows differ in length.
             generation_config: As `model.generate` takes it.
+            *more: Likewise, in the order in which it takes them.
             **arguments: Likewise.
 
         Returns:
@@ -131,6 +133,9 @@ class KV:
         self.stats.called()
         if generation_config is not None:
             arguments["generation_config"] = generation_config
+        if more:
+            names = list(inspect.signature(self.model.generate).parameters)[2:]
+            arguments |= dict(zip(names, more, strict=False))
         return self._generating.generate(inputs, arguments)
 
     # --- for people who call forward ------------------------------------------------------------------------------
@@ -272,8 +277,8 @@ class KV:
             return prompts
         if most is not None:
             prompts = prompts.first(min(most, prompts.width))
-        if parts.family.linear and len(prompts.rows) > 1:
-            return "several rows, of a model with recurrent layers"
+        if parts.family.linear and (len(prompts.rows) > 1 or any(prompts.pads)):
+            return "several rows, or padding, of a model with recurrent layers"
         try:
             sight = parts.watch.look()
             if not sight.holds():

@@ -81,6 +81,8 @@ def family_of(model: Any) -> Family:
     adapters = getattr(model, "peft_config", None)
     if isinstance(adapters, dict) and any(getattr(each, "is_prompt_learning", False) for each in adapters.values()):
         return Family("a prompt-learning adapter puts virtual tokens before the prompt")
+    if isinstance(adapters, dict) and any(getattr(each, "alora_invocation_tokens", None) for each in adapters.values()):
+        return Family("an activated LoRA begins where the prompt says so further on")
     try:
         layers = _empty_cache(model).layers
     except Exception as error:  # configurations that no DynamicCache understands
@@ -130,6 +132,8 @@ def _is_causal(config: Any) -> bool:
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
     kind = getattr(config, "model_type", "")
+    if getattr(config, "is_causal", True) is False:
+        return False
     return kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES or bool(getattr(config, "is_decoder", False))
 
 

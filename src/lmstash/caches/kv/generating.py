@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,7 +35,8 @@ class Turn:
     sight: Sighting
     width: int
     """Slots that are restored in `cache`."""
-    guard: Guard | None
+    guard: Guard
+    """Of what was restored, and of who computes: an edit undone before the values are written must not pass."""
     cache: Any
     finding_seconds: float
     stops: Sequence[int] = ()
@@ -43,8 +45,8 @@ class Turn:
     """By slots."""
 
     def passed(self) -> bool:
-        """Wait until what was restored has been checked; return whether it may be used."""
-        return self.guard is None or self.guard.passed()
+        """Wait until model and what was restored have been checked; return whether it may be used, and kept."""
+        return self.guard.passed()
 
 
 class Generating:
@@ -99,7 +101,7 @@ class Generating:
             if parts.family.linear:
                 return self._prepare_states(call, names, matches, sight, finder)
             width = restorable(call.prompts, matches)
-            guard = Guard([*finder.checks, sight.holds], len(parts.family.kept)) if width else None
+            guard = Guard([*finder.checks, sight.holds], len(parts.family.kept))
             cache = parts.restored(call.prompts, matches, width, repeats=call.repeats, guard=guard)
             if finder.declined:
                 parts.stats.decline(finder.declined)
@@ -114,12 +116,12 @@ class Generating:
     ) -> Turn | str:
         """As `_prepare`, for a model with recurrent layers."""
         parts = self._parts
-        if len(call.prompts.rows) * call.repeats > 1:
-            return "several rows, of a model with recurrent layers"
+        if len(call.prompts.rows) * call.repeats > 1 or any(call.prompts.pads):
+            return "several rows, or padding, of a model with recurrent layers"
         n_tokens = call.prompts.width
         n_blocks, state = find_state(finder, matches[0], (n_tokens - 1) // BLOCK_TOKENS)
         width = n_blocks * BLOCK_TOKENS
-        guard = Guard([*finder.checks, sight.holds], 0) if width else None
+        guard = Guard([*finder.checks, sight.holds], 0)
         cache = parts.restored(call.prompts, matches, width)
         load(cache, state, parts.model.device)
         return Turn(
@@ -142,7 +144,7 @@ class Generating:
         except UnverifiedError:
             raise
         except Exception as error:
-            if clock.seconds or turn.call.streams:  # tokens were chosen: the caller's own code may have raised
+            if clock.seconds or turn.call.streams or _is_callers(error, parts.model):
                 raise
             parts.pass_on(f"{type(error).__name__}: {error}")
             return parts.model.generate(inputs, **arguments)
@@ -150,6 +152,8 @@ class Generating:
             if turn.passed():
                 parts.count(turn.call.prompts, turn.matches, turn.width)
                 self._keep(turn, out, clock)
+            else:
+                parts.keeper.refuse("the model changed before or while it computed")
             parts.family.forget(cache)
         except Exception as error:  # what was generated is right; that it cannot be kept must not lose it
             if parts.store.strict:
@@ -164,7 +168,7 @@ class Generating:
             return
         prompts, gate = turn.call.prompts, self._parts.gate
         n_fed = len(prompts.rows) * (prompts.width - turn.width)
-        if turn.guard is not None:
+        if turn.width:
             found = {id(match): match for match in turn.matches}.values()
             n_tokens, n_bytes = sum(match.n_tokens for match in found), sum(match.n_bytes for match in found)
             gate.restored(n_tokens, n_bytes, turn.finding_seconds + turn.guard.seconds)
@@ -182,11 +186,34 @@ class Generating:
         )
 
 
+def _is_callers(error: Exception, model: Any) -> bool:
+    """Return whether an error came through code that is neither ours nor a library's: the caller's own callbacks."""
+    known = {"lmstash", "transformers", "torch", "accelerate", "peft", type(model).__module__.partition(".")[0]}
+    known |= sys.stdlib_module_names
+    trace = error.__traceback__
+    while trace is not None:
+        if str(trace.tb_frame.f_globals.get("__name__")).partition(".")[0] not in known:
+            return True
+        trace = trace.tb_next
+    return False
+
+
+def _as_asked(call: Call, sequences: Tensor) -> bool:
+    """Return whether what was generated still begins with the prompts: criteria may write into what they are shown."""
+    for number, (ids, pads) in enumerate(zip(call.prompts.rows, call.prompts.pads, strict=True)):
+        begun = sequences[number * call.repeats : (number + 1) * call.repeats, pads : pads + len(ids)]
+        if any(not np.array_equal(row, ids) for row in begun.cpu().numpy()):
+            return False
+    return True
+
+
 def _filled(turn: Turn, out: Any) -> list[Filled] | str:
     """Return which rows of the cache hold what after `generate`, or why that cannot be told."""
     call = turn.call
     sequences = out if isinstance(out, Tensor) else out.sequences
     length = turn.cache.get_seq_length()
+    if not call.beams and not _as_asked(call, sequences):
+        return "the prompt was changed while its answer was generated"
     if length < call.prompts.width or (not call.beams and length != sequences.shape[1] - 1):
         return "the cache does not hold what was generated"
     rows: list[Filled] = []

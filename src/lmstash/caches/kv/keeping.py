@@ -147,6 +147,8 @@ class Keeper:
                 return f"a layer of class {kind.__name__} holds no plain keys and values"
             if layer.get_seq_length() < length or key.shape[-2] < length or key.ndim != 4:
                 return f"a {kind.__name__} does not hold all tokens (a window?)"
+            if kind is DynamicSlidingWindowLayer and key.shape[-2] != layer.get_seq_length():
+                return "a sliding layer has forgotten its first tokens"
             keys.append(key)
             values.append(value)
         return keys, values

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from lmstash.caches.kv.calls import Prompts
-from lmstash.caches.kv.families import Family
+from lmstash.caches.kv.families import Family, family_of
 from lmstash.caches.kv.finding import Finder, Match
 from lmstash.caches.kv.gate import Gate
 from lmstash.caches.kv.guard import Guard
@@ -22,12 +22,13 @@ from lmstash.caches.kv.probing import verdict
 from lmstash.caches.kv.stats import KVStats
 from lmstash.caches.writing import WriteBehind
 from lmstash.events import MissReason
+from lmstash.forks import renew_after_fork
 from lmstash.identity.fingerprint import Fingerprint
 from lmstash.identity.watch import ModelWatch
 from lmstash.store.base import Store
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True, eq=False)
 class Parts:
     """One model over one store. Threads may share it."""
 
@@ -43,8 +44,12 @@ class Parts:
     storage_dtype: str | None
     gate: Gate = field(default_factory=Gate)
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _probed: set[bytes] = field(default_factory=set)
-    """Models, by digest, that were seen to continue from their cache."""
+    _seen: dict[bytes, str] = field(default_factory=dict)
+    """Why a model cannot be served, by digest; empty for those that can, which doubtful ones have proved."""
+
+    def __post_init__(self) -> None:
+        """See to forked children."""
+        renew_after_fork(self, _lock=threading.Lock)
 
     def idle(self) -> str:
         """Return why nothing need be looked for or kept, known without a look at the model; empty when it must."""
@@ -58,13 +63,22 @@ class Parts:
 
     def unserved(self, fingerprint: Fingerprint) -> str:
         """Return why the model cannot be served; empty when it can. Some models are asked to prove it, once."""
-        if not self.family.doubtful or fingerprint.digest in self._probed:
-            return ""
-        with self._lock:
-            if fingerprint.digest not in self._probed:
-                if not verdict(self.store, self.model, self.family, fingerprint):
-                    return "it does not continue from its cache as it should"
-                self._probed.add(fingerprint.digest)
+        reason = self._seen.get(fingerprint.digest)
+        if reason is None:
+            with self._lock:
+                reason = self._seen.get(fingerprint.digest)
+                if reason is None:
+                    reason = self._seen[fingerprint.digest] = self._judge(fingerprint)
+        return reason
+
+    def _judge(self, fingerprint: Fingerprint) -> str:
+        family = family_of(self.model)  # a configuration may have changed since
+        if family != self.family:
+            return (
+                family.reason or "its cache is made of other layers than when stash.kv(model) was called: call it again"
+            )
+        if family.doubtful and not verdict(self.store, self.model, family, fingerprint):
+            return "it does not continue from its cache as it should"
         return ""
 
     def find(self, finder: Finder, names: Names, rows: Sequence[np.ndarray]) -> list[Match]:

@@ -6,8 +6,10 @@ import threading
 from collections import Counter
 from dataclasses import dataclass, field
 
+from lmstash.forks import renew_after_fork
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, weakref_slot=True, eq=False)
 class KVStats:
     """Counters of one `KV` since it was made. Threads may count at once."""
 
@@ -28,6 +30,10 @@ class KVStats:
     worst_error: float = 0.0
     """With `storage_dtype`: the largest rounding seen, relative to the largest value of its tensor."""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """See to forked children."""
+        renew_after_fork(self, _lock=threading.Lock)
 
     def called(self) -> None:
         """Count a call."""
