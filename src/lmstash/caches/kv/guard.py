@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import threading
 from collections.abc import Callable, Sequence
 
@@ -25,17 +26,16 @@ class Guard:
         self._good = False
         self.seconds = 0.0
         """What filling the layers took."""
-        self._thread: threading.Thread | None = threading.Thread(target=self._ask, name="lmstash-check", daemon=True)
+        self._done = threading.Event()
         try:
-            self._thread.start()
+            # Thread.start() would wait until the thread runs, which on busy cores takes milliseconds.
+            _thread.start_new_thread(self._ask, ())
         except RuntimeError:  # no more threads
-            self._thread = None
             self._ask()
 
     def passed(self) -> bool:
         """Wait for the answers; return whether all were yes."""
-        if self._thread is not None:
-            self._thread.join()
+        self._done.wait()
         return self._good
 
     def filled(self, seconds: float) -> None:
@@ -54,3 +54,5 @@ class Guard:
             self._good = all(check() for check in self._checks)
         except Exception as error:  # no answer is no yes: the caller computes instead
             logger.warning("lmstash: restored values could not be checked: %s", error)
+        finally:
+            self._done.set()
