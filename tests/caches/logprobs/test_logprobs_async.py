@@ -53,7 +53,7 @@ def test_a_trickle_does_not_starve_the_first():
         return torch.zeros(len(contexts), 3)
 
     async def run():
-        joiner = Joiner(asyncio.get_running_loop(), compute)
+        joiner = Joiner(compute)
         first = asyncio.ensure_future(joiner.ask(b"first"))
         others = []
         for number in range(200):
@@ -115,7 +115,7 @@ def test_a_batch_that_fails_tells_every_waiter_and_the_next_one_runs():
         return torch.zeros(len(contexts), 3)
 
     async def run():
-        joiner = Joiner(asyncio.get_running_loop(), compute)
+        joiner = Joiner(compute)
         found = await asyncio.gather(joiner.ask(b"1"), joiner.ask(b"2"), return_exceptions=True)
         assert [str(each) for each in found] == ["device lost", "device lost"]
         assert (await joiner.ask(b"3")).shape == (3,)
