@@ -11,7 +11,7 @@ from lmstash.caches.logprobs.language_model import LanguageModel, Reuse
 
 from .conftest import FAMILIES, VOCABULARY
 
-WHOLE = {"mamba", "mamba2", "bamba", "granitemoehybrid", "recurrent_gemma", "qwen3_next", "lfm2", "rwkv"}
+WHOLE = {"llama4_text", "mamba", "mamba2", "bamba", "granitemoehybrid", "recurrent_gemma", "qwen3_next", "lfm2", "rwkv"}
 NOTHING = {"llama, dynamic rope"}
 WITHOUT_HEAD = {"llama4_text"}
 TOLERANCE = 2e-4
