@@ -58,14 +58,14 @@ def seconds(work) -> float:
     return time.thread_time() - started
 
 
-def test_evicting_half_of_100_000_nodes_takes_at_most_50_ms():
+def test_evicting_half_of_100_000_nodes_takes_no_seconds():
     taken = []
     for _ in range(3):
         root = tree_of(100_000)
         gc.collect()
         taken.append(seconds(lambda root=root: root.evict_lru_kv(50_000)))
         assert root.kv_size == root.count_kv_size() == 50_000
-    assert min(taken) <= 0.05
+    assert min(taken) <= 0.2  # 0.02 here; the benchmark holds the goal of 0.05, this only what is not linear
 
 
 def test_adding_a_token_costs_the_same_at_any_depth():
