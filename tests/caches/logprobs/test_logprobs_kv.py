@@ -132,11 +132,11 @@ class Seating(RuleBasedStateMachine):
         self.rows.end += longest
         self.live = []
         for index, whole in enumerate(wholes):
+            name = array("I", whole).tobytes()
+            self.rows.name(row_of[index], name)
+            assert (name in self.rows) or counts[index] < longest
             if counts[index] == longest:
-                name = array("I", whole).tobytes()
-                if name not in self.rows:
-                    self.rows.name(row_of[index], name)
-                    self.live.append(whole)
+                self.live.append(whole)
 
     @rule()
     def forget(self):
