@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from lmstash.caches.activations.batching import ACCELERATOR_BATCH_TOKENS, BATCH_TOKENS
-from lmstash.caches.logprobs.index import ContextIndex
 from lmstash.caches.logprobs.kv_form import SlotPool
 from lmstash.caches.logprobs.language_model import LanguageModel, Reuse
 from lmstash.caches.logprobs.plan import Feed, plan
+from lmstash.prefix.tree import PrefixTree
 
 if TYPE_CHECKING:
     from lmstash.caches.logprobs.kv_rows import KVRows
@@ -33,7 +33,7 @@ class Feeder:
     which the next one goes on from without a copy where it asks for children of the same contexts.
     """
 
-    def __init__(self, model: LanguageModel, index: ContextIndex, pool: SlotPool | None, batch_bytes: int) -> None:
+    def __init__(self, model: LanguageModel, index: PrefixTree, pool: SlotPool | None, batch_bytes: int) -> None:
         """Compute with `model`.
 
         Args:
