@@ -135,7 +135,7 @@ def test_budgets_hold(stash, model):
     for start in range(0, 96, 2):
         lp.batch_next_token_logprobs([[start, other, 3, 4, 5, 6] for other in range(8)])
         info = lp._engine.index.info()
-        assert info.points["row"][1] <= 8 << 10
+        assert lp._engine.hot.held_bytes <= 8 << 10
         assert info.points["answer"][1] <= 4 << 10
         assert info.span_bytes <= 32 << 10
     assert lp.held_bytes < (64 + 8 + 4 + 64) << 10

@@ -50,11 +50,11 @@ def test_particles_by_contexts_feed_one_token_a_step(lp, model, plain, count_fed
 
 
 def test_the_index_forgets_contexts_that_nobody_holds(lp):
-    empty = lp._engine.index.info().n_tokens
+    empty = lp._places.info().n_tokens
     held = [lp.start([50, 51, each]) for each in range(20)]
-    assert lp._engine.index.info().n_tokens > empty
+    assert lp._places.info().n_tokens > empty
     held.clear()
-    assert lp._engine.index.info().n_tokens == empty
+    assert lp._places.info().n_tokens == empty
 
 
 def test_scores_of_texts_of_all_lengths(lp, model):

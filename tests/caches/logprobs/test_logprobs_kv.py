@@ -9,6 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from lmstash.caches.logprobs.hot_rows import HotRows
 from lmstash.caches.logprobs.kv_form import KVForm, Plane, SlotPool
 from lmstash.caches.logprobs.kv_rows import KVRows, mask_of
 from lmstash.caches.logprobs.slab import Slab
@@ -132,11 +133,11 @@ class Seating(RuleBasedStateMachine):
         self.rows.end += longest
         self.live = []
         for index, whole in enumerate(wholes):
+            name = array("I", whole).tobytes()
+            self.rows.name(row_of[index], name)
+            assert (name in self.rows) or counts[index] < longest
             if counts[index] == longest:
-                name = array("I", whole).tobytes()
-                if name not in self.rows:
-                    self.rows.name(row_of[index], name)
-                    self.live.append(whole)
+                self.live.append(whole)
 
     @rule()
     def forget(self):
@@ -171,6 +172,24 @@ def test_the_mask_names_the_columns_of_each_row():
     assert mask_of([0, 0], 4, [2, 2], CPU) is None
     assert mask_of([0, 3], 4, [2, 2], CPU).tolist() == [[1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1]]
     assert mask_of([0, 4], 4, [2, 1], CPU).tolist() == [[1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 1, 0]]
+
+
+def test_hot_rows_go_in_the_order_of_use():
+    rows = torch.arange(20.0).view(5, 4)
+    hot = HotRows(4, 3 * (16 + 512) + 100)
+    names = [b"a" * 4, b"b" * 4, b"c" * 8000, b"d" * 8000, b"e" * 4]
+    hot.put(names[:3], rows[:3])
+    assert hot.find(names[:1]) == [0]
+    hot.put(names[3:4], rows[3:4])
+    found = hot.find(names)
+    assert [slot is not None for slot in found] == [True, False, True, True, False]
+    assert hot.read([found[3], found[0], found[2]]).equal(rows[[3, 0, 2]])
+    assert hot.held_bytes <= 3 * (16 + 512)
+    hot.put(names[:1], rows[4:])  # the first one stays
+    assert hot.read([hot.find(names[:1])[0]]).equal(rows[:1])
+    hot.put(names, rows)  # more than there is room for: the last ones
+    assert [slot is not None for slot in hot.find(names)] == [False, False, True, True, True]
+    assert len(hot) == 3
 
 
 def test_a_slab_hands_out_copies_and_uses_slots_again():

@@ -26,6 +26,7 @@ from lmstash.errors import InvalidArgumentError
 from lmstash.forks import renew_after_fork
 from lmstash.identity.tokens import TokenIds, token_bytes
 from lmstash.identity.watch import watch_model
+from lmstash.prefix.tree import PrefixTree
 from lmstash.settings import parse_bytes
 from lmstash.store.base import Store
 
@@ -96,6 +97,8 @@ class Logprobs:
         atexit.register(self._saver.flush)
         weakref.finalize(self, self._saver.end).atexit = False
         self._joiners: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Joiner] = weakref.WeakKeyDictionary()
+        self._places = PrefixTree()
+        """The tokens of contexts that somebody holds. They are the same whoever computes."""
         self._digest = b""
         self._engine: Engine | None = None
         self._now()
@@ -112,13 +115,9 @@ class Logprobs:
             InvalidArgumentError: It is empty, too long, or names a token that the model has not.
             UnsupportedModelError: The model became one that cannot be cached safely.
         """
+        data = _data(ids)
         with self._lock:
-            engine = self._now()
-            if isinstance(ids, Context):
-                row = engine.row_after(ids.place(engine))
-                if row is not None:
-                    return row
-            return engine.rows([_data(ids)])[0]
+            return self._now().rows([data])[0]
 
     def batch_next_token_logprobs(self, contexts: Sequence[TokenIds | Context]) -> Tensor:
         """Return the log-probabilities after each context, `[n, vocabulary]` float32.
@@ -168,9 +167,7 @@ class Logprobs:
         Raises:
             InvalidArgumentError: `ids` are no token ids.
         """
-        with self._lock:
-            engine = self._now()
-            return Context(self, engine, engine.index.start(ids))
+        return Context(self, self._places.start(ids))
 
     # --- the cache itself -----------------------------------------------------------------------------------------
 

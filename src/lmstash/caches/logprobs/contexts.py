@@ -1,4 +1,4 @@
-"""Contexts as particle programs hold them: places in the index, which are extended and forked."""
+"""Contexts as particle programs hold them, which are extended and forked."""
 
 from __future__ import annotations
 
@@ -11,31 +11,29 @@ from lmstash.identity.tokens import TokenIds
 
 if TYPE_CHECKING:
     from lmstash.caches.logprobs.cache import Logprobs
-    from lmstash.caches.logprobs.engine import Engine
     from lmstash.prefix.tree import Handle
 
 
 class Context:
-    """Some tokens, of which the cache remembers where they lie: going on costs by the new tokens only.
+    """Some tokens, kept where many contexts share what they begin with: going on costs by the new tokens only.
 
     Never changes: `extend` returns another one. For one thread at a time; `Logprobs.start` makes it.
     """
 
-    __slots__ = ("_cache", "_engine", "_handle")
+    __slots__ = ("_cache", "_handle")
 
-    def __init__(self, cache: Logprobs, engine: Engine, handle: Handle) -> None:
+    def __init__(self, cache: Logprobs, handle: Handle) -> None:
         """Made by `Logprobs.start`."""
         self._cache = cache
-        self._engine = engine
         self._handle = handle
 
     def extend(self, more: int | TokenIds) -> Context:
         """Return the context with one token more, or several."""
-        return Context(self._cache, self._engine, self._handle.extend(more))
+        return Context(self._cache, self._handle.extend(more))
 
     def fork(self) -> Context:
         """Return another context with the same tokens."""
-        return Context(self._cache, self._engine, self._handle.fork())
+        return Context(self._cache, self._handle.fork())
 
     def logprobs(self) -> Tensor:
         """Return the log-probabilities of the next token, `[vocabulary]` float32."""
@@ -57,10 +55,3 @@ class Context:
     def __repr__(self) -> str:
         """One line."""
         return f"<Context of {len(self)} tokens>"
-
-    def place(self, engine: Engine) -> Handle:
-        """Return its place in the index of `engine`: another one than before if the model has changed."""
-        if engine is not self._engine:
-            self._handle = engine.index.start(self._handle.tokens())
-            self._engine = engine
-        return self._handle

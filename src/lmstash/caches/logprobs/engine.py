@@ -19,19 +19,19 @@ from lmstash.caches.activations.prompts import check_vocabulary
 from lmstash.caches.activations.publish import Publisher
 from lmstash.caches.logprobs.feeding import Feeder
 from lmstash.caches.logprobs.forms import form_named
-from lmstash.caches.logprobs.index import ContextIndex
+from lmstash.caches.logprobs.hot_rows import HotRows
 from lmstash.caches.logprobs.kv_form import SlotPool
 from lmstash.caches.logprobs.language_model import LanguageModel, Reuse
 from lmstash.caches.logprobs.shelf import Owner, Shelf
 from lmstash.caches.logprobs.slab import Slab
 from lmstash.errors import InvalidArgumentError
 from lmstash.identity.chain import BLOCK_TOKENS
-from lmstash.prefix.tree import Handle, PointKind, SpanKind
+from lmstash.prefix.tree import PointKind, PrefixTree, SpanKind
 
-ROW = "row"
-"""The kind of point that is an exact row in RAM."""
 ANSWER = "answer"
-"""The kind of point that is an answer in its form, in RAM."""
+"""The kind of point in the index that is an answer in its form, in RAM."""
+ROW = ANSWER
+"""What says in the index that a context is known."""
 _CONTEXTS_AT_ONCE = 512
 """Rows of so many are made at a time, beside those that are returned."""
 SCORE_SPECS = (("value", "F32", (BLOCK_TOKENS,)),)
@@ -73,19 +73,16 @@ class Engine:
         self.form = form_named(keep, model, model.finals, model.n_logits)
         self.shelf = Shelf(owner, self.form.name, "vector", self.form.specs)
         self.score_shelf = Shelf(owner, "score", "block", SCORE_SPECS)
-        self._rows = Slab(4 * model.n_logits, budgets.row_bytes)
+        self.hot = HotRows(model.n_logits, budgets.row_bytes)
         self._answers = Slab(self.form.n_bytes, 0 if self.form.exact else budgets.answer_bytes)
         pool: SlotPool | None = None
         if model.reuse is Reuse.KV and model.form is not None:
             pool = SlotPool(model.form, budgets.kv_bytes // 2)
-        points = {
-            kind: PointKind(slab.capacity * slab.n_bytes, slab.give_back)
-            for kind, slab in ((ROW, self._rows), (ANSWER, self._answers))
-        }
+        answers = PointKind(self._answers.capacity * self._answers.n_bytes, self._answers.give_back)
         span = SpanKind(1, 0)
         if pool is not None:
             span = SpanKind(pool.form.token_bytes, pool.capacity * pool.form.token_bytes, pool.give_back)
-        self.index = ContextIndex(points, span)
+        self.index = PrefixTree({ANSWER: answers}, span)
         self.feeder = Feeder(model, self.index, pool, budgets.kv_bytes // 2)
         self._seconds = 0.0
         """What one context took to compute, lately."""
@@ -93,12 +90,12 @@ class Engine:
     @property
     def held_bytes(self) -> int:
         """RAM taken."""
-        return self._rows.held_bytes + self._answers.held_bytes + self.feeder.held_bytes
+        return self.hot.held_bytes + self._answers.held_bytes + self.feeder.held_bytes
 
     def let_go(self) -> None:
         """Free the memory: handles may keep the index alive, and with it whatever it tells of evictions."""
         self.index.clear()
-        self._rows.close()
+        self.hot.close()
         self._answers.close()
         self.feeder.close()
 
@@ -108,29 +105,20 @@ class Engine:
         Raises:
             InvalidArgumentError: A context is empty, too long, or names a token that the model has not.
         """
-        slots = self.index.find_many(ROW, contexts)
+        slots = self.hot.find(contexts)
         hot = [slot for slot in slots if slot is not None]
         if len(hot) == len(slots):
             self._hit(contexts)
-            return self._rows.read(hot, torch.float32)
+            return self.hot.read(hot)
         distinct = list(dict.fromkeys(contexts))
         if len(distinct) < len(contexts):
-            slots = self.index.find_many(ROW, distinct)
+            slots = self.hot.find(distinct)
         out = torch.empty((len(distinct), self.model.n_logits), dtype=torch.float32, device="cpu")
         self._fill(out, distinct, slots)
         if len(distinct) == len(contexts):
             return out
         place = {context: row for row, context in enumerate(distinct)}
         return out[_indices([place[context] for context in contexts])]
-
-    def row_after(self, handle: Handle) -> Tensor | None:
-        """Return a copy of the hot row at a place in the index, `[vocabulary]`; None where there is none."""
-        slot = handle.point(ROW)
-        if slot is None:
-            return None
-        row = self._rows.read([slot], torch.float32)[0]
-        self._hit([handle.tokens().tobytes()] if self._owner.store.events.listening else [b""])
-        return row
 
     def save(self, shelf: Shelf, contexts: Sequence[bytes], values: Tensor, seconds: float) -> None:
         """Hand values `[n, n_bytes]` to the store, which gets them once the model is known not to have changed."""
@@ -141,7 +129,7 @@ class Engine:
         known = [(place, slot) for place, slot in enumerate(slots) if slot is not None]
         if known:
             places = [place for place, _ in known]
-            out[_indices(places)] = self._rows.read([slot for _, slot in known], torch.float32)
+            out[_indices(places)] = self.hot.read([slot for _, slot in known])
             self._hit([contexts[place] for place in places])
         missing = [place for place, slot in enumerate(slots) if slot is None]
         left = self._fill_from_answers(out, contexts, missing)
@@ -152,7 +140,11 @@ class Engine:
         """Make rows of the answers in RAM; returns the places for which there is none."""
         if not self._answers.capacity:
             return missing
-        slots = self.index.find_many(ANSWER, [contexts[place] for place in missing])
+        handles = self.index.match_many([_ids(contexts[place]) for place in missing])
+        slots = [
+            handle.point(ANSWER) if 4 * handle.depth == len(contexts[place]) else None
+            for place, handle in zip(missing, handles, strict=True)
+        ]
         known = [(place, slot) for place, slot in zip(missing, slots, strict=True) if slot is not None]
         if known:
             held = self._answers.read([slot for _, slot in known])
@@ -168,7 +160,7 @@ class Engine:
             self.check(name)
         found, held = self.shelf.fetch(names)
         if found:
-            self._note(ANSWER, self._answers, [names[place] for place in found], held)
+            self._note([names[place] for place in found], held)
             self._set(out, contexts, [missing[place] for place in found], self.form.rows(held))
         there = set(found)
         left = [place for number, place in enumerate(missing) if number not in there]
@@ -188,7 +180,7 @@ class Engine:
             without = set(unfit)
             fit = [number for number in range(len(names)) if number not in without]
             names, answers = [names[number] for number in fit], answers[fit]
-        self._note(ANSWER, self._answers, names, answers)
+        self._note(names, answers)
         self.save(self.shelf, names, answers, self._seconds)
 
     def _set(self, out: Tensor, contexts: Sequence[bytes], places: list[int], rows: Tensor) -> None:
@@ -197,17 +189,18 @@ class Engine:
             out.copy_(rows)
         else:
             out[_indices(places)] = rows
-        self._note(ROW, self._rows, [contexts[place] for place in places], rows.view(torch.uint8))
+        self.hot.put([contexts[place] for place in places], rows)
 
-    def _note(self, kind: str, slab: Slab, contexts: Sequence[bytes], values: Tensor) -> None:
-        """Keep values `[n, n_bytes]` in RAM; of more than there is room for, the last ones."""
+    def _note(self, contexts: Sequence[bytes], answers: Tensor) -> None:
+        """Keep answers `[n, n_bytes]` in RAM; of more than there is room for, the last ones."""
+        slab = self._answers
         first = max(0, len(contexts) - slab.capacity)
         if len(contexts) - first > slab.room:
-            self.index.evict_points(kind, max(0, (slab.capacity - len(contexts) + first) * slab.n_bytes))
+            self.index.evict_points(ANSWER, max(0, (slab.capacity - len(contexts) + first) * slab.n_bytes))
         for number in range(first, len(contexts)):
             handle = self.index.start(_ids(contexts[number]))
-            slot = slab.put(values[number])
-            if not handle.put_point(kind, slot, slab.n_bytes):
+            slot = slab.put(answers[number])
+            if not handle.put_point(ANSWER, slot, slab.n_bytes):
                 slab.give_back([slot])
             handle.release()
 
@@ -222,7 +215,7 @@ class Engine:
 
     def _hit(self, contexts: Sequence[bytes]) -> None:
         """Count answers that were served from RAM."""
-        events, n_bytes = self._owner.store.events, self._rows.n_bytes
+        events, n_bytes = self._owner.store.events, 4 * self.model.n_logits
         if not events.listening:
             events.hits(len(contexts), len(contexts) * n_bytes, len(contexts) * self._seconds)
             return

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from lmstash.caches.activations.batching import ACCELERATOR_BATCH_TOKENS, BATCH_TOKENS
-from lmstash.caches.logprobs.index import ContextIndex
 from lmstash.caches.logprobs.kv_form import SlotPool
 from lmstash.caches.logprobs.language_model import LanguageModel, Reuse
 from lmstash.caches.logprobs.plan import Feed, plan
+from lmstash.prefix.tree import PrefixTree
 
 if TYPE_CHECKING:
     from lmstash.caches.logprobs.kv_rows import KVRows
@@ -33,7 +33,7 @@ class Feeder:
     which the next one goes on from without a copy where it asks for children of the same contexts.
     """
 
-    def __init__(self, model: LanguageModel, index: ContextIndex, pool: SlotPool | None, batch_bytes: int) -> None:
+    def __init__(self, model: LanguageModel, index: PrefixTree, pool: SlotPool | None, batch_bytes: int) -> None:
         """Compute with `model`.
 
         Args:
@@ -193,18 +193,18 @@ class Feeder:
             rows.forget()
         slots = self._slots(feeds, names)
         longest = max(feed.n_tokens for feed in feeds)
-        row_of, absent = rows.seat(names, longest)
-        filled: dict[bytes, int] = {}
-        for index in absent:
-            row, past = row_of[index], slots[index]
-            known = filled.setdefault(names[index], row)
-            if known != row:
-                rows.repeat(known, row)
-            elif past is not None and self._pool is not None:
-                self._pool.read(past, rows.fill(row))
-        ordered = [feeds[index] for index in sorted(range(len(feeds)), key=row_of.__getitem__)]
-        self._count(ordered)
         try:
+            row_of, absent = rows.seat(names, longest)
+            filled: dict[bytes, int] = {}
+            for index in absent:
+                row, past = row_of[index], slots[index]
+                known = filled.setdefault(names[index], row)
+                if known != row:
+                    rows.repeat(known, row)
+                elif past is not None and self._pool is not None:
+                    self._pool.read(past, rows.fill(row))
+            ordered = [feeds[index] for index in sorted(range(len(feeds)), key=row_of.__getitem__)]
+            self._count(ordered)
             out = self._model.run(ordered, rows.starts, rows.end, rows.cache())
         except BaseException:
             self.forget()  # half written
@@ -219,8 +219,7 @@ class Feeder:
         before = rows.end
         rows.end = before + longest
         for row, feed in enumerate(ordered):
-            if feed.n_tokens == longest:  # others are padded on the right: they go on from the pool
-                rows.name(row, feed.context)
+            rows.name(row, feed.context)  # those that are padded on the right go on from the pool
         if ordered == feeds:
             return out
         return out[_back(feeds, row_of).to(out.device)]

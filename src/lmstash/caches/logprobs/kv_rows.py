@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from lmstash.caches.logprobs.kv_form import KVForm
+from lmstash.prefix.node import shared_bytes
 
 _SPARE_COLUMNS = 64
 _ROWS_AT_ONCE = 8
@@ -38,9 +39,10 @@ class KVRows:
         self._capacity_bytes = capacity_bytes
         self.end = 0
         self.starts: list[int] = []
-        self._names: list[bytes | None] = []
-        """For each row, what was computed in it: its tokens as bytes; None when nobody may use it again."""
         self._row_of: dict[bytes, int] = {}
+        """Contexts whose KV goes up to `end` in some row."""
+        self._lies: list[tuple[int, bytes]] = []
+        """For each row there is memory for, the context whose KV lies in it and its first column, used again or not."""
         self._planes: list[Tensor] = []
         self._columns = 0
 
@@ -58,9 +60,8 @@ class KVRows:
         return any(name in self._row_of for name in names) and max(map(len, names)) <= 4 * self.end
 
     def forget(self) -> None:
-        """Let nobody use again what lies here; keeps the memory."""
+        """Let nobody go on from what lies here; keeps the memory."""
         self._row_of.clear()
-        self._names = [None] * len(self._names)
 
     def seat(self, names: Sequence[bytes], new_columns: int) -> tuple[list[int], list[int]]:
         """Give each context a row, the first `len(names)` ones; those that lie here are moved or copied there.
@@ -80,15 +81,16 @@ class KVRows:
             self.end = max(lengths)
         self._reserve(n_rows, self.end + new_columns, keep=keep)
         row_of, absent, copies = self._assign(names)
-        for target, source, start in copies:  # a row that is read is never written: see `_assign`
+        for target, source, name in copies:  # a row that is read is never written: see `_assign`
+            first = self._first_unlike(target, name)
             for plane in self._planes:
-                plane[:, target, :, start : self.end] = plane[:, source, :, start : self.end]
+                plane[:, target, :, first : self.end] = plane[:, source, :, first : self.end]
         starts = [self.end] * n_rows
-        for length, row in zip(lengths, row_of, strict=True):
+        for name, length, row in zip(names, lengths, row_of, strict=True):
             starts[row] = self.end - length
+            self._lies[row] = starts[row], name
         self.starts = starts
         self._row_of.clear()
-        self._names = [None] * n_rows
         return row_of, absent
 
     def fill(self, row: int) -> list[Tensor]:
@@ -102,9 +104,11 @@ class KVRows:
             plane[:, target, :, start : self.end] = plane[:, source, :, start : self.end]
 
     def name(self, row: int, name: bytes) -> None:
-        """Say which context the KV in a row is of, up to `end`."""
-        self._names[row] = name
-        self._row_of[name] = row
+        """Say which context the KV in a row is of; if it goes up to `end`, the next pass may go on from it."""
+        start = self.starts[row]
+        self._lies[row] = start, name
+        if start + (len(name) >> 2) == self.end:
+            self._row_of[name] = row
 
     def added(self, row: int, first: int, n_tokens: int) -> list[Tensor]:
         """Return the KV of columns of one row, for each plane `[members, heads, n_tokens, width]`."""
@@ -123,8 +127,8 @@ class KVRows:
         plane[:, :, first:stop] = values
         return plane[:, :, :stop]
 
-    def _assign(self, names: Sequence[bytes]) -> tuple[list[int], list[int], list[tuple[int, int, int]]]:
-        """Return the row of each context, which are absent, and what must be copied: (target, source, start).
+    def _assign(self, names: Sequence[bytes]) -> tuple[list[int], list[int], list[tuple[int, int, bytes]]]:
+        """Return the row of each context, which are absent, and what must be copied: (target, source, context).
 
         What is read either stays, with its first child, or is beyond the rows in use; only free rows are written.
         """
@@ -141,22 +145,31 @@ class KVRows:
                 waiting.append(index)
         free = iter([row for row in range(n_rows) if row not in taken])
         absent: list[int] = []
-        copies: list[tuple[int, int, int]] = []
+        copies: list[tuple[int, int, bytes]] = []
         for index in waiting:
             row_of[index] = target = next(free)
             source = self._row_of.get(names[index])
             if source is None:
                 absent.append(index)
             else:
-                copies.append((target, source, self.end - (len(names[index]) >> 2)))
+                copies.append((target, source, names[index]))
         return row_of, absent, copies
+
+    def _first_unlike(self, row: int, name: bytes) -> int:
+        """Return the first column of a context, ending at `end`, that is not in a row already.
+
+        What particles have in common lies in each of their rows: of one that takes another's place, the end is copied.
+        """
+        start = self.end - (len(name) >> 2)
+        begins, lying = self._lies[row]
+        return start + (shared_bytes(lying, name, 0) >> 2) if begins == start else start
 
     def _reserve(self, rows: int, columns: int, *, keep: bool) -> None:
         """Make room; `keep` copies what is there."""
         have_rows = self._planes[0].shape[1] if self._planes else 0
         if rows <= have_rows and columns <= self._columns:
             return
-        old, n_old = self._planes, len(self._names)
+        old, n_old = self._planes, len(self.starts)
         rows = -(-max(rows, n_old if keep else 0) // _ROWS_AT_ONCE) * _ROWS_AT_ONCE if rows > 1 else max(rows, n_old)
         columns = columns if columns <= self._columns else columns + max(_SPARE_COLUMNS, columns // 8)
         most = 2 * rows if keep and rows > have_rows else max(rows, have_rows)  # what grows once grows again
@@ -168,6 +181,8 @@ class KVRows:
         device = self.form.device
         if not keep:
             self._planes = []  # freed first: there need not be room for both
+        kept = [(begins, name[: 4 * max(0, self.end - begins)]) for begins, name in self._lies[: n_old if keep else 0]]
+        self._lies = kept + [(0, b"")] * (rows - len(kept))
         planes = [plane.zeros(rows, columns, device) for plane in self.form.planes]
         if keep:
             for mine, theirs in zip(planes, old, strict=True):
