@@ -63,12 +63,13 @@ class Index:
 
     def insert(self, node: Node, depth: int, data: bytes) -> Node:
         """Make `data` known after `depth` in `node`; returns the node that has its last token."""
-        at, end = 0, node.end
-        if depth < end:
-            rest = bytes(node.edge[(depth - node.start) * 4 :])
-            at = shared_bytes(rest, data, 0)
-            if at == len(data):
+        edge, at = node.edge, 0
+        place = (depth - node.start) * 4
+        if place < len(edge):
+            if edge[place : place + len(data)] == data:
                 return node
+            rest = bytes(edge[place:])
+            at = shared_bytes(rest, data, 0)
             if at < len(rest):
                 return self._grow(node, depth + at // 4, data[at:])
         node, at = walk(node, data, at)

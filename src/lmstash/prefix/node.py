@@ -126,13 +126,13 @@ def shared_bytes(edge: bytes | bytearray, data: bytes | bytearray, at: int) -> i
     low, step = 0, 256
     while low < size:
         high = min(low + step, size)
-        if edge[low:high] == data[at + low : at + high]:
+        if data.startswith(edge[low:high], at + low):
             low = high
             step *= 2
             continue
         while high - low > 4:
             middle = low + ((high - low) // 2 & -4 or 4)
-            if edge[low:middle] == data[at + low : at + middle]:
+            if data.startswith(edge[low:middle], at + low):
                 low = middle
             else:
                 high = middle

@@ -71,6 +71,21 @@ def test_what_is_put_comes_back_with_its_facts(backend):
     assert (info.nbytes, info.meta) == (4, {"text": "hi"})
 
 
+def test_chosen_entries_are_described_without_their_values(backend):
+    store = BackendStore(backend)
+    store.put(key(1), b"one", meta={"text": "hi"}, n_tokens=3)
+    store.put(key(2), b"two")
+    store.put(key(3), b"gone", ttl_seconds=0.001)
+    time.sleep(0.01)
+    backend.blobs[blob_path(key(4))] = backend.blobs[blob_path(key(2))]  # another one's blob
+    infos = {info.key: info for info in store.entries()}
+    asked = [key(2), key(1), key(3), key(4), key(5), key(1)]
+    assert store.describe_many(asked) == [infos[key(2)], infos[key(1)], None, None, None, infos[key(1)]]
+    assert store.events.stats.hits == 0
+    backend.mtime = lambda path: 1 / 0
+    assert store.describe_many([key(1)]) == [None]
+
+
 def test_a_long_header_is_read_in_full(backend):
     store = BackendStore(backend)
     store.put(key(1), b"v", meta={"text": "x" * 10_000})
