@@ -14,6 +14,9 @@ from enum import StrEnum
 
 logger = logging.getLogger("lmstash")
 
+_MAX_TOPICS = 1000
+"""Warned of once each; nobody reads more, and topics may name what is new each time."""
+
 
 class MissReason(StrEnum):
     """Why a look-up gave nothing. Codes are append-only."""
@@ -290,7 +293,7 @@ class EventLog:
     def warn_once(self, topic: str, message: str, *arguments: object) -> None:
         """Log a warning the first time `topic` comes up."""
         with self._lock:
-            if topic in self._warned:
+            if topic in self._warned or len(self._warned) >= _MAX_TOPICS:
                 return
             self._warned.add(topic)
         logger.warning(message, *arguments)

@@ -8,6 +8,10 @@ from dataclasses import dataclass, field
 
 from lmstash.forks import renew_after_fork
 
+MAX_REASONS = 64
+"""Counted apart: the text of an exception may be another one each time."""
+OTHER_REASONS = "other reasons"
+
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
 class KVStats:
@@ -53,9 +57,9 @@ class KVStats:
             self.worst_error = max(self.worst_error, worst_error)
 
     def note(self, counts: Counter[str], reason: str) -> None:
-        """Count a reason in `passed_on` or `not_kept`."""
+        """Count a reason in `passed_on` or `not_kept`; of more reasons than can be read, the later ones together."""
         with self._lock:
-            counts[reason] += 1
+            counts[reason if reason in counts or len(counts) < MAX_REASONS else OTHER_REASONS] += 1
 
     def decline(self, count: int) -> None:
         """Count hits that were not used."""
