@@ -402,6 +402,18 @@ def test_a_look_leaves_the_bytes_for_later(build_llama):
     assert sight.unchanged()
 
 
+def test_a_look_does_not_wait_for_a_thread_that_reads_every_weight(build_llama):
+    model = build_llama()
+    watch = ModelWatch(model)
+    first = watch.fingerprint
+    with watch._probing:  # as the thread that writes holds it, of the call before
+        seen: list[object] = []
+        looking = threading.Thread(target=lambda: seen.append(watch.look().fingerprint), daemon=True)
+        looking.start()
+        looking.join(10)
+    assert seen == [first]
+
+
 @pytest.mark.parametrize("change", [edit_data, edit_numpy, edit_buffer])
 def test_an_edit_that_moves_no_counter_is_found_by_what_was_left(build_llama, change):
     model = build_llama()

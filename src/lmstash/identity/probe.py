@@ -87,6 +87,11 @@ class Probe:
         self._sums: list[bytes] = []
         self._device_sums: dict[str, bytes] = {}
 
+    @property
+    def on_devices(self) -> bool:
+        """Whether some tensors lie elsewhere than in the CPU's memory."""
+        return bool(self._devices)
+
     def whole(self) -> dict[str, bytes]:
         """Read everything now; return one short digest per tensor, and keep the sums to compare with."""
         self._device_sums = self._take()

@@ -198,9 +198,10 @@ class ModelWatch:
         versions = _versions(live)
         if versions != self._versions:
             budget_bytes = None
-        with self._probing:
-            if not self._reading.probe.holds(budget_bytes):
-                return False
+        if budget_bytes != 0 or self._reading.probe.on_devices:  # else another thread's look would be waited for
+            with self._probing:
+                if not self._reading.probe.holds(budget_bytes):
+                    return False
         self._versions = versions
         return True
 
