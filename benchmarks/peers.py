@@ -70,7 +70,7 @@ def run_inside(name: str) -> None:
     """
     python = python_of(name)
     if Path(sys.prefix).resolve() != python.parent.parent.resolve():
-        os.environ.pop("PYTHONPATH", None)
+        os.environ["PYTHONPATH"] = str(ROOT / "src")  # of this tree, whichever made the environment
         os.execv(python, [str(python), *sys.argv])
 
 
