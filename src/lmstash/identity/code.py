@@ -20,6 +20,7 @@ import hashlib
 import sys
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from operator import is_
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
@@ -65,7 +66,7 @@ class CodeGraph:
         if any(list(table.items()) != entries for table, entries in self._tables):
             return False
         return all(
-            len(members) == len(vars(owner)) and all(map(_same, vars(owner).values(), members))
+            len(members) == len(vars(owner)) and all(map(is_, vars(owner).values(), members))
             for owner, members in self._classes
         )
 
@@ -179,10 +180,6 @@ class CodeGraph:
 
 
 _CLASS_NOISE = frozenset({"__module__", "__doc__", "__qualname__", "__firstlineno__"})
-
-
-def _same(left: object, right: object) -> bool:
-    return left is right
 
 
 def _owner(module: str | None) -> str:

@@ -12,6 +12,7 @@ import ctypes
 import random
 from collections.abc import Iterator, Mapping
 from itertools import chain
+from operator import methodcaller
 from typing import TYPE_CHECKING, Any
 
 import xxhash
@@ -74,13 +75,15 @@ class Glance:
         self._dicts += [vars(each) for each in self._tensors if vars(each)]
         self._complete = self._collect(found, seen)
         self._dicts += self._keyed
-        self._values = list(chain.from_iterable(map(dict.values, self._dicts)))
+        self._views = [each.values() for each in self._dicts]
+        self._values = list(chain.from_iterable(self._views))
         self._keys = list(chain.from_iterable(self._keyed))
         self._members = list(chain.from_iterable(self._lists))
         self._lengths = list(map(len, self._lists))
         self._devices = device_types(self._tensors)
         self._numerics = numerics(self._devices)
         self._addresses = [_address(each) for each in self._tensors]
+        self._data_ptr = methodcaller("data_ptr")
         self._counted = [each for each in self._tensors if not each.is_inference()]
         self._versions = [each._version for each in self._counted]
         self._words = list(self._draw())
@@ -93,11 +96,11 @@ class Glance:
                 self._complete
                 and [each._version for each in self._counted] == self._versions
                 and not any(self._empty)
-                and list(chain.from_iterable(map(dict.values, self._dicts))) == self._values
+                and list(chain.from_iterable(self._views)) == self._values
                 and list(chain.from_iterable(self._keyed)) == self._keys
                 and list(chain.from_iterable(self._lists)) == self._members
                 and list(map(len, self._lists)) == self._lengths
-                and [each.data_ptr() for each in self._tensors] == self._addresses
+                and list(map(self._data_ptr, self._tensors)) == self._addresses
                 and self._read() == self._sums
                 and numerics(self._devices) == self._numerics
                 and (self._code is None or self._code.unchanged())
