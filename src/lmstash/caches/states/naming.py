@@ -1,0 +1,113 @@
+"""Under which keys the states of a prompt lie.
+
+A *block* stands for 64 tokens and all before them; a *tail* for the 1 to 63 tokens after the last block, and all before
+them. So that a prompt that leaves another one in the middle of a block finds how far they go together, *pointers* are
+kept after the first 1, 8, 16, ... 56 tokens of a piece: each names a piece that goes on from there, with its tokens.
+An *end* says that a sequence was kept up to here; a *rest* holds what cannot be cut, the state of recurrent or
+sliding-window layers after exactly these tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from lmstash.identity.chain import BLOCK_TOKENS, chain_ids_of_bytes, chain_key, chain_keys, chain_root, prefix_id
+from lmstash.identity.tokens import TokenIds, token_bytes
+from lmstash.prefix.node import TOKEN_BYTES
+
+KIND: Final = "states"
+ENDS: Final = "sequences"
+"""Kind of the namespace of ends."""
+BLOCK_BYTES: Final = BLOCK_TOKENS * TOKEN_BYTES
+POINTED: Final = (1, *range(8, BLOCK_TOKENS, 8))
+"""After how many tokens of a piece a pointer is kept."""
+_FORM = {"kind": KIND, "layout": "pieces 1", "dtype": "exact"}
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What the entries of one model are called under one salt."""
+
+    model: bytes
+    """Digest of who computes."""
+    root: bytes
+
+    @classmethod
+    def of(cls, model: bytes, salt: bytes | str | None) -> Names:
+        """Name entries of the model with this digest."""
+        return cls(model, chain_root(model, salt=salt))
+
+    @property
+    def namespace(self) -> str:
+        """Where pieces live."""
+        return f"{KIND}/{self.model.hex()[:16]}"
+
+    @property
+    def ends(self) -> str:
+        """Where ends live."""
+        return f"{ENDS}/{self.model.hex()[:16]}"
+
+    def path(self, ids: TokenIds) -> Path:
+        """Return what the pieces of a prompt are called. Costs about 3 us a block.
+
+        Raises:
+            InvalidArgumentError: As `tokens.token_bytes`.
+        """
+        data = token_bytes(ids)
+        chain = [self.root, *chain_ids_of_bytes(self.root, data)]
+        return Path(self, data, chain, chain_keys(chain[1:], site="block", **_FORM))
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """One prompt's pieces by name."""
+
+    names: Names
+    data: bytes
+    """The token ids, 4 bytes each."""
+    chain: list[bytes]
+    """The root, and the id after each full block."""
+    blocks: list[bytes]
+    """The key of each full block."""
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.data) // TOKEN_BYTES
+
+    @property
+    def first_key(self) -> bytes:
+        """Return a key that stands for the prompt in events."""
+        return self.blocks[0] if self.blocks else self.tail(0) if self.data else b""
+
+    def parent(self, block: int) -> bytes:
+        """Return the key of the block before `block`, or nothing."""
+        return self.blocks[block - 1] if block else b""
+
+    def tokens(self, block: int) -> bytes:
+        """Return the tokens of one block; fewer than 64 where the prompt ends."""
+        return self.data[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES]
+
+    def tail(self, block: int) -> bytes:
+        """Return the key of the prompt's last tokens, where they begin with `block` and do not fill it."""
+        return chain_key(prefix_id(self.chain[block], self.tokens(block)), site="tail", **_FORM)
+
+    def pointers(self, block: int) -> list[bytes]:
+        """Return the keys of the pointers after the beginnings of `block`, shortest first."""
+        tokens = self.tokens(block)
+        ids = [prefix_id(self.chain[block], tokens[: n * TOKEN_BYTES]) for n in POINTED if n * TOKEN_BYTES <= len(tokens)]
+        return chain_keys(ids, site="pointer", **_FORM)
+
+    def end(self) -> bytes:
+        """Return the key of the end after all tokens."""
+        return chain_key(self._id_after(self.n_tokens), site="end", **_FORM)
+
+    def rest(self, n_tokens: int) -> bytes:
+        """Return the key of the rest after the first tokens."""
+        return chain_key(self._id_after(n_tokens), site="rest", **_FORM)
+
+    def _id_after(self, n_tokens: int) -> bytes:
+        block, more = divmod(n_tokens, BLOCK_TOKENS)
+        chain_id = self.chain[block]
+        return prefix_id(chain_id, self.tokens(block)[: more * TOKEN_BYTES]) if more else chain_id
