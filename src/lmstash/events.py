@@ -58,6 +58,8 @@ class DropReason(StrEnum):
     """The model changed while the value was computed."""
     BUSY = "busy"
     """More was computed than could be written meanwhile."""
+    UNSUPPORTED = "unsupported"
+    """It is in a form that cannot be kept safely; a log line says why."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,6 +110,13 @@ class MemoryStore:
             out.append(None if kept is None else Loan(_entry(key, kept, memoryview(kept.value))))
         return out
 
+    def touch_many(self, keys: Sequence[bytes]) -> None:
+        """Note that entries were used without being read."""
+        with self._lock:
+            for key in keys:
+                if key in self._kept:
+                    self._kept.move_to_end(key)
+
     def contains(self, key: bytes) -> bool:
         """Whether a get would find the key now."""
         kept = self._kept.get(key)

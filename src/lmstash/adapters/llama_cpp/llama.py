@@ -1,0 +1,222 @@
+"""`Llama`: llama-cpp-python's class, which knows who computed what is in its context."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Generator, Sequence
+from typing import Any
+
+import llama_cpp
+import numpy as np
+from llama_cpp import llama_cpp as _c
+
+from lmstash.adapters.llama_cpp import watching
+from lmstash.adapters.llama_cpp.identity import Identity
+from lmstash.adapters.llama_cpp.state import LlamaState
+from lmstash.errors import UnsupportedModelError
+
+
+class Sequences:
+    """Mixed into `llama_cpp.Llama`: follows the sequence in the context, and copies states once.
+
+    A state is offered to a cache only if every token in it was evaluated by `eval` under the identity that the object
+    has now: not after an adapter was changed in the middle, not with images in it, not after the memory was edited.
+    """
+
+    _followed: int
+    """Tokens from the start on that are known to be computed by `_origin`."""
+    _origin: bytes | None
+    _edits: int
+    _identity: Identity
+    _eval_seconds: float
+    _eval_tokens: int
+
+    def _follow(self, identity: Identity, *, from_start: bool) -> None:
+        self._identity = identity
+        self._followed = 0 if from_start else -1
+        self._origin = None
+        self._edits = -1
+        self._eval_seconds, self._eval_tokens = 0.0, 0
+
+    def set_cache(self, cache: Any) -> None:
+        """Use a cache: see `llama_cpp.Llama.set_cache`. One of ours is bound to this object."""
+        bind_to = getattr(cache, "bound_to", None)
+        super().set_cache(cache if bind_to is None else bind_to(self))  # pyright: ignore[reportAttributeAccessIssue]
+
+    def eval(self, tokens: Sequence[int]) -> None:
+        """Evaluate tokens: see `llama_cpp.Llama.eval`."""
+        here: Any = self
+        before = here.n_tokens
+        if before == 0:
+            self._start()
+        known = 0 <= before <= self._followed and self._is_undisturbed()
+        self._followed = -1  # should it fail in the middle
+        started = time.perf_counter()
+        super().eval(tokens)  # pyright: ignore[reportAttributeAccessIssue]
+        self._eval_seconds += time.perf_counter() - started
+        self._eval_tokens += len(tokens)
+        if known:
+            self._followed = here.n_tokens
+
+    def save_state(self) -> LlamaState:
+        """Return the state of the sequence: see `llama_cpp.Llama.save_state`. Costs one copy of its bytes.
+
+        Raises:
+            RuntimeError: llama.cpp could not say it.
+        """
+        here: Any = self
+        context = here._ctx.ctx
+        size = _c.llama_state_get_size(context)
+        blob = np.empty(size, np.uint8)
+        written = _c.llama_state_get_data(context, _pointer(blob), size)
+        if not 0 < written <= size:
+            raise RuntimeError("Failed to copy llama state data")
+        rows = min(here.n_tokens, here.scores.shape[0])
+        return LlamaState(
+            here.input_ids.copy(),
+            here._scores.copy() if here._logits_all else None,
+            here.n_tokens,
+            blob[:written],
+            written,
+            here._seed,
+            origin=self._origin_now(),
+            shape=(rows, here.scores.shape[1]),
+            seconds_per_token=self._eval_seconds / self._eval_tokens if self._eval_tokens else 0.0,
+        )
+
+    def load_state(self, state: Any) -> None:
+        """Put a state into the context: see `llama_cpp.Llama.load_state`.
+
+        Raises:
+            KeyError: The state was kept in a cache and is gone; nothing was changed.
+            RuntimeError: llama.cpp does not take the state; the object is as it was before.
+        """
+        here: Any = self
+        ours = isinstance(state, LlamaState)
+        blob = state.blob if ours else np.frombuffer(state.llama_state, np.uint8)
+        n_tokens, ids = int(state.n_tokens), np.asarray(state.input_ids)
+        if not 0 <= n_tokens <= min(len(ids), len(here.input_ids)):
+            raise RuntimeError(f"Failed to set llama state data: {n_tokens} tokens do not fit into this context")
+        scores = state.scores if here._logits_all else None
+        if scores is not None and scores.shape != (n_tokens, here.scores.shape[1]):
+            raise RuntimeError("Failed to set llama state data: it has no scores for logits_all=True")
+        before = None if ours and state.is_kept else self._backup()
+        if not self._set(blob, n_tokens):
+            if before is None or not self._set(before, here.n_tokens):
+                here.n_tokens, here._requires_eval, self._followed = 0, True, -1
+            raise KeyError("the state is not taken") if before is None else RuntimeError("Failed to set llama state data")
+        here.input_ids[:n_tokens] = ids[:n_tokens]
+        here.n_tokens = n_tokens
+        here._requires_eval = True
+        here._seed = state.seed
+        if scores is not None:
+            here.scores[:n_tokens] = scores
+        self._start()
+        origin = state.origin if ours else None
+        self._followed = n_tokens if origin is not None and origin == self._origin else -1
+
+    def generate(self, *arguments: Any, **named: Any) -> Generator[int, Sequence[int] | None, None]:
+        """Generate tokens: see `llama_cpp.Llama.generate`. What other adapters computed is not continued."""
+        here: Any = self
+        if named.get("reset", True) and 0 < here.n_tokens <= self._followed and not self._is_undisturbed():
+            here.reset()
+        yield from super().generate(*arguments, **named)  # pyright: ignore[reportAttributeAccessIssue]
+
+    # --- who computed what is in the context ----------------------------------------------------------------------
+
+    def identity_now(self) -> bytes:
+        """Return the digest of who computes now.
+
+        Raises:
+            UnsupportedModelError: It cannot be known.
+        """
+        return self._identity.refresh().digest
+
+    def _start(self) -> None:
+        """Note that a sequence begins."""
+        self._origin, self._followed = None, -1
+        try:
+            self._edits = self._identity.context.edits
+            self._origin = self.identity_now()
+            self._followed = 0
+        except UnsupportedModelError:
+            pass  # whoever asks is told why
+
+    def _is_undisturbed(self) -> bool:
+        """Whether no adapter was changed and no memory edited since the sequence began."""
+        try:
+            return self._identity.context.edits == self._edits
+        except UnsupportedModelError:
+            return False
+
+    def _origin_now(self) -> bytes | None:
+        """Return who computed all that is in the context; None when that is not known for certain."""
+        here: Any = self
+        if not 0 <= here.n_tokens <= self._followed or not self._is_undisturbed():
+            return None
+        try:
+            return self._origin if self.identity_now() == self._origin else None
+        except UnsupportedModelError:
+            return None
+
+    def _set(self, blob: np.ndarray, n_tokens: int) -> bool:
+        here: Any = self
+        context = here._ctx.ctx
+        done = watching.originals["llama_state_set_data"](context, _pointer(blob), blob.nbytes)
+        if done != blob.nbytes:
+            return False
+        return not n_tokens or _c.llama_memory_seq_pos_max(_c.llama_get_memory(context), 0) == n_tokens - 1
+
+    def _backup(self) -> np.ndarray | None:
+        """Return the state as it is now."""
+        here: Any = self
+        context = here._ctx.ctx
+        size = _c.llama_state_get_size(context)
+        blob = np.empty(size, np.uint8)
+        written = _c.llama_state_get_data(context, _pointer(blob), size)
+        return blob[:written] if written else None
+
+
+class Llama(Sequences, llama_cpp.Llama):
+    """`llama_cpp.Llama` whose caches know which model asks. Every argument is the same."""
+
+    def __init__(
+        self, *arguments: Any, strict_numerics: bool = False, variant: str | None = None, **named: Any
+    ) -> None:
+        """Load a model: see `llama_cpp.Llama`.
+
+        Args:
+            *arguments: As there.
+            strict_numerics: Make what changes only the last bits of results (device, split) part of the identity.
+            variant: A name for what lmstash cannot see; part of the identity.
+            **named: As there.
+        """
+        self._follow(Identity(self, strict_numerics=strict_numerics, variant=variant), from_start=True)
+        super().__init__(*arguments, **named)
+
+
+def bind(llm: Any, *, strict_numerics: bool = False, variant: str | None = None) -> Any:
+    """Make a `llama_cpp.Llama` that exists already one whose caches know which model asks; returns it.
+
+    Its class becomes one that is derived from the present one. What its context holds already is not kept.
+
+    Args:
+        llm: The object. lmstash.adapters.llama_cpp must have been imported before it was made.
+        strict_numerics: See `Llama`.
+        variant: See `Llama`.
+    """
+    if not isinstance(llm, Sequences):
+        kind = type(llm)
+        llm.__class__ = type(kind.__name__, (Sequences, kind), {"__module__": kind.__module__})
+        llm._follow(Identity(llm, strict_numerics=strict_numerics, variant=variant), from_start=not llm.n_tokens)
+        if llm.cache is not None:
+            llm.set_cache(llm.cache)
+    return llm
+
+
+def _pointer(array: np.ndarray) -> Any:
+    return array.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+
+
+__all__ = ["Llama", "Sequences", "bind"]

@@ -1,0 +1,177 @@
+"""`States`: llama.cpp states of one model over one store, in blocks that prompts share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from lmstash.caches.models import describe_model
+from lmstash.caches.states.blob import State, build, parse
+from lmstash.caches.states.finding import Finder, Found, Match
+from lmstash.caches.states.keeping import Cutter, Facts
+from lmstash.caches.states.naming import ENDS, Names
+from lmstash.errors import CorruptEntryError
+from lmstash.events import DropReason, MissReason
+from lmstash.identity.fingerprint import Fingerprint
+from lmstash.identity.tokens import TokenIds
+from lmstash.store.base import Store
+
+_ATTEMPTS = 3
+"""Times to look again after a damaged entry was found: it is not found again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What the state of a model is made of."""
+
+    n_parts: int = 1
+    """KV caches that hold every token."""
+    has_rest: bool = False
+    """Whether something else follows: recurrent state, or a window of tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A state, checked, that holds the first tokens of the prompt asked for."""
+
+    blob: np.ndarray
+    """`[n_bytes]` uint8."""
+    n_tokens: int
+    seconds_saved: float
+    """What these tokens took to compute."""
+
+
+class States:
+    """States of one model. Threads may share it, and processes may share the store.
+
+    A loaded state is byte for byte what was saved of these tokens; nothing is served that was computed by another
+    model, under other settings, or over other tokens. Every fault is a miss.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        fingerprint: Fingerprint,
+        memory: Memory | None = None,
+        *,
+        salt: bytes | str | None = None,
+        private: bool = False,
+        ttl_seconds: float | None = None,
+    ) -> None:
+        """Name the model; nothing is read or written yet.
+
+        Args:
+            store: Where states are kept.
+            fingerprint: Who computes them: all that may change a state.
+            memory: What they are made of; a plain KV cache by default.
+            salt: A tenant's secret; entries under different salts are invisible to each other.
+            private: Keep no token ids, only digests; prefixes are then found by whole blocks and whole tails.
+            ttl_seconds: How long new entries live.
+        """
+        self.store = store
+        self.fingerprint = fingerprint
+        self.memory = memory if memory is not None else Memory()
+        self.names = Names.of(fingerprint.digest, salt)
+        self._private = private
+        self._ttl_seconds = ttl_seconds
+        self._name = str(fingerprint.recorded.get("name") or "")
+        self._finder = Finder(store, self.names.namespace)
+        self._described = False
+
+    def match(self, ids: TokenIds) -> Match:
+        """Return how many tokens of a prompt are kept, from the first on; reads the index only, and counts nothing.
+
+        Costs about 3 us a block on disk and half of one in memory.
+
+        Raises:
+            InvalidArgumentError: As `tokens.token_bytes`.
+        """
+        return self._finder.match(self.names.path(ids))
+
+    def load(self, match: Match, at_most: int | None = None) -> Loaded | None:
+        """Return the state of the first tokens of a matched prompt; None for a miss, which is counted.
+
+        Costs one copy of its bytes.
+
+        Args:
+            match: As `match` returned it.
+            at_most: Tokens.
+        """
+        path, events = match.path, self.store.events
+        limit = match.n_tokens if at_most is None else min(at_most, match.n_tokens)
+        reason = MissReason.ABSENT
+        for _ in range(_ATTEMPTS):
+            found = self._finder.read(match, limit) if limit > 0 else Found()
+            if not found.n_tokens or found.layout is None:
+                break
+            try:
+                blob = build(found.layout, found.spans)
+                sound = all([check() for check in found.checks])
+                if sound and parse(blob, n_parts=self.memory.n_parts).layout == found.layout:
+                    if found.n_tokens < path.n_tokens:
+                        events.partial_hit(self.names.namespace, path.first_key, found.n_tokens, path.n_tokens)
+                    return Loaded(blob, found.n_tokens, found.compute_seconds)
+            except CorruptEntryError as error:
+                events.damage(self.names.namespace, path.first_key, str(error))
+            reason = MissReason.DAMAGED
+            match = self._finder.match(path)
+            limit = min(limit, match.n_tokens)
+        events.miss(self.names.namespace, path.first_key, reason)
+        return None
+
+    def put(self, ids: TokenIds, blob: object, *, seconds_per_token: float = 0.0) -> int:
+        """Keep the state of a sequence: what of it is not kept yet. Returns how many entries were written.
+
+        Costs a copy of the new bytes, and writing them.
+
+        Args:
+            ids: The tokens of the sequence, all that the state holds.
+            blob: The whole form (`llama_state_get_data`).
+            seconds_per_token: What a token took to compute.
+
+        Raises:
+            InvalidArgumentError: As `tokens.token_bytes`.
+        """
+        path = self.names.path(ids)
+        if not path.n_tokens:
+            return 0
+        try:
+            state = parse(blob, n_parts=self.memory.n_parts, has_rest=self.memory.has_rest)
+        except CorruptEntryError as error:
+            return self._not_kept(path.first_key, str(error))
+        if state.n_tokens != path.n_tokens:
+            return self._not_kept(path.first_key, f"it holds {state.n_tokens} tokens, not {path.n_tokens}")
+        match = self._finder.match(path)
+        target = self._finder.target(match)
+        if target is not None and target.layout != state.layout:
+            target = None
+        facts = Facts(self._name, self._private, self._ttl_seconds, seconds_per_token)
+        writes = Cutter(match, state, target, facts).writes()
+        if not self._described:
+            describe_model(self.store, self.fingerprint, self._name)
+            self._described = True
+        touch: Callable[[list[bytes]], None] | None = getattr(self.store, "touch_many", None)
+        if touch is not None:
+            touch(path.blocks[: match.n_blocks][::-1])
+        return self.store.put_many(writes)
+
+    def n_sequences(self) -> int:
+        """Return how many distinct sequences are kept whole. Costs about 10 us for each."""
+        return count_sequences(self.store, self.names.ends)
+
+    def _not_kept(self, key: bytes, why: str) -> int:
+        events = self.store.events
+        events.drop(self.names.namespace, key, DropReason.UNSUPPORTED)
+        events.warn_once(f"states {why}", "lmstash: a state of %s is not kept: %s", self._name or "a model", why)
+        return 0
+
+
+def count_sequences(store: Store, namespace: str | None = None) -> int:
+    """Return how many distinct sequences are kept, of one namespace or of all models."""
+    lasts = [info.parent for info in store.entries(namespace or f"{ENDS}/") if info.parent]
+    return sum(store.contains_many(lasts)) if lasts else 0
+
+
+__all__ = ["Loaded", "Match", "Memory", "State", "States", "count_sequences"]
