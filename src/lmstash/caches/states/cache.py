@@ -149,13 +149,20 @@ class States:
             target = None
         facts = Facts(self._name, self._private, self._ttl_seconds, seconds_per_token)
         writes = Cutter(match, state, target, facts).writes()
+        end = self.store.describe_many([writes[0].key])[0]
+        if end is not None and end.parent == writes[0].parent:
+            del writes[0]
         if not self._described:
             describe_model(self.store, self.fingerprint, self._name)
             self._described = True
         touch: Callable[[list[bytes]], None] | None = getattr(self.store, "touch_many", None)
         if touch is not None:
             touch(path.blocks[: match.n_blocks][::-1])
-        return self.store.put_many(writes)
+        known, before = self._finder.known, self._finder.known.state
+        kept = self.store.put_many(writes)
+        if kept == len(writes):
+            known.add([write.key for write in writes if write.n_tokens], before)
+        return kept
 
     def n_sequences(self) -> int:
         """Return how many distinct sequences are kept whole. Costs about 10 us for each."""

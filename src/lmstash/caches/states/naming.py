@@ -2,7 +2,7 @@
 
 A *block* stands for 64 tokens and all before them; a *tail* for the 1 to 63 tokens after the last block, and all before
 them. So that a prompt that leaves another one in the middle of a block finds how far they go together, *pointers* are
-kept after the first 1, 8, 16, ... 56 tokens of a piece: each names a piece that goes on from there, with its tokens.
+kept after the first 1, 16, 32 and 48 tokens of a piece: each names a piece that goes on from there, with its tokens.
 An *end* says that a sequence was kept up to here; a *rest* holds what cannot be cut, the state of recurrent or
 sliding-window layers after exactly these tokens.
 """
@@ -10,6 +10,7 @@ sliding-window layers after exactly these tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Final
 
 from lmstash.identity.chain import BLOCK_TOKENS, chain_ids_of_bytes, chain_key, chain_keys, chain_root, prefix_id
@@ -20,8 +21,9 @@ KIND: Final = "states"
 ENDS: Final = "sequences"
 """Kind of the namespace of ends."""
 BLOCK_BYTES: Final = BLOCK_TOKENS * TOKEN_BYTES
-POINTED: Final = (1, *range(8, BLOCK_TOKENS, 8))
+POINTED: Final = (1, *range(16, BLOCK_TOKENS, 16))
 """After how many tokens of a piece a pointer is kept."""
+_POINTER = b"lmstash states pointer 1\0"
 _FORM = {"kind": KIND, "layout": "pieces 1", "dtype": "exact"}
 
 
@@ -96,8 +98,15 @@ class Path:
     def pointers(self, block: int) -> list[bytes]:
         """Return the keys of the pointers after the beginnings of `block`, shortest first."""
         tokens = self.tokens(block)
-        ids = [prefix_id(self.chain[block], tokens[: n * TOKEN_BYTES]) for n in POINTED if n * TOKEN_BYTES <= len(tokens)]
-        return chain_keys(ids, site="pointer", **_FORM)
+        begun = sha256(_POINTER + self.chain[block])
+        out: list[bytes] = []
+        for n in POINTED:
+            if n * TOKEN_BYTES > len(tokens):
+                break
+            each = begun.copy()
+            each.update(tokens[: n * TOKEN_BYTES])
+            out.append(each.digest())
+        return out
 
     def end(self) -> bytes:
         """Return the key of the end after all tokens."""
