@@ -1,5 +1,7 @@
 """Blobs of llama.cpp: cut and built byte-equal in every layout; anything else is a clear error and nothing worse."""
 
+import contextlib
+import itertools
 import struct
 import tracemalloc
 
@@ -31,7 +33,7 @@ def test_a_blob_says_what_it_holds(layout, n_tokens):
 def test_any_prefix_is_built_from_pieces_as_llama_cpp_would_write_it(layout):
     state = parse(toy_blob(layout, 0, range(150)), n_parts=len(layout.parts))
     bounds = [0, 64, 100, 101, 150]
-    pieces = [(cut(state, a, b), b - a) for a, b in zip(bounds, bounds[1:], strict=False)]
+    pieces = [(cut(state, a, b), b - a) for a, b in itertools.pairwise(bounds)]
     for n_tokens in (1, 64, 65, 100, 130, 150):
         spans, left = [], n_tokens
         for payload, held in pieces:
@@ -99,15 +101,16 @@ def test_a_blob_that_ends_anywhere_is_an_error(layout):
     blob = toy_blob(layout, 0, range(3))
     accepted = []
     for end in range(len(blob)):
-        try:
+        with contextlib.suppress(CorruptEntryError):
             accepted.append(parse(blob[:end], n_parts=len(layout.parts)))
-        except CorruptEntryError:
-            pass
     # One end looks like that of a model without V; its layout says so, and is not the model's.
     assert len(accepted) <= 1
     assert all(state.layout != layout for state in accepted)
     with pytest.raises(CorruptEntryError):
         parse(blob + b"\0", n_parts=len(layout.parts))
+
+
+_NUMBERS = [b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", bytes(4), b"\0\0\0\x01"]
 
 
 @given(st.data())
@@ -118,9 +121,7 @@ def test_no_bytes_crash_it_or_make_it_take_memory(data):
     if data is not None:
         for _ in range(data.draw(st.integers(1, 4))):
             at = data.draw(st.integers(0, len(blob) - 4))
-            blob[at : at + 4] = data.draw(
-                st.sampled_from([b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", bytes(4), b"\0\0\0\x01"]) | st.binary(min_size=4, max_size=4)
-            )
+            blob[at : at + 4] = data.draw(st.sampled_from(_NUMBERS) | st.binary(min_size=4, max_size=4))
     tracemalloc.start()
     try:
         state = parse(bytes(blob), n_parts=len(layout.parts), has_rest=bool(data and data.draw(st.booleans())))

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from lmstash.errors import MissingDependencyError
 
 if TYPE_CHECKING:
+    from lmstash.adapters.llama_cpp.base import BaseLlamaCache
     from lmstash.adapters.llama_cpp.caches import (
-        BaseLlamaCache,
         LlamaCache,
         LlamaDiskCache,
         LlamaRAMCache,
@@ -29,7 +29,7 @@ _WHERE = {
     "Llama": "llama",
     "bind": "llama",
     "LlamaState": "state",
-    "BaseLlamaCache": "caches",
+    "BaseLlamaCache": "base",
     "LlamaCache": "caches",
     "LlamaDiskCache": "caches",
     "LlamaRAMCache": "caches",

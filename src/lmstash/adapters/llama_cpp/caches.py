@@ -1,143 +1,20 @@
-"""The caches of llama-cpp-python by their names: `BaseLlamaCache`, and those that keep states in a store."""
+"""The caches of llama-cpp-python by their names, over stores."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
-from functools import wraps
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from llama_cpp.llama_cache import BaseLlamaCache as _BaseLlamaCache
 
+from lmstash.adapters.llama_cpp.base import DEFAULT_BYTES, BaseLlamaCache
 from lmstash.adapters.llama_cpp.state import LlamaState
 from lmstash.caches.states.cache import Match, States, count_sequences
 from lmstash.errors import InvalidArgumentError, UnsupportedModelError
-from lmstash.events import DropReason, EventLog, MissReason
+from lmstash.events import DropReason, MissReason
 from lmstash.settings import parse_bytes
 from lmstash.store.base import Store
-
-DEFAULT_BYTES = 2 << 30
-
-
-class BaseLlamaCache(_BaseLlamaCache):
-    """Base of every cache here, and of caches of your own.
-
-    It is always true (llama-cpp-python asks `if cache:`), and nothing that a subclass does wrong reaches a completion:
-    a look-up that raises or returns something else than a `LlamaState` is a counted miss (KeyError), a store that
-    raises is a counted drop.
-
-    Attributes:
-        capacity_bytes: Limit, as given.
-    """
-
-    capacity_bytes: int = DEFAULT_BYTES
-
-    def __init__(self, capacity_bytes: int = DEFAULT_BYTES) -> None:
-        """Make an empty cache."""
-        self.capacity_bytes = capacity_bytes
-
-    def __init_subclass__(cls, **named: Any) -> None:
-        """Guard the methods that llama-cpp-python calls."""
-        super().__init_subclass__(**named)
-        for name, guard in _GUARDS.items():
-            if name in cls.__dict__:
-                setattr(cls, name, guard(cls.__dict__[name]))
-
-    @property
-    def events(self) -> EventLog:
-        """Counts what happens; subclasses that never call this class's `__init__` have one too."""
-        own = self.__dict__.get("_events")
-        if own is None:
-            own = self.__dict__["_events"] = EventLog()
-        return own
-
-    @property
-    def cache_size(self) -> int:
-        """Bytes that are kept, bookkeeping included."""
-        return 0
-
-    def __bool__(self) -> bool:
-        return True
-
-    def __getitem__(self, key: Sequence[int]) -> Any:
-        """Return the state of the longest kept prefix of `key`.
-
-        Raises:
-            KeyError: Nothing of it is kept.
-        """
-        raise KeyError("Key not found")
-
-    def __contains__(self, key: object) -> bool:
-        return False
-
-    def __setitem__(self, key: Sequence[int], value: Any) -> None:
-        """Keep a state."""
-
-    def __len__(self) -> int:
-        return 0
-
-
-def _guard_get(method: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    @wraps(method)
-    def get(self: Any, key: Any) -> Any:
-        try:
-            value = method(self, key)
-        except KeyError:
-            raise
-        except Exception as error:
-            _fault(self, "a look-up", error)
-            raise KeyError("Key not found") from error
-        if not hasattr(value, "llama_state") or not hasattr(value, "input_ids"):
-            if value is not None:
-                _fault(self, "a look-up", TypeError(f"it gave a {type(value).__name__}, not a LlamaState"))
-            else:
-                self.events.miss("states/own", b"", MissReason.ABSENT)
-            raise KeyError("Key not found")
-        return value
-
-    return get
-
-
-def _guard_contains(method: Callable[[Any, Any], Any]) -> Callable[[Any, Any], bool]:
-    @wraps(method)
-    def contains(self: Any, key: Any) -> bool:
-        try:
-            return bool(method(self, key))
-        except Exception as error:
-            _fault(self, "a look-up", error)
-            return False
-
-    return contains
-
-
-def _guard_set(method: Callable[[Any, Any, Any], Any]) -> Callable[[Any, Any, Any], None]:
-    @wraps(method)
-    def put(self: Any, key: Any, value: Any) -> None:
-        try:
-            method(self, key, value)
-        except Exception as error:
-            self.events.drop("states/own", b"", DropReason.UNAVAILABLE)
-            _say(self, "a store", error)
-
-    return put
-
-
-def _fault(cache: BaseLlamaCache, what: str, error: Exception) -> None:
-    cache.events.miss("states/own", b"", MissReason.UNAVAILABLE)
-    _say(cache, what, error)
-
-
-def _say(cache: BaseLlamaCache, what: str, error: Exception) -> None:
-    name = type(cache).__name__
-    cache.events.warn_once(f"{name} {what} {type(error)}", "lmstash: %s of %s failed: %r", what, name, error)
-
-
-_GUARDS: dict[str, Callable[..., Any]] = {
-    "__getitem__": _guard_get,
-    "__contains__": _guard_contains,
-    "__setitem__": _guard_set,
-}
 
 
 class StoreCache(BaseLlamaCache):
@@ -161,6 +38,11 @@ class StoreCache(BaseLlamaCache):
         self._events = store.events
         self._options: dict[str, Any] = {"salt": salt, "private": private, "ttl_seconds": ttl_seconds}
         self._states: dict[bytes, States] = {}
+
+    @property
+    def strict(self) -> bool:
+        """As the store."""
+        return self.store.strict
 
     @property
     def cache_size(self) -> int:
@@ -216,6 +98,11 @@ class BoundCache(BaseLlamaCache):
     def capacity_bytes(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Of the cache."""
         return self.cache.capacity_bytes
+
+    @property
+    def strict(self) -> bool:
+        """Of the cache."""
+        return self.cache.strict
 
     @property
     def cache_size(self) -> int:

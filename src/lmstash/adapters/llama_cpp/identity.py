@@ -18,8 +18,8 @@ from lmstash.adapters.llama_cpp import watching
 from lmstash.adapters.llama_cpp.watching import SeenContext, SeenFile, SeenModel
 from lmstash.caches.states.cache import Memory
 from lmstash.errors import UnsupportedModelError
-from lmstash.identity.fingerprint import Fingerprint
 from lmstash.identity.files import file_digest, stamp_of
+from lmstash.identity.fingerprint import Fingerprint
 from lmstash.identity.keys import Key
 
 _HARMLESS = frozenset(
@@ -58,10 +58,10 @@ class Identity:
         Raises:
             UnsupportedModelError: Nothing is, or it is closed.
         """
-        address = getattr(self._llm._ctx, "ctx", None)
-        if not address:
+        handle = getattr(self._llm._ctx, "ctx", None)
+        if not handle:
             raise UnsupportedModelError("the model is closed")
-        seen = watching.contexts.get(address)
+        seen = watching.contexts.get(watching.address(handle))
         if seen is None:
             raise UnsupportedModelError(
                 "the model was loaded before lmstash could see how. Import lmstash.adapters.llama_cpp first, or load "
@@ -76,7 +76,7 @@ class Identity:
             UnsupportedModelError: It cannot be known, or its states cannot be kept safely; says why.
         """
         context = self.context
-        model = watching.models.get(self._llm._model.model)
+        model = watching.models.get(watching.address(self._llm._model.model))
         if model is None:
             raise UnsupportedModelError("the model was loaded in a way that is not known")
         files = [*model.files, *(self._adapter(handle) for handle, _ in context.adapters)]
@@ -157,7 +157,8 @@ class Identity:
     def _meta(self, name: str) -> str:
         """Return one fact of the model's file; empty when it is not there."""
         text = ctypes.create_string_buffer(1024)
-        length = _c.llama_model_meta_val_str(self._llm._model.model, name.encode(), text, len(text))
+        buffer: Any = text
+        length = _c.llama_model_meta_val_str(self._llm._model.model, name.encode(), buffer, len(text))
         return text.value.decode("utf-8", "replace") if length > 0 else ""
 
 

@@ -105,7 +105,9 @@ class Sequences:
         if not self._set(blob, n_tokens):
             if before is None or not self._set(before, here.n_tokens):
                 here.n_tokens, here._requires_eval, self._followed = 0, True, -1
-            raise KeyError("the state is not taken") if before is None else RuntimeError("Failed to set llama state data")
+            raise (
+                KeyError("the state is not taken") if before is None else RuntimeError("Failed to set llama state data")
+            )
         here.input_ids[:n_tokens] = ids[:n_tokens]
         here.n_tokens = n_tokens
         here._requires_eval = True
@@ -166,7 +168,8 @@ class Sequences:
         done = watching.originals["llama_state_set_data"](context, _pointer(blob), blob.nbytes)
         if done != blob.nbytes:
             return False
-        return not n_tokens or _c.llama_memory_seq_pos_max(_c.llama_get_memory(context), 0) == n_tokens - 1
+        memory: Any = _c.llama_get_memory(context)
+        return not n_tokens or _c.llama_memory_seq_pos_max(memory, 0) == n_tokens - 1
 
     def _backup(self) -> np.ndarray | None:
         """Return the state as it is now."""

@@ -72,18 +72,18 @@ class LlamaState(_LlamaState):
     # llama-cpp-python's load_state asks for the scores before it changes anything: a state that is gone is a KeyError
     # there, which it takes as a miss.
     @property
-    def scores(self) -> np.ndarray:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def scores(self) -> np.ndarray:
         """The logits of each token, where they were asked for; else zeros."""
         _ = self.blob
         return np.broadcast_to(np.float32(0), self._shape) if self._scores is None else self._scores
 
     @property
-    def llama_state(self) -> bytes:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def llama_state(self) -> bytes:
         """The state's bytes."""
         return self.blob.tobytes()
 
     @property
-    def llama_state_size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def llama_state_size(self) -> int:
         """How many bytes it has."""
         return self.blob.nbytes
 

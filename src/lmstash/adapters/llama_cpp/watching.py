@@ -123,11 +123,18 @@ def _overrides(params: Any) -> dict[str, Any]:
     return out
 
 
+def address(handle: Any) -> int:
+    """Return where something of llama.cpp lies; it comes as a number or as a pointer, and may be none."""
+    if isinstance(handle, int) or handle is None:
+        return handle or 0
+    return ctypes.cast(handle, ctypes.c_void_p).value or 0
+
+
 def _watch(name: str) -> Callable[[Callable[..., Any]], None]:
     """Replace a function of llama.cpp by one that is given the original and its arguments."""
 
     def put(seeing: Callable[..., Any]) -> None:
-        original = getattr(_c, name, None)
+        original: Any = getattr(_c, name, None)
         if not isinstance(original, _Native) or name in originals:  # one in Python calls one that is watched
             return
         originals[name] = original
@@ -161,7 +168,7 @@ def _load(original: Callable[..., Any], path: Any, params: Any) -> Any:
     (settings, pointers), overrides = _fields(params), _overrides(params)
     model, files = _read_by(path, lambda: original(path, params))
     if model:
-        models[model] = SeenModel(files, settings, overrides, pointers)
+        models[address(model)] = SeenModel(files, settings, overrides, pointers)
     return model
 
 
@@ -170,10 +177,10 @@ def _make(original: Callable[..., Any], model: Any, params: Any) -> Any:
     rotation = os.environ.get(_ROTATION)
     context = original(model, params)
     if context:
-        contexts[context] = SeenContext(settings, pointers, rotation)
+        contexts[address(context)] = SeenContext(settings, pointers, rotation)
         memory = _c.llama_get_memory(context)
         if memory:
-            _owners[memory] = context
+            _owners[address(memory)] = address(context)
     return context
 
 
@@ -185,7 +192,7 @@ for _name in ("llama_init_from_model", "llama_new_context_with_model"):
 
 def _forget(table: dict[int, Any]) -> Callable[..., Any]:
     def forget(original: Callable[..., Any], handle: Any) -> Any:
-        table.pop(handle, None)
+        table.pop(address(handle), None)
         return original(handle)
 
     return forget
@@ -202,15 +209,15 @@ _watch("llama_adapter_lora_free")(_forget(adapters))
 def _adapter(original: Callable[..., Any], model: Any, path: Any) -> Any:
     adapter, files = _read_by(path, lambda: original(model, path))
     if adapter:
-        adapters[adapter] = files[0]
+        adapters[address(adapter)] = files[0]
     return adapter
 
 
 @_watch("llama_set_adapters_lora")
 def _set_adapters(original: Callable[..., Any], context: Any, handles: Any, count: Any, scales: Any) -> Any:
-    wanted = tuple((int(handles[n] or 0), float(scales[n])) for n in range(int(count))) if count else ()
+    wanted = tuple((address(handles[n]), float(scales[n])) for n in range(int(count))) if count else ()
     out = original(context, handles, count, scales)
-    seen = contexts.get(context)
+    seen = contexts.get(address(context))
     if seen is not None:
         if out:
             seen.oddities.add("its adapters could not be set")
@@ -224,11 +231,9 @@ def _set_adapters(original: Callable[..., Any], context: Any, handles: Any, coun
 def _set_control(original: Callable[..., Any], context: Any, data: Any, length: Any, *where: Any) -> Any:
     control = b""
     if data:
-        address = ctypes.cast(data, ctypes.c_void_p).value
-        assert address is not None
-        content = ctypes.string_at(address, 4 * int(length))
+        content = ctypes.string_at(address(data), 4 * int(length))
         control = hashlib.sha256(repr([int(each) for each in where]).encode() + content).digest()
-    seen = contexts.get(context)
+    seen = contexts.get(address(context))
     out = original(context, data, length, *where)
     if seen is not None:
         if out:
@@ -245,7 +250,7 @@ def _changed(seen: SeenContext) -> None:
 
 def _odd(why: str, when: Callable[..., bool]) -> Callable[..., Any]:
     def note(original: Callable[..., Any], context: Any, *arguments: Any) -> Any:
-        seen = contexts.get(context)
+        seen = contexts.get(address(context))
         if seen is not None and when(*arguments):
             seen.oddities.add(why)
             _changed(seen)
@@ -262,7 +267,7 @@ _watch("llama_set_warmup")(_odd("it was set to warm up", bool))
 
 
 def _edit(original: Callable[..., Any], memory: Any, *arguments: Any) -> Any:
-    seen = contexts.get(_owners.get(memory, 0))
+    seen = contexts.get(_owners.get(address(memory), 0))
     if seen is not None:
         seen.edits += 1
     return original(memory, *arguments)
@@ -273,7 +278,7 @@ for _name in ("llama_memory_seq_add", "llama_memory_seq_div", "llama_memory_seq_
 
 
 def _set_state(original: Callable[..., Any], context: Any, *arguments: Any) -> Any:
-    seen = contexts.get(context)
+    seen = contexts.get(address(context))
     if seen is not None:
         seen.edits += 1
     return original(context, *arguments)

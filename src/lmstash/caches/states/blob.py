@@ -186,6 +186,7 @@ def blob_bytes(layout: Layout, n_tokens: int) -> int:
 # --- where everything lies --------------------------------------------------------------------------------------------
 
 _SideView = tuple[int, np.ndarray, np.ndarray]
+"""Bytes of a token in one place, headers `[count, header]`, values `[count, channels or 1, n_tokens * unit]`; uint8."""
 
 
 def _part_bytes(part: Part, layout: Layout, n_tokens: int) -> int:
@@ -198,9 +199,7 @@ def _part_bytes(part: Part, layout: Layout, n_tokens: int) -> int:
 def _blob_views(
     data: np.ndarray, layout: Layout, n_tokens: int, starts: Sequence[int]
 ) -> Iterator[tuple[np.ndarray, list[_SideView]]]:
-    """Yield for each part its cells `[n_tokens, cell_bytes]` and of each run of sides: bytes that a token has in one
-    place, the headers `[count, header]`, and the values `[count, channels or 1, n_tokens * unit]`; all uint8.
-    """
+    """Yield for each part its cells `[n_tokens, cell_bytes]`, and of each run of sides what a `_SideView` is."""
     for part, start in zip(layout.parts, starts, strict=True):
         end = start + n_tokens * layout.cell_bytes
         cells = data[start:end].reshape(n_tokens, layout.cell_bytes)
@@ -278,9 +277,7 @@ class _Reader:
         return name.decode()
 
 
-def _parse_parts(
-    whole: np.ndarray, reader: _Reader, arch: str, n_parts: int, ext_bytes: int, has_rest: bool
-) -> State:
+def _parse_parts(whole: np.ndarray, reader: _Reader, arch: str, n_parts: int, ext_bytes: int, has_rest: bool) -> State:
     parts: list[Part] = []
     starts: list[int] = []
     n_tokens = -1
@@ -317,8 +314,8 @@ def _parse_part(whole: np.ndarray, reader: _Reader, n_cells: int, ext_bytes: int
     sides = [_parse_rows(reader, n_cells) for _ in range(n_layers)]
     # A model without V of its own (MLA) has none here; another part or the end follows.
     n_values = 0 if last and not reader.left else n_layers
-    for _ in range(n_values):
-        sides.append(_parse_channels(reader, n_cells) if v_trans else _parse_rows(reader, n_cells))
+    parse_value = _parse_channels if v_trans else _parse_rows
+    sides += [parse_value(reader, n_cells) for _ in range(n_values)]
     return Part(bool(v_trans), n_layers, alike(sides))
 
 

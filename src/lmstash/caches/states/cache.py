@@ -108,7 +108,7 @@ class States:
                 break
             try:
                 blob = build(found.layout, found.spans)
-                sound = all([check() for check in found.checks])
+                sound = all(check() for check in found.checks)
                 if sound and parse(blob, n_parts=self.memory.n_parts).layout == found.layout:
                     if found.n_tokens < path.n_tokens:
                         events.partial_hit(self.names.namespace, path.first_key, found.n_tokens, path.n_tokens)

@@ -15,7 +15,6 @@ from lmstash.prefix.node import TOKEN_BYTES
 from lmstash.store.base import Store
 from lmstash.store.loans import borrow_many
 
-
 _FIRST_WINDOW = 8
 _GROWTH = 3
 _MOST_KNOWN = 1 << 16
@@ -191,7 +190,7 @@ class Finder:
             self._fetch({piece.base: piece.parent}, found)
         if piece is None or self._spans(piece, path.chain[block], path.tokens(block), match.common, found) is None:
             return None
-        return piece if all([check() for check in found.checks]) else None
+        return piece if all(check() for check in found.checks) else None
 
     def _fetch(self, wanted: dict[bytes, bytes], found: Found) -> None:
         """Read entries, each of which must follow the block whose key is beside its own."""
@@ -231,5 +230,3 @@ class Finder:
             return None
         found.layout = layout
         return out
-
-

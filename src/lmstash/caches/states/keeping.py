@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lmstash.caches.states.blob import State, cut
 from lmstash.caches.states.finding import Match
-from lmstash.caches.states.naming import KIND, POINTED, Path
+from lmstash.caches.states.naming import KIND, POINTED
 from lmstash.caches.states.pieces import Piece, encode_piece
 from lmstash.identity.chain import BLOCK_TOKENS
 from lmstash.identity.keys import SCHEMA_VERSION

@@ -75,9 +75,7 @@ class Layout:
     @cached_property
     def token_bytes(self) -> int:
         """Bytes of a payload for one token."""
-        return sum(
-            self.ext_bytes + sum(sides.count * sides.row_bytes for sides in part.sides) for part in self.parts
-        )
+        return sum(self.ext_bytes + sum(sides.count * sides.row_bytes for sides in part.sides) for part in self.parts)
 
     @property
     def cell_bytes(self) -> int:
