@@ -13,6 +13,7 @@ from lmstash.adapters.llama_cpp.state import LlamaState
 from lmstash.caches.states.cache import Match, States, count_sequences
 from lmstash.errors import InvalidArgumentError, UnsupportedModelError
 from lmstash.events import DropReason, MissReason
+from lmstash.identity.chain import BLOCK_TOKENS
 from lmstash.settings import parse_bytes
 from lmstash.store.base import Store
 
@@ -131,6 +132,8 @@ class BoundCache(BaseLlamaCache):
             self.events.miss(states.names.namespace, match.path.first_key if match else b"", MissReason.ABSENT)
             raise KeyError("Key not found")
         assert match is not None
+        if states.memory.has_rest and llm.n_tokens and not llm.is_begun_by(key):
+            llm.reset()  # it cannot go on from a part of what it holds, and must not be thought to
 
         def read() -> Any:
             loaded = states.load(match, n_tokens)
@@ -194,7 +197,26 @@ class BoundCache(BaseLlamaCache):
             match = states.match(key if isinstance(key, list) else list(key))
         except InvalidArgumentError:  # images are negative numbers
             return None, 0
-        return match, min(match.n_tokens, len(key), len(llm.input_ids))
+        # A state that cannot be trimmed must leave a token to evaluate.
+        most = min(len(key) - states.memory.has_rest, len(llm.input_ids))
+        return match, states.usable(match, most)
+
+    def stops(self, ids: Sequence[int], start: int) -> list[int]:
+        """Return where to keep the state on the way through a prompt, of which `start` tokens are evaluated.
+
+        Only of models whose state cannot be cut: at the last whole block, so that the prompt can be continued, and
+        where it leaves what was kept before: others will leave there too (the idea of SGLang's branching points).
+        """
+        llm = self._llm()
+        states = None if llm is None else self._states(llm)
+        if states is None or not states.memory.has_rest:
+            return []
+        last = (len(ids) - 1) // BLOCK_TOKENS * BLOCK_TOKENS
+        try:
+            branch = states.match(list(ids)).n_blocks * BLOCK_TOKENS
+        except Exception:
+            return []
+        return sorted({stop for stop in (branch, last) if start < stop < len(ids)})
 
 
 class LlamaRAMCache(StoreCache):
@@ -255,5 +277,5 @@ class LlamaStashCache(StoreCache):
 
 
 __all__ = [
-    "BaseLlamaCache", "BoundCache", "LlamaCache", "LlamaDiskCache", "LlamaRAMCache", "LlamaStashCache", "StoreCache",
+    "BoundCache", "LlamaCache", "LlamaDiskCache", "LlamaRAMCache", "LlamaStashCache", "StoreCache",
 ]  # fmt: skip

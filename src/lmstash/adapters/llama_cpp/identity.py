@@ -95,10 +95,15 @@ class Identity:
             UnsupportedModelError: Of something that cannot be kept.
         """
         model, params = self._llm._model.model, self.context.settings
-        if _c.llama_model_is_recurrent(model) or _c.llama_model_is_hybrid(model) or _c.llama_model_n_swa(model):
-            raise UnsupportedModelError("its memory is not a plain KV cache")
         if params.get("n_seq_max", 1) != 1 and not params.get("kv_unified", False):
             raise UnsupportedModelError("its context is of several streams")
+        windows, whole_windows = _c.llama_model_n_swa(model) > 0, bool(params.get("swa_full", True))
+        if _c.llama_model_is_recurrent(model):
+            return Memory(n_parts=0, has_rest=True)
+        if _c.llama_model_is_hybrid(model):
+            return Memory(n_parts=2 if windows and whole_windows else 1, has_rest=True)
+        if windows:
+            return Memory(n_parts=2) if whole_windows else Memory(n_parts=1, has_rest=True)
         return Memory()
 
     @staticmethod

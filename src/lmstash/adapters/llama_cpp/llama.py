@@ -12,6 +12,7 @@ import numpy as np
 from llama_cpp import llama_cpp as _c
 
 from lmstash.adapters.llama_cpp import watching
+from lmstash.adapters.llama_cpp.caches import BoundCache
 from lmstash.adapters.llama_cpp.identity import Identity
 from lmstash.adapters.llama_cpp.state import LlamaState
 from lmstash.errors import UnsupportedModelError
@@ -45,12 +46,26 @@ class Sequences:
         super().set_cache(cache if bind_to is None else bind_to(self))  # pyright: ignore[reportAttributeAccessIssue]
 
     def eval(self, tokens: Sequence[int]) -> None:
-        """Evaluate tokens: see `llama_cpp.Llama.eval`."""
+        """Evaluate tokens: see `llama_cpp.Llama.eval`. Of a model whose state cannot be cut, it is kept on the way."""
+        here: Any = self
+        done = 0
+        if len(tokens) > 1 and isinstance(here.cache, BoundCache):
+            before = here.n_tokens
+            ids = [*here.input_ids[:before].tolist(), *tokens]
+            for stop in here.cache.stops(ids, before):
+                self._eval(tokens[done : stop - before])
+                done = stop - before
+                here.cache[ids[:stop]] = self.save_state()
+        self._eval(tokens[done:] if done else tokens)
+
+    def _eval(self, tokens: Sequence[int]) -> None:
         here: Any = self
         before = here.n_tokens
         if before == 0:
             self._start()
         known = 0 <= before <= self._followed and self._is_undisturbed()
+        if before != self._followed and known and before and not self._can_trim():
+            known = False  # what llama.cpp left of a window or a recurrent state is not that of the tokens before
         self._followed = -1  # should it fail in the middle
         started = time.perf_counter()
         super().eval(tokens)  # pyright: ignore[reportAttributeAccessIssue]
@@ -121,9 +136,25 @@ class Sequences:
     def generate(self, *arguments: Any, **named: Any) -> Generator[int, Sequence[int] | None, None]:
         """Generate tokens: see `llama_cpp.Llama.generate`. What other adapters computed is not continued."""
         here: Any = self
-        if named.get("reset", True) and 0 < here.n_tokens <= self._followed and not self._is_undisturbed():
-            here.reset()
+        tokens = named["tokens"] if "tokens" in named else arguments[0]
+        if named.get("reset", True) and here.n_tokens:
+            stale = here.n_tokens <= self._followed and not self._is_undisturbed()
+            if stale or not (self._can_trim() or self.is_begun_by(tokens)):
+                here.reset()
         yield from super().generate(*arguments, **named)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def is_begun_by(self, tokens: Sequence[int]) -> bool:
+        """Whether what is in the context is a beginning of `tokens`, with at least one left to evaluate."""
+        here: Any = self
+        n_tokens = here.n_tokens
+        return n_tokens < len(tokens) and here.input_ids[:n_tokens].tolist() == list(tokens[:n_tokens])
+
+    def _can_trim(self) -> bool:
+        """Whether the state of fewer tokens is that of more without the last ones."""
+        try:
+            return not self._identity.memory().has_rest
+        except UnsupportedModelError:
+            return True
 
     # --- who computed what is in the context ----------------------------------------------------------------------
 

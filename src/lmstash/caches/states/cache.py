@@ -11,12 +11,14 @@ from lmstash.caches.models import describe_model
 from lmstash.caches.states.blob import State, build, parse
 from lmstash.caches.states.finding import Finder, Found, Match
 from lmstash.caches.states.keeping import Cutter, Facts
+from lmstash.caches.states.layout import decode_layout
 from lmstash.caches.states.naming import ENDS, Names
+from lmstash.caches.states.rests import Rests
 from lmstash.errors import CorruptEntryError
 from lmstash.events import DropReason, MissReason
 from lmstash.identity.fingerprint import Fingerprint
 from lmstash.identity.tokens import TokenIds
-from lmstash.store.base import Store
+from lmstash.store.base import Store, Write
 
 _ATTEMPTS = 3
 """Times to look again after a damaged entry was found: it is not found again."""
@@ -78,6 +80,7 @@ class States:
         self._ttl_seconds = ttl_seconds
         self._name = str(fingerprint.recorded.get("name") or "")
         self._finder = Finder(store, self.names.namespace)
+        self._rests = Rests(store, self.names.namespace)
         self._described = False
 
     def match(self, ids: TokenIds) -> Match:
@@ -90,6 +93,16 @@ class States:
         """
         return self._finder.match(self.names.path(ids))
 
+    def usable(self, match: Match, at_most: int) -> int:
+        """Return how many tokens of a matched prompt can be loaded, at most `at_most`: as `load` does, if all is sound.
+
+        Where there is a rest, these are fewer than `Match.n_tokens` says.
+        """
+        if not self.memory.has_rest:
+            return min(match.n_tokens, at_most)
+        most = at_most if not self.memory.n_parts else min(match.n_tokens, at_most)
+        return next(iter(self._rests.places(match.path, min(most, match.path.n_tokens))), 0)
+
     def load(self, match: Match, at_most: int | None = None) -> Loaded | None:
         """Return the state of the first tokens of a matched prompt; None for a miss, which is counted.
 
@@ -100,26 +113,51 @@ class States:
             at_most: Tokens.
         """
         path, events = match.path, self.store.events
-        limit = match.n_tokens if at_most is None else min(at_most, match.n_tokens)
+        limit = path.n_tokens if at_most is None else min(at_most, path.n_tokens)
         reason = MissReason.ABSENT
         for _ in range(_ATTEMPTS):
-            found = self._finder.read(match, limit) if limit > 0 else Found()
-            if not found.n_tokens or found.layout is None:
+            limit = self.usable(match, limit)
+            if limit <= 0:
                 break
             try:
-                blob = build(found.layout, found.spans)
-                sound = all(check() for check in found.checks)
-                if sound and parse(blob, n_parts=self.memory.n_parts).layout == found.layout:
-                    if found.n_tokens < path.n_tokens:
-                        events.partial_hit(self.names.namespace, path.first_key, found.n_tokens, path.n_tokens)
-                    return Loaded(blob, found.n_tokens, found.compute_seconds)
+                loaded = self._read(match, limit)
             except CorruptEntryError as error:
                 events.damage(self.names.namespace, path.first_key, str(error))
+                loaded = None
+            if loaded is not None:
+                if loaded.n_tokens < path.n_tokens:
+                    events.partial_hit(self.names.namespace, path.first_key, loaded.n_tokens, path.n_tokens)
+                return loaded
             reason = MissReason.DAMAGED
             match = self._finder.match(path)
-            limit = min(limit, match.n_tokens)
+            limit -= self.memory.has_rest
         events.miss(self.names.namespace, path.first_key, reason)
         return None
+
+    def _read(self, match: Match, n_tokens: int) -> Loaded | None:
+        """Return the state of the first tokens, or of fewer where that can be; None when something is damaged."""
+        found = self._finder.read(match, n_tokens) if self.memory.n_parts else Found()
+        rest: memoryview | bytes = b""
+        layout = found.layout
+        if self.memory.has_rest:
+            read = self._rests.read(match.path, n_tokens)
+            if read is None or (self.memory.n_parts and found.n_tokens != n_tokens):
+                return None
+            text, rest = read
+            layout = decode_layout(text)
+            if found.layout not in (None, layout):
+                return None
+        elif not found.n_tokens:
+            return None
+        if layout is None or len(layout.parts) != self.memory.n_parts:
+            return None
+        blob = build(layout, found.spans, rest=rest)
+        if not all(check() for check in found.checks):
+            return None
+        state = parse(blob, n_parts=self.memory.n_parts, has_rest=self.memory.has_rest)
+        if state.layout != layout or blob.nbytes - state.rest != len(rest):
+            return None
+        return Loaded(blob, found.n_tokens if self.memory.n_parts else n_tokens, found.compute_seconds)
 
     def put(self, ids: TokenIds, blob: object, *, seconds_per_token: float = 0.0) -> int:
         """Keep the state of a sequence: what of it is not kept yet. Returns how many entries were written.
@@ -141,28 +179,38 @@ class States:
             state = parse(blob, n_parts=self.memory.n_parts, has_rest=self.memory.has_rest)
         except CorruptEntryError as error:
             return self._not_kept(path.first_key, str(error))
-        if state.n_tokens != path.n_tokens:
+        if self.memory.n_parts and state.n_tokens != path.n_tokens:
             return self._not_kept(path.first_key, f"it holds {state.n_tokens} tokens, not {path.n_tokens}")
-        match = self._finder.match(path)
-        target = self._finder.target(match)
-        if target is not None and target.layout != state.layout:
-            target = None
         facts = Facts(self._name, self._private, self._ttl_seconds, seconds_per_token)
-        writes = Cutter(match, state, target, facts).writes()
-        end = self.store.describe_many([writes[0].key])[0]
-        if end is not None and end.parent == writes[0].parent:
-            del writes[0]
-        if not self._described:
-            describe_model(self.store, self.fingerprint, self._name)
-            self._described = True
+        match = self._finder.match(path)
         touch: Callable[[list[bytes]], None] | None = getattr(self.store, "touch_many", None)
         if touch is not None:
             touch(path.blocks[: match.n_blocks][::-1])
+        writes = self._writes(match, state, facts)
+        if not writes:
+            return 0
+        if not self._described:
+            describe_model(self.store, self.fingerprint, self._name)
+            self._described = True
         known, before = self._finder.known, self._finder.known.state
         kept = self.store.put_many(writes)
         if kept == len(writes):
             known.add([write.key for write in writes if write.n_tokens], before)
         return kept
+
+    def _writes(self, match: Match, state: State, facts: Facts) -> list[Write]:
+        path = match.path
+        target = self._finder.target(match)
+        if target is not None and target.layout != state.layout:
+            target = None
+        cutter = Cutter(match, state, target, facts)
+        writes = cutter.writes()
+        end = self.store.describe_many([writes[0].key])[0]
+        if end is not None and end.parent == writes[0].parent:
+            del writes[0]
+        if self.memory.has_rest:
+            writes += self._rests.writes(path, state, cutter.meta(0, path.n_tokens, 0), facts)
+        return writes
 
     def n_sequences(self) -> int:
         """Return how many distinct sequences are kept whole. Costs about 10 us for each."""

@@ -55,6 +55,8 @@ class Cutter:
         path, match = self._path, self._match
         n_blocks = len(path.blocks)
         out: list[Write] = []
+        if not self._state.layout.parts:  # all of it is rest
+            return [self._end(path.rest(path.n_tokens))]
         last = path.parent(n_blocks)
         for block in range(match.n_blocks, n_blocks):
             out += self._piece(block, path.blocks[block])
@@ -106,7 +108,7 @@ class Cutter:
             key,
             value,
             namespace=path.names.namespace,
-            meta=self._meta(block, n_tokens, skip),
+            meta=self.meta(block, n_tokens, skip),
             parent=path.parent(block),
             compute_seconds=facts.seconds_per_token * (n_tokens - skip),
             n_tokens=n_tokens - skip,
@@ -124,7 +126,8 @@ class Cutter:
             ttl_seconds=self._facts.ttl_seconds,
         )
 
-    def _meta(self, block: int, n_tokens: int, skip: int) -> bytes:
+    def meta(self, block: int, n_tokens: int, skip: int) -> bytes:
+        """Return the facts that are kept beside an entry."""
         path = self._path
         components = {
             "kind": KIND,
