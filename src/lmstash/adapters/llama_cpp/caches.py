@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -237,11 +239,7 @@ LlamaCache = LlamaRAMCache
 
 
 class LlamaDiskCache(StoreCache):
-    """States in a folder, which other processes may use at the same time: `llama_cpp.LlamaDiskCache`.
-
-    Attributes:
-        cache_dir: The folder, as given.
-    """
+    """States in a folder, which other processes may use at the same time: `llama_cpp.LlamaDiskCache`."""
 
     def __init__(self, cache_dir: str = ".cache/llama_cpp", capacity_bytes: int = DEFAULT_BYTES) -> None:
         """Open the folder; a folder that cannot be used keeps nothing.
@@ -252,9 +250,22 @@ class LlamaDiskCache(StoreCache):
         """
         from lmstash.stash import open_stash
 
-        self.cache_dir = cache_dir
+        self._cache_dir = cache_dir
         stash = open_stash(cache_dir, capacity_bytes=capacity_bytes)
         super().__init__(stash.store, capacity_bytes, salt=stash.salt, private=stash.private)
+
+
+    @property
+    def cache_dir(self) -> str:
+        """The folder, as given.
+
+        Scripts that clean it up by age remove every old thing in it as a file, so that folders in it must be young.
+        """
+        with contextlib.suppress(OSError):
+            for each in os.scandir(self._cache_dir):
+                if each.is_dir(follow_symlinks=False):
+                    os.utime(each.path)
+        return self._cache_dir
 
 
 class LlamaStashCache(StoreCache):
