@@ -11,6 +11,7 @@ pytestmark = [pytest.mark.model, pytest.mark.slow]
 
 EXAMPLES = Path(__file__).parent / "examples"
 
+
 @pytest.fixture
 def run(gguf, tmp_path):
     """Run an example in a folder of its own, in a process of its own; return what it printed."""

@@ -47,6 +47,7 @@ def toy(tmp_path):
 class Fed:
     def __init__(self, llm):
         self.n = 0
+
         def counting(batch):
             self.n += batch.batch.n_tokens
             decode(batch)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lmstash.errors import MissingDependencyError
 
 if TYPE_CHECKING:
+    from lmstash.adapters.llama_cpp.attaching import Attachment, attach
     from lmstash.adapters.llama_cpp.base import BaseLlamaCache
     from lmstash.adapters.llama_cpp.caches import (
         LlamaCache,
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from lmstash.adapters.llama_cpp.state import LlamaState
 
 _WHERE = {
+    "Attachment": "attaching",
+    "attach": "attaching",
     "Llama": "llama",
     "bind": "llama",
     "LlamaState": "state",
@@ -37,6 +40,7 @@ _WHERE = {
 }
 
 __all__ = [
+    "Attachment",
     "BaseLlamaCache",
     "Llama",
     "LlamaCache",
@@ -44,6 +48,7 @@ __all__ = [
     "LlamaRAMCache",
     "LlamaStashCache",
     "LlamaState",
+    "attach",
     "bind",
 ]
 

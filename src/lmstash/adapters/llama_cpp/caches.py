@@ -136,6 +136,7 @@ class BoundCache(BaseLlamaCache):
         assert match is not None
         if states.memory.has_rest and llm.n_tokens and not llm.is_begun_by(key):
             llm.reset()  # it cannot go on from a part of what it holds, and must not be thought to
+        llm.trim_to_exact(key)
 
         def read() -> Any:
             loaded = states.load(match, n_tokens)
@@ -169,7 +170,7 @@ class BoundCache(BaseLlamaCache):
         if not np.array_equal(ids[:n], np.asarray(key[:n])):
             self.events.drop(states.names.namespace, b"", DropReason.UNSUPPORTED)
             return
-        states.put(ids, value.blob, seconds_per_token=value.seconds_per_token)
+        states.put(ids, value.blob, seconds_per_token=value.seconds_per_token, at_most=llm.exact_tokens())
 
     def __len__(self) -> int:
         return len(self.cache)
@@ -201,7 +202,8 @@ class BoundCache(BaseLlamaCache):
             return None, 0
         # A state that cannot be trimmed must leave a token to evaluate.
         most = min(len(key) - states.memory.has_rest, len(llm.input_ids))
-        return match, states.usable(match, most)
+        n_tokens = states.usable(match, most)
+        return match, llm.exact_point(n_tokens, len(key)) if n_tokens and not states.memory.has_rest else n_tokens
 
     def stops(self, ids: Sequence[int], start: int) -> list[int]:
         """Return where to keep the state on the way through a prompt, of which `start` tokens are evaluated.
@@ -253,7 +255,6 @@ class LlamaDiskCache(StoreCache):
         self._cache_dir = cache_dir
         stash = open_stash(cache_dir, capacity_bytes=capacity_bytes)
         super().__init__(stash.store, capacity_bytes, salt=stash.salt, private=stash.private)
-
 
     @property
     def cache_dir(self) -> str:

@@ -49,6 +49,8 @@ class Identity:
         self._llm = llm
         self._strict = strict_numerics
         self._variant = variant
+        self.mode: str | None = None
+        """What else is promised of values."""
         self._known: tuple[Any, Fingerprint] | None = None
 
     @property
@@ -83,7 +85,7 @@ class Identity:
         for file in files:
             if file.stamp is None or stamp_of(file.path) != file.stamp:
                 raise UnsupportedModelError(f"{file.path} was changed since it was loaded. Load the model again")
-        state = (id(context), context.version, len(context.oddities), tuple(file.stamp for file in files))
+        state = (id(context), context.version, self.mode, len(context.oddities), tuple(file.stamp for file in files))
         if self._known is None or self._known[0] != state:
             self._known = state, self._describe(model, context)
         return self._known[1]
@@ -129,6 +131,7 @@ class Identity:
             "adapters": tuple((_digest(self._adapter(each)), scale) for each, scale in context.adapters if scale),
             "control": context.control,
             "variant": self._variant,
+            "mode": self.mode,
         }
         if self._strict:
             components["placement"] = sorted((model.pointers | context.pointers) & {"tensor_split"})

@@ -13,6 +13,7 @@ from llama_cpp import llama_cpp as _c
 
 from lmstash.adapters.llama_cpp import watching
 from lmstash.adapters.llama_cpp.caches import BoundCache
+from lmstash.adapters.llama_cpp.exactness import Exactness
 from lmstash.adapters.llama_cpp.identity import Identity
 from lmstash.adapters.llama_cpp.state import LlamaState
 from lmstash.errors import UnsupportedModelError
@@ -30,6 +31,10 @@ class Sequences:
     _origin: bytes | None
     _edits: int
     _identity: Identity
+    _exactness: Exactness | None
+    """In exact mode: the batches of a fresh run."""
+    _exact: int
+    """Tokens from the start on whose rows are as in any run."""
     _eval_seconds: float
     _eval_tokens: int
 
@@ -38,6 +43,7 @@ class Sequences:
         self._followed = 0 if from_start else -1
         self._origin = None
         self._edits = -1
+        self._exactness, self._exact = None, 0
         self._eval_seconds, self._eval_tokens = 0.0, 0
 
     def set_cache(self, cache: Any) -> None:
@@ -56,6 +62,10 @@ class Sequences:
                 self._eval(tokens[done : stop - before])
                 done = stop - before
                 here.cache[ids[:stop]] = self.save_state()
+        if self._exactness is not None:
+            for cut in self._exactness.parts(here.n_tokens, len(tokens) - done):
+                self._eval(tokens[done : done + cut])
+                done += cut
         self._eval(tokens[done:] if done else tokens)
 
     def _eval(self, tokens: Sequence[int]) -> None:
@@ -63,6 +73,8 @@ class Sequences:
         before = here.n_tokens
         if before == 0:
             self._start()
+        exact = before if before <= self._exact else -1
+        self._exact = min(self._exact, before)
         known = 0 <= before <= self._followed and self._is_undisturbed()
         if before != self._followed and known and before and not self._can_trim():
             known = False  # what llama.cpp left of a window or a recurrent state is not that of the tokens before
@@ -73,6 +85,8 @@ class Sequences:
         self._eval_tokens += len(tokens)
         if known:
             self._followed = here.n_tokens
+        if self._exactness is not None and exact == before:
+            self._exact = self._exactness.reached(before, len(tokens))
 
     def save_state(self) -> LlamaState:
         """Return the state of the sequence: see `llama_cpp.Llama.save_state`. Costs one copy of its bytes.
@@ -132,6 +146,7 @@ class Sequences:
         self._start()
         origin = state.origin if ours else None
         self._followed = n_tokens if origin is not None and origin == self._origin else -1
+        self._exact = n_tokens if self._followed == n_tokens and state.is_kept else 0
 
     def generate(self, *arguments: Any, **named: Any) -> Generator[int, Sequence[int] | None, None]:
         """Generate tokens: see `llama_cpp.Llama.generate`. What other adapters computed is not continued."""
@@ -141,7 +156,23 @@ class Sequences:
             stale = here.n_tokens <= self._followed and not self._is_undisturbed()
             if stale or not (self._can_trim() or self.is_begun_by(tokens)):
                 here.reset()
+            else:
+                self.trim_to_exact(tokens)
         yield from super().generate(*arguments, **named)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def trim_to_exact(self, tokens: Sequence[int]) -> None:
+        """In exact mode, give up what a fresh run of `tokens` would compute in another way."""
+        here: Any = self
+        exactness = self._exactness
+        if exactness is None or not here.n_tokens:
+            return
+        shared = here.longest_token_prefix(here.input_ids[: here.n_tokens].tolist(), list(tokens))
+        keep = exactness.point(min(shared, self._exact), len(tokens))
+        if keep < here.n_tokens:
+            if keep and here._ctx.kv_cache_seq_rm(-1, keep, -1):
+                here.n_tokens, here._requires_eval = keep, True
+            else:
+                here.reset()
 
     def is_begun_by(self, tokens: Sequence[int]) -> bool:
         """Whether what is in the context is a beginning of `tokens`, with at least one left to evaluate."""
@@ -155,6 +186,21 @@ class Sequences:
             return not self._identity.memory().has_rest
         except UnsupportedModelError:
             return True
+
+    def be_exact(self, exact: bool) -> None:
+        """Continue prompts only where every bit is as in a fresh run, and keep only what is so; or do not care."""
+        here: Any = self
+        here._exactness = Exactness.of(self._identity.context.settings, here.n_batch) if exact else None
+        self._identity.mode = "exact" if exact else None
+        self._exact = 0
+
+    def exact_tokens(self) -> int | None:
+        """Return how many tokens of the context are as in any run; None when nobody cares."""
+        return None if self._exactness is None else min(self._exact, self._followed)
+
+    def exact_point(self, most: int, n_tokens: int) -> int:
+        """Return where a prompt of `n_tokens` may be continued, at most at `most`."""
+        return most if self._exactness is None else self._exactness.point(most, n_tokens)
 
     # --- who computed what is in the context ----------------------------------------------------------------------
 

@@ -159,7 +159,7 @@ class States:
             return None
         return Loaded(blob, found.n_tokens if self.memory.n_parts else n_tokens, found.compute_seconds)
 
-    def put(self, ids: TokenIds, blob: object, *, seconds_per_token: float = 0.0) -> int:
+    def put(self, ids: TokenIds, blob: object, *, seconds_per_token: float = 0.0, at_most: int | None = None) -> int:
         """Keep the state of a sequence: what of it is not kept yet. Returns how many entries were written.
 
         Costs a copy of the new bytes, and writing them.
@@ -168,6 +168,7 @@ class States:
             ids: The tokens of the sequence, all that the state holds.
             blob: The whole form (`llama_state_get_data`).
             seconds_per_token: What a token took to compute.
+            at_most: Keep only so many tokens from the start on; nothing of a model whose state cannot be cut.
 
         Raises:
             InvalidArgumentError: As `tokens.token_bytes`.
@@ -181,6 +182,10 @@ class States:
             return self._not_kept(path.first_key, str(error))
         if self.memory.n_parts and state.n_tokens != path.n_tokens:
             return self._not_kept(path.first_key, f"it holds {state.n_tokens} tokens, not {path.n_tokens}")
+        if at_most is not None and at_most < path.n_tokens:
+            if at_most <= 0 or self.memory.has_rest:
+                return 0
+            path = path.first(at_most)
         facts = Facts(self._name, self._private, self._ttl_seconds, seconds_per_token)
         match = self._finder.match(path)
         touch: Callable[[list[bytes]], None] | None = getattr(self.store, "touch_many", None)

@@ -78,6 +78,12 @@ class Path:
         """Tokens of the prompt."""
         return len(self.data) // TOKEN_BYTES
 
+    def first(self, n_tokens: int) -> Path:
+        """Return the names of the first tokens alone."""
+        n_blocks = n_tokens // BLOCK_TOKENS
+        data = self.data[: n_tokens * TOKEN_BYTES]
+        return Path(self.names, data, self.chain[: n_blocks + 1], self.blocks[:n_blocks])
+
     @property
     def first_key(self) -> bytes:
         """Return a key that stands for the prompt in events."""
