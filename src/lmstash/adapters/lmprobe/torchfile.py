@@ -1,18 +1,19 @@
 """Reads a single plain tensor out of a `.pt` file without unpickling anything.
 
 A `.pt` file of torch >= 1.6 is a zip archive: `data.pkl` describes the tensor, `data/<n>` holds the storage's bytes.
-`pickletools.genops` only splits `data.pkl` into opcodes; the few that `torch.save(tensor)` writes are followed here by
-hand, and everything else is refused. No name in the file is ever imported or called; torch's own loader is not used.
+`lmstash.codecs.foreign_pickle` follows the opcodes of `data.pkl`; whatever does not describe one plain tensor is
+refused. No name in the file is ever imported or called; torch's own loader is not used.
 """
 
 from __future__ import annotations
 
 import errno
-import pickletools
 import zipfile
+from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from lmstash.codecs.foreign_pickle import Made, Name, Referred, follow
 from lmstash.errors import CorruptEntryError
 
 if TYPE_CHECKING:
@@ -33,16 +34,8 @@ _DTYPES = {
     "ByteStorage": "uint8",
     "BoolStorage": "bool",
 }
-_REBUILD = ("torch._utils", "_rebuild_tensor_v2")
-_ORDERED_DICT = ("collections", "OrderedDict")
-_CONSTANTS: dict[str, Any] = {"NEWFALSE": False, "NEWTRUE": True, "NONE": None}
-
-
-class _Name(NamedTuple):
-    """A global that the description mentions; never imported."""
-
-    module: str
-    name: str
+_REBUILD = Name("torch._utils", "_rebuild_tensor_v2")
+_NAMES = frozenset({_REBUILD, Name("collections", "OrderedDict"), *(Name("torch", kind) for kind in _DTYPES)})
 
 
 class _Storage(NamedTuple):
@@ -72,7 +65,7 @@ def read_torch_tensor(path: Path) -> Tensor:
     try:
         with zipfile.ZipFile(path) as archive:
             members = {info.filename.partition("/")[2]: info for info in archive.infolist()}
-            plan = _follow(_read(archive, members, "data.pkl", MAX_DESCRIPTION_BYTES))
+            plan = _describe(_read(archive, members, "data.pkl", MAX_DESCRIPTION_BYTES))
             if "byteorder" in members and _read(archive, members, "byteorder", 16) != b"little":
                 raise CorruptEntryError("its numbers are big-endian; convert it with torch.load and torch.save")
             raw = _read(archive, members, f"data/{plan.storage.member}", None)
@@ -83,7 +76,7 @@ def read_torch_tensor(path: Path) -> Tensor:
     except zipfile.BadZipFile as error:
         raise CorruptEntryError(f"{path} is damaged, or older than torch 1.6: {error}") from error
     except CorruptEntryError as error:
-        raise CorruptEntryError(f"{path}: {error}") from error
+        raise CorruptEntryError(f"{path} is not a plain tensor file: {error}") from error
     except (ValueError, OverflowError, NotImplementedError, RuntimeError, EOFError) as error:
         raise CorruptEntryError(f"{path} is not a plain tensor file: {error}") from error
     return _build(path, plan, bytearray(raw))
@@ -113,65 +106,20 @@ def _build(path: Path, plan: _Plan, raw: bytearray) -> Tensor:
     return flat.as_strided(plan.shape, plan.strides, plan.offset).clone(memory_format=torch.contiguous_format)
 
 
-def _follow(description: bytes) -> _Plan:
-    """Return what the opcodes of `description` describe, or refuse."""
-    stack: list[Any] = []
-    marks: list[int] = []
-    memo: dict[int, Any] = {}
-    try:
-        for opcode, argument, _ in pickletools.genops(description):
-            name = opcode.name
-            if name in ("PROTO", "FRAME"):
-                continue
-            if name == "STOP":
-                break
-            if name == "GLOBAL":
-                stack.append(_Name(*str(argument).split(" ", 1)))
-            elif name in ("BINUNICODE", "SHORT_BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1"):
-                stack.append(argument)
-            elif name in _CONSTANTS:
-                stack.append(_CONSTANTS[name])
-            elif name in ("BINPUT", "LONG_BINPUT"):
-                memo[int(argument)] = stack[-1]  # pyright: ignore[reportArgumentType]
-            elif name in ("BINGET", "LONG_BINGET"):
-                stack.append(memo[int(argument)])  # pyright: ignore[reportArgumentType]
-            elif name == "MARK":
-                marks.append(len(stack))
-            elif name == "EMPTY_TUPLE":
-                stack.append(())
-            elif name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"):
-                start = marks.pop() if name == "TUPLE" else len(stack) - int(name[-1])
-                if start < 0:
-                    raise CorruptEntryError("its description takes more than it gave")
-                stack[start:] = [tuple(stack[start:])]
-            elif name == "BINPERSID":
-                stack.append(_storage(stack.pop()))
-            elif name == "REDUCE":
-                arguments = stack.pop()
-                stack.append(_reduce(stack.pop(), arguments))
-            else:
-                raise CorruptEntryError(f"its description uses {name}, which a plain tensor does not need")
-    except (IndexError, KeyError, TypeError) as error:
-        raise CorruptEntryError(f"its description makes no sense: {error!r}") from error
-    if len(stack) != 1 or not isinstance(stack[0], _Plan):
-        raise CorruptEntryError("it holds something other than one plain tensor")
-    return stack[0]
-
-
-def _storage(described: Any) -> _Storage:
-    match described:
-        case ("storage", _Name("torch", kind), str(member), str(), int(n_items)) if kind in _DTYPES and n_items >= 0:
-            return _Storage(_DTYPES[kind], member, n_items)
-    raise CorruptEntryError(f"it refers to an unknown storage {described!r}")
-
-
-def _reduce(function: Any, arguments: Any) -> Any:
-    if function == _ORDERED_DICT and arguments == ():
-        return ()
-    if function == _REBUILD and isinstance(arguments, tuple) and len(arguments) == 6:
-        storage, offset, shape, strides = arguments[:4]
-        if isinstance(storage, _Storage) and isinstance(shape, tuple) and isinstance(strides, tuple):
+def _describe(description: bytes) -> _Plan:
+    """Return what `data.pkl` describes, if it is one plain tensor."""
+    match follow(BytesIO(description), len(description), names=_NAMES):
+        case Made(function, (Referred() as stored, offset, tuple() as shape, tuple() as strides, _, _), None) if (
+            function == _REBUILD and len(shape) == len(strides)
+        ):
             numbers = (offset, *shape, *strides)
-            if len(shape) == len(strides) and all(isinstance(n, int) and 0 <= n < 2**48 for n in numbers):
-                return _Plan(storage, offset, shape, strides)
-    raise CorruptEntryError(f"it would call {function!r}, which a plain tensor does not need")
+            if all(type(number) is int and 0 <= number < 2**48 for number in numbers):
+                return _Plan(_storage(stored), offset, shape, strides)
+    raise CorruptEntryError("it holds something other than one plain tensor")
+
+
+def _storage(stored: Referred) -> _Storage:
+    match stored.id:
+        case ("storage", Name("torch", kind), str(member), str(), int(n_items)) if kind in _DTYPES and n_items >= 0:
+            return _Storage(_DTYPES[kind], member, n_items)
+    raise CorruptEntryError("it refers to an unknown kind of storage")
