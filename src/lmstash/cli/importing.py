@@ -4,39 +4,101 @@
 taken is marked unverified and not served until you vouch for the model (--declare), or until a program computes a
 sample again and it agrees (`lmstash.adapters.lmprobe.import_cache(..., verify_sample=5)`).
 
-Exit code 1 when a file or tensor could not be taken.
+`llama-cpp`: the folder of a `LlamaDiskCache` of llama-cpp-python, which may be in use. Nothing is unpickled. Its
+entries do not say which model computed them: without --model they are counted only. With --model FILE.gguf, and
+--setting for each setting of that time that was not the default, the model computes a part of each entry again, and
+those that are equal are taken. --declare takes your word for it instead.
+
+Exit code 1 when something could not be taken.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
+from typing import Any
 
 from lmstash.cli.output import print_json
 from lmstash.cli.place import open_named
-from lmstash.errors import NotFoundError
+from lmstash.errors import InvalidArgumentError, NotFoundError
 
-SOURCES = ("lmprobe",)
+SOURCES = ("lmprobe", "llama-cpp")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what is taken over from where."""
     parser.add_argument("source", choices=SOURCES, help="whose cache it is")
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="the folder of that cache")
-    parser.add_argument("--model", metavar="NAME", help="take only this model (also names a folder that does not)")
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help="lmprobe: take only this model (also names a folder that does not); llama-cpp: the GGUF file",
+    )
     parser.add_argument("--declare", action="store_true", help="vouch that the model of --model computed the values")
+    parser.add_argument(
+        "--setting",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="llama-cpp: an argument that Llama was given, for instance flash_attn=true (repeatable)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Import, and print what was taken."""
     if not arguments.folder.is_dir():
-        raise NotFoundError(f"{arguments.folder} is not a folder. Name the folder that lmprobe caches in.")
+        raise NotFoundError(f"{arguments.folder} is not a folder. Name the folder that {arguments.source} caches in.")
+    if arguments.source == "llama-cpp":
+        return _llama_cpp(arguments)
+    if arguments.setting:
+        raise InvalidArgumentError("--setting is for llama-cpp")
     from lmstash.adapters.lmprobe import import_cache
 
     with open_named(arguments, write=True, make=True) as stash:
         report = import_cache(arguments.folder, stash, model=arguments.model, declare=arguments.declare)
+    _print(arguments, report)
+    return 1 if report.problems or any(each.dropped for each in report.models) else 0
+
+
+def _llama_cpp(arguments: argparse.Namespace) -> int:
+    from lmstash.adapters.llama_cpp import import_disk_cache
+
+    if arguments.model is None:
+        if arguments.declare or arguments.setting:
+            raise InvalidArgumentError("--declare and --setting need --model FILE.gguf: the model that they are about")
+        report = import_disk_cache(arguments.folder)
+    else:
+        settings: dict[str, Any] = {"verbose": False} | dict(_setting(each) for each in arguments.setting)
+        if not Path(arguments.model).is_file():
+            raise NotFoundError(f"{arguments.model} is not a file. Name the GGUF file that computed the entries.")
+        from lmstash.adapters.llama_cpp import Llama
+
+        with open_named(arguments, write=True, make=True) as stash:
+            try:
+                llm = Llama(model_path=arguments.model, **settings)
+            except (TypeError, ValueError) as error:
+                raise InvalidArgumentError(f"{arguments.model} cannot be loaded so: {error}") from error
+            try:
+                report = import_disk_cache(arguments.folder, stash, llm=llm, verify=not arguments.declare)
+            finally:
+                llm.close()
+    _print(arguments, report)
+    return 1 if report.problems else 0
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    name, given, value = text.partition("=")
+    if not given or not name.isidentifier():
+        raise InvalidArgumentError(f"--setting is NAME=VALUE, for instance flash_attn=true, not {text!r}")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _print(arguments: argparse.Namespace, report: Any) -> None:
     if arguments.json:
         print_json("import", source=arguments.source, report=report.as_dict())
     else:
         print(report)
-    return 1 if report.problems or any(each.dropped for each in report.models) else 0

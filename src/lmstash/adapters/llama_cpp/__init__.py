@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         LlamaRAMCache,
         LlamaStashCache,
     )
+    from lmstash.adapters.llama_cpp.importing import import_disk_cache
     from lmstash.adapters.llama_cpp.llama import Llama, bind
     from lmstash.adapters.llama_cpp.state import LlamaState
 
@@ -37,6 +38,7 @@ _WHERE = {
     "LlamaDiskCache": "caches",
     "LlamaRAMCache": "caches",
     "LlamaStashCache": "caches",
+    "import_disk_cache": "importing",
 }
 
 __all__ = [
@@ -50,6 +52,7 @@ __all__ = [
     "LlamaState",
     "attach",
     "bind",
+    "import_disk_cache",
 ]
 
 
