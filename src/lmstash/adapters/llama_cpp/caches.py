@@ -145,7 +145,7 @@ class BoundCache(BaseLlamaCache):
             return loaded
 
         ids = np.full(len(llm.input_ids), -1, np.intc)
-        ids[:n_tokens] = key[:n_tokens]
+        ids[:n_tokens] = np.frombuffer(match.path.data, "<u4", n_tokens)
         shape = (min(n_tokens, llm.scores.shape[0]), llm.scores.shape[1])
         origin = states.fingerprint.digest
         return LlamaState(ids, None, n_tokens, None, 0, llm._seed, origin=origin, shape=shape, read=read)

@@ -193,6 +193,11 @@ _LIBRARIES = _loaded_libraries()
 """As they are when llama.cpp is loaded: a package may be upgraded while a program runs."""
 
 
+def library_files() -> list[str]:
+    """Return the paths of llama.cpp's own libraries."""
+    return [file.path for file in _LIBRARIES]
+
+
 def _library() -> tuple[Any, ...]:
     """Return llama-cpp-python's version, and the digests of llama.cpp's own libraries; read once."""
     global _known_library

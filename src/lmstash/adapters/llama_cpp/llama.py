@@ -14,9 +14,11 @@ from llama_cpp import llama_cpp as _c
 from lmstash.adapters.llama_cpp import watching
 from lmstash.adapters.llama_cpp.caches import BoundCache
 from lmstash.adapters.llama_cpp.exactness import Exactness
-from lmstash.adapters.llama_cpp.identity import Identity
+from lmstash.adapters.llama_cpp.identity import Identity, library_files
 from lmstash.adapters.llama_cpp.state import LlamaState
+from lmstash.caches.states.buffers import buffer
 from lmstash.errors import UnsupportedModelError
+from lmstash.identity.files import read_ahead
 
 
 class Sequences:
@@ -97,7 +99,7 @@ class Sequences:
         here: Any = self
         context = here._ctx.ctx
         size = _c.llama_state_get_size(context)
-        blob = np.empty(size, np.uint8)
+        blob = buffer(size)
         written = _c.llama_state_get_data(context, _pointer(blob), size)
         if not 0 < written <= size:
             raise RuntimeError("Failed to copy llama state data")
@@ -253,7 +255,7 @@ class Sequences:
         here: Any = self
         context = here._ctx.ctx
         size = _c.llama_state_get_size(context)
-        blob = np.empty(size, np.uint8)
+        blob = buffer(size)
         written = _c.llama_state_get_data(context, _pointer(blob), size)
         return blob[:written] if written else None
 
@@ -273,6 +275,10 @@ class Llama(Sequences, llama_cpp.Llama):
             **named: As there.
         """
         self._follow(Identity(self, strict_numerics=strict_numerics, variant=variant), from_start=True)
+        path = arguments[0] if arguments else named.get("model_path")
+        if isinstance(path, str):
+            # Beside llama.cpp, which reads it too: a cache will soon ask whose states these are.
+            read_ahead([path, *library_files()])
         super().__init__(*arguments, **named)
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lmstash.caches.states.buffers import buffer
 from lmstash.caches.states.layout import (
     CHANNELS_HEADER,
     EXT_BYTES,
@@ -140,7 +141,7 @@ def build(layout: Layout, spans: Sequence[Span], *, rest: object = b"", sequence
     for part in layout.parts:
         starts.append(at + 8)
         at += _part_bytes(part, layout, n_tokens)
-    out = np.empty(at + tail.nbytes, np.uint8)
+    out = buffer(at + tail.nbytes)
     out[: len(head)] = np.frombuffer(head, np.uint8)
     out[at:] = tail
     if not n_tokens:

@@ -129,6 +129,7 @@ class States:
                     events.partial_hit(self.names.namespace, path.first_key, loaded.n_tokens, path.n_tokens)
                 return loaded
             reason = MissReason.DAMAGED
+            self._finder.known.forget()
             match = self._finder.match(path)
             limit -= self.memory.has_rest
         events.miss(self.names.namespace, path.first_key, reason)
@@ -200,7 +201,7 @@ class States:
         known, before = self._finder.known, self._finder.known.state
         kept = self.store.put_many(writes)
         if kept == len(writes):
-            known.add([write.key for write in writes if write.n_tokens], before)
+            known.add(path, [write.key for write in writes if write.n_tokens], before)
         return kept
 
     def _writes(self, match: Match, state: State, facts: Facts) -> list[Write]:

@@ -54,64 +54,106 @@ class Found:
     """Tell whether what was read is undamaged."""
 
 
+@dataclass(slots=True)
+class _Remembered:
+    """What is certainly kept while the store counts so many removals."""
+
+    removals: int
+    ids: set[bytes] = field(default_factory=set[bytes])
+    """Chain ids of whole blocks."""
+    keys: set[bytes] = field(default_factory=set[bytes])
+    """Of other pieces."""
+    pointers: dict[bytes, Piece] = field(default_factory=dict[bytes, Piece])
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it takes too much room."""
+        return len(self.ids) + len(self.keys) >= _MOST_KNOWN or len(self.pointers) >= _MOST_POINTERS
+
+
 class Known:
     """Asks a store what it keeps, and remembers what is there until something is removed or replaced.
 
     Only a store that counts removals by every process (`removals()`) is remembered of; any other is asked each time.
-    What has expired meanwhile is found to be gone when it is read. Threads may share it.
+    What has expired meanwhile is found to be gone when it is read: then call `forget`. Threads may share it.
     """
 
     def __init__(self, store: Store) -> None:
         """Take the store."""
         self._store = store
         self._removals: Callable[[], int] | None = getattr(store, "removals", None)
-        self._state = -1
-        self._keys: set[bytes] = set()
-        self._pointers: dict[bytes, Piece] = {}
+        self._remembered = _Remembered(-1)
 
-    def there(self, keys: Sequence[bytes]) -> list[bool]:
-        """Return which keys are kept."""
+    def blocks(self, path: Path) -> int:
+        """Return how many whole blocks of a prompt are kept, from the first on."""
+        known, chain = self._fresh(), path.chain
+        n, total = 0, len(chain) - 1
+        if known is not None:
+            ids = known.ids
+            while n < total and chain[n + 1] in ids:
+                n += 1
+        while n < total:
+            window = path.blocks[n : n + max(_FIRST_WINDOW, n * _GROWTH)]
+            there = self._store.contains_many(window)
+            more = there.index(False) if False in there else len(window)
+            if known is not None:
+                known.ids.update(chain[n + 1 : n + 1 + more])
+            n += more
+            if more < len(window):
+                break
+        return n
+
+    def remembers(self, key: bytes) -> bool:
+        """Return whether a key is known to be kept, without asking for it."""
         known = self._fresh()
-        if known is None:
-            return self._store.contains_many(keys)
-        unknown = [key for key in keys if key not in known]
-        if not unknown:
-            return [True] * len(keys)
-        found = {key for key, kept in zip(unknown, self._store.contains_many(unknown), strict=True) if kept}
-        if len(known) + len(found) <= _MOST_KNOWN:
-            known |= found
-        return [key in known or key in found for key in keys]
+        return known is not None and key in known.keys
 
-    def add(self, keys: Sequence[bytes], state: int) -> None:
-        """Note that keys were put, if nothing was removed or replaced since `state`."""
-        if self._fresh() is not None and state == self._state:
-            self._keys.update(keys)
+    def is_there(self, key: bytes) -> bool:
+        """Return whether something is kept under a key."""
+        known = self._fresh()
+        if known is not None and key in known.keys:
+            return True
+        there = self._store.contains_many([key])[0]
+        if there and known is not None:
+            known.keys.add(key)
+        return there
+
+    def add(self, path: Path, keys: Sequence[bytes], state: int) -> None:
+        """Note that all blocks of a prompt and these keys are kept, if nothing was removed since `state`."""
+        known = self._fresh()
+        if known is not None and state == known.removals:
+            known.ids.update(path.chain[1:])
+            known.keys.update(keys)
+
+    def forget(self) -> None:
+        """Ask the store again: something that was there is gone."""
+        self._remembered = _Remembered(-1)
 
     @property
     def state(self) -> int:
         """A number that changes when something is removed or replaced."""
-        self._fresh()
-        return self._state
+        known = self._fresh()
+        return -1 if known is None else known.removals
 
     def pointer(self, key: bytes, parent: bytes) -> Piece | None:
         """Return the pointer kept under a key, if it is one."""
         known = self._fresh()
-        piece = self._pointers.get(key) if known is not None else None
+        piece = known.pointers.get(key) if known is not None else None
         if piece is None:
             entry = self._store.fetch_many([key])[0]
             piece = None if entry is None else decode_piece(entry, key, parent)
-            if known is not None and piece is not None and len(self._pointers) < _MOST_POINTERS:
-                self._pointers[key] = piece
+            if known is not None and piece is not None:
+                known.pointers[key] = piece
         return piece if piece is not None and piece.layout is None and piece.parent == parent else None
 
-    def _fresh(self) -> set[bytes] | None:
-        """Return the keys that are certainly kept; None when that cannot be known without asking."""
+    def _fresh(self) -> _Remembered | None:
+        """Return what is certainly kept; None when that cannot be known without asking."""
         if self._removals is None:
             return None
-        state = self._removals()
-        if state != self._state or len(self._keys) >= _MOST_KNOWN or len(self._pointers) >= _MOST_POINTERS:
-            self._keys, self._pointers, self._state = set(), {}, state
-        return self._keys
+        removals, known = self._removals(), self._remembered
+        if removals != known.removals or known.is_full:
+            known = self._remembered = _Remembered(removals)
+        return known
 
 
 class Finder:
@@ -129,29 +171,24 @@ class Finder:
 
         Costs some microseconds for each block the first time and less afterwards, and reads a pointer.
         """
-        blocks = path.blocks
-        n_blocks = 0
-        while n_blocks < len(blocks):
-            window = blocks[n_blocks : n_blocks + max(_FIRST_WINDOW, n_blocks * _GROWTH)]
-            there = self.known.there(window)
-            if False in there:
-                n_blocks += there.index(False)
-                break
-            n_blocks += len(window)
+        n_blocks = self.known.blocks(path)
         tokens = path.tokens(n_blocks)
         if not tokens:
             return Match(path, n_blocks)
+        tail = path.tail(n_blocks) if len(tokens) < BLOCK_BYTES else b""
+        whole = Match(path, n_blocks, len(tokens) // TOKEN_BYTES, tail, len(POINTED))
+        if tail and self.known.remembers(tail):
+            return whole
         pointers = path.pointers(n_blocks)
-        asked = [*pointers, path.tail(n_blocks)] if len(tokens) < BLOCK_BYTES else pointers
-        there = self._store.contains_many(asked)
-        if len(asked) > len(pointers) and there.pop():
-            return Match(path, n_blocks, len(tokens) // TOKEN_BYTES, asked[-1], len(POINTED))
+        there = self._store.contains_many([*pointers, tail] if tail else pointers)
+        if tail and there.pop():
+            return whole
         # What the longest pointer names is at most 15 tokens shorter than the best.
         for number in range(len(pointers) - 1, -1, -1):
             if there[number]:
                 piece = self.known.pointer(pointers[number], path.parent(n_blocks))
                 common = 0 if piece is None else piece.common(path.chain[n_blocks], tokens)
-                if piece is not None and common >= POINTED[number] and all(self.known.there([piece.base])):
+                if piece is not None and common >= POINTED[number] and self.known.is_there(piece.base):
                     return Match(path, n_blocks, common, piece.base, number + 1)
         return Match(path, n_blocks)
 
