@@ -26,10 +26,10 @@ RESULTS = ROOT / "benchmarks/results"
 MIB = 2**20
 
 
-def arguments(description: str | None, *, takes_model: bool = False) -> argparse.Namespace:
+def arguments(description: str | None, *, takes_model: bool = False, parts: Sequence[str] = ()) -> argparse.Namespace:
     """Read what every script takes: `--quick`, `--rounds`, `--dir`, and `--worker` (for its own child processes).
 
-    `takes_model`: `--model`, too.
+    `takes_model`: `--model`, too. `parts`: `--part NAME` chooses one of them.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tenth of the work: shows that it runs, proves little")
@@ -38,6 +38,8 @@ def arguments(description: str | None, *, takes_model: bool = False) -> argparse
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     if takes_model:
         parser.add_argument("--model", type=Path, help="folder of a transformers model (default: one made here)")
+    if parts:
+        parser.add_argument("--part", choices=parts, help="measure this part only (default: all)")
     return parser.parse_args()
 
 
