@@ -104,8 +104,8 @@ def per_call(call: Callable[[Any], Any], keys: Sequence[Any], after: Callable[[A
 def lookups(report: Report, scratch: Scratch, rounds: int, *, quick: bool) -> None:
     import llama_cpp
     import numpy as np
-    from llama_work import PREFIX, load, small_state
     from llama_cpp.llama import LlamaState as TheirState
+    from llama_work import PREFIX, load, small_state
 
     from lmstash.adapters.llama_cpp import LlamaDiskCache, LlamaRAMCache
 
@@ -113,7 +113,7 @@ def lookups(report: Report, scratch: Scratch, rounds: int, *, quick: bool) -> No
     draw = random.Random(0)
     shared = [draw.randrange(100, 40_000) for _ in range(PREFIX // 2)]
     sizes = (10, 100) if quick else (10, 100, 1000)
-    keys = [tuple([*shared, *(draw.randrange(100, 40_000) for _ in range(PREFIX // 2))]) for _ in range(sizes[-1])]
+    keys = [(*shared, *(draw.randrange(100, 40_000) for _ in range(PREFIX // 2))) for _ in range(sizes[-1])]
     strangers = [tuple(draw.randrange(41_000, 49_000) for _ in range(PREFIX)) for _ in range(30)]
     tiny = small_state(8, 0)
     rows, found = [], {}
@@ -157,8 +157,7 @@ def lookups(report: Report, scratch: Scratch, rounds: int, *, quick: bool) -> No
                 again = per_call(cache.__getitem__, asked, after)
                 nothing = per_call(cache.__getitem__, strangers)
             found[name, size] = [statistics.median(again), "", statistics.median(nothing)]
-        for name in (*ours, *theirs):
-            rows.append([f"{name}, {size:,}", *found[name, size]])
+        rows += [[f"{name}, {size:,}", *found[name, size]] for name in (*ours, *theirs)]
     columns = ["cache, entries", "again, CPU ms", "first, CPU ms", "nothing, CPU ms"]
     report.table(f"One look-up among sequences of {PREFIX:,} tokens, median", columns, rows)
     least, most = sizes[0], sizes[-1]
@@ -274,7 +273,7 @@ def nothing(report: Report, scratch: Scratch, rounds: int, n_tokens: int, *, cha
     words = Words(models["theirs"])
     held = caches(scratch)
     inside: dict[str, list[float]] = {}
-    turn = 0
+    turn, warming = 0, Timing()
 
     def run(name: str) -> Callable[[Timing], None]:
         llm = models["ours" if is_ours(name) else "theirs"]
@@ -282,7 +281,7 @@ def nothing(report: Report, scratch: Scratch, rounds: int, n_tokens: int, *, cha
         def complete(timing: Timing) -> None:
             nonlocal turn
             turn = len(timing.wall)
-            ids = words.unrelated(100 + turn, n_tokens, chat=chat)
+            ids = words.unrelated(100 if timing is warming else 101 + turn, n_tokens, chat=chat)
             forget(llm)
             if name not in held:
                 with timing.measure(touch_bytes=TOUCH_BYTES):
@@ -290,13 +289,13 @@ def nothing(report: Report, scratch: Scratch, rounds: int, n_tokens: int, *, cha
                 return
             with split(llm, held[name]) as spent, timing.measure(touch_bytes=TOUCH_BYTES):
                 say(llm, ids, NEW)
-            inside.setdefault(name, []).append(spent.total)
+            inside.setdefault(name, []).append(sum(spent.seconds.values()))
 
         return complete
 
-    for name in held:  # something is kept, and code is loaded
-        run(name)(Timing())
-        inside.clear()
+    for name in ("no cache", *held):  # something is kept, and code is loaded
+        run(name)(warming)
+    inside.clear()
     timings = interleave({name: run(name) for name in ("no cache", *held)}, rounds)
     plain = timings["no cache"]
     rows = []
@@ -403,9 +402,8 @@ def users(report: Report, scratch: Scratch, count: int) -> None:
 
 
 def start(task: dict[str, Any]) -> dict[str, Any]:
-    """In a new process: complete once, then again after an unrelated prompt."""
-    import llama_cpp
-    from llama_work import Words, load, say
+    """In a new process: complete once, then twice more after unrelated prompts; what each took, and where."""
+    from llama_work import Split, Words, load, say
 
     kind = "ours" if is_ours(task["name"]) else "theirs"
     llm = load(kind, flash_attn=task["flash"])
@@ -417,46 +415,56 @@ def start(task: dict[str, Any]) -> dict[str, Any]:
         from lmstash.adapters.llama_cpp import LlamaDiskCache
     else:
         from llama_cpp import LlamaDiskCache
-    taken = []
+    taken: list[dict[str, float]] = []
     cache: Any = None
     for number in range(3):
-        timing = Timing()
+        timing, opened, identity = Timing(), 0.0, 0.0
+        spent: Split | None = None
         with timing.measure(touch_bytes=TOUCH_BYTES):
-            if cache is None and task["name"] != "live":
-                cache = LlamaDiskCache(task["folder"])
+            if task["name"] != "no cache":
+                if cache is None:
+                    started = time.perf_counter()
+                    cache = LlamaDiskCache(task["folder"])
+                    opened = time.perf_counter() - started
+                    if kind == "ours":  # asked here, and known when the look-up asks: it is timed alone
+                        started = time.perf_counter()
+                        llm.identity_now()
+                        identity = time.perf_counter() - started
                 llm.set_cache(cache)
-            say(llm, system + words.question(10 * task["turn"] + number), NEW)
-        taken.append(timing.wall[0])
-        llm.set_cache(None)
+                spent = Split(llm, llm.cache)
+            prompt = words.question(10 * task["turn"] + number + 100)
+            say(llm, system + prompt if task["name"] != "no cache" else prompt, NEW)
+        parts = {"open": opened, "identity": identity} | (spent.seconds if spent is not None else {})
+        taken.append({"all": timing.wall[0], **parts})
+        if spent is not None:
+            spent.stop()
         say(llm, words.unrelated(number, 64), 1)
-        llm.set_cache(cache)
-    return {"taken": taken, "version": llama_cpp.__version__}
+    return {"taken": taken}
 
 
 def restart(report: Report, scratch: Scratch, rounds: int, *, flash: bool) -> None:
     rows = []
-    for name in ("lmstash, disk", "llama-cpp-python, disk"):
+    on = "on" if flash else "off"
+    for name in ("lmstash, disk", "llama-cpp-python, disk", "no cache"):
         task = {"what": "start", "name": name, "flash": flash, "folder": str(scratch.fresh("restart"))}
         in_new_process({**task, "turn": 99, "dropped": False})  # keeps the prefix
-        for dropped in (False, True):
-            first, warm = [], []
-            for turn in range(rounds):
-                each = in_new_process({**task, "turn": turn + 50 * dropped, "dropped": dropped})["taken"]
-                first.append(each[0])
-                warm.append(statistics.median(each[1:]))
-            rows.append(
-                [
-                    f"{name}, {'pages dropped' if dropped else 'pages there'}",
-                    1000 * statistics.median(first),
-                    1000 * statistics.median(warm),
-                    ratio(first, warm),
-                ]
-            )
+        for dropped in (False, True) if name != "no cache" else (False,):
+            runs = [in_new_process({**task, "turn": turn + 50 * dropped, "dropped": dropped}) for turn in range(rounds)]
+            first = [each["taken"][0]["all"] for each in runs]
+            warm = [statistics.median(one["all"] for one in each["taken"][1:]) for each in runs]
+            where = [
+                1000 * statistics.median(each["taken"][0].get(what, 0.0) for each in runs)
+                for what in ("open", "identity", "look-up", "load_state", "save_state", "store")
+            ]
+            pages = "" if name == "no cache" else ", pages dropped" if dropped else ", pages there"
+            row = [1000 * statistics.median(first), 1000 * statistics.median(warm), ratio(first, warm)]
+            rows.append([("the question alone, no cache" if name == "no cache" else name) + pages, *row, *where])
             if is_ours(name):
-                what = f"first completion of a new process, flash {'on' if flash else 'off'}{', pages dropped' if dropped else ''}"
+                what = f"first completion of a new process, flash {on}{pages}"
                 report.goal(what, ratio(first, warm), GOAL_RESTART, unit="x")
     columns = ["cache", "first, ms", "later, ms", "first against later, median of rounds"]
-    report.table(f"A restart, flash attention {'on' if flash else 'off'}", columns, rows)
+    columns += ["of the first: open, ms", "identity", "look-up", "load_state", "save_state", "store"]
+    report.table(f"A restart, flash attention {on}", columns, rows)
 
 
 WORK = {"serve": serve, "start": start}
@@ -488,7 +496,7 @@ def main() -> None:
             users(report, scratch, 5 if args.quick else 50)
         for flash in (False, True):
             if "restart" in parts:
-                restart(report, scratch, max(1, rounds // 2), flash=flash)
+                restart(report, scratch, max(1, rounds // 2 - flash), flash=flash)
     report.finish()
 
 

@@ -75,25 +75,25 @@ def forget(llm: Any) -> None:
 
 
 class Split:
-    """Notes what a model spends in its cache: in look-ups, loads, saves and stores. Use it as a cache of the model."""
+    """Notes what a model spends in its cache: in look-ups, loads, saves and stores. It stands in for the cache."""
 
     def __init__(self, llm: Any, cache: Any) -> None:
         """Take a model, and the cache that its `set_cache` made of what was given."""
-        self.cache = cache
         self.seconds: dict[str, float] = {}
-        self._load, self._save = llm.load_state, llm.save_state
-        llm.load_state = lambda state: self._timed("load_state", self._load, state)
-        llm.save_state = lambda: self._timed("save_state", self._save)
+        self._llm, self._cache = llm, cache
+        load, save = llm.load_state, llm.save_state
+        llm.load_state = lambda state: self._timed("load_state", load, state)
+        llm.save_state = lambda: self._timed("save_state", save)
         llm.cache = self
 
     def __bool__(self) -> bool:
         return True
 
     def __getitem__(self, key: Any) -> Any:
-        return self._timed("look-up", self.cache.__getitem__, key)
+        return self._timed("look-up", self._cache.__getitem__, key)
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        self._timed("store", self.cache.__setitem__, key, value)
+        self._timed("store", self._cache.__setitem__, key, value)
 
     def _timed(self, what: str, call: Any, *given: Any) -> Any:
         started = time.perf_counter()
@@ -102,14 +102,10 @@ class Split:
         finally:
             self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - started
 
-    @property
-    def total(self) -> float:
-        """Seconds since the last `start`."""
-        return sum(self.seconds.values())
-
-    def start(self) -> None:
-        """Begin anew."""
-        self.seconds = {}
+    def stop(self) -> None:
+        """Leave the model without a cache."""
+        del self._llm.load_state, self._llm.save_state
+        self._llm.set_cache(None)
 
 
 @contextlib.contextmanager
@@ -120,8 +116,7 @@ def split(llm: Any, cache: Any) -> Iterator[Split]:
     try:
         yield found
     finally:
-        del llm.load_state, llm.save_state
-        llm.set_cache(None)
+        found.stop()
 
 
 def small_state(n_tokens: int, seed: int) -> bytes:
