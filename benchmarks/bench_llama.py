@@ -178,48 +178,68 @@ def lookups(report: Report, scratch: Scratch, rounds: int, *, quick: bool) -> No
 def second(report: Report, scratch: Scratch, rounds: int, *, flash: bool) -> None:
     from llama_work import PREFIX, Words, load, say, split
 
+    import lmstash
+    from lmstash.adapters.llama_cpp import attach
+    from lmstash.store.memory import MemoryStore
+
     # The floor has an object of its own: what it holds from the round before is the shared prefix and another question.
-    models = {kind: load(kind.split(",")[0], flash_attn=flash) for kind in ("ours", "theirs", "theirs, live")}
+    names = ("ours", "theirs", "theirs, live", "ours, attach RAM", "ours, attach disk")
+    models = {kind: load(kind.split(",")[0], flash_attn=flash) for kind in names}
     words = Words(models["theirs"])
     system, turn = words.system(), 0
     texts: dict[str, list[str]] = {}
     parts: dict[str, list[dict[str, float]]] = {}
     held = caches(scratch)
-
-    def prompt() -> list[int]:
-        return system + words.question(100 + turn)
-
-    def live(timing: Timing) -> None:
-        timed("live", models["theirs, live"], timing)
+    stash = lmstash.open(scratch.fresh("attached"), trust_env=False)
 
     def timed(name: str, llm: Any, timing: Timing) -> None:
         with timing.measure(touch_bytes=TOUCH_BYTES):
-            text = say(llm, prompt(), NEW)
+            text = say(llm, system + words.question(100 + turn), NEW)
         texts.setdefault(name, []).append(text)
+
+    def live(timing: Timing) -> None:
+        timed("live", models["theirs, live"], timing)
 
     def cached(name: str) -> Callable[[Timing], None]:
         llm = models["ours" if is_ours(name) else "theirs"]
 
         def run(timing: Timing) -> None:
-            say(llm, words.unrelated(turn, 64), 1)
+            say(llm, words.unrelated(turn, 24), 1)
             with split(llm, held[name]) as spent:
                 timed(name, llm, timing)
             parts.setdefault(name, []).append(spent.seconds)
 
         return run
 
+    def attached(name: str, attachment: Any) -> Callable[[Timing], None]:
+        llm = models[f"ours, {name}"]
+
+        def run(timing: Timing) -> None:
+            with attachment.paused():
+                say(llm, words.unrelated(turn, 24), 1)
+            timed(name, llm, timing)
+            stash.flush()
+
+        return run
+
     fresh = Timing()
     timed("no cache", models["theirs"], fresh)
-    texts["no cache"].clear()  # of another batch, whose last bits differ
     say(models["ours"], system, 1)
     models["theirs, live"].load_state(models["theirs"].save_state())
-    for name, cache in held.items():  # the first completion of each goes on from there
+    for name in names[3:]:
+        models[name].load_state(models["ours"].save_state())
+    for name, cache in held.items():  # the first completion of each goes on from what was just computed
         llm = models["ours" if is_ours(name) else "theirs"]
         llm.set_cache(cache)
         say(llm, system + words.question(999), NEW)
         llm.set_cache(None)
     say(models["theirs, live"], system + words.question(999), NEW)
     contenders: dict[str, Callable[[Timing], None]] = {"live": live} | {name: cached(name) for name in held}
+    for name, where in (("attach RAM", MemoryStore()), ("attach disk", stash)):
+        llm = models[f"ours, {name}"]
+        attachment = attach(llm, where)
+        say(llm, system + words.question(999), NEW)
+        contenders[name] = attached(name, attachment)
 
     def counted(way: Callable[[Timing], None]) -> Callable[[Timing], None]:
         def run(timing: Timing) -> None:
@@ -233,34 +253,28 @@ def second(report: Report, scratch: Scratch, rounds: int, *, flash: bool) -> Non
     floor = timings["live"]
     rows = []
     for name, each in {**timings, "no cache": fresh}.items():
-        split_ms = {
-            what: 1000 * statistics.median(one.get(what, 0.0) for one in parts.get(name, [{}]))
+        if name == "no cache":
+            ratios, same = [each.seconds / floor.seconds, min(each.wall) / min(floor.wall)], ""
+        else:
+            ratios = [ratio(each.wall, floor.wall), min(each.wall) / min(floor.wall)]
+            same = f"{sum(a == b for a, b in zip(texts[name], texts['live'], strict=True))} of {rounds}"
+        where = [
+            1000 * statistics.median(one.get(what, 0.0) for one in parts[name]) if name in parts else ""
             for what in ("look-up", "load_state", "save_state", "store")
-        }
-        same = sum(a == b for a, b in zip(texts[name], texts["live"], strict=False))
-        rows.append(
-            [
-                name,
-                1000 * each.seconds,
-                1000 * min(each.wall),
-                1000 * each.cpu_seconds,
-                ratio(each.wall, floor.wall) if len(each.wall) == len(floor.wall) else each.seconds / floor.seconds,
-                min(each.wall) / min(floor.wall),
-                *(split_ms.values() if name in parts else [""] * 4),
-                f"{same} of {len(each.wall)}" if name != "no cache" else "",
-            ]
-        )
+        ]
+        rows.append([name, 1000 * each.seconds, 1000 * min(each.wall), 1000 * each.cpu_seconds, *ratios, *where, same])
     columns = ["cache", "median, ms", "least, ms", "CPU, ms", "x live, median of rounds", "x live, least"]
     columns += ["look-up, ms", "load_state", "save_state", "store", "text as live"]
-    title = (
-        f"{PREFIX:,} shared tokens and a question after an unrelated prompt, flash attention {'on' if flash else 'off'}"
-    )
-    report.table(title, columns, rows)
-    on = "flash on" if flash else "flash off"
+    on = f"flash attention {'on' if flash else 'off'}"
+    report.table(f"{PREFIX:,} shared tokens and a question after an unrelated prompt, {on}", columns, rows)
     for tier, limit in (("RAM", GOAL_RAM), ("disk", GOAL_DISK)):
-        ours, theirs = timings[f"lmstash, {tier}"], timings[f"llama-cpp-python, {tier}"]
-        report.goal(f"drop-in, {tier}, {on}, against theirs", ratio(ours.wall, theirs.wall), GOAL_THEIRS, unit="x")
-        report.goal(f"drop-in, {tier}, {on}, against live KV", ratio(ours.wall, floor.wall), limit, unit="x")
+        against = ratio(timings[f"attach {tier}"].wall, floor.wall)
+        report.goal(f"attach, {tier}, against live KV, {on}", against, limit, unit="x")
+        against = min(timings[f"attach {tier}"].wall) / min(floor.wall)
+        report.goal("the same, least against least", against, limit, unit="x")
+        against = ratio(timings[f"lmstash, {tier}"].wall, timings[f"llama-cpp-python, {tier}"].wall)
+        report.goal(f"drop-in, {tier}, against theirs, {on}", against, GOAL_THEIRS, unit="x")
+    stash.close()
     close(models, held)
 
 

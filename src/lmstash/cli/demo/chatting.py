@@ -38,9 +38,9 @@ def why_not() -> str | None:
 
 def through_stash(stash: Stash, task: Task, model: Any, tokenizer: Any) -> tuple[Any, dict[str, Any]]:
     """Return the replies' text as bytes `[n_chats, 400]` and what was measured."""
-    from lmstash.adapters.llama_cpp import Llama, LlamaStashCache
+    from lmstash.adapters.llama_cpp import Llama, attach
 
-    replies, measured = _chat(task, Llama, lambda llm: llm.set_cache(LlamaStashCache(stash)))
+    replies, measured = _chat(task, Llama, lambda llm: attach(llm, stash, exact=True))
     stash.flush()
     return replies, measured
 
@@ -52,7 +52,7 @@ def plainly(task: Task, model: Any, tokenizer: Any) -> tuple[Any, dict[str, Any]
     return _chat(task, Llama, lambda llm: None)
 
 
-def _chat(task: Task, kind: Any, prepare: Callable[[Any], None]) -> tuple[Any, dict[str, Any]]:
+def _chat(task: Task, kind: Any, prepare: Callable[[Any], Any]) -> tuple[Any, dict[str, Any]]:
     import numpy as np
 
     from lmstash.cli.demo.model import find_gguf
