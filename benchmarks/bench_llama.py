@@ -205,7 +205,7 @@ def second(report: Report, scratch: Scratch, rounds: int, *, flash: bool) -> Non
 
     fresh = Timing()
     timed("no cache", models["theirs"], fresh)
-    say(models["ours"], system, 1)
+    say(models["ours"], system + words.question(100), NEW)  # the same batches as there
     models["theirs, live"].load_state(models["theirs"].save_state())
     for name in names[3:]:
         models[name].load_state(models["ours"].save_state())

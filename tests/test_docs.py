@@ -1,7 +1,8 @@
 """The documents' examples run: README.md and everything under docs/.
 
 The `python` blocks of one document run one after the other in one namespace, in an empty folder; those that speak of
-`model`, `tokenizer` or `prompts` without making them get SmolLM2-135M and four prompts. In `console` blocks each line
+`model`, `tokenizer` or `prompts` without making them get SmolLM2-135M and four prompts, and those that load `model.gguf`
+find it there. In `console` blocks each line
 `$ lmstash ...` runs and must end with code 0. A block after `<!-- not run: WHY -->` is left out.
 """
 
@@ -61,6 +62,11 @@ def test_python_examples_run(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     namespace: dict[str, Any] = {"__name__": path.stem}
+    if any('"model.gguf"' in block.code for block in blocks):
+        pytest.importorskip("llama_cpp")
+        from lmstash.cli.demo.model import find_gguf
+
+        (tmp_path / "model.gguf").symlink_to(find_gguf())
     if any(GIVEN & free_names(block.code) for block in blocks):
         model, tokenizer = request.getfixturevalue("smollm2")
         namespace |= {"model": model, "tokenizer": tokenizer, "prompts": list(PROMPTS)}
