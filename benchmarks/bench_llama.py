@@ -157,7 +157,7 @@ def lookups(report: Report, scratch: Scratch, rounds: int, *, quick: bool) -> No
 
 
 def second(report: Report, scratch: Scratch, rounds: int, *, flash: bool) -> None:
-    from llama_work import PREFIX, Words, load, say, split
+    from llama_work import PREFIX, Split, Words, load, say, split
 
     import lmstash
     from lmstash.adapters.llama_cpp import attach
@@ -195,10 +195,14 @@ def second(report: Report, scratch: Scratch, rounds: int, *, flash: bool) -> Non
     def attached(name: str, attachment: Any) -> Callable[[Timing], None]:
         llm = models[f"ours, {name}"]
 
+        spent = Split(llm, llm.cache)
+
         def run(timing: Timing) -> None:
             with attachment.paused():
                 say(llm, words.unrelated(turn, 24), 1)
+            spent.seconds = {}
             timed(name, llm, timing)
+            parts.setdefault(name, []).append(spent.seconds)
             stash.flush()
 
         return run
@@ -251,8 +255,8 @@ def second(report: Report, scratch: Scratch, rounds: int, *, flash: bool) -> Non
     for tier, limit in (("RAM", GOAL_RAM), ("disk", GOAL_DISK)):
         against = ratio(timings[f"attach {tier}"].wall, floor.wall)
         report.goal(f"attach, {tier}, against live KV, {on}", against, limit, unit="x")
-        against = min(timings[f"attach {tier}"].wall) / min(floor.wall)
-        report.goal("the same, least against least", against, limit, unit="x")
+        spent = statistics.median(sum(each.values()) for each in parts[f"attach {tier}"])
+        report.goal("the same by what is spent in the cache", 1 + spent / floor.seconds, limit, unit="x")
         against = ratio(timings[f"lmstash, {tier}"].wall, timings[f"llama-cpp-python, {tier}"].wall)
         report.goal(f"drop-in, {tier}, against theirs, {on}", against, GOAL_THEIRS, unit="x")
     stash.close()
@@ -334,7 +338,7 @@ def main() -> None:
                 second(report, scratch, rounds, flash=flash)
         for chat in (False, True):
             if "nothing" in parts:
-                nothing(report, scratch, rounds, 64 if args.quick else 256, chat=chat)
+                nothing(report, scratch, rounds, 64 if args.quick else 128, chat=chat)
     report.finish()
 
 

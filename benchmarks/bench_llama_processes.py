@@ -2,7 +2,7 @@
 
 Users: 50 that share one system prompt of 1,000 tokens: bytes on disk, and memory against what the cache reports. What
 llama.cpp and a cache need to work, whatever is kept, is there before the count begins: two users were served by another
-cache. llama-cpp-python's own caches have 10 users; theirs would take 6 GB.
+cache. llama-cpp-python's own caches have 5 users; 50 would take 6 GB.
 
 Restart: the first completion of a new process over a kept prefix, and two after it, each after an unrelated prompt.
 Loading the model is not counted, reading its file for its identity is, where it is not done by then.
@@ -74,7 +74,7 @@ def serve(task: dict[str, Any]) -> dict[str, Any]:
 def users(report: Report, scratch: Scratch, count: int) -> None:
     rows = []
     out = {}
-    plan = {"lmstash, RAM": count, "lmstash, disk": count, "llama-cpp-python, RAM": 10, "llama-cpp-python, disk": 10}
+    plan = {"lmstash, RAM": count, "lmstash, disk": count, "llama-cpp-python, RAM": 5, "llama-cpp-python, disk": 5}
     for name, n in plan.items():
         task = {"what": "serve", "name": name, "users": min(n, count), "folder": str(scratch.fresh("users"))}
         each = out[name] = in_new_process(task)
