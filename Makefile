@@ -18,7 +18,7 @@ BASE     := $(shell for p in python3.11 python3.12 python3.13 python3; do \
 help: ## Say what there is to type
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-env: $(READY) ## Make the virtual environment with everything in it (once)
+env: $(READY) ## Make the virtual environment with everything in it (once; builds llama.cpp, ten minutes)
 
 # torch comes first and by plain pip: what is installed after it then keeps this very build.
 $(READY): pyproject.toml

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -48,6 +49,24 @@ def test_a_job_that_there_is_not_is_code_2(capsys):
     assert "'dreams'" in capsys.readouterr().err
 
 
+def test_without_llama_cpp_python_its_job_says_how_to_get_it(monkeypatch, capsys):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "llama_cpp" else find(name))
+    assert main(["demo", "states"]) == 1
+    assert "pip install 'lmstash[llama]'" in capsys.readouterr().err
+
+
+def test_without_llama_cpp_python_the_other_jobs_are_done(monkeypatch, capsys, tmp_path):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "llama_cpp" else find(name))
+    assert main(["demo", "--model", str(tmp_path / "missing")]) == 1  # which ends it, later
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if "left out" in line] == [
+        "left out, states of llama.cpp: llama-cpp-python is not installed. Run: pip install 'lmstash[llama]'"
+    ]
+    assert "no model" in said[-1]
+
+
 @pytest.mark.model
 @pytest.mark.slow
 def test_the_second_process_reads_what_the_first_computed(smollm2_folder, tmp_path):
@@ -60,6 +79,12 @@ def test_the_second_process_reads_what_the_first_computed(smollm2_folder, tmp_pa
     assert report["ok"] is True
     jobs = report["jobs"]
     assert all(job["bit_equal"] and job["passed"] for job in jobs.values())
+    if importlib.util.find_spec("llama_cpp") is not None:
+        states = jobs.pop("states")
+        assert states["first"]["computed"] == states["plain"]["computed"]
+        assert states["second"]["computed"] < 15 * 3  # of each chat, hardly more than the reply
+        assert states["second"]["read"] > 3 * 320
+        assert states["first"]["stored_bytes"] > 320 * 23_000
     activations, kv, logprobs = jobs["activations"], jobs["kv"], jobs["logprobs"]
     assert activations["shape"] == [6, 4, 576]
     assert (activations["first"]["computed"], activations["first"]["read"]) == (6, 0)

@@ -14,7 +14,7 @@ CHATS = [
     "Name a class that is mentioned above.",
     "What is said of the return value?",
 ]
-SYSTEM_TOKENS = 500
+SYSTEM_TOKENS = 320
 REPLY_TOKENS = 12
 _REPLY_BYTES = 400
 _SETTINGS = {"n_ctx": 1024, "verbose": False}
