@@ -338,7 +338,7 @@ def main() -> None:
                 second(report, scratch, rounds, flash=flash)
         for chat in (False, True):
             if "nothing" in parts:
-                nothing(report, scratch, rounds, 64 if args.quick else 128, chat=chat)
+                nothing(report, scratch, max(2, rounds - 2), 64 if args.quick else 128, chat=chat)
     report.finish()
 
 

@@ -44,8 +44,8 @@ def serve(task: dict[str, Any]) -> dict[str, Any]:
     system = words.system()
     llm.set_cache(library.LlamaRAMCache())  # what a cache needs to work, whatever is in it, is not what it keeps
     for number in range(2):
-        say(llm, system + words.question(1000 + number), NEW)
         say(llm, words.unrelated(number, 64), 1)
+        say(llm, system + words.question(1000 + number), NEW)
     llm.set_cache(None)
     before = reset_peak()
     cache = make()
@@ -146,7 +146,7 @@ def start(task: dict[str, Any]) -> dict[str, Any]:
 def restart(report: Report, scratch: Scratch, rounds: int, *, flash: bool) -> None:
     rows = []
     on = "on" if flash else "off"
-    for name in ("lmstash, disk", "llama-cpp-python, disk", "no cache"):
+    for name in ("lmstash, disk", "no cache") if flash else ("lmstash, disk", "llama-cpp-python, disk", "no cache"):
         task = {"what": "start", "name": name, "flash": flash, "folder": str(scratch.fresh("restart"))}
         in_new_process({**task, "turn": 99, "dropped": False})  # keeps the prefix
         for dropped in (False, True) if name != "no cache" else (False,):
