@@ -1,8 +1,8 @@
 """The documents' examples run: README.md and everything under docs/.
 
 The `python` blocks of one document run one after the other in one namespace, in an empty folder; those that speak of
-`model`, `tokenizer` or `prompts` without making them get SmolLM2-135M and four prompts; those that load `model.gguf` find
-it there. In `console` blocks each line `$ lmstash ...` runs and must end with code 0. A block after
+`model`, `tokenizer` or `prompts` without making them get SmolLM2-135M and four prompts; those that load `model.gguf`
+find it there. In `console` blocks each line `$ lmstash ...` runs and must end with code 0. A block after
 `<!-- not run: WHY -->` is left out.
 """
 
