@@ -60,19 +60,31 @@ def first_logits(llm, ids):
     return logits(llm)
 
 
-@pytest.mark.model
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_exact_mode_on_the_real_model_is_a_fresh_run(load, plain, stash, options):
-    llm, reference = load(**options), plain(**options)
+def compare_texts(llm, reference, stash, n_prompts, n_new):
+    """Ask both the same prompts, which begin alike; the reference starts afresh each time."""
     attachment = attach(llm, stash, exact=True)
     story = llm.tokenize((STORY * 4).encode())
     draw = random.Random(0)
-    for number in range(4):
+    cached = 0
+    for number in range(n_prompts):
         ids = story[: draw.randrange(60, len(story))] + llm.tokenize(f"Number {number} says".encode())
         cached = attachment.cache.store.events.stats.hits
         reference.reset()
-        assert say(llm, ids, 4) == say(reference, ids, 4)
+        assert say(llm, ids, n_new) == say(reference, ids, n_new), (number, len(ids))
     assert cached > 0
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_exact_mode_on_the_real_model_is_a_fresh_run(load, plain, stash, options):
+    compare_texts(load(**options), plain(**options), stash, 4, 4)
+
+
+@pytest.mark.campaign
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_exact_mode_over_200_prompts(load, plain, stash, options):
+    compare_texts(load(**options), plain(**options), stash, 200, 8)
 
 
 @pytest.mark.parametrize("options", [{}, {"flash_attn": True}], ids=["off", "on"])
