@@ -17,7 +17,11 @@ FORMS = {
     "q4_0 K only": {"type_k": 2},
     "f32": {"type_k": 0, "type_v": 0},
 }
-forms = pytest.mark.parametrize("options", FORMS.values(), ids=FORMS)
+RARE = ("q4_0 K only", "f32")
+forms = pytest.mark.parametrize(
+    "options",
+    [pytest.param(FORMS[each], marks=pytest.mark.campaign if each in RARE else (), id=each) for each in FORMS],
+)
 
 
 def ids_of(n_tokens, seed=0):
