@@ -256,3 +256,18 @@ def test_a_kill_at_any_time_leaves_right_text_or_a_miss(gguf, load, plain, tmp_p
         cache.store.clear()
         cache.store.close()
         llm.close()
+
+
+def test_an_identity_that_cannot_be_told_is_a_miss_and_no_exception(load, monkeypatch):
+    cache = LlamaRAMCache()
+    llm = load(cache)
+    text = say(llm, STORY, 2)
+
+    def fail(*arguments):
+        raise OSError("planted")
+
+    monkeypatch.setattr(llm._identity, "_refresh", fail)
+    llm.reset()
+    assert say(llm, STORY, 2) == text
+    assert llm.cache.stops(list(range(200)), 0) == []
+    assert cache.events.stats.misses

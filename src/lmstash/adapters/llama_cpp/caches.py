@@ -212,14 +212,14 @@ class BoundCache(BaseLlamaCache):
         where it leaves what was kept before: others will leave there too (the idea of SGLang's branching points).
         """
         llm = self._llm()
-        states = None if llm is None else self._states(llm)
-        if states is None or not states.memory.has_rest:
+        try:
+            states = None if llm is None else self._states(llm)
+            if states is None or not states.memory.has_rest:
+                return []
+            branch = states.match(list(ids)).n_blocks * BLOCK_TOKENS
+        except Exception:  # nothing is kept on the way, then
             return []
         last = (len(ids) - 1) // BLOCK_TOKENS * BLOCK_TOKENS
-        try:
-            branch = states.match(list(ids)).n_blocks * BLOCK_TOKENS
-        except Exception:
-            return []
         return sorted({stop for stop in (branch, last) if start < stop < len(ids)})
 
 

@@ -77,6 +77,14 @@ class Identity:
         Raises:
             UnsupportedModelError: It cannot be known, or its states cannot be kept safely; says why.
         """
+        try:
+            return self._refresh()
+        except UnsupportedModelError:
+            raise
+        except Exception as error:  # a cache that cannot tell who asks misses; it does not end a completion
+            raise UnsupportedModelError(f"who computes cannot be told: {error!r}") from error
+
+    def _refresh(self) -> Fingerprint:
         context = self.context
         model = watching.models.get(watching.address(self._llm._model.model))
         if model is None:

@@ -18,6 +18,7 @@ from lmstash.adapters.llama_cpp.identity import Identity, library_files
 from lmstash.adapters.llama_cpp.state import LlamaState
 from lmstash.caches.states.buffers import buffer
 from lmstash.errors import UnsupportedModelError
+from lmstash.events import DropReason
 from lmstash.identity.files import read_ahead
 
 
@@ -63,12 +64,22 @@ class Sequences:
             for stop in here.cache.stops(ids, before):
                 self._eval(tokens[done : stop - before])
                 done = stop - before
-                here.cache[ids[:stop]] = self.save_state()
+                self._keep(ids[:stop])
         if self._exactness is not None:
             for cut in self._exactness.parts(here.n_tokens, len(tokens) - done):
                 self._eval(tokens[done : done + cut])
                 done += cut
         self._eval(tokens[done:] if done else tokens)
+
+    def _keep(self, ids: Sequence[int]) -> None:
+        """Keep the state after some tokens of a prompt. That it cannot be saved must not end the completion."""
+        here: Any = self
+        try:
+            here.cache[ids] = self.save_state()
+        except (RuntimeError, MemoryError):
+            if here.cache.strict:
+                raise
+            here.cache.events.drop("states/unknown", b"", DropReason.UNAVAILABLE)
 
     def _eval(self, tokens: Sequence[int]) -> None:
         here: Any = self

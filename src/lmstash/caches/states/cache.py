@@ -200,7 +200,7 @@ class States:
             self._described = True
         known, before = self._finder.known, self._finder.known.state
         kept = self.store.put_many(writes)
-        if kept == len(writes):
+        if kept == len(writes) and self.memory.n_parts:  # else there are no blocks
             known.add(path, [write.key for write in writes if write.n_tokens], before)
         return kept
 
