@@ -37,6 +37,10 @@ class MissReason(StrEnum):
     """Caching is switched off."""
     REFRESH = "refresh"
     """The caller asked to compute anew."""
+    SAMPLED = "sampled"
+    """It is answered by chance, and neither a seed nor the caller says that one answer may stand for all."""
+    UNSUPPORTED = "unsupported"
+    """What was asked cannot be named safely; a log line says why."""
 
 
 class DropReason(StrEnum):
@@ -60,6 +64,8 @@ class DropReason(StrEnum):
     """More was computed than could be written meanwhile."""
     UNSUPPORTED = "unsupported"
     """It is in a form that cannot be kept safely; a log line says why."""
+    EMPTY = "empty"
+    """An empty answer, or one that says that something failed."""
 
 
 @dataclass(frozen=True, slots=True)

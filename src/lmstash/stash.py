@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lmstash.caches.activations.cache import Activations
     from lmstash.caches.kv.cache import KV
     from lmstash.caches.logprobs.cache import Logprobs
+    from lmstash.caches.responses.cache import Responses
     from lmstash.caches.writing import WriteBehind
 
 
@@ -106,6 +107,19 @@ class Stash:
         cache = Logprobs(self.store, model, **(defaults | options))
         self._holding.add(cache)
         return cache
+
+    def responses(self, model: Any, **options: Any) -> Responses:
+        """Return the cache of what `model` answers to requests.
+
+        Args:
+            model: A name such as `provider/model`, the `lmstash.fingerprint` of a local model, or a torch module.
+            **options: `base_url=`, `revision=`, `variant=`, `harmless=`, `sampled_by_default=`, `keep_sampled=`,
+                `keep_if=`, `wait_seconds=`: see `lmstash.caches.responses.Responses`.
+        """
+        from lmstash.caches.responses.cache import Responses
+
+        defaults = {"salt": self.salt, "private": self.private, "ttl_seconds": self.ttl_seconds}
+        return Responses(self.store, model, **(defaults | options))
 
     @property
     def stats(self) -> Stats:

@@ -6,6 +6,7 @@ What JSON can say is written as plain JSON. The rest is an object with one key t
     {"$float": "nan" | "inf" | "-inf" | 16 hex digits}          the digits are the bits of an unusual NaN
     {"$str": base64 of UTF-8}                                   text with lone surrogates
     {"$dict": [[key, value], ...]}                              a key that is no text or starts with `$`
+    {"$object": [name, value]}                                  what the caller's codec took apart
 
 so that a plain object never has such a key, and reading is unambiguous.
 """
@@ -16,6 +17,7 @@ import base64
 import json
 import math
 import struct
+from collections.abc import Callable
 from typing import Any
 
 from lmstash.errors import CorruptEntryError, InvalidArgumentError
@@ -23,7 +25,15 @@ from lmstash.errors import CorruptEntryError, InvalidArgumentError
 MAX_DEPTH = 200
 """How deep values may nest, both when written and when read."""
 
+TakeApart = Callable[[Any], tuple[str, Any] | None]
+"""Given an object that a record cannot hold: its name and what it is made of, or None."""
+PutTogether = Callable[[str, Any], Any]
+"""Given a name and what an object was made of, the object."""
+
 _PLAIN = frozenset((type(None), bool))
+_SIMPLE = frozenset((type(None), bool, str, float))
+"""What JSON says by itself, if the text can be encoded and the number is finite (the encoder finds out)."""
+_dumps = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 _NAMED_FLOATS = {
     "nan": struct.pack(">d", math.nan),
     "inf": struct.pack(">d", math.inf),
@@ -31,36 +41,71 @@ _NAMED_FLOATS = {
 }
 
 
-def encode_record(value: Any) -> bytes:
+def encode_record(value: Any, take_apart: TakeApart | None = None) -> bytes:
     """Return `value` as UTF-8 JSON from which `decode_record` makes an equal value of the same types.
 
     Takes None, bool, int, float, str, bytes, list, tuple and dict (with keys of these types), exactly these types:
     a subclass would come back as its base. Order of dicts is kept; the same value gives the same bytes.
+    Costs about 3 us for a short request.
+
+    Args:
+        value: The value.
+        take_apart: Asked about every object of another type.
 
     Raises:
         InvalidArgumentError: another type, or nested more than `MAX_DEPTH` deep (as a value within itself is).
     """
     try:
-        return json.dumps(_tag(value, MAX_DEPTH), ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        if _is_simple(value, MAX_DEPTH):
+            try:
+                return _dumps(value).encode()
+            except ValueError:  # a float that is no number, or text with lone surrogates
+                pass
+        return _dumps(_tag(value, MAX_DEPTH, take_apart)).encode()
     except RecursionError as error:
         raise InvalidArgumentError("The record nests too deep for the stack that is left: flatten it.") from error
 
 
-def decode_record(data: bytes | bytearray | memoryview) -> Any:
+def decode_record(data: bytes | bytearray | memoryview, put_together: PutTogether | None = None) -> Any:
     """Return the value that `encode_record` wrote.
+
+    Args:
+        data: The bytes.
+        put_together: Makes an object of a name and what `take_apart` made of it.
 
     Raises:
         CorruptEntryError: the bytes are no such record, or nest more than `MAX_DEPTH` deep.
     """
     try:
-        return _untag(
-            json.loads(bytes(data).decode(), object_pairs_hook=_unique, parse_constant=_no_constant), MAX_DEPTH
-        )
+        text = str(data, "utf-8")
+        value = _loads(text)
+        if '"$' not in text and text.count("[") + text.count("{") <= MAX_DEPTH:
+            return value  # no tags, and not too deep
+        return _untag(value, MAX_DEPTH, put_together)
     except (ValueError, TypeError, RecursionError) as error:
         raise CorruptEntryError(f"The record is damaged: {error}") from error
 
 
-def _tag(value: Any, depth: int) -> Any:
+def _is_simple(value: Any, depth: int) -> bool:
+    """Whether JSON says a value by itself, but for odd numbers and odd text."""
+    kind = type(value)
+    if kind in _SIMPLE:
+        return True
+    if kind is int:
+        return value.bit_length() <= 64
+    if depth <= 0:
+        return False
+    if kind is list:
+        return all(_is_simple(item, depth - 1) for item in value)
+    if kind is dict:
+        for key, item in value.items():
+            if type(key) is not str or key[:1] == "$" or not _is_simple(item, depth - 1):
+                return False
+        return True
+    return False
+
+
+def _tag(value: Any, depth: int, take_apart: TakeApart | None) -> Any:
     kind = type(value)
     if kind is str:
         return (
@@ -77,41 +122,50 @@ def _tag(value: Any, depth: int) -> Any:
     if depth <= 0:
         raise InvalidArgumentError(f"A record may nest {MAX_DEPTH} deep, and not hold itself: flatten it.")
     if kind is list:
-        return [_tag(item, depth - 1) for item in value]
+        return [_tag(item, depth - 1, take_apart) for item in value]
     if kind is tuple:
-        return {"$tuple": [_tag(item, depth - 1) for item in value]}
+        return {"$tuple": [_tag(item, depth - 1, take_apart) for item in value]}
     if kind is dict:
         if all(type(key) is str and key[:1] != "$" and _encodable(key) for key in value):
-            return {key: _tag(item, depth - 1) for key, item in value.items()}
-        return {"$dict": [[_tag(key, depth - 1), _tag(item, depth - 1)] for key, item in value.items()]}
+            return {key: _tag(item, depth - 1, take_apart) for key, item in value.items()}
+        pairs = [[_tag(key, depth - 1, take_apart), _tag(item, depth - 1, take_apart)] for key, item in value.items()]
+        return {"$dict": pairs}
+    taken = None if take_apart is None else take_apart(value)
+    if taken is not None:
+        return {"$object": [taken[0], _tag(taken[1], depth - 1, take_apart)]}
     raise InvalidArgumentError(
         f"A record holds None, bool, int, float, str, bytes, list, tuple and dict; got {kind.__module__}."
         f"{kind.__qualname__}: convert it first."
     )
 
 
-def _untag(value: Any, depth: int) -> Any:
+def _untag(value: Any, depth: int, put_together: PutTogether | None) -> Any:
     kind = type(value)
     if kind is not list and kind is not dict:
         return value
     if depth <= 0:
         raise ValueError(f"nested more than {MAX_DEPTH} deep")
     if kind is list:
-        return [_untag(item, depth - 1) for item in value]
+        return [_untag(item, depth - 1, put_together) for item in value]
     tag = next(iter(value), "")
     if len(value) == 1 and tag[:1] == "$":
-        return _untag_one(tag, value[tag], depth)
+        return _untag_one(tag, value[tag], depth, put_together)
     if any(key[:1] == "$" for key in value):
         raise ValueError("a tag beside other keys")
-    return {key: _untag(item, depth - 1) for key, item in value.items()}
+    return {key: _untag(item, depth - 1, put_together) for key, item in value.items()}
 
 
-def _untag_one(tag: str, body: Any, depth: int) -> Any:
+def _untag_one(tag: str, body: Any, depth: int, put_together: PutTogether | None) -> Any:
     if tag == "$tuple" and type(body) is list:
-        return tuple([_untag(item, depth - 1) for item in body])
+        return tuple([_untag(item, depth - 1, put_together) for item in body])
     if tag == "$dict" and type(body) is list:
-        pairs = [(_untag(key, depth - 1), _untag(item, depth - 1)) for key, item in body]
+        pairs = [(_untag(key, depth - 1, put_together), _untag(item, depth - 1, put_together)) for key, item in body]
         return _unique(pairs)
+    if tag == "$object" and type(body) is list and put_together is not None:
+        name, value = body
+        if type(name) is not str:
+            raise ValueError("an object without a name")
+        return put_together(name, _untag(value, depth - 1, put_together))
     if type(body) is not str:
         raise ValueError(f"tag {tag[:20]} with a body of another type")
     if tag == "$bytes":
@@ -137,6 +191,9 @@ def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+_loads = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant).decode
 
 
 def _encodable(text: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmstash.store.base import (
@@ -52,6 +53,11 @@ class TieredStore:
         self._served: set[bytes] = set()
         self._promotes = not getattr(slow, "read_only", False)
         self._lock = threading.Lock()
+
+    @property
+    def folder_path(self) -> Path | None:
+        """The slow store's folder, if it has one."""
+        return getattr(self.slow, "folder_path", None)
 
     def __repr__(self) -> str:
         """Show both tiers."""

@@ -88,6 +88,7 @@ class DiskStore:
         self._capacity = capacity_bytes
         self._policy = policy_named(policy)
         self._folder = Folder(location)
+        self.folder_path = self._folder.path
         self._closed = False
         self._inherited = False
         """Whether the state is a parent process's."""

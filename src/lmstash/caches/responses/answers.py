@@ -1,0 +1,169 @@
+"""Answers as bytes: a record of the answer, and a record of what was asked.
+
+    form (1 byte, 0)   length of the answer (u32, little-endian)   the answer   the request
+
+Both are records of `lmstash.codecs.records`, so that types come back as they went in and nothing is ever unpickled.
+A private stash keeps no request: that part is empty then.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import struct
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from lmstash.codecs.records import decode_record, encode_record
+from lmstash.errors import CorruptEntryError, InvalidArgumentError, LmstashError
+from lmstash.store.base import Buffer
+
+PLAIN: Final = 0
+_HEAD = struct.Struct("<BI")
+
+
+class UnknownTypeError(LmstashError):
+    """An answer is of a type that this process has not registered."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Codec:
+    cls: type
+    name: str
+    to_plain: Callable[[Any], Any]
+    from_plain: Callable[[Any], Any]
+
+
+_by_class: dict[type, _Codec] = {}
+_by_name: dict[str, _Codec] = {}
+
+
+def register(
+    cls: type,
+    *,
+    name: str | None = None,
+    to_plain: Callable[[Any], Any] | None = None,
+    from_plain: Callable[[Any], Any] | None = None,
+) -> type:
+    """Let answers be of type `cls`; may be used as a decorator.
+
+    Dataclasses, named tuples, enums and pydantic models need nothing more. Every process that reads such an answer has
+    to register its type: to others it is a miss.
+
+    Args:
+        cls: The class; its instances exactly, not those of subclasses.
+        name: What it is called in the store; default: its module and qualified name.
+        to_plain: Returns what an instance is made of, in values that a record can hold.
+        from_plain: Makes an instance of that.
+
+    Raises:
+        InvalidArgumentError: Nobody knows how to take an instance apart, or the name is another class's.
+    """
+    if to_plain is None or from_plain is None:
+        to_plain, from_plain = _known(cls)
+    called = name or f"{cls.__module__}.{cls.__qualname__}"
+    other = _by_name.get(called)
+    if other is not None and other.cls is not cls and other.cls.__qualname__ != cls.__qualname__:
+        raise InvalidArgumentError(f"{called!r} names {other.cls} already; give another name=")
+    _by_class[cls] = _by_name[called] = _Codec(cls, called, to_plain, from_plain)
+    return cls
+
+
+def _known(cls: type) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    if dataclasses.is_dataclass(cls):
+        names = [each.name for each in dataclasses.fields(cls) if each.init]
+        if len(names) == len(dataclasses.fields(cls)):
+            return lambda value: {name: getattr(value, name) for name in names}, lambda plain: cls(**plain)
+    if issubclass(cls, enum.Enum):
+        return lambda value: value.value, cls
+    if issubclass(cls, tuple) and hasattr(cls, "_fields"):
+        return lambda value: list(value), lambda plain: cls(*plain)
+    if hasattr(cls, "model_dump") and hasattr(cls, "model_validate"):
+        validate: Callable[[Any], Any] = getattr(cls, "model_validate")  # noqa: B009 (pyright knows no such attribute)
+        return lambda value: value.model_dump(mode="json", exclude_unset=True), validate
+    raise InvalidArgumentError(
+        f"{cls.__qualname__} is no dataclass with plain fields, named tuple, enum or pydantic model: give to_plain= "
+        "and from_plain="
+    )
+
+
+def encode_answer(answer: Any) -> bytes:
+    """Return an answer as a record.
+
+    Raises:
+        InvalidArgumentError: It holds something of a type that is not registered.
+    """
+    return encode_record(answer, _take_apart)
+
+
+def decode_answer(data: Buffer) -> Any:
+    """Return the answer that a record holds; it is the caller's own.
+
+    Raises:
+        CorruptEntryError: It is no record.
+        UnknownTypeError: It holds something of a type that is not registered here.
+    """
+    return decode_record(data, _put_together)
+
+
+def pack(answer: bytes, request: bytes) -> list[bytes]:
+    """Return the value that is kept, in parts: of an encoded answer and an encoded request."""
+    return [_HEAD.pack(PLAIN, len(answer)), answer, request]
+
+
+def unpack(value: Buffer) -> tuple[memoryview, memoryview]:
+    """Return the answer and the request of a kept value, both encoded.
+
+    Raises:
+        CorruptEntryError: It is no such value.
+    """
+    view = memoryview(value)
+    if len(view) < _HEAD.size:
+        raise CorruptEntryError("a kept answer is cut short")
+    form, length = _HEAD.unpack_from(view)
+    if form != PLAIN or _HEAD.size + length > len(view):
+        raise CorruptEntryError("a kept answer is not laid out as this version knows it")
+    end = _HEAD.size + length
+    return view[_HEAD.size : end], view[end:]
+
+
+def read_back(data: Buffer) -> Any:
+    """Return what a kept request says, for people: media come back as what is known of them.
+
+    Raises:
+        CorruptEntryError: It is no record.
+    """
+    return decode_record(data, _as_facts)
+
+
+def is_kept(answer: Any) -> bool:
+    """Whether an answer is worth keeping: neither empty nor a report of failure."""
+    if answer is None:
+        return False
+    if isinstance(answer, str | bytes | list | tuple | dict) and not answer:
+        return False
+    return not (isinstance(answer, Mapping) and answer.get("error"))
+
+
+def _take_apart(value: Any) -> tuple[str, Any] | None:
+    codec = _by_class.get(type(value))
+    return None if codec is None else (codec.name, codec.to_plain(value))
+
+
+def _put_together(name: str, plain: Any) -> Any:
+    codec = _by_name.get(name)
+    if codec is None:
+        raise UnknownTypeError(
+            f"an answer of type {name} is kept, which this program has not registered: call "
+            "lmstash.caches.responses.register(...)"
+        )
+    try:
+        return codec.from_plain(plain)
+    except Exception as error:
+        raise CorruptEntryError(f"what is kept makes no {name}: {error}") from error
+
+
+def _as_facts(name: str, plain: Any) -> Any:
+    if name == "media" and isinstance(plain, list) and len(plain) == 2:
+        return {"media": plain[0], "sha256": plain[1]}
+    return {"type": name, "value": plain}

@@ -1,0 +1,121 @@
+"""From a request to its key: who is asked, what, and the how-manieth time."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lmstash.caches.responses.requests import HARMLESS, read_request
+from lmstash.caches.responses.sampling import is_sampled, seed_of
+from lmstash.caches.responses.who import Who
+from lmstash.errors import InvalidArgumentError, UnsupportedModelError
+from lmstash.events import EventLog, MissReason
+from lmstash.identity.fingerprint import Fingerprint
+from lmstash.identity.keys import KeyFamily
+
+KIND = "responses"
+_MOST_COUNTED = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request that can be looked up."""
+
+    key: bytes
+    text: bytes
+    """The request as it is stored."""
+    model: Fingerprint
+    occurrence: int
+
+
+class Asker:
+    """Names requests to one model. Threads may share it."""
+
+    def __init__(
+        self,
+        who: Who,
+        events: EventLog,
+        *,
+        salt: str | bytes | None,
+        harmless: frozenset[str],
+        sampled_by_default: bool,
+        keep_sampled: bool,
+    ) -> None:
+        """Take what belongs to every key."""
+        self.who = who
+        self._events = events
+        self._salt = salt
+        self._harmless = HARMLESS | harmless
+        self._by_default = sampled_by_default
+        self._keep_sampled = keep_sampled
+        self._families: dict[bytes, KeyFamily] = {}
+        self._counts: dict[bytes, int] = {}
+        self._lock = threading.Lock()
+
+    def look(self) -> Fingerprint | None:
+        """Return who would answer now; None where that cannot be said safely, which is logged once."""
+        try:
+            return self.who.look()
+        except UnsupportedModelError as error:
+            self._events.warn_once("responses model", "lmstash: nothing is cached for this model: %s", error)
+            return None
+
+    def ask(self, model: Fingerprint | None, request: Any, occurrence: int | None = None) -> Asked | None:
+        """Return what to look up; None, counted as a miss, for what may not be served or cannot be named.
+
+        Args:
+            model: As `look` returned it.
+            request: The request.
+            occurrence: Which of several answers to the same sampled request; default: the first for a request with a
+                seed; for one without, where it is kept at all, as many as this object was asked for before.
+        """
+        if model is None:
+            return self._miss(MissReason.UNSUPPORTED)
+        try:
+            read = read_request(request, self._harmless)
+        except InvalidArgumentError as error:
+            self._events.warn_once(f"request {type(error)}", "lmstash: a request is not cached: %s", error)
+            return self._miss(MissReason.UNSUPPORTED)
+        number = 0
+        if is_sampled(read.arguments, self._by_default):
+            if seed_of(read.arguments) is None and not self._keep_sampled:
+                return self._miss(MissReason.SAMPLED)
+            number = self._next(read.text, read.arguments) if occurrence is None else occurrence
+        return Asked(self._family(model).digest(read.text, number), read.text, model, number)
+
+    def ask_many(
+        self, model: Fingerprint | None, requests: Sequence[Any], occurrences: Sequence[int] | None = None
+    ) -> list[Asked | None]:
+        """As `ask`, for many."""
+        if occurrences is None:
+            return [self.ask(model, request) for request in requests]
+        return [self.ask(model, *each) for each in zip(requests, occurrences, strict=True)]
+
+    def _family(self, model: Fingerprint) -> KeyFamily:
+        family = self._families.get(model.digest)
+        if family is None:
+            common = {"kind": KIND, "model": model.digest, "salt": self._salt, "version": 1}
+            family = self._families[model.digest] = KeyFamily(common, ("request", "occurrence"))
+        return family
+
+    def _next(self, text: bytes, arguments: Mapping[str, Any]) -> int:
+        if seed_of(arguments) is not None:
+            return 0
+        name = hashlib.sha256(text).digest()[:16]
+        with self._lock:
+            if len(self._counts) > _MOST_COUNTED:
+                self._counts.clear()
+            number = self._counts.get(name, 0)
+            self._counts[name] = number + 1
+            return number
+
+    def _miss(self, reason: MissReason) -> None:
+        self._events.miss(KIND, b"", reason)
+
+
+def namespace_of(model: Fingerprint) -> str:
+    """Return where the answers of a model are kept."""
+    return f"{KIND}/{model.hex[:16]}"

@@ -1,0 +1,280 @@
+"""`Responses`: what a model answered to requests, each computed once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from typing import Any
+
+from lmstash.caches.responses.answers import is_kept
+from lmstash.caches.responses.asking import KIND, Asker
+from lmstash.caches.responses.flights import flights_of
+from lmstash.caches.responses.shelf import MISSING, Shelf, Tags
+from lmstash.caches.responses.steps import CALL, Steps, drive, drive_async, fly
+from lmstash.caches.responses.who import who_is
+from lmstash.errors import InvalidArgumentError
+from lmstash.events import MissReason
+from lmstash.store.base import Store
+
+
+class Responses:
+    """Answers of one model over one store. Threads, tasks and processes may share it.
+
+    A kept answer is served only to the same request, of the same types, to the same model; it is the caller's own
+    copy. Of all who ask the same at one time, one computes. Every fault is a miss: then the host's function is called,
+    as if there were no cache; what it raises goes to the caller and is never kept.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        model: Any,
+        *,
+        base_url: str | None = None,
+        revision: str | None = None,
+        variant: str | None = None,
+        strict_numerics: bool = False,
+        assume_frozen: bool = False,
+        harmless: Sequence[str] = (),
+        sampled_by_default: bool = False,
+        keep_sampled: bool = False,
+        keep_if: Callable[[Any], bool] = is_kept,
+        wait_seconds: float = 600.0,
+        salt: bytes | str | None = None,
+        private: bool = False,
+        ttl_seconds: float | None = None,
+    ) -> None:
+        """Name who answers; nothing is read or written yet.
+
+        Args:
+            store: Where answers are kept.
+            model: A name such as `provider/model`, the `lmstash.fingerprint` of a local model, or a torch module.
+            base_url: Where a named model is served.
+            revision: What is declared of a named model: a version, a date.
+            variant: Your own name for a difference that lmstash cannot see.
+            strict_numerics: For a torch module: torch's version and the device count, too.
+            assume_frozen: For a torch module: it never changes.
+            harmless: Names of the requests' own fields that change no answer, besides `timeout`, `request_timeout` and
+                `max_retries`.
+            sampled_by_default: Whether the model samples where a request says nothing of it.
+            keep_sampled: Keep sampled answers that have no seed, too, each under the number of its occurrence.
+            keep_if: Which answers are kept; by default those that are not empty and do not report an error.
+            wait_seconds: How long to wait for another one who computes the same, before computing it too.
+            salt: A tenant's secret; entries under different salts are invisible to each other.
+            private: Keep no request beside the answer.
+            ttl_seconds: How long new answers are served.
+
+        Raises:
+            InvalidArgumentError: Nothing that could answer.
+            UnsupportedModelError: A torch module that cannot be identified safely.
+        """
+        who = who_is(
+            model,
+            base_url=base_url,
+            revision=revision,
+            variant=variant,
+            strict_numerics=strict_numerics,
+            assume_frozen=assume_frozen,
+        )
+        self.store = store
+        self.asker = Asker(
+            who,
+            store.events,
+            salt=salt,
+            harmless=frozenset(harmless),
+            sampled_by_default=sampled_by_default,
+            keep_sampled=keep_sampled,
+        )
+        self.flights = flights_of(store)
+        self.shelf = Shelf(store, who, keep_if, private=private, ttl_seconds=ttl_seconds)
+        self.wait_seconds = wait_seconds
+
+    # --- one request ------------------------------------------------------------------------------------------------
+
+    def get(self, request: Any, default: Any = None, *, occurrence: int | None = None) -> Any:
+        """Return the answer that is kept, or `default`. Costs about 25 us.
+
+        Args:
+            request: Any value that JSON can say, with tuples, bytes and media in it.
+            default: For instance `MISSING`.
+            occurrence: Which of several answers to one sampled request.
+        """
+        asked = self.asker.ask(self.asker.look(), request, occurrence)
+        answer = MISSING if asked is None else self.shelf.read(asked)
+        return default if answer is MISSING else answer
+
+    def put(
+        self,
+        request: Any,
+        answer: Any,
+        *,
+        occurrence: int | None = None,
+        tags: Tags | None = None,
+        compute_seconds: float = 0.0,
+        ttl_seconds: float | None = None,
+    ) -> bool:
+        """Keep an answer that was computed elsewhere; returns whether it is kept now."""
+        asked = self.asker.ask(self.asker.look(), request, occurrence)
+        if asked is None:
+            return False
+        return self.shelf.keep([asked], [answer], [tags], compute_seconds, ttl_seconds)[0] is not None
+
+    def get_or_compute(
+        self,
+        request: Any,
+        fn: Callable[[], Any],
+        *,
+        tags: Tags | None = None,
+        occurrence: int | None = None,
+        refresh: bool = False,
+        ttl_seconds: float | None = None,
+    ) -> Any:
+        """Return the answer that is kept; else call `fn`, keep what it returns, and return that.
+
+        Args:
+            request: Any value that JSON can say, with tuples, bytes and media in it. All of it counts, but for what is
+                harmless.
+            fn: Computes the answer. What it raises is raised, and nothing is kept.
+            tags: Facts to find the answer by.
+            occurrence: Which of several answers to one sampled request.
+            refresh: Compute anew and replace what is kept.
+            ttl_seconds: How long the answer is served; default: the cache's.
+        """
+        steps = self._steps(request, tags, occurrence, refresh, ttl_seconds)
+        return drive(steps, fn)
+
+    async def get_or_compute_async(
+        self,
+        request: Any,
+        fn: Callable[[], Awaitable[Any]],
+        *,
+        tags: Tags | None = None,
+        occurrence: int | None = None,
+        refresh: bool = False,
+        ttl_seconds: float | None = None,
+    ) -> Any:
+        """As `get_or_compute`, for a function that is awaited. Look-ups themselves do not await."""
+        steps = self._steps(request, tags, occurrence, refresh, ttl_seconds)
+        return await drive_async(steps, fn)
+
+    # --- many requests ----------------------------------------------------------------------------------------------
+
+    def get_many(self, requests: Sequence[Any], *, occurrences: Sequence[int] | None = None) -> list[Any]:
+        """Return what is kept, `MISSING` where there is nothing. Costs about 10 us each."""
+        found = self.shelf.read_all(self.asker.ask_many(self.asker.look(), requests, occurrences))
+        return [MISSING if each is None else each[0] for each in found]
+
+    def put_many(
+        self,
+        requests: Sequence[Any],
+        answers: Sequence[Any],
+        *,
+        occurrences: Sequence[int] | None = None,
+        tags: Sequence[Tags | None] | None = None,
+        compute_seconds: float = 0.0,
+        ttl_seconds: float | None = None,
+    ) -> int:
+        """Keep answers that were computed elsewhere; returns how many are kept now.
+
+        Args:
+            requests: The requests.
+            answers: One for each.
+            occurrences: Which of several answers to one sampled request, for each.
+            tags: Facts to find each by.
+            compute_seconds: What all took together.
+            ttl_seconds: How long they are served; default: the cache's.
+        """
+        if len(answers) != len(requests):
+            raise InvalidArgumentError(f"{len(requests)} requests have {len(answers)} answers")
+        asked = self.asker.ask_many(self.asker.look(), requests, occurrences)
+        given = [None] * len(requests) if tags is None else tags
+        chosen = [each for each in zip(asked, answers, given, strict=True) if each[0] is not None]
+        if not chosen:
+            return 0
+        named, values, about = zip(*chosen, strict=True)
+        kept = self.shelf.keep(named, values, about, compute_seconds / len(chosen), ttl_seconds)
+        return sum(each is not None for each in kept)
+
+    def map(self, requests: Sequence[Any], fn: Callable[[list[Any]], Sequence[Any]], **options: Any) -> list[Any]:
+        """Return an answer for each request; computes what is not kept, in batches, and keeps each batch as it returns.
+
+        A program that is killed loses at most the batch under way.
+
+        Args:
+            requests: The requests; the same one twice is computed once, unless it is sampled.
+            fn: Takes a list of requests and returns one answer for each.
+            **options: As `stream` takes.
+        """
+        out: list[Any] = [None] * len(requests)
+        for number, answer in self.stream(requests, fn, **options):
+            out[number] = answer
+        return out
+
+    def stream(
+        self,
+        requests: Sequence[Any],
+        fn: Callable[[list[Any]], Sequence[Any]],
+        *,
+        batch_size: int = 1,
+        tags: Sequence[Tags | None] | Callable[[Any], Tags | None] | None = None,
+        occurrences: Sequence[int] | None = None,
+        refresh: bool = False,
+        ttl_seconds: float | None = None,
+        progress: bool = False,
+    ) -> Iterator[tuple[int, Any]]:
+        """As `map`, yielding (number of the request, answer) as they come: first what is kept.
+
+        Args:
+            requests: The requests.
+            fn: Takes a list of at most `batch_size` requests and returns one answer for each.
+            batch_size: Requests in a call.
+            tags: Facts to find each by, or what says them of a request.
+            occurrences: Which of several answers to one sampled request, for each.
+            refresh: Compute anew and replace what is kept.
+            ttl_seconds: How long new answers are served; default: the cache's.
+            progress: Show a progress bar (needs tqdm).
+
+        Raises:
+            InvalidArgumentError: `fn` did not return one answer for each request.
+        """
+        from lmstash.caches.responses.mapping import Mapped, stream
+
+        mapped = Mapped(self, requests, batch_size, tags, occurrences, refresh, ttl_seconds, progress)
+        return stream(mapped, fn)
+
+    def stream_async(
+        self, requests: Sequence[Any], fn: Callable[[list[Any]], Awaitable[Sequence[Any]]], **options: Any
+    ) -> AsyncIterator[tuple[int, Any]]:
+        """As `stream`, for a function that is awaited."""
+        from lmstash.caches.responses.mapping import Mapped, stream_async
+
+        return stream_async(Mapped(self, requests, **{"batch_size": 1, **options}), fn)
+
+    async def map_async(
+        self, requests: Sequence[Any], fn: Callable[[list[Any]], Awaitable[Sequence[Any]]], **options: Any
+    ) -> list[Any]:
+        """As `map`, for a function that is awaited."""
+        out: list[Any] = [None] * len(requests)
+        async for number, answer in self.stream_async(requests, fn, **options):
+            out[number] = answer
+        return out
+
+    def _steps(
+        self, request: Any, tags: Tags | None, occurrence: int | None, refresh: bool, ttl_seconds: float | None
+    ) -> Steps:
+        """What `get_or_compute` does, whoever computes."""
+        asked = self.asker.ask(self.asker.look(), request, occurrence)
+        if asked is None:
+            return (yield CALL)
+        if refresh:
+            self.store.events.miss(KIND, asked.key, MissReason.REFRESH)
+        elif (answer := self.shelf.read(asked)) is not MISSING:
+            return answer
+
+        def compute() -> Steps:
+            started = time.perf_counter()
+            answer = yield CALL
+            seconds = time.perf_counter() - started
+            return answer, self.shelf.keep([asked], [answer], [tags], seconds, ttl_seconds)[0]
+
+        return (yield from fly(self.shelf, self.flights, asked, compute, refresh, self.wait_seconds))

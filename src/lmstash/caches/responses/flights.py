@@ -1,0 +1,156 @@
+"""Single flight: of all who ask the same at one time, one computes, and the others get that answer.
+
+Threads and tasks of one process wait for a future. Processes that share a folder hold a lock on one byte of one file,
+the byte that the key names: no lock is left behind by a process that dies, and no file is needed for a key (byte-range
+locks of open files, `F_OFD_SETLK` of Linux; elsewhere `lockf`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import struct
+import threading
+import weakref
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from lmstash.forks import renew_after_fork
+
+_FLOCK = struct.Struct("hhqqi4x")
+_OFD_SETLK = getattr(fcntl, "F_OFD_SETLK", None)
+
+
+class Flight:
+    """One computation under way.
+
+    Attributes:
+        landed: What it gave, encoded; None where others have to compute for themselves.
+    """
+
+    __slots__ = ("key", "landed", "locked", "task", "thread")
+
+    def __init__(self, key: bytes) -> None:
+        """Belongs to the calling thread, and to the task it runs."""
+        self.key = key
+        self.landed: Future[bytes | None] = Future()
+        self.locked = False
+        self.thread = threading.get_ident()
+        self.task = _task()
+
+    def own(self) -> bool:
+        """Whether to wait for it would be to wait for oneself."""
+        if self.thread != threading.get_ident():
+            return False
+        task = _task()
+        return task is None or task is self.task
+
+
+class Flights:
+    """All computations under way over one store. Threads may share it; a forked child starts with none."""
+
+    def __init__(self, folder: Path | None) -> None:
+        """Share with the processes that use `folder`, if there is one."""
+        self._path = None if folder is None else folder / "flights.lock"
+        self._fd = -1
+        self._aloft: dict[bytes, Flight] = {}
+        self._lock = threading.Lock()
+        _alive.add(self)
+        renew_after_fork(self, _lock=threading.Lock)
+
+    def join(self, key: bytes) -> tuple[Flight, bool]:
+        """Return the flight of a key, and whether the caller leads it (then it must `end` it)."""
+        with self._lock:
+            flight = self._aloft.get(key)
+            if flight is not None:
+                return flight, False
+            flight = self._aloft[key] = Flight(key)
+            return flight, True
+
+    def lock(self, flight: Flight) -> bool:
+        """Keep other processes from computing the same; returns whether none does."""
+        if self._path is None or flight.locked:
+            return True
+        try:
+            flight.locked = self._set(flight.key, fcntl.F_WRLCK)
+        except OSError:  # no room, no permission, a file system without locks: each process for itself
+            return True
+        return flight.locked
+
+    def end(self, flight: Flight, answer: bytes | None = None) -> None:
+        """Tell those who wait. What is to be kept must be kept by now."""
+        with self._lock:
+            if self._aloft.get(flight.key) is flight:
+                del self._aloft[flight.key]
+        if flight.locked:
+            flight.locked = False
+            with contextlib.suppress(OSError):
+                self._set(flight.key, fcntl.F_UNLCK)
+        if not flight.landed.done():
+            flight.landed.set_result(answer)
+
+    def _set(self, key: bytes, kind: int) -> bool:
+        if self._fd < 0:
+            with self._lock:
+                if self._fd < 0:
+                    assert self._path is not None
+                    self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        place = int.from_bytes(key[:7], "big")
+        try:
+            if _OFD_SETLK is not None:
+                fcntl.fcntl(self._fd, _OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, place, 1, 0))
+            else:
+                flags = fcntl.LOCK_UN if kind == fcntl.F_UNLCK else fcntl.LOCK_EX | fcntl.LOCK_NB
+                fcntl.lockf(self._fd, flags, 1, place)
+        except (BlockingIOError, PermissionError):
+            return False
+        return True
+
+    def _after_fork(self) -> None:
+        # The parent's locks are its own: the child's copy of the descriptor would outlive them.
+        fd, self._fd, self._aloft = self._fd, -1, {}
+        if fd >= 0:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+
+    def __del__(self) -> None:
+        if self._fd >= 0:
+            with contextlib.suppress(OSError):
+                os.close(self._fd)
+
+
+def flights_of(store: Any) -> Flights:
+    """Return the flights over a store: all who use this object share them."""
+    with _making:
+        found = _by_store.get(store)
+        if found is None:
+            folder = getattr(store, "folder_path", None)
+            writable = folder is not None and not getattr(store, "read_only", False)
+            found = _by_store[store] = Flights(folder if writable else None)
+        return found
+
+
+def _task() -> Any:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
+
+
+_by_store: weakref.WeakKeyDictionary[Any, Flights] = weakref.WeakKeyDictionary()
+_alive: weakref.WeakSet[Flights] = weakref.WeakSet()
+_making = threading.Lock()
+
+
+def _after_fork() -> None:
+    global _making
+    _making = threading.Lock()
+    for each in list(_alive):
+        each._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

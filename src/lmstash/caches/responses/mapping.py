@@ -1,0 +1,283 @@
+"""Many requests: what is kept comes first, what is not is computed in batches, each kept as it returns."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lmstash.caches.responses.answers import decode_answer
+from lmstash.caches.responses.asking import KIND, Asked
+from lmstash.caches.responses.flights import Flight
+from lmstash.caches.responses.steps import Pause, Wait, await_here, await_there
+from lmstash.errors import InvalidArgumentError, MissingDependencyError
+from lmstash.events import MissReason
+
+if TYPE_CHECKING:
+    from lmstash.caches.responses.cache import Responses
+    from lmstash.caches.responses.shelf import Tags
+
+_LOOK_UP = 1024
+"""So many are looked up at once."""
+_PAUSE_SECONDS = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """An answer that is ready."""
+
+    number: int
+    answer: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Requests to compute; sent back is a list of answers."""
+
+    requests: list[Any]
+
+
+@dataclass(slots=True)
+class _Wanted:
+    """One thing to compute, for all who asked for it."""
+
+    numbers: list[int]
+    asked: Asked | None
+    flight: Flight | None = None
+
+
+class Mapped:
+    """One call of `map` or `stream`: see `Responses.stream` for what it takes."""
+
+    def __init__(
+        self,
+        cache: Responses,
+        requests: Sequence[Any],
+        batch_size: int,
+        tags: Sequence[Tags | None] | Callable[[Any], Tags | None] | None = None,
+        occurrences: Sequence[int] | None = None,
+        refresh: bool = False,
+        ttl_seconds: float | None = None,
+        progress: bool = False,
+    ) -> None:
+        if batch_size < 1:
+            raise InvalidArgumentError(f"batch_size= is 1 or more; got {batch_size}")
+        self._cache = cache
+        self._requests = requests
+        self._batch_size = batch_size
+        self._tags = tags
+        self._occurrences = occurrences
+        self._refresh = refresh
+        self._ttl_seconds = ttl_seconds
+        self._bar: Any = _bar(len(requests)) if progress else None
+
+    def steps(self) -> Generator[Any, Any, None]:
+        """Yield `Answered`, and what is waited for: a `Batch`, a `Wait` or a `Pause`."""
+        wanted: list[_Wanted] = []
+        try:
+            yield from self._kept(wanted)
+            later = yield from self._compute(wanted, patient=False)
+            while later:  # others compute these now
+                yield from self._await(later[0])
+                later = yield from self._again(later)
+        finally:
+            for each in wanted:
+                self._end(each, None)
+            if self._bar is not None:
+                self._bar.close()
+
+    def _kept(self, wanted: list[_Wanted]) -> Generator[Any, Any, None]:
+        """Yield what is kept; adds the rest to `wanted`."""
+        cache, events = self._cache, self._cache.store.events
+        model = cache.asker.look()
+        by_key: dict[bytes, _Wanted] = {}
+        for start in range(0, len(self._requests), _LOOK_UP):
+            part = self._requests[start : start + _LOOK_UP]
+            numbers = None if self._occurrences is None else self._occurrences[start : start + _LOOK_UP]
+            asked = cache.asker.ask_many(model, part, numbers)
+            if self._refresh:
+                events.misses([each.key for each in asked if each is not None], MissReason.REFRESH)
+                found: list[Any] = [None] * len(asked)
+            else:
+                found = cache.shelf.read_all(asked)
+            for number, (each, packed) in enumerate(zip(asked, found, strict=True), start):
+                if packed is not None:
+                    yield self._answered(number, packed[0])
+                elif each is None:
+                    wanted.append(_Wanted([number], None))
+                elif each.key in by_key:
+                    by_key[each.key].numbers.append(number)
+                else:
+                    by_key[each.key] = _Wanted([number], each)
+                    wanted.append(by_key[each.key])
+
+    def _compute(self, wanted: list[_Wanted], *, patient: bool) -> Generator[Any, Any, list[_Wanted]]:
+        """Compute what nobody else does, in batches; returns the rest. Patience over: compute that, too."""
+        later: list[_Wanted] = []
+        batch: list[_Wanted] = []
+        for each in wanted:
+            if not patient and not self._lead(each):
+                later.append(each)
+                continue
+            if self._led_too_late(each):
+                later.append(each)
+                continue
+            batch.append(each)
+            if len(batch) == self._batch_size:
+                yield from self._run(batch)
+                batch = []
+        if batch:
+            yield from self._run(batch)
+        return later
+
+    def _lead(self, wanted: _Wanted) -> bool:
+        if wanted.asked is None or wanted.flight is not None:
+            return True
+        flights = self._cache.flights
+        flight, leads = flights.join(wanted.asked.key)
+        if not leads:
+            return flight.own()  # it is this very thread's: nobody to wait for
+        wanted.flight = flight
+        if flights.lock(flight):
+            return True
+        self._end(wanted, None)
+        return False
+
+    def _led_too_late(self, wanted: _Wanted) -> bool:
+        """Whether another one has kept it between the look-up and now; it is read with the rest then."""
+        if wanted.flight is None or self._refresh or not self._cache.store.contains(wanted.flight.key):
+            return False
+        self._end(wanted, None)
+        return True
+
+    def _run(self, batch: list[_Wanted]) -> Generator[Any, Any, None]:
+        cache, requests = self._cache, [self._requests[each.numbers[0]] for each in batch]
+        started = time.perf_counter()
+        answers = yield Batch(requests)
+        seconds = (time.perf_counter() - started) / len(batch)
+        if not isinstance(answers, Sequence) or isinstance(answers, str | bytes) or len(answers) != len(batch):
+            got = f"{len(answers)}" if hasattr(answers, "__len__") else type(answers).__name__
+            raise InvalidArgumentError(
+                f"the function got {len(batch)} requests and returned {got} answers: it has to return one for each, "
+                "None where there is none"
+            )
+        named = [(each, answer) for each, answer in zip(batch, answers, strict=True) if each.asked is not None]
+        kept = cache.shelf.keep(
+            [each.asked for each, _ in named if each.asked is not None],
+            [answer for _, answer in named],
+            [self._about(each.numbers[0]) for each, _ in named],
+            seconds,
+            self._ttl_seconds,
+        )
+        encoded = {id(each): one for (each, _), one in zip(named, kept, strict=True)}
+        for each, answer in zip(batch, answers, strict=True):
+            one = encoded.get(id(each))
+            self._end(each, one)
+            yield self._answered(each.numbers[0], answer)
+            for number in each.numbers[1:]:
+                yield self._answered(number, answer if one is None else decode_answer(one))
+
+    def _await(self, wanted: _Wanted) -> Generator[Any, Any, None]:
+        """Wait until somebody else's computation is over, or it took too long."""
+        assert wanted.asked is not None
+        flights, deadline = self._cache.flights, time.monotonic() + self._cache.wait_seconds
+        while time.monotonic() < deadline:
+            flight, leads = flights.join(wanted.asked.key)
+            if not leads:
+                yield Wait(flight.landed, max(deadline - time.monotonic(), 0.0))
+                return
+            if flights.lock(flight):
+                wanted.flight = flight
+                return
+            flights.end(flight)
+            if self._cache.store.contains(wanted.asked.key):
+                return
+            yield Pause(_PAUSE_SECONDS)
+
+    def _again(self, later: list[_Wanted]) -> Generator[Any, Any, list[_Wanted]]:
+        """Yield what others have kept meanwhile, and compute what they have not."""
+        found = [None] * len(later)
+        if not self._refresh:
+            there = self._cache.store.contains_many([each.asked.key for each in later if each.asked is not None])
+            found = self._cache.shelf.read_all(
+                [each.asked if one else None for each, one in zip(later, there, strict=True)]
+            )
+        rest: list[_Wanted] = []
+        for each, packed in zip(later, found, strict=True):
+            if packed is None:
+                rest.append(each)
+                continue
+            self._end(each, packed[1])
+            for number in each.numbers:
+                yield self._answered(number, decode_answer(packed[1]))
+        first = rest[:1] if rest and rest[0] is later[0] else []  # waited for: now it is computed, come what may
+        left = yield from self._compute(first, patient=True)
+        return left + (yield from self._compute(rest[len(first) :], patient=False))
+
+    def _end(self, wanted: _Wanted, encoded: bytes | None) -> None:
+        if wanted.flight is not None:
+            flight, wanted.flight = wanted.flight, None
+            self._cache.flights.end(flight, encoded)
+
+    def _about(self, number: int) -> Tags | None:
+        if self._tags is None:
+            return None
+        return self._tags(self._requests[number]) if callable(self._tags) else self._tags[number]
+
+    def _answered(self, number: int, answer: Any) -> Answered:
+        if self._bar is not None:
+            self._bar.update(1)
+        return Answered(number, answer)
+
+
+def stream(mapped: Mapped, fn: Callable[[list[Any]], Sequence[Any]]) -> Iterator[tuple[int, Any]]:
+    """Yield answers, computing in this thread."""
+    steps = mapped.steps()
+    given: Any = None
+    try:
+        wish = next(steps)
+        while True:
+            if isinstance(wish, Answered):
+                yield wish.number, wish.answer
+                given = None
+            elif isinstance(wish, Batch):
+                given = fn(wish.requests)
+            else:
+                given = await_here(wish)
+            wish = steps.send(given)
+    except StopIteration:
+        return
+    finally:
+        steps.close()
+
+
+async def stream_async(
+    mapped: Mapped, fn: Callable[[list[Any]], Awaitable[Sequence[Any]]]
+) -> AsyncIterator[tuple[int, Any]]:
+    """Yield answers, computing in this task."""
+    steps = mapped.steps()
+    given: Any = None
+    try:
+        wish = next(steps)
+        while True:
+            if isinstance(wish, Answered):
+                yield wish.number, wish.answer
+                given = None
+            elif isinstance(wish, Batch):
+                given = await fn(wish.requests)
+            else:
+                given = await await_there(wish)
+            wish = steps.send(given)
+    except StopIteration:
+        return
+    finally:
+        steps.close()
+
+
+def _bar(total: int) -> Any:
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        raise MissingDependencyError("tqdm", "torch") from None
+    return tqdm(total=total, unit="request", desc=KIND)

@@ -1,0 +1,152 @@
+"""Requests as bytes: the whole request counts, minus fields that are known by name to be harmless.
+
+A request is any value that JSON can say, with tuples, bytes, media and numbers of Python among it. Types count (`1` is
+not `True`, a tuple is not a list), and so does the order of a dict's items inside the request, since programs render
+them in that order (the properties of a tool's schema, for instance). The order of the request's own fields does not
+count, nor of the fields of a dict of generation arguments in it: they are keyword arguments. In these, numbers that
+are named for sampling are the same as int and as float.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from lmstash.codecs.records import encode_record
+from lmstash.errors import InvalidArgumentError
+from lmstash.identity.media import Media, bytes_media, media_of, text_media
+
+HARMLESS = frozenset({"timeout", "request_timeout", "max_retries"})
+"""Fields of a request that change no answer."""
+
+SECRETS = re.compile(
+    r"(x[-_]?)?(api[-_]?key|auth[-_]?token|access[-_]?token|client[-_]?secret)|authorization|bearer|cookie|password",
+    re.IGNORECASE,
+)
+"""Names of fields whose values are never stored."""
+
+ARGUMENTS = frozenset(
+    {"gen_kwargs", "generation_kwargs", "generation_config", "sampling_params", "options", "parameters", "extra_body"}
+)
+"""Fields of a request that hold generation arguments."""
+
+NUMBERS = frozenset(
+    {
+        *("temperature", "top_p", "top_k", "min_p", "typical_p", "top_a", "tfs_z", "epsilon_cutoff", "eta_cutoff"),
+        *("repetition_penalty", "presence_penalty", "frequency_penalty", "length_penalty", "guidance_scale"),
+    }
+)
+"""Sampling arguments of which `0` and `0.0` are the same."""
+
+_LONG = 4096
+"""Bytes, and texts that are media (`data:` URLs), of this length or more stand in a request as their digests."""
+_MAY_NAME_SECRET = (
+    b'key":"',
+    b'token":"',
+    b'secret":"',
+    b'authorization":"',
+    b'bearer":"',
+    b'cookie":"',
+    b'password":"',
+)
+
+
+class Request:
+    """One request in its canonical form.
+
+    Attributes:
+        text: UTF-8 of a record (`lmstash.codecs.records`): what is hashed into the key, and what is stored. Media and
+            long bytes are in it as digests, secrets not at all.
+        arguments: Every field that may name a sampling argument, of the request and of its generation arguments.
+    """
+
+    __slots__ = ("arguments", "text")
+
+    def __init__(self, text: bytes, arguments: Mapping[str, Any]) -> None:
+        self.text = text
+        self.arguments = arguments
+
+
+def read_request(request: Any, harmless: frozenset[str] = HARMLESS) -> Request:
+    """Return `request` in its canonical form. Does not change it. Costs about 6 us, and the digests of its media.
+
+    Args:
+        request: Any value that JSON can say, with media in it.
+        harmless: Names of the request's own fields that do not count.
+
+    Raises:
+        InvalidArgumentError: It holds something that nobody can tell from another one of its kind.
+    """
+    arguments: dict[str, Any] = {}
+    if type(request) is dict:
+        request = _sort(request, harmless, arguments)
+    text = encode_record(request, _take_apart)
+    if len(text) > _LONG or _may_name_secret(text):
+        text = encode_record(_shorten(request), _take_apart)
+    return Request(text, arguments)
+
+
+def _sort(given: dict[Any, Any], harmless: frozenset[str], flat: dict[str, Any]) -> dict[Any, Any]:
+    """Return keyword arguments in one order and without what does not count; adds them to `flat`."""
+    try:
+        names = sorted(given)
+    except TypeError:  # not all are text
+        names = list(given)
+    kept: dict[Any, Any] = {}
+    for name in names:
+        if name in harmless or (type(name) is str and _is_secret(name)):
+            continue
+        value = given[name]
+        kind = type(value)
+        if kind is int and name in NUMBERS:
+            value = float(value)
+        elif kind is dict and name in ARGUMENTS:
+            value = _sort(value, frozenset(), flat)
+        kept[name] = value
+    flat |= kept
+    return kept
+
+
+@lru_cache(maxsize=4096)
+def _is_secret(name: str) -> bool:
+    return SECRETS.fullmatch(name) is not None
+
+
+def _may_name_secret(text: bytes) -> bool:
+    lower = text.lower()
+    return any(each in lower for each in _MAY_NAME_SECRET)
+
+
+def _shorten(value: Any) -> Any:
+    """Return a container with long texts of media and secrets in it as digests; the same object if there are none."""
+    kind = type(value)
+    if kind is str:
+        return text_media(value) if len(value) >= _LONG and value.startswith("data:") else value
+    if kind is bytes:
+        return bytes_media(value) if len(value) >= _LONG else value
+    if kind is list or kind is tuple:
+        shorter = [_shorten(each) for each in value]
+        same = all(new is old for new, old in zip(shorter, value, strict=True))
+        return value if same else kind(shorter)
+    if kind is dict:
+        found = {name: _field(name, each) for name, each in value.items()}
+        return value if all(new is old for new, old in zip(found.values(), value.values(), strict=True)) else found
+    return value
+
+
+def _field(name: Any, value: Any) -> Any:
+    if type(name) is str and type(value) is str and _is_secret(name):
+        return text_media(value)  # deep inside, only its digest tells one from another
+    return _shorten(value)
+
+
+def _take_apart(value: Any) -> tuple[str, Any]:
+    media = value if isinstance(value, Media) else media_of(value)
+    if media is None:
+        raise InvalidArgumentError(
+            f"a request holds {type(value).__module__}.{type(value).__qualname__}, which has no content that lmstash "
+            "knows how to read. Put what it stands for into the request: text, numbers, bytes, an image, a Path."
+        )
+    return "media", media.describe()

@@ -1,0 +1,147 @@
+"""What a call does, as a generator of what it waits for, so that plain and async programs run the same steps."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Generator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lmstash.caches.responses.asking import Asked
+    from lmstash.caches.responses.flights import Flight, Flights
+    from lmstash.caches.responses.shelf import Shelf
+
+Steps = Generator[Any, Any, Any]
+"""Yields `CALL`, a `Wait` or a `Pause`; is sent what that gave; returns the answer."""
+
+CALL = object()
+"""Call the host's function; it gives what that returned."""
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.001, 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """For another one's computation; gives its answer, encoded, or None."""
+
+    future: Future[bytes | None]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """For some time; gives nothing."""
+
+    seconds: float
+
+
+def drive(steps: Steps, call: Callable[[], Any]) -> Any:
+    """Run steps in this thread."""
+    try:
+        wish = next(steps)
+        while True:
+            try:
+                if wish is CALL:
+                    given = call()
+                else:
+                    given = await_here(wish)
+            except BaseException as error:
+                wish = steps.throw(error)
+            else:
+                wish = steps.send(given)
+    except StopIteration as stop:
+        return stop.value
+
+
+async def drive_async(steps: Steps, call: Callable[[], Awaitable[Any]]) -> Any:
+    """Run steps in this task."""
+    try:
+        wish = next(steps)
+        while True:
+            try:
+                if wish is CALL:
+                    given = await call()
+                else:
+                    given = await await_there(wish)
+            except BaseException as error:
+                wish = steps.throw(error)
+            else:
+                wish = steps.send(given)
+    except StopIteration as stop:
+        return stop.value
+
+
+def await_here(wish: Wait | Pause) -> bytes | None:
+    """Wait in this thread."""
+    if isinstance(wish, Pause):
+        time.sleep(wish.seconds)
+        return None
+    try:
+        return wish.future.result(wish.seconds)
+    except FutureTimeoutError:
+        return None
+
+
+async def await_there(wish: Wait | Pause) -> bytes | None:
+    """Wait in this task."""
+    if isinstance(wish, Pause):
+        await asyncio.sleep(wish.seconds)
+        return None
+    try:
+        return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(wish.future)), wish.seconds)
+    except TimeoutError:
+        return None
+
+
+def fly(
+    shelf: Shelf,
+    flights: Flights,
+    asked: Asked,
+    compute: Callable[[], Steps],
+    refresh: bool,
+    wait_seconds: float,
+) -> Steps:
+    """Compute what is not kept, or wait for whoever computes it now.
+
+    Args:
+        shelf: Reads what is kept.
+        flights: Who computes what.
+        asked: What.
+        compute: Steps that return the answer, and it encoded if it is kept.
+        refresh: Whether what is kept does not count.
+        wait_seconds: How long to wait for another one.
+    """
+    from lmstash.caches.responses.answers import decode_answer
+
+    flight, leads = flights.join(asked.key)
+    if not leads:
+        encoded = None if flight.own() else (yield Wait(flight.landed, wait_seconds))
+        if encoded is not None:
+            return decode_answer(encoded)
+        answer, _encoded = yield from compute()  # it failed, or takes too long: as if there were no cache
+        return answer
+    encoded = None
+    try:
+        yield from locked(flights, flight, shelf, wait_seconds)
+        if not refresh and shelf.store.contains(asked.key):  # another process was faster
+            value = shelf.read_encoded(asked)
+            if value is not None:
+                encoded = value
+                return decode_answer(value)
+        answer, encoded = yield from compute()
+        return answer
+    finally:
+        flights.end(flight, encoded)
+
+
+def locked(flights: Flights, flight: Flight, shelf: Shelf, wait_seconds: float) -> Steps:
+    """Wait until no other process computes the same, or it is kept, or it took too long."""
+    pause, deadline = _SHORTEST_PAUSE, time.monotonic() + wait_seconds
+    while not flights.lock(flight) and time.monotonic() < deadline:
+        yield Pause(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)
+        if shelf.store.contains(flight.key):
+            return

@@ -1,0 +1,388 @@
+"""`Responses`: each request is computed once, whoever asks, and no answer goes to another request."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import lmstash
+from lmstash.caches.responses import MISSING
+from lmstash.errors import InvalidArgumentError
+from lmstash.stash import Stash
+
+
+@pytest.fixture
+def stash(tmp_path: Path) -> Iterator[Stash]:
+    with lmstash.open(tmp_path / "stash", capacity_bytes="100MB", strict=True) as opened:
+        yield opened
+
+
+class Counted:
+    """A model that counts what it is asked."""
+
+    def __init__(self, answer: Any = "four", seconds: float = 0.0) -> None:
+        self.answer = answer
+        self.seconds = seconds
+        self.calls = 0
+        self._lock = threading.Lock()
+
+    def __call__(self) -> Any:
+        with self._lock:
+            self.calls += 1
+        time.sleep(self.seconds)
+        return self.answer
+
+    async def later(self) -> Any:
+        self.calls += 1
+        await asyncio.sleep(self.seconds)
+        return self.answer
+
+
+def test_an_answer_is_computed_once_and_found_by_a_new_process(tmp_path: Path) -> None:
+    model = Counted({"text": "four", "logprobs": (-0.1, -2.5)})
+    for _ in range(2):
+        with lmstash.open(tmp_path) as stash:
+            responses = stash.responses(model="provider/model")
+            for _ in range(2):
+                got = responses.get_or_compute({"prompt": "2 + 2", "temperature": 0}, model)
+                assert got == {"text": "four", "logprobs": (-0.1, -2.5)}
+                assert type(got["logprobs"]) is tuple
+    assert model.calls == 1
+
+
+def test_what_a_caller_does_with_an_answer_changes_nothing(stash: Stash) -> None:
+    responses = stash.responses(model="m")
+    first = responses.get_or_compute({"q": 1}, lambda: {"words": ["a"]})
+    first["words"].append("changed")
+    second = responses.get_or_compute({"q": 1}, Counted())
+    assert second == {"words": ["a"]}
+    second.clear()
+    assert responses.get({"q": 1}) == {"words": ["a"]}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ({"prompt": "a"}, {"prompt": "b"}),
+        ({"prompt": "a", "n": 1}, {"prompt": "a", "n": True}),
+        ({"prompt": ["a"]}, {"prompt": ("a",)}),
+        ({"prompt": {1: "a"}}, {"prompt": {"1": "a"}}),
+        ({"prompt": 1}, {"prompt": 1.0}),
+        ({"prompt": "a", "max_tokens": 16}, {"prompt": "a", "max_tokens": 17}),
+        ({"prompt": "a", "seed": 1}, {"prompt": "a", "seed": 2}),
+        ({"prompt": "a", "stop": None}, {"prompt": "a"}),
+        ({"schema": {"a": 1, "b": 2}}, {"schema": {"b": 2, "a": 1}}),
+        ({"prompt": b"a"}, {"prompt": "a"}),
+        ("a", {"prompt": "a"}),
+    ],
+)
+def test_what_differs_is_another_request(stash: Stash, ours: Any, theirs: Any) -> None:
+    responses = stash.responses(model="m")
+    assert responses.put(ours, "ours")
+    assert responses.get(theirs, MISSING) is MISSING
+    assert responses.get(ours) == "ours"
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ({"a": 1, "b": 2}, {"b": 2, "a": 1}),
+        ({"p": "a", "temperature": 0}, {"temperature": 0.0, "p": "a"}),
+        ({"p": "a", "gen_kwargs": {"top_p": 1, "until": []}}, {"gen_kwargs": {"until": [], "top_p": 1.0}, "p": "a"}),
+        ({"p": "a", "timeout": 3}, {"p": "a", "timeout": 60, "max_retries": 2}),
+        ({"p": "a", "api_key": "sk-one"}, {"p": "a", "api_key": "sk-two"}),
+    ],
+)
+def test_what_is_known_to_be_harmless_is_the_same_request(stash: Stash, ours: Any, theirs: Any) -> None:
+    responses = stash.responses(model="m")
+    assert responses.put(ours, "ours")
+    assert responses.get(theirs) == "ours"
+
+
+def test_models_do_not_answer_for_each_other(stash: Stash) -> None:
+    stash.responses(model="m").put("q", "m")
+    others: list[dict[str, Any]] = [
+        {"model": "n"},
+        {"model": "m", "revision": "2"},
+        {"model": "m", "base_url": "http://elsewhere/v1"},
+        {"model": "m", "variant": "v"},
+        {"model": "m", "salt": "tenant"},
+    ]
+    for options in others:
+        assert stash.responses(**options).get("q", MISSING) is MISSING
+    assert stash.responses(model="m").get("q") == "m"
+
+
+def test_a_base_url_counts_without_its_secrets(stash: Stash) -> None:
+    stash.responses(model="m", base_url="https://user:secret@Host/v1/?key=1").put("q", "a")
+    assert stash.responses(model="m", base_url="https://host/v1").get("q") == "a"
+
+
+def test_what_is_answered_by_chance_is_kept_only_under_a_seed_or_when_asked(stash: Stash) -> None:
+    plain, asked = stash.responses(model="m"), stash.responses(model="m", keep_sampled=True)
+    drawn = iter(range(1, 100))
+    hot = {"prompt": "a", "temperature": 0.7}
+    assert [plain.get_or_compute(hot, lambda: next(drawn)) for _ in range(2)] == [1, 2]
+    assert stash.stats.misses["sampled"] == 2
+    assert [plain.get_or_compute(hot | {"seed": 7}, lambda: next(drawn)) for _ in range(2)] == [3, 3]
+    seeded = [plain.get_or_compute(hot | {"seed": 7}, lambda: next(drawn), occurrence=n) for n in (0, 1, 1)]
+    assert seeded == [3, 4, 4]
+    assert [asked.get_or_compute(hot, lambda: next(drawn)) for _ in range(3)] == [5, 6, 7]
+    again = stash.responses(model="m", keep_sampled=True)  # as a second run of the program
+    assert [again.get_or_compute(hot, lambda: next(drawn)) for _ in range(4)] == [5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("answer", [None, "", [], {}, {"error": {"code": 429}}])
+def test_failures_and_empty_answers_are_kept_only_when_asked(stash: Stash, answer: Any) -> None:
+    model = Counted(answer)
+    responses = stash.responses(model="m")
+    assert [responses.get_or_compute("q", model) for _ in range(2)] == [answer] * 2
+    assert model.calls == 2
+    assert stash.stats.drops["empty"] == 2
+    everything = stash.responses(model="m", keep_if=lambda _: True)
+    assert [everything.get_or_compute("q", model) for _ in range(2)] == [answer] * 2
+    assert model.calls == 3
+
+
+def test_what_the_function_raises_is_raised_and_nothing_is_kept(stash: Stash) -> None:
+    responses = stash.responses(model="m")
+
+    def broken() -> str:
+        raise ConnectionError("no network")
+
+    with pytest.raises(ConnectionError, match="no network"):
+        responses.get_or_compute("q", broken)
+    assert responses.get_or_compute("q", Counted()) == "four"
+
+
+def test_refresh_computes_anew_and_replaces(stash: Stash) -> None:
+    responses = stash.responses(model="m")
+    responses.put("q", "old")
+    assert responses.get_or_compute("q", Counted("new"), refresh=True) == "new"
+    assert responses.get("q") == "new"
+
+
+def test_answers_expire(tmp_path: Path) -> None:
+    with lmstash.open(tmp_path) as stash:
+        responses = stash.responses(model="m", ttl_seconds=0.2)
+        responses.put("q", "a")
+        assert responses.get("q") == "a"
+        time.sleep(0.3)
+        assert responses.get("q", MISSING) is MISSING
+
+
+@pytest.mark.parametrize("where", ["memory", "disk"])
+def test_of_many_threads_one_computes(tmp_path: Path, where: str) -> None:
+    with lmstash.open("memory://" if where == "memory" else tmp_path) as stash:
+        responses, model = stash.responses(model="m"), Counted([1], seconds=0.1)
+        with ThreadPoolExecutor(32) as pool:
+            answers = list(pool.map(lambda _: responses.get_or_compute("q", model), range(64)))
+        assert model.calls == 1
+        assert answers == [[1]] * 64
+        assert len({id(each) for each in answers}) == 64
+
+
+def test_of_many_tasks_one_computes(stash: Stash) -> None:
+    responses, model = stash.responses(model="m"), Counted([1], seconds=0.05)
+
+    async def ask() -> list[Any]:
+        return await asyncio.gather(*[responses.get_or_compute_async("q", model.later) for _ in range(200)])
+
+    assert asyncio.run(ask()) == [[1]] * 200
+    assert model.calls == 1
+
+
+def test_who_waited_for_one_that_failed_computes_at_once_with_the_others(stash: Stash) -> None:
+    responses = stash.responses(model="m")
+    entered, calls = threading.Event(), []
+
+    def failing() -> str:
+        entered.set()
+        time.sleep(0.2)
+        raise ConnectionError
+
+    def slow() -> str:
+        calls.append(1)
+        time.sleep(0.2)
+        return "mine"
+
+    with ThreadPoolExecutor(9) as pool:
+        first = pool.submit(responses.get_or_compute, "q", failing)
+        entered.wait()
+        started = time.monotonic()
+        rest = [pool.submit(responses.get_or_compute, "q", slow) for _ in range(8)]
+        assert [each.result() for each in rest] == ["mine"] * 8
+        with pytest.raises(ConnectionError):
+            first.result()
+    assert time.monotonic() - started < 1.0
+    assert 1 <= len(calls) <= 8
+
+
+def test_a_function_that_asks_the_same_again_does_not_wait_for_itself(stash: Stash) -> None:
+    responses = stash.responses(model="m", wait_seconds=5.0)
+    started = time.monotonic()
+    got = responses.get_or_compute("q", lambda: responses.get_or_compute("q", Counted("inner")))
+    assert got == "inner"
+    assert time.monotonic() - started < 1.0
+
+
+def _ask(folder: str, gate: Any, counter: Any) -> None:
+    with lmstash.open(folder) as stash:
+        responses = stash.responses(model="m")
+
+        def compute() -> str:
+            with counter.get_lock():
+                counter.value += 1
+            time.sleep(0.3)
+            return "a"
+
+        gate.wait()
+        assert responses.get_or_compute("q", compute) == "a"
+
+
+@pytest.mark.slow
+def test_of_many_processes_one_computes(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    gate, counter = context.Barrier(4), context.Value("i", 0)
+    workers = [context.Process(target=_ask, args=(str(tmp_path), gate, counter)) for _ in range(4)]
+    for each in workers:
+        each.start()
+    for each in workers:
+        each.join(60)
+    assert [each.exitcode for each in workers] == [0] * 4
+    assert counter.value == 1
+
+
+def test_map_computes_what_is_not_kept_in_batches_and_keeps_each_as_it_returns(stash: Stash) -> None:
+    responses = stash.responses(model="m")
+    responses.put({"n": 2}, "kept")
+    batches: list[list[int]] = []
+
+    def model(requests: list[Any]) -> list[str]:
+        batches.append([each["n"] for each in requests])
+        if len(batches) == 3:
+            raise KeyboardInterrupt
+        return [f"answer {each['n']}" for each in requests]
+
+    asked = [{"n": n} for n in (0, 1, 2, 1, 3, 4, 5)]
+    with pytest.raises(KeyboardInterrupt):
+        responses.map(asked, model, batch_size=2)
+    assert batches == [[0, 1], [3, 4], [5]]
+    got = responses.map(asked, model, batch_size=2)
+    assert batches[3:] == [[5]]
+    assert got == ["answer 0", "answer 1", "kept", "answer 1", "answer 3", "answer 4", "answer 5"]
+
+
+def test_stream_yields_what_is_kept_first(stash: Stash) -> None:
+    responses = stash.responses(model="m")
+    responses.put(1, "one")
+    assert list(responses.stream([0, 1], lambda batch: [f"new {each}" for each in batch])) == [
+        (1, "one"),
+        (0, "new 0"),
+    ]
+
+
+def test_a_function_that_returns_too_few_answers_is_told(stash: Stash) -> None:
+    responses = stash.responses(model="m")
+    with pytest.raises(InvalidArgumentError, match="got 3 requests and returned 2"):
+        responses.map([1, 2, 3], lambda batch: ["a"] * (len(batch) - 1), batch_size=3)
+    assert responses.get(1, MISSING) is MISSING
+
+
+def test_two_maps_at_once_compute_each_request_once(stash: Stash) -> None:
+    responses, calls, lock = stash.responses(model="m"), [], threading.Lock()
+
+    def model(batch: list[int]) -> list[str]:
+        with lock:
+            calls.extend(batch)
+        time.sleep(0.02)
+        return [f"a{each}" for each in batch]
+
+    with ThreadPoolExecutor(2) as pool:
+        forth = pool.submit(responses.map, list(range(40)), model, batch_size=4)
+        back = pool.submit(responses.map, list(range(39, -1, -1)), model, batch_size=4)
+        assert forth.result() == [f"a{n}" for n in range(40)]
+        assert back.result() == [f"a{n}" for n in range(39, -1, -1)]
+    assert sorted(calls) == list(range(40))
+
+
+def test_map_async(stash: Stash) -> None:
+    responses = stash.responses(model="m")
+
+    async def model(batch: list[int]) -> list[int]:
+        await asyncio.sleep(0)
+        return [each + 1 for each in batch]
+
+    assert asyncio.run(responses.map_async([0, 1, 2], model, batch_size=2)) == [1, 2, 3]
+    assert responses.get_many([0, 1, 2, 3]) == [1, 2, 3, MISSING]
+
+
+def test_many_are_put_and_found(stash: Stash) -> None:
+    responses = stash.responses(model="m")
+    requests = [{"n": n} for n in range(1000)]
+    assert responses.put_many(requests, [f"a{n}" for n in range(1000)]) == 1000
+    assert responses.get_many(requests) == [f"a{n}" for n in range(1000)]
+
+
+def test_a_damaged_entry_is_a_miss_and_is_computed_again(tmp_path: Path) -> None:
+    with lmstash.open(tmp_path) as stash:
+        stash.responses(model="m").put("q", "a" * 100)
+    for path in (tmp_path / "segments").iterdir():
+        data = bytearray(path.read_bytes())
+        at = data.find(b"a" * 50)
+        if at > 0:
+            data[at] ^= 1
+            path.write_bytes(data)
+    with lmstash.open(tmp_path) as stash:
+        model = Counted("new")
+        assert stash.responses(model="m").get_or_compute("q", model) == "new"
+        assert stash.responses(model="m").get_or_compute("q", model) == "new"
+        assert model.calls == 1
+        assert stash.stats.damaged == 1
+
+
+def test_a_request_that_cannot_be_named_is_passed_on(tmp_path: Path) -> None:
+    with lmstash.open(tmp_path) as stash:
+        model = Counted()
+        responses = stash.responses(model="m")
+        assert [responses.get_or_compute({"x": object()}, model) for _ in range(2)] == ["four"] * 2
+        assert responses.map([{"x": object()}], lambda batch: ["a"]) == ["a"]
+        assert model.calls == 2
+        assert stash.stats.misses["unsupported"] == 3
+
+
+def test_a_store_that_keeps_nothing_computes_each_time() -> None:
+    with lmstash.open("memory://", capacity_bytes=0) as stash:
+        model = Counted()
+        responses = stash.responses(model="m")
+        assert [responses.get_or_compute("q", model) for _ in range(2)] == ["four"] * 2
+        assert model.calls == 2
+
+
+def test_secrets_are_nowhere_in_the_folder(tmp_path: Path) -> None:
+    with lmstash.open(tmp_path) as stash:
+        responses = stash.responses(model="m", base_url="https://me:hunter2@host/v1")
+        responses.put(
+            {"q": 1, "api_key": "sk-secret", "extra_headers": {"Authorization": "Bearer sk-secret"}},
+            "answer",
+        )
+    everything = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert b"answer" in everything
+    assert b"sk-secret" not in everything
+    assert b"hunter2" not in everything
+
+
+def test_a_private_stash_keeps_no_request(tmp_path: Path) -> None:
+    with lmstash.open(tmp_path, private=True) as stash:
+        stash.responses(model="m").put({"prompt": "confidential"}, "answer")
+        assert stash.responses(model="m").get({"prompt": "confidential"}) == "answer"
+    everything = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert b"confidential" not in everything
