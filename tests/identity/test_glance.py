@@ -130,7 +130,7 @@ def test_a_whole_look_is_taken_when_it_is_due(build_llama, monkeypatch):
     watch = ModelWatch(model)
     first = watch.recognise()
     place = model.model.layers[0].mlp.up_proj.weight
-    monkeypatch.setattr(glance_module.random, "randrange", lambda size: 0)
+    monkeypatch.setattr(glance_module._random, "randrange", lambda size: 0)
     watch._glance = None
     watch.recognise()  # the word read is the first one
     place.data[3, 4] += 1

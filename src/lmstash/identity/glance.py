@@ -9,10 +9,11 @@ tensor, so that a change of a whole tensor through `.data` shows and one of a fe
 from __future__ import annotations
 
 import ctypes
+import gc
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import chain
-from operator import methodcaller
+from operator import is_
 from typing import TYPE_CHECKING, Any
 
 import xxhash
@@ -33,7 +34,10 @@ _random = random.Random()
 
 
 class Glance:
-    """What a model looked like when this was made. Threads may share it; costs about 0.25 ms for 400 modules.
+    """What a model looked like when this was made. Threads may share it; a look costs 0.15 ms for 400 modules.
+
+    All of it is walked by C code, without a step of Python for each value; what dicts hold is had from
+    `gc.get_referents`, in half the time that their views take, wherever that is seen to return all of it.
 
     Values are compared by identity first and by `==` where that fails: objects that keep their state where Python
     cannot look (C code, `__slots__`) are only seen by `ModelWatch.refresh`. Nothing is kept alive but the model's own
@@ -46,11 +50,13 @@ class Glance:
     """
 
     def __init__(self, model: torch.nn.Module, outside: Mapping[str, Any], code: CodeGraph | None = None) -> None:
+        import torch
         from torch.nn.modules import module as torch_module
 
-        modules = list(model.modules())
+        self._modules = list(model.modules())
+        self._types = list(map(type, self._modules))
         self._code = code
-        self._dicts: list[dict[str, Any]] = []
+        dicts: list[dict[Any, Any]] = []
         self._empty: list[Any] = []
         """Hooks, where there are none."""
         self._keyed: list[dict[Any, Any]] = []
@@ -62,9 +68,9 @@ class Glance:
         found: list[Any] = list(outside.values())
         for hooks in (torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks):
             (self._keyed if hooks else self._empty).append(hooks)
-        for module in modules:
+        for module in self._modules:
             state = module.__dict__
-            self._dicts += (state, *filter(None, (state["_parameters"], state["_buffers"], state["_modules"])))
+            dicts += (state, *filter(None, (state["_parameters"], state["_buffers"], state["_modules"])))
             self._empty += [state[name] for name in ("_parameters", "_buffers", "_modules") if not state[name]]
             for hooks in (state["_forward_hooks"], state["_forward_pre_hooks"]):
                 (self._keyed if hooks else self._empty).append(hooks)
@@ -72,21 +78,25 @@ class Glance:
                 self._tensors += [each for each in tensors.values() if each is not None]
             found += [each for each in state.values() if type(each) not in IMMUTABLE]
             seen |= {id(state[name]) for name in _TORCH_CONTAINERS & state.keys()}
-        self._dicts += [vars(each) for each in self._tensors if vars(each)]
+        dicts += [vars(each) for each in self._tensors if vars(each)]
         self._complete = self._collect(found, seen)
-        self._dicts += self._keyed
-        self._views = [each.values() for each in self._dicts]
+        dicts += self._keyed
+        self._shown = tuple(each for each in dicts if _shows_values(each))
+        self._referents = gc.get_referents(*self._shown)
+        self._views = [each.values() for each in dicts if not _shows_values(each)]
         self._values = list(chain.from_iterable(self._views))
         self._keys = list(chain.from_iterable(self._keyed))
         self._members = list(chain.from_iterable(self._lists))
         self._lengths = list(map(len, self._lists))
         self._devices = device_types(self._tensors)
         self._numerics = numerics(self._devices)
-        self._addresses = [_address(each) for each in self._tensors]
-        self._data_ptr = methodcaller("data_ptr")
+        self._data_ptr = torch.Tensor.data_ptr
+        self._addresses = [self._address(each) for each in self._tensors]
         self._counted = [each for each in self._tensors if not each.is_inference()]
         self._versions = [each._version for each in self._counted]
-        self._words = list(self._draw())
+        self._wholes: list[memoryview] = []
+        self._words: list[memoryview] = []
+        self._draw()
         self._sums = self._read()
 
     def holds(self) -> bool:
@@ -96,6 +106,8 @@ class Glance:
                 self._complete
                 and [each._version for each in self._counted] == self._versions
                 and not any(self._empty)
+                and list(map(type, self._modules)) == self._types
+                and gc.get_referents(*self._shown) == self._referents
                 and list(chain.from_iterable(self._views)) == self._values
                 and list(chain.from_iterable(self._keyed)) == self._keys
                 and list(chain.from_iterable(self._lists)) == self._members
@@ -137,23 +149,28 @@ class Glance:
                 return False
         return True
 
-    def _draw(self) -> Iterator[tuple[memoryview, int]]:
-        """Yield memory and a place in it for each tensor on the CPU; place -1 is all of it."""
+    def _address(self, tensor: torch.Tensor) -> int | None:
+        """Return where a tensor's memory is; None, which never holds, for a wrapper without any."""
+        try:
+            return self._data_ptr(tensor)
+        except (RuntimeError, NotImplementedError):
+            return None
+
+    def _draw(self) -> None:
+        """Take the memory of each tensor on the CPU: all of it where they are small, else a word at a place drawn."""
         here = [each for each in self._tensors if each.device.type == "cpu" and each.is_contiguous() and each.nbytes]
         whole = sum(each.nbytes for each in here) <= WHOLE_BYTES
         for tensor in here:
             memory = memoryview((ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr())).cast("B")
             if whole:
-                yield memory, -1
+                self._wholes.append(memory)
                 continue
-            if len(memory) % 8 == 0:
-                memory = memory.cast("Q")  # a change of a number may leave one of its bytes as it was
-            yield memory, _random.randrange(len(memory))
+            place = 8 * _random.randrange((len(memory) + 7) // 8)
+            self._words.append(memory[place : place + 8])  # a change of a number may leave one of its bytes as it was
 
-    def _read(self) -> list[int]:
-        """Read the words drawn. Only while addresses are as they were: the memory is the tensors'."""
-        digest = xxhash.xxh3_64_intdigest
-        return [memory[place] if place >= 0 else digest(memory) for memory, place in self._words]
+    def _read(self) -> tuple[list[int], bytes]:
+        """Read what was drawn. Only while addresses are as they were: the memory is the tensors'."""
+        return list(map(xxhash.xxh3_64_intdigest, self._wholes)), b"".join(self._words)
 
 
 _TORCH_CONTAINERS = frozenset(
@@ -167,9 +184,10 @@ _TORCH_CONTAINERS = frozenset(
 """Looked at in their own way, or about gradients and files only."""
 
 
-def _address(tensor: torch.Tensor) -> int | None:
-    """Return where a tensor's memory is; None, which never holds, for a wrapper without any."""
-    try:
-        return tensor.data_ptr()
-    except (RuntimeError, NotImplementedError):
-        return None
+def _shows_values(values: dict[Any, Any]) -> bool:
+    """Return whether `gc.get_referents` returns a dict's values, and nothing else.
+
+    Not if its keys are no strings, or (from Python 3.13 on) if its values lie in the object whose attributes they are.
+    """
+    shown = gc.get_referents(values)
+    return len(shown) == len(values) and all(map(is_, shown, values.values()))
