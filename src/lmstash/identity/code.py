@@ -16,6 +16,7 @@ Not seen: state that a function reaches neither through its arguments, its modul
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import sys
 from collections.abc import Iterator, Mapping
@@ -27,6 +28,7 @@ from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from lmstash.errors import InvalidArgumentError
+from lmstash.identity.dict_stamps import Stamps
 from lmstash.identity.encoding import Component, encode
 
 _BY_NAME = {*sys.stdlib_module_names, "torch", "numpy", "huggingface_hub", "builtins"} - {"__main__"}
@@ -48,6 +50,7 @@ class CodeGraph:
         self._classes: list[Mapping[str, Any]] = []
         self._members: list[Any] = []
         self._n_members: list[int] = []
+        self._stamps: Stamps | None = None
         self._tables: list[tuple[Mapping[str, Any], list[tuple[str, Any]]]] = []
         self.objects: dict[str, Any] = {}
         """Other things that your own code names as globals, by where; whoever asked for the code describes them."""
@@ -69,6 +72,12 @@ class CodeGraph:
                 return False
         if any(list(table.items()) != entries for table, entries in self._tables):
             return False
+        stamps = self._stamps
+        if stamps is None:
+            stamps = self._stamps = Stamps(chain.from_iterable(map(gc.get_referents, self._classes)))  # behind proxies
+        return stamps.hold(self._same_members)
+
+    def _same_members(self) -> bool:
         members = chain.from_iterable(map(methodcaller("values"), self._classes))
         return list(map(len, self._classes)) == self._n_members and all(map(is_, members, self._members))
 
@@ -112,6 +121,7 @@ class CodeGraph:
         self._classes.append(vars(cls))
         self._members += vars(cls).values()
         self._n_members.append(len(vars(cls)))
+        self._stamps = None
         for base in cls.__bases__:
             self.add(base)
         for key, member in vars(cls).items():
