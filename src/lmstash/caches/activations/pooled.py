@@ -255,14 +255,14 @@ class PooledShelf(BundleShelf):
         """Return the facts beside each prompt's entry: what is the same for all is put into words once."""
         context, digest = self._context, bytes(range(KEY_BYTES))
         identity = context.describe(self._site, self._pool, tokens=digest, layers=layers)
-        start, _, rest = context.meta(identity, "\0").partition(digest.hex().encode())
-        middle, _, end = rest.rpartition(b"\0")
-        out: list[bytes] = []
-        for prompt in prompts:
-            tokens = digest_token_bytes(self._prompts.names[prompt]).hex().encode()
-            about = context.about(self._prompts.text(prompt)).encode()
-            out.append(b"".join((start, tokens, middle, about, end)))
-        return out
+        start, _, rest = context.meta(identity, "\0").decode().partition(digest.hex())
+        middle, _, end = rest.rpartition("\0")
+        about, names, texts = context.about, self._prompts.names, self._prompts.texts
+        tokens = [digest_token_bytes(names[prompt]).hex() for prompt in prompts]
+        if texts is None:
+            return [f"{start}{each}{middle}{end}".encode() for each in tokens]
+        told = [about(texts[prompt]) for prompt in prompts]
+        return [f"{start}{each}{middle}{text}{end}".encode() for each, text in zip(tokens, told, strict=True)]
 
     def _single_out(
         self,
