@@ -132,8 +132,8 @@ def lay_out(
 
     front = _fronts(fixed, metas, meta_bytes)
     buffers: list[Buffer]
-    if padded < _ALONE_BYTES and (steps[1:] == steps[-1]).all():
-        buffers = [_table(front, sheet.values, heads, int(steps[-1]), padded)]
+    if padded < _ALONE_BYTES and (plain == longest).all():
+        buffers = [_table(front, sheet.values, int(heads[0]), aligned(padded + int(longest), align), padded)]
     else:
         buffers = _pieces(front, each, heads, bytes(padded - size))
 
@@ -176,9 +176,17 @@ def _fronts(fixed: np.ndarray, metas: Sequence[bytes], meta_bytes: np.ndarray) -
     return front
 
 
-def _table(front: np.ndarray, values: np.ndarray, heads: np.ndarray, stride: int, padded: int) -> memoryview:
-    """Return records whose payloads lie `stride` apart, as one buffer."""
-    (n, size), first = values.shape, int(heads[0])
+def _table(front: np.ndarray, values: np.ndarray, first: int, stride: int, padded: int) -> memoryview:
+    """Return records whose facts are of one length as one buffer.
+
+    Args:
+        front: Their headers and facts.
+        values: Their payloads.
+        first: Where the first payload begins.
+        stride: From one payload to the next.
+        padded: What a payload takes.
+    """
+    n, size = values.shape
     whole = np.empty(first + n * stride, np.uint8)  # the last record has no other's head behind it
     whole[:first] = 0
     whole[: front.shape[1]] = front[0]
