@@ -154,6 +154,8 @@ class Identity:
         pointers = (model.pointers | context.pointers) - _HARMLESS_POINTERS
         if pointers:
             raise UnsupportedModelError(f"{min(pointers)} is set, and may change what is computed")
+        if self._llm._logits_all and "samplers" in context.pointers:
+            raise UnsupportedModelError("samplers in its context may change its scores")
         if context.settings.get("flash_attn_type") == _FLASH_AUTO:
             raise UnsupportedModelError("llama.cpp chose by itself whether to use flash attention. Say which")
         if _c.llama_model_has_encoder(handle) or _c.llama_model_is_diffusion(handle):
