@@ -54,24 +54,22 @@ def close_to(said, wanted):
     return True
 
 
-@pytest.mark.parametrize("flash", [False, True])
-def test_logprobs_of_a_restored_prompt_are_those_of_a_fresh_run_across_a_restart(load, fresh, tmp_path, flash):
-    wanted, scores = fresh(PROMPT * 2, flash_attn=flash)
+@pytest.mark.slow  # llama-cpp-python sorts the vocabulary for each token
+def test_logprobs_of_a_restored_prompt_are_those_of_a_fresh_run_across_a_restart(load, fresh, tmp_path):
+    wanted, scores = fresh(PROMPT)
     for number in range(2):
         cache = LlamaDiskCache(str(tmp_path / "cache"))
-        llm = load(cache, logits_all=True, flash_attn=flash)
-        n_prompt = len(llm.tokenize((PROMPT * 2).encode()))
-        said = ask(llm, PROMPT * 2)
+        llm = load(cache, logits_all=True)
+        kept = len(llm.tokenize(PROMPT.encode())) - 1  # the last one is evaluated again
+        said = ask(llm, PROMPT)
         if number == 0:
             assert said == wanted  # bit for bit: nothing was restored
             assert np.array_equal(llm._scores, scores)
         else:
-            fed = llm._eval_tokens
-            assert fed <= RUN_TOKENS + 4
-            kept = n_prompt - RUN_TOKENS
+            assert llm._eval_tokens <= 1 + 4
             assert np.array_equal(llm._scores[:kept], scores[:kept])
-            assert said["logprobs"]["token_logprobs"][1:kept] == wanted["logprobs"]["token_logprobs"][1:kept]
-            assert said["logprobs"]["top_logprobs"][1:kept] == wanted["logprobs"]["top_logprobs"][1:kept]
+            for each in ("token_logprobs", "top_logprobs"):
+                assert said["logprobs"][each][:kept] == wanted["logprobs"][each][:kept]
             assert close_to(said, wanted)
         cache.store.close()
         llm.close()
@@ -105,7 +103,9 @@ def test_states_without_scores_are_not_served_to_a_model_that_needs_them(load, f
         _ = llm.cache[ids]
     assert ask(llm, PROMPT) == fresh(PROMPT)[0]
     assert ids in llm.cache  # what was missing was added
-    assert llm.cache[ids].scores.shape == (len(ids) // RUN_TOKENS * RUN_TOKENS, llm.n_vocab())
+    state = llm.cache[ids]
+    assert len(ids) - RUN_TOKENS < state.n_tokens == len(state.scores)
+    assert state.scores.any(axis=1).all()
 
 
 def test_states_with_scores_serve_models_that_do_not_need_them(load, plain):
@@ -141,19 +141,20 @@ def test_plain_llama_takes_the_state_that_is_handed_out(load, gguf):
 def test_scores_that_were_written_over_are_not_kept(load, fresh):
     cache = LlamaRAMCache()
     llm = load(cache, logits_all=True)
+    ids = llm.tokenize(PROMPT.encode())
     calls = []
 
-    def scribbling(ids, scores):
-        calls.append(len(ids))
-        scores[:] = 0.0
+    def scribbling(_ids, scores):
+        calls.append(scores)
         llm.scores[20] = -1.0
         return False
 
     say(llm, PROMPT, 4, stopping_criteria=llama_cpp.StoppingCriteriaList([scribbling]))
-    assert calls
     other = load(cache, logits_all=True)
-    ids = other.tokenize(PROMPT.encode())
     assert other.cache[ids].n_tokens == RUN_TOKENS
+    calls[0][:] = 0.0  # what a program is handed is its own
+    say(llm, "Something else")
+    assert np.array_equal(other.cache[ids].scores, fresh(PROMPT)[1][:RUN_TOKENS])
     assert close_to(ask(other, PROMPT), fresh(PROMPT)[0])
 
 
@@ -178,7 +179,8 @@ def test_speculative_decoding_says_the_same_from_a_restored_state(load, gguf, tm
         with lmstash.open(tmp_path) as stash:
             llm = load(LlamaStashCache(stash), draft_model=LlamaPromptLookupDecoding(num_pred_tokens=4), n_batch=512)
             texts.append(say(llm, prompt, 16))
-            assert (llm.cache.events.stats.partial_hits > 0) == (number > 0)
+            assert (llm.cache.events.stats.hits > 0) == (number > 0)
+            assert (llm.cache.events.stats.misses["absent"] > 0) == (number == 0)
             assert ask(llm, prompt)["text"].startswith(prompt)
     theirs = llama_cpp.Llama(
         str(gguf), **{**SETTINGS, "n_batch": 512}, draft_model=LlamaPromptLookupDecoding(num_pred_tokens=4)
@@ -195,7 +197,7 @@ def test_streams_tell_logprobs(load, fresh):
     say(llm, "Something else")
     chunks = llm.create_completion(PROMPT, max_tokens=4, temperature=0.0, logprobs=5, stream=True)
     said = [value for chunk in chunks for value in (chunk["choices"][0]["logprobs"] or {}).get("token_logprobs", [])]
-    np.testing.assert_allclose(said, fresh(PROMPT)[0]["logprobs"]["token_logprobs"][-4:], atol=0.6)
+    np.testing.assert_allclose(said, fresh(PROMPT, echo=False)[0]["logprobs"]["token_logprobs"], atol=0.6)
 
 
 @pytest.mark.parametrize("flash", [False, True])
@@ -209,7 +211,7 @@ def test_attached_in_exact_mode_every_bit_is_that_of_a_fresh_run(load, fresh, fl
         wanted, scores = fresh(prompt, flash_attn=flash, logprobs=None, echo=False)
         assert text == wanted["text"]
         assert np.array_equal(llm._scores, scores)
-        assert (llm._eval_tokens < 4 + 96) == (number > 0)
+        assert (llm._eval_tokens < len(llm.tokenize(prompt.encode()))) == (number > 0)
         llm.close()
 
 
@@ -222,7 +224,7 @@ def test_attached_it_restores_scores(load, fresh, tmp_path):
             wanted, scores = fresh(PROMPT)
             assert wanted["text"].endswith(text)
             assert np.array_equal(llm._scores[:RUN_TOKENS], scores[:RUN_TOKENS])
-            assert (llm._eval_tokens < RUN_TOKENS + 4) == (number > 0)
+            assert (llm._eval_tokens <= 1 + 4) == (number > 0)
 
 
 def test_scores_are_smaller_than_they_were(load):

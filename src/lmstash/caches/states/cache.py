@@ -11,7 +11,7 @@ from lmstash.caches.states.blob import State, build, parse
 from lmstash.caches.states.finding import Finder, Found, Match
 from lmstash.caches.states.keeping import Cutter, Facts
 from lmstash.caches.states.layout import decode_layout
-from lmstash.caches.states.naming import ENDS, Names, touch
+from lmstash.caches.states.naming import ENDS, Names, Path, touch
 from lmstash.caches.states.rests import Rests
 from lmstash.caches.states.scores import Scores, Take
 from lmstash.errors import CorruptEntryError
@@ -104,11 +104,15 @@ class States:
         most = min(at_most, match.path.n_tokens)
         if self.memory.n_parts:
             most = min(most, match.n_tokens)
-        covered = self._scores.covered
         if self.memory.has_rest:
             places = self._rests.places(match.path, most)
-            return next((n for n in places if not scores or covered(match.path, n) == n), 0)
-        return covered(match.path, most) if scores and most > 0 else most
+            return next((n for n in places if not scores or self._scored(match, n)[0] == n), 0)
+        return self._scored(match, most)[0] if scores and most > 0 else most
+
+    def _scored(self, match: Match, most: int) -> tuple[int, Path]:
+        """Return of how many of the first `most` tokens scores are kept, and under which names."""
+        paths = [match.kept, match.path] if match.tokens else [match.path]
+        return max(((self._scores.covered(path, most), path) for path in paths), key=lambda found: found[0])
 
     def load(self, match: Match, at_most: int | None = None, *, n_vocab: int = 0) -> Loaded | None:
         """Return the state of the first tokens of a matched prompt; None for a miss, which is counted.
@@ -129,7 +133,7 @@ class States:
             if limit <= 0:
                 break
             if n_vocab and rows is None:
-                rows = self._scores.read(path, limit, n_vocab)
+                rows = self._scores.read(self._scored(match, limit)[1], limit, n_vocab)
                 if len(rows) < limit:
                     limit, reason = len(rows), MissReason.DAMAGED
                     continue

@@ -99,6 +99,11 @@ class Path:
         data = self.data[: n_tokens * TOKEN_BYTES]
         return Path(self.names, data, self.chain[: n_blocks + 1])
 
+    def then(self, tokens: bytes) -> Path:
+        """Return the names of a prompt of whole blocks that goes on with up to 64 tokens, 4 bytes each."""
+        ends = [prefix_id(self.chain[-1], tokens)] if len(tokens) == BLOCK_BYTES else []
+        return Path(self.names, self.data + tokens, [*self.chain, *ends])
+
     @property
     def first_key(self) -> bytes:
         """Return a key that stands for the prompt in events."""

@@ -152,9 +152,7 @@ class Scores:
 
 def _runs(path: Path, most: int) -> list[tuple[int, bytes]]:
     """Return where the runs of a prompt's first tokens begin, and their keys: of whole ones where it is long enough."""
-    return [
-        (start, path.scores(min(start + RUN_TOKENS, path.n_tokens))) for start in range(0, most, RUN_TOKENS)
-    ]
+    return [(start, path.scores(min(start + RUN_TOKENS, path.n_tokens))) for start in range(0, most, RUN_TOKENS)]
 
 
 def _encode(key: bytes, rows: np.ndarray) -> list[Buffer]:
