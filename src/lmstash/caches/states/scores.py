@@ -39,7 +39,7 @@ _WINDOW = 8
 """Runs that are read at once: as many as take some 25 MB of a small vocabulary."""
 
 Take = Callable[[int, int], "np.ndarray | None"]
-"""Gives the rows of the tokens from the first to before the second, `[n, n_vocab]` float32; None where they are lost."""
+"""Gives the rows of tokens from the first to before the second, `[n, n_vocab]` float32; None where they are lost."""
 
 
 class Scores:
