@@ -9,6 +9,7 @@ which is lost when another model is asked for; here all of them share one, and e
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from lmstash.adapters.llama_cpp.caches import LlamaDiskCache, LlamaRAMCache, StoreCache
@@ -33,10 +34,7 @@ def create_app(*arguments: Any, cache: StoreCache | None = None, **named: Any) -
     Raises:
         MissingDependencyError: What the server needs is not installed.
     """
-    try:
-        from llama_cpp.server import app
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError("llama-cpp-python[server]", "llama") from error
+    app = _part_of_server("app")
     caches = _Caches(cache)
     theirs = app.LlamaProxy
 
@@ -77,12 +75,16 @@ class _Caches:
 
 def main() -> None:
     """Run `python -m llama_cpp.server` with our `create_app`."""
-    try:
-        from llama_cpp.server import __main__ as command
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError("llama-cpp-python[server]", "llama") from error
+    command = _part_of_server("__main__")
     command.create_app = create_app
     command.main()
+
+
+def _part_of_server(name: str) -> Any:
+    try:
+        return import_module(f"llama_cpp.server.{name}")
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError("llama-cpp-python[server]", "llama-server") from error
 
 
 if __name__ == "__main__":
