@@ -54,6 +54,7 @@ class StoreCache(BaseLlamaCache):
 
     def bound_to(self, llm: Any) -> BoundCache:
         """Return a view for one model: `llm.set_cache` calls this."""
+        self._recall(llm)
         return BoundCache(self, llm)
 
     def __getitem__(self, key: Sequence[int]) -> Any:
@@ -80,12 +81,22 @@ class StoreCache(BaseLlamaCache):
         Raises:
             UnsupportedModelError: They cannot be kept; says why.
         """
+        self._recall(llm)
         fingerprint = llm._identity.refresh()
         states = self._states.get(fingerprint.digest)
         if states is None:
             states = States(self.store, fingerprint, llm._identity.memory(), **self._options)
             self._states[fingerprint.digest] = states
+            llm._identity.keep(self.store)
         return states
+
+    def _recall(self, llm: Any) -> None:
+        """Have a model know the digests that this store has kept, and no others."""
+        try:
+            llm._identity.recall(self.store)
+        except Exception:  # then its files are read
+            if self.strict:
+                raise
 
 
 class BoundCache(BaseLlamaCache):

@@ -56,6 +56,8 @@ class Sequences:
     def set_cache(self, cache: Any) -> None:
         """Use a cache: see `llama_cpp.Llama.set_cache`. One of ours is bound to this object."""
         bind_to = getattr(cache, "bound_to", None)
+        if bind_to is None:
+            self._identity.recall(None)
         super().set_cache(cache if bind_to is None else bind_to(self))  # pyright: ignore[reportAttributeAccessIssue]
 
     def eval(self, tokens: Sequence[int]) -> None:
