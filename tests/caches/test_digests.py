@@ -62,6 +62,17 @@ def test_a_digest_is_kept_for_other_processes(model, tmp_path):
         assert stash.stats.misses == {}
 
 
+def test_tenants_do_not_see_each_others(model):
+    store = MemoryStore()
+    files_of = [(str(model), stamp_of(str(model)))]
+    assert kept(store, model)
+    for salt in ("", "a", b"a"):
+        assert recall_digests(store, files_of, salt) == {}
+    keep_digests(store, files_of, "a")
+    assert recall_digests(store, files_of, "a") == recall_digests(store, files_of)
+    assert len(list(store.entries(FILES))) == 2
+
+
 def test_small_and_empty_files_have_digests(tmp_path, model):
     for content in (b"", b"x", b"x" * 5000):
         model.write_bytes(content)
@@ -187,7 +198,7 @@ def test_a_digest_of_another_path_is_not_believed(model, tmp_path):
     (entry,) = store.entries(FILES)
     link = tmp_path / "link.gguf"
     os.link(model, link)
-    store.put(digests._key(str(link)), bytes(store.get(entry.key)), namespace=FILES)
+    store.put(digests._key(str(link), None), bytes(store.get(entry.key)), namespace=FILES)
     assert recalled(store, link) is None
 
 

@@ -24,14 +24,17 @@ FILES = "files/all"
 _DIGEST_BYTES = 32
 
 
-def recall_digests(store: Store, files: Iterable[tuple[str, Stamp]]) -> dict[Stamp, bytes]:
+def recall_digests(
+    store: Store, files: Iterable[tuple[str, Stamp]], salt: bytes | str | None = None
+) -> dict[Stamp, bytes]:
     """Return the kept SHA-256 of those files that are as they were. Costs some milliseconds a file.
 
     Args:
         store: Where digests are kept. What cannot be read or believed is a counted miss.
         files: Paths, with their stamps as they are now.
+        salt: A tenant's secret; digests kept under another one are invisible.
     """
-    wanted = {_key(path): (path, stamp) for path, stamp in files}
+    wanted = {_key(path, salt): (path, stamp) for path, stamp in files}
     there = [key for key, kept in zip(wanted, store.contains_many(list(wanted)), strict=True) if kept]
     out: dict[Stamp, bytes] = {}
     for key, entry in zip(there, store.fetch_many(there) if there else [], strict=True):
@@ -46,15 +49,18 @@ def recall_digests(store: Store, files: Iterable[tuple[str, Stamp]]) -> dict[Sta
     return out
 
 
-def keep_digests(store: Store, files: Iterable[tuple[str, Stamp]]) -> None:
-    """Keep the digests of files that this process has read, and that had not changed for a minute before."""
+def keep_digests(store: Store, files: Iterable[tuple[str, Stamp]], salt: bytes | str | None = None) -> None:
+    """Keep the digests of files that this process has read, and that had not changed for a minute before.
+
+    Arguments are those of `recall_digests`.
+    """
     writes: list[Write] = []
     for path, stamp in files:
-        digest = settled_digest(path, stamp)
-        said = None if digest is None else _said(_key(path), path, stamp)
+        digest, key = settled_digest(path, stamp), _key(path, salt)
+        said = None if digest is None else _said(key, path, stamp)
         if said is not None:
             said["sha256"] = digest
-            writes.append(Write(_key(path), encode_record(said), namespace=FILES))
+            writes.append(Write(key, encode_record(said), namespace=FILES))
     if writes:
         store.put_many(writes)
 
@@ -80,5 +86,5 @@ def _said(key: bytes, path: str, stamp: Stamp) -> dict[str, Any] | None:
     return {"key": key, "stamp": list(astuple(stamp)), "system": system, "probe": pages}
 
 
-def _key(path: str) -> bytes:
-    return Key({"kind": "file digest", "path": os.fsencode(os.path.abspath(path))}).digest
+def _key(path: str, salt: bytes | str | None) -> bytes:
+    return Key({"kind": "file digest", "path": os.fsencode(os.path.abspath(path)), "salt": salt}).digest

@@ -28,7 +28,7 @@ class Toy:
         self.name, self._logits_all = name, logits_all
         self.fingerprint = Fingerprint(Key({"name": name}), {"name": name})
         self._identity = SimpleNamespace(
-            refresh=lambda: self.fingerprint, memory=Memory, recall=lambda store: None, keep=lambda store: None
+            refresh=lambda: self.fingerprint, memory=Memory, recall=lambda *_: None, keep=lambda *_: None
         )
         self.input_ids = np.zeros(N_CTX, np.intc)
         self.scores = np.zeros((N_CTX if logits_all else 64, VOCABULARY), np.float32)

@@ -87,13 +87,13 @@ class StoreCache(BaseLlamaCache):
         if states is None:
             states = States(self.store, fingerprint, llm._identity.memory(), **self._options)
             self._states[fingerprint.digest] = states
-            llm._identity.keep(self.store)
+            llm._identity.keep(self.store, self._options["salt"])
         return states
 
     def _recall(self, llm: Any) -> None:
         """Have a model know the digests that this store has kept, and no others."""
         try:
-            llm._identity.recall(self.store)
+            llm._identity.recall(self.store, self._options["salt"])
         except Exception:  # then its files are read
             if self.strict:
                 raise

@@ -107,7 +107,7 @@ class Identity:
     def _files(self, model: SeenModel, context: SeenContext) -> list[SeenFile]:
         return [*model.files, *(self._adapter(handle) for handle, _ in context.adapters)]
 
-    def recall(self, store: Store | None) -> None:
+    def recall(self, store: Store | None, salt: bytes | str | None = None) -> None:
         """Take what a store has kept of the digests of the model's files; from now on of no other one.
 
         Costs nothing where that was done for this store.
@@ -117,13 +117,13 @@ class Identity:
         self._recalled, self._known = {}, None
         self._recalled_from = None if store is None else weakref.ref(store)
         if store is not None:
-            self._recalled = recall_digests(store, self._stamped())
+            self._recalled = recall_digests(store, self._stamped(), salt)
             for stamp in self._recalled:
                 stop_reading(stamp)
 
-    def keep(self, store: Store) -> None:
+    def keep(self, store: Store, salt: bytes | str | None = None) -> None:
         """Have a store keep the digests that were read, for other processes."""
-        keep_digests(store, [each for each in self._stamped() if each[1] not in self._recalled])
+        keep_digests(store, [each for each in self._stamped() if each[1] not in self._recalled], salt)
 
     def _stamped(self) -> list[tuple[str, Stamp]]:
         """Return the files that were not changed since they were loaded."""
