@@ -87,7 +87,11 @@ class StoreCache(BaseLlamaCache):
         if states is None:
             states = States(self.store, fingerprint, llm._identity.memory(), **self._options)
             self._states[fingerprint.digest] = states
-            llm._identity.keep(self.store, self._options["salt"])
+            try:
+                llm._identity.keep(self.store, self._options["salt"])
+            except Exception:  # then the next process reads its files
+                if self.strict:
+                    raise
         return states
 
     def _recall(self, llm: Any) -> None:
