@@ -44,6 +44,7 @@ PAGES: list[tuple[str, str, list[str]]] = [
     ),
     ("lmstash.adapters.llama_cpp", "adapters/llama_cpp/state.py", ["LlamaState"]),
     ("lmstash.adapters.llama_cpp", "adapters/llama_cpp/importing.py", ["import_disk_cache", "ImportReport"]),
+    ("lmstash.adapters.llama_cpp.server", "adapters/llama_cpp/server.py", ["create_app"]),
     ("lmstash.adapters.mellea", "adapters/mellea/attach.py", ["attach", "Attachment"]),
     ("lmstash.adapters.mellea", "adapters/mellea/byte_cache.py", ["ByteLRUCache"]),
     ("lmstash.adapters.mellea", "adapters/mellea/cache.py", ["Cache", "SimpleLRUCache"]),
