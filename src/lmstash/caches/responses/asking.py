@@ -45,7 +45,7 @@ class Asker:
         """Take what belongs to every key."""
         self.who = who
         self._events = events
-        self._salt = salt
+        self.salt = salt
         self._harmless = HARMLESS | harmless
         self._by_default = sampled_by_default
         self._keep_sampled = keep_sampled
@@ -95,8 +95,7 @@ class Asker:
     def _family(self, model: Fingerprint) -> KeyFamily:
         family = self._families.get(model.digest)
         if family is None:
-            common = {"kind": KIND, "model": model.digest, "salt": self._salt, "version": 1}
-            family = self._families[model.digest] = KeyFamily(common, ("request", "occurrence"))
+            family = self._families[model.digest] = family_of(model.digest, self.salt)
         return family
 
     def _next(self, text: bytes, arguments: Mapping[str, Any]) -> int:
@@ -112,6 +111,11 @@ class Asker:
 
     def _miss(self, reason: MissReason) -> None:
         self._events.miss(KIND, b"", reason)
+
+
+def family_of(model: bytes, salt: str | bytes | None) -> KeyFamily:
+    """Return what makes the keys of a model's answers of a request's text and the number of the occurrence."""
+    return KeyFamily({"kind": KIND, "model": model, "salt": salt, "version": 1}, ("request", "occurrence"))
 
 
 def namespace_of(model: Fingerprint) -> str:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lmstash.caches.responses.answers import is_kept
-from lmstash.caches.responses.asking import KIND, Asker
+from lmstash.caches.responses.asking import KIND, Asker, family_of, namespace_of
 from lmstash.caches.responses.flights import flights_of
 from lmstash.caches.responses.shelf import MISSING, Shelf, Tags
 from lmstash.caches.responses.steps import CALL, Steps, drive, drive_async, fly
 from lmstash.caches.responses.who import who_is
 from lmstash.errors import InvalidArgumentError
 from lmstash.events import MissReason
-from lmstash.store.base import Store
+from lmstash.store.base import Removed, Store
+
+if TYPE_CHECKING:
+    from lmstash.caches.responses.finding import Conditions, Found
 
 
 class Responses:
@@ -161,6 +164,40 @@ class Responses:
         steps = self._steps(request, tags, occurrence, refresh, ttl_seconds)
         return await drive_async(steps, fn)
 
+    # --- what is kept -----------------------------------------------------------------------------------------------
+
+    def find(self, **conditions: Any) -> Iterator[Found]:
+        """Yield this model's kept answers, readable, that meet every condition. Under a salt, only those under it.
+
+        Args:
+            **conditions: `tag=` (a word, or `name=value`), `task=`, `doc=`, `split=`, `run=`, `user=`, each as it is or
+                as a pattern (`gsm8k*`); `text=`, in the request or the answer; `older_than=`, seconds since its last
+                use.
+        """
+        from lmstash.caches.responses import finding
+
+        chosen, place = _conditions(conditions), self._place()
+        return iter(()) if place is None else finding.find(self.store, chosen, **place)
+
+    def prune(self, *, dry_run: bool = False, **conditions: Any) -> Removed:
+        """Remove this model's kept answers that meet every condition (as `find` takes); returns how many.
+
+        Raises:
+            InvalidArgumentError: There is no condition.
+        """
+        from lmstash.caches.responses import finding
+
+        chosen, place = _conditions(conditions), self._place()
+        return Removed(0, 0) if place is None else finding.prune(self.store, chosen, dry_run=dry_run, **place)
+
+    def _place(self) -> dict[str, Any] | None:
+        """Where the answers are that may be looked at; None for a model that cannot be told."""
+        model = self.asker.look()
+        if model is None:
+            return None
+        family = None if self.asker.salt is None else family_of(model.digest, self.asker.salt)
+        return {"namespace": namespace_of(model), "family": family}
+
     # --- many requests ----------------------------------------------------------------------------------------------
 
     def get_many(self, requests: Sequence[Any], *, occurrences: Sequence[int] | None = None) -> list[Any]:
@@ -281,3 +318,12 @@ class Responses:
             return answer, self.shelf.keep([asked], [answer], [tags], seconds, ttl_seconds)[0]
 
         return (yield from fly(self.shelf, self.flights, asked, compute, refresh, self.wait_seconds))
+
+
+def _conditions(given: dict[str, Any]) -> Conditions:
+    from lmstash.caches.responses.finding import Conditions
+
+    try:
+        return Conditions(**given)
+    except TypeError:
+        raise InvalidArgumentError(f"answers are found by {', '.join(Conditions.__slots__)}; got {given}") from None
