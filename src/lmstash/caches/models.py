@@ -68,5 +68,5 @@ def read_models(store: Store) -> dict[str, Fingerprint]:
             continue
         with contextlib.suppress(LmstashError):  # an imported name without a description, or a damaged one
             fingerprint = Fingerprint.from_description(decode_record(value))
-            found[fingerprint.hex[:16]] = fingerprint
+            found[str(entry.meta.get("model") or fingerprint.hex)[:16]] = fingerprint
     return found
