@@ -70,3 +70,20 @@ def read_models(store: Store) -> dict[str, Fingerprint]:
             fingerprint = Fingerprint.from_description(decode_record(value))
             found[str(entry.meta.get("model") or fingerprint.hex)[:16]] = fingerprint
     return found
+
+
+def read_digests(store: Store) -> dict[str, bytes]:
+    """Return the digests of the fingerprints that a store knows, by their first 16 hex digits."""
+    found = {
+        str(each.meta.get("model")): str(each.meta["digest"]) for each in store.entries(MODELS) if "digest" in each.meta
+    }
+    return {first: bytes.fromhex(digits) for first, digits in found.items()} | {
+        first: each.digest for first, each in read_models(store).items()
+    }
+
+
+def name_model(store: Store, digest: bytes, name: str) -> None:
+    """Keep the name of a model of which nothing else is known here."""
+    key = Key({"kind": "model name", "fingerprint": digest}).digest
+    meta = {"model": digest.hex()[:16], "name": name, "digest": digest.hex()}
+    store.put_many([Write(key, b"null", MODELS, meta)], replace=False)

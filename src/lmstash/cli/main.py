@@ -26,7 +26,8 @@ COMMANDS = {
     "clear": ("lmstash.cli.clear", "remove every entry"),
     "doctor": ("lmstash.cli.doctor", "look for what is wrong with a folder or this installation"),
     "env": ("lmstash.cli.env", "the settings in force, and where each comes from"),
-    "import": ("lmstash.cli.importing", "take over what another tool has kept"),
+    "export": ("lmstash.cli.exporting", "write kept responses to a JSONL or Parquet file"),
+    "import": ("lmstash.cli.importing", "take over what another tool has kept, or an export"),
 }
 """Command -> (module, one line of help). A module has `add_arguments(parser)` and `run(arguments) -> exit code`."""
 

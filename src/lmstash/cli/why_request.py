@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lmstash.caches.models import ModelNames, fingerprint_of, read_models
+from lmstash.caches.models import ModelNames, fingerprint_of, read_digests
 from lmstash.caches.responses.answers import decode_record
 from lmstash.caches.responses.asking import KIND, family_of
 from lmstash.caches.responses.finding import Conditions, occurrence_of, scan
@@ -35,9 +35,9 @@ def by_request(store: Store, request: str, model: str | None, occurrence: int) -
     """
     text = _canonical(request)
     asked = decode_record(text, _media)
-    names, models = ModelNames(store), read_models(store)
+    names, models = ModelNames(store), read_digests(store)
     digits = list(models) if model is None else names.having(model)
-    keys = {family_of(models[each].digest, None).digest(text, occurrence) for each in digits if each in models}
+    keys = {family_of(models[each], None).digest(text, occurrence) for each in digits if each in models}
     expired: list[EntryInfo] = []
     total = 0
 
