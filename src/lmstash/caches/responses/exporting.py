@@ -154,7 +154,8 @@ def _read_row(
     try:
         row: dict[str, Any] = json.loads(line)
         answer, request = _record(row["answer"]), _record(row["request"])
-        read_back(answer), read_back(request)
+        for record in (answer, request):
+            read_back(record)
         model, key = bytes.fromhex(row["fingerprint"]), bytes.fromhex(row["key"])
         occurrence, expires = row.get("occurrence", 0), row.get("expires")
         meta = {name: value for name in NAMED if isinstance(value := row.get(name), str | int | float)}
