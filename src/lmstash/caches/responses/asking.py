@@ -41,12 +41,14 @@ class Asker:
         harmless: frozenset[str],
         sampled_by_default: bool,
         keep_sampled: bool,
+        urls: str = "refuse",
     ) -> None:
         """Take what belongs to every key."""
         self.who = who
         self._events = events
         self.salt = salt
         self._harmless = HARMLESS | harmless
+        self._urls = urls
         self._by_default = sampled_by_default
         self._keep_sampled = keep_sampled
         self._families: dict[bytes, KeyFamily] = {}
@@ -73,7 +75,7 @@ class Asker:
         if model is None:
             return self._miss(MissReason.UNSUPPORTED)
         try:
-            read = read_request(request, self._harmless)
+            read = read_request(request, self._harmless, self._urls)
         except InvalidArgumentError as error:
             self._events.warn_once(f"request {type(error)}", "lmstash: a request is not cached: %s", error)
             return self._miss(MissReason.UNSUPPORTED)

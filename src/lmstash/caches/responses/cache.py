@@ -11,6 +11,7 @@ from lmstash.caches.responses.asking import KIND, Asker, family_of, namespace_of
 from lmstash.caches.responses.flights import flights_of
 from lmstash.caches.responses.shelf import MISSING, Shelf, Tags
 from lmstash.caches.responses.steps import CALL, Steps, drive, drive_async, fly
+from lmstash.caches.responses.urls import POLICIES
 from lmstash.caches.responses.who import who_is
 from lmstash.errors import InvalidArgumentError
 from lmstash.events import MissReason
@@ -44,6 +45,7 @@ class Responses:
         keep_if: Callable[[Any], bool] = is_kept,
         compress: bool = False,
         wait_seconds: float = 600.0,
+        urls: str = "refuse",
         salt: bytes | str | None = None,
         private: bool = False,
         ttl_seconds: float | None = None,
@@ -66,6 +68,9 @@ class Responses:
             compress: Compress with zstd, by a dictionary that is trained on the first thousand answers and kept in the
                 store (needs the extra `zstd`, and so do all who read these answers).
             wait_seconds: How long to wait for another one who computes the same, before computing it too.
+            urls: What becomes of requests that name media by URL, whose content may change: `refuse` (they are passed
+                on and not cached), `content` (fetched at each look-up and hashed, never stored: a second request to
+                that server, and what it then gives the model is taken to be the same), `trust` (by the URL's text).
             salt: A tenant's secret; entries under different salts are invisible to each other.
             private: Keep no request beside the answer.
             ttl_seconds: How long new answers are served.
@@ -75,6 +80,8 @@ class Responses:
             UnsupportedModelError: A torch module that cannot be identified safely.
             MissingDependencyError: `compress`, and zstandard is not installed.
         """
+        if urls not in POLICIES:
+            raise InvalidArgumentError(f"urls= is one of {', '.join(POLICIES)}; got {urls!r}")
         who = who_is(
             model,
             base_url=base_url,
@@ -91,6 +98,7 @@ class Responses:
             harmless=frozenset(harmless),
             sampled_by_default=sampled_by_default,
             keep_sampled=keep_sampled,
+            urls=urls,
         )
         self.flights = flights_of(store)
         self.shelf = Shelf(store, who, keep_if, private=private, ttl_seconds=ttl_seconds, compress=compress, salt=salt)
