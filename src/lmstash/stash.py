@@ -189,7 +189,7 @@ class Stash:
             lambda entry: entry.meta.get("text_id") == name or entry.meta.get("text") == prompt, dry_run=dry_run
         )
         ids = self.store.prune(namespace="prompts/", dry_run=dry_run)
-        answers = finding.forget(self.store, prompt, dry_run=dry_run) if prompt else Removed(0, 0)
+        answers = finding.forget(self.store, prompt, salt=self.salt, dry_run=dry_run) if prompt else Removed(0, 0)
         every = (removed, ids, answers)
         return Removed(sum(each.entries for each in every), sum(each.nbytes for each in every))
 

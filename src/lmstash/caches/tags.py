@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Final
 
 NAMED: Final = ("task", "doc", "split", "run", "user")
-"""Facts with a name. Each is one field of an entry's `meta`; words are in its field `tags`."""
+"""The usual facts with a name. Each is one field of an entry's `meta`; words are in its field `tags`."""
 
 
 def has_tag(meta: Mapping[str, Any], tag: str) -> bool:
@@ -16,7 +16,7 @@ def has_tag(meta: Mapping[str, Any], tag: str) -> bool:
     if isinstance(words, list | tuple) and any(is_like(word, tag) for word in words):
         return True
     name, given, value = tag.partition("=")
-    return bool(given) and name in NAMED and is_like(meta.get(name), value)
+    return bool(given) and is_like(meta.get(name), value)
 
 
 def is_like(value: Any, pattern: Any) -> bool:

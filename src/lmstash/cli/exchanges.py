@@ -32,16 +32,17 @@ def named_facts(arguments: argparse.Namespace) -> dict[str, str]:
 
 def exchange_of(store: Store, entry: EntryInfo) -> dict[str, Any]:
     """Return `request` and `answer` of a kept response, JSON-able; None for what is not kept or cannot be read."""
-    from lmstash.caches.responses.answers import read_back, unpack
+    from lmstash.caches.responses.answers import read_back
+    from lmstash.caches.responses.finding import open_value
 
-    value = store.get(entry.key)
-    if value is None:
-        return {"request": None, "answer": None}
+    kept = open_value(store, entry)
     try:
-        answer, request = unpack(value)
-        return {"request": plain(read_back(request)) if request else None, "answer": plain(read_back(answer))}
+        if kept is not None:
+            request = plain(read_back(kept.request)) if kept.request else None
+            return {"request": request, "answer": plain(read_back(kept.answer))}
     except FormatError:
-        return {"request": None, "answer": None}
+        pass
+    return {"request": None, "answer": None}
 
 
 def words_of(store: Store, entries: Sequence[EntryInfo]) -> dict[bytes, str]:

@@ -234,7 +234,7 @@ class Responses:
         if model is None:
             return None
         family = None if self.asker.salt is None else family_of(model.digest, self.asker.salt)
-        return {"namespace": namespace_of(model), "family": family}
+        return {"namespace": namespace_of(model), "family": family, "salt": self.asker.salt}
 
     # --- many requests ----------------------------------------------------------------------------------------------
 

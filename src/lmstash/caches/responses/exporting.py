@@ -27,6 +27,7 @@ from lmstash.store.base import Store, Write
 
 FORMATS = ("jsonl", "parquet")
 _AT_ONCE = 1000
+_WITH_COLUMN = frozenset({*NAMED, "tags", "occurrence"})
 
 
 @dataclass(slots=True)
@@ -75,6 +76,7 @@ def rows(store: Store, conditions: Conditions, **options: Any) -> Iterator[dict[
             "fingerprint": fingerprint_of(entry) if model is None else model.hex(),
             **{name: entry.meta.get(name) for name in NAMED},
             "tags": entry.meta.get("tags", []),
+            "facts": {name: value for name, value in entry.meta.items() if name not in _WITH_COLUMN},
             "occurrence": occurrence_of(entry),
             "request": request,
             "answer": answer,
@@ -159,6 +161,7 @@ def _read_row(
         model, key = bytes.fromhex(row["fingerprint"]), bytes.fromhex(row["key"])
         occurrence, expires = row.get("occurrence", 0), row.get("expires")
         meta = {name: value for name in NAMED if isinstance(value := row.get(name), str | int | float)}
+        meta |= dict(row.get("facts") or {})
         words = [each for each in row.get("tags") or () if isinstance(each, str)]
         seconds, left = float(row.get("compute_seconds") or 0.0), None if expires is None else expires - time.time()
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, FormatError):
@@ -203,7 +206,7 @@ def _write_parquet(found: Iterator[dict[str, Any]], path: Path) -> int:
         raise MissingDependencyError("pyarrow", "eval") from None
     text, number, moment = pa.string(), pa.float64(), pa.timestamp("us", tz="UTC")
     columns = {"key": text, "model": text, "fingerprint": text, **dict.fromkeys(NAMED, text)}
-    columns |= {"tags": pa.list_(text), "occurrence": pa.int64(), "request": text, "answer": text}
+    columns |= {"tags": pa.list_(text), "facts": text, "occurrence": pa.int64(), "request": text, "answer": text}
     columns |= {"created": moment, "expires": moment, "compute_seconds": number}
     schema = pa.schema(list(columns.items()))
     n_rows = 0
@@ -217,6 +220,8 @@ def _write_parquet(found: Iterator[dict[str, Any]], path: Path) -> int:
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
     """Return a row of plain columns."""
     moments = {name: None if row[name] is None else round(row[name] * 1e6) for name in ("created", "expires")}
-    records = {name: None if row[name] is None else _record(row[name]).decode() for name in ("request", "answer")}
+    records = {
+        name: None if row[name] is None else _record(row[name]).decode() for name in ("request", "answer", "facts")
+    }
     named = {name: None if row[name] is None else str(row[name]) for name in NAMED}
     return row | moments | records | named | {"tags": [str(each) for each in row["tags"]]}

@@ -11,6 +11,7 @@ from typing import Any
 
 from lmstash.caches.responses.answers import UnknownTypeError, decode_answer, read_back, unpack
 from lmstash.caches.responses.asking import KIND
+from lmstash.caches.responses.squeezing import Squeezer
 from lmstash.caches.tags import NAMED, has_tag, is_like
 from lmstash.codecs.records import decode_record
 from lmstash.errors import FormatError, InvalidArgumentError
@@ -41,7 +42,7 @@ class Found:
     answer: Any
     """As it was answered; what is of a type that is not registered here as `{"type": name, "value": plain}`."""
     tags: dict[str, Any]
-    """`task`, `doc`, `split`, `run`, `user`, `tags`, as far as they were given."""
+    """As they were given."""
     occurrence: int
     created: float
     """Unix seconds."""
@@ -101,6 +102,7 @@ def scan(
     *,
     namespace: str = f"{KIND}/",
     family: KeyFamily | None = None,
+    salt: str | bytes | None = None,
     also: Callable[[EntryInfo], bool] | None = None,
 ) -> Iterator[Kept]:
     """Yield the kept answers that meet the conditions; skips what is damaged or has expired.
@@ -113,13 +115,17 @@ def scan(
         conditions: Which.
         namespace: Of one model, or every model's.
         family: Makes the keys of whom may see them; others, and those without a request, are left out.
+        salt: What compressed values were kept under.
         also: A further condition.
     """
+    squeezers: dict[str, Squeezer] = {}
     chosen, holds = conditions.selector(), None if conditions.text is None else Needle(conditions.text)
     entries = (each for each in store.entries(namespace) if chosen(each) and (also is None or also(each)))
     while part := list(islice(entries, _AT_ONCE)):
         for entry, value in zip(part, store.get_many([each.key for each in part]), strict=True):
-            kept = None if value is None else _open(entry, value)
+            place = entry.namespace
+            squeezer = squeezers.get(place) or squeezers.setdefault(place, Squeezer(store, place, salt))
+            kept = None if value is None else _open(entry, value, squeezer)
             if kept is None or (family is not None and not _makes(family, kept)):
                 continue
             if holds is None or holds.within(kept.request) or holds.within(kept.answer):
@@ -150,7 +156,7 @@ def read(kept: Kept) -> Found:
         key=entry.key,
         request=read_back(kept.request) if kept.request else None,
         answer=answer,
-        tags={name: entry.meta[name] for name in (*NAMED, "tags") if name in entry.meta},
+        tags={name: value for name, value in entry.meta.items() if name != "occurrence"},
         occurrence=occurrence_of(entry),
         created=entry.created,
         last_used=entry.last_used,
@@ -161,7 +167,13 @@ def read(kept: Kept) -> Found:
 
 
 def prune(
-    store: Store, conditions: Conditions, *, namespace: str, family: KeyFamily | None = None, dry_run: bool = False
+    store: Store,
+    conditions: Conditions,
+    *,
+    namespace: str,
+    family: KeyFamily | None = None,
+    salt: str | bytes | None = None,
+    dry_run: bool = False,
 ) -> Removed:
     """Remove the answers that meet the conditions.
 
@@ -174,14 +186,14 @@ def prune(
         )
     if conditions.text is None and family is None:
         return store.prune(conditions.selector(), namespace=namespace, dry_run=dry_run)
-    found = [kept.entry for kept in scan(store, conditions, namespace=namespace, family=family)]
+    found = [kept.entry for kept in scan(store, conditions, namespace=namespace, family=family, salt=salt)]
     return remove(store, found, dry_run=dry_run)
 
 
-def forget(store: Store, text: str, *, dry_run: bool = False) -> Removed:
+def forget(store: Store, text: str, *, salt: str | bytes | None = None, dry_run: bool = False) -> Removed:
     """Remove the answers, of every model, to requests that hold a text. Reads every kept request."""
     holds = Needle(text)
-    found = [kept.entry for kept in scan(store, Conditions()) if holds.within(kept.request)]
+    found = [kept.entry for kept in scan(store, Conditions(), salt=salt) if holds.within(kept.request)]
     return remove(store, found, dry_run=dry_run)
 
 
@@ -240,9 +252,15 @@ def _plain(record: bytes) -> Any:
         return None
 
 
-def _open(entry: EntryInfo, value: Buffer) -> Kept | None:
+def open_value(store: Store, entry: EntryInfo, salt: str | bytes | None = None) -> Kept | None:
+    """Return one kept answer with the bytes of it; None if it is gone or damaged."""
+    value = store.get(entry.key)
+    return None if value is None else _open(entry, value, Squeezer(store, entry.namespace, salt))
+
+
+def _open(entry: EntryInfo, value: Buffer, squeezer: Squeezer) -> Kept | None:
     try:
-        answer, request = unpack(value)
+        answer, request = unpack(squeezer.expand(value))
     except FormatError:
         return None  # counted by whoever asks for it
     return Kept(entry, bytes(answer), bytes(request))

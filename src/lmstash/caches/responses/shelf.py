@@ -129,7 +129,9 @@ class Shelf:
             values = self._squeezer(namespace_of(chosen[0][0].model)).squeeze(values)
         ttl = self._ttl_seconds if ttl_seconds is None else ttl_seconds
         writes = [
-            Write(each.key, value, namespace_of(each.model), _meta(about, each.occurrence), b"", compute_seconds, 0, ttl)
+            Write(
+                each.key, value, namespace_of(each.model), _meta(about, each.occurrence), b"", compute_seconds, 0, ttl
+            )
             for (each, about, _), value in zip(chosen, values, strict=True)
         ]
         if self.store.put_many(writes) < len(writes):
