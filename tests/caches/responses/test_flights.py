@@ -162,6 +162,13 @@ def test_a_stream_that_is_not_read_to_its_end_holds_nothing_back(responses: Resp
     assert within(10, lambda: responses.get_or_compute(2, lambda: "mine")) == "mine"
 
 
+def test_while_an_answer_is_read_the_rest_of_its_batch_is_not_held_back(responses: Responses) -> None:
+    stream = responses.stream([1, 2], lambda batch: [None] * len(batch), batch_size=2)
+    assert next(stream) == (0, None)  # the second one was computed with it, and is not worth keeping
+    assert within(10, lambda: responses.get_or_compute(2, lambda: "mine")) == "mine"
+    assert list(stream) == [(1, None)]
+
+
 def test_threads_and_tasks_together_compute_each_request_once(responses: Responses) -> None:
     calls: list[int] = []
     lock = threading.Lock()
