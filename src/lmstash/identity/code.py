@@ -46,7 +46,8 @@ class CodeGraph:
         """Begin with nothing.
 
         Args:
-            installed_by_version: Follow no code of installed packages that say their version; that stands for it.
+            installed_by_version: Follow no code of installed packages that say their version; that stands for it. Then
+                `unchanged` also looks at what functions have closed over, and whether their code was swapped.
         """
         self._by_version = installed_by_version
         self._units: dict[str, str] = {}
@@ -154,8 +155,13 @@ class CodeGraph:
         else:
             defaults = _plain_component([function.__defaults__, function.__kwdefaults__])
             name = self._note(function, name, "bytecode", _PYTHON, _code_component(function.__code__), defaults)
+            if self._by_version:
+                for attribute in ("__code__", "__defaults__", "__kwdefaults__"):
+                    self._place(_Attributes(function), attribute, getattr(function, attribute))
         for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
             try:
+                if self._by_version:
+                    self._place(_Attributes(cell), "cell_contents", cell.cell_contents)
                 self._follow(function, cell.cell_contents, f"{name}:{variable}")
             except ValueError:  # an empty cell
                 continue
@@ -211,6 +217,20 @@ class CodeGraph:
             self._units[name] = hashlib.sha256(data).hexdigest()
         elif not _is_installed(str(function.__globals__.get("__name__"))):
             self.objects[name] = value
+
+
+class _Attributes(dict[str, Any]):
+    """Attributes of an object, looked up as in a dict."""
+
+    def __init__(self, owner: Any) -> None:
+        super().__init__()
+        self._owner = owner
+
+    def get(self, name: str, default: Any = None) -> Any:
+        try:
+            return getattr(self._owner, name)
+        except (AttributeError, ValueError):  # an empty cell
+            return default
 
 
 _CLASS_NOISE = frozenset({"__module__", "__doc__", "__qualname__", "__firstlineno__"})

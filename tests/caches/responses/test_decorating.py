@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import lmstash
@@ -103,6 +104,46 @@ def test_code_that_changes_under_a_running_program_is_seen(responses: Responses)
     assert ask(10) == 12
 
 
+def test_a_variable_that_a_function_has_closed_over_is_looked_at_each_time(responses: Responses) -> None:
+    n = 1
+
+    @responses.cached
+    def ask(x: int) -> int:
+        return x + n
+
+    assert ask(10) == 11
+    n = 2
+    assert ask(10) == 12
+
+
+def test_code_that_is_swapped_in_place_is_seen(responses: Responses) -> None:
+    plain = made("def f(x, n=1): return x + n\ndef ask(x): return f(x)")
+    inner = plain.__globals__["f"]
+    ask = responses.cached(plain)
+    assert ask(10) == 11
+    inner.__defaults__ = (2,)
+    assert ask(10) == 12
+    inner.__code__ = made("def ask(x, n=1): return x - n").__code__
+    assert ask(10) == 8
+
+
+def test_an_object_that_code_names_counts_by_what_it_holds_now(responses: Responses) -> None:
+    @dataclass
+    class Config:
+        n: int
+
+    config = Config(1)
+    ask = responses.cached(made("def ask(x): return x + config.n", config=config))
+    assert ask(10) == 11
+    config.n = 2
+    assert ask(10) == 12
+    array = np.array([1])
+    ask = responses.cached(made("def ask(x): return x + int(array[0])", array=array))
+    assert ask(10) == 11
+    array[0] = 2
+    assert ask(10) == 12
+
+
 def test_the_code_of_a_cached_function_within_counts(responses: Responses) -> None:
     answers = []
     for n in (1, 2):
@@ -193,6 +234,34 @@ def test_an_object_that_code_names_is_refused_unless_it_is_harmless(responses: R
         ask = responses.cached(harmless=harmless)(made(source, client=client))
         assert [ask(1), ask(1)] == [1, 1]
         assert len(client.said) == n_calls
+
+
+def test_pydantic_models_enums_classes_and_functions_are_arguments(responses: Responses, stash: Stash) -> None:
+    pydantic = pytest.importorskip("pydantic")
+
+    class Options(pydantic.BaseModel):
+        n: int
+        words: list[str] = pydantic.Field(default_factory=list)
+
+    class Flags(enum.Flag):
+        A = 1
+        B = 2
+
+    def plus(x: int) -> int:
+        return x + 1
+
+    class Namer:
+        @classmethod
+        @responses.cached(harmless=["CALLS"])
+        def ask(cls, what: Any) -> str:
+            CALLS.append(what)
+            return repr(what)
+
+    arguments = [Options(n=1), Options(n=2), Options(n=1, words=["a"]), Flags.A, Flags.A | Flags.B, plus, len, Options]
+    for _ in range(2):
+        assert [Namer.ask(each) for each in arguments] == [repr(each) for each in arguments]
+    assert len(CALLS) == len(arguments)
+    assert stash.stats.misses["unsupported"] == 0
 
 
 @pytest.mark.parametrize(

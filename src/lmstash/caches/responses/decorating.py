@@ -14,7 +14,7 @@ from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 from lmstash.caches.responses.asking import KIND
-from lmstash.caches.responses.requests import ARGUMENTS, NUMBERS
+from lmstash.caches.responses.requests import ARGUMENTS, NUMBERS, read_request
 from lmstash.errors import InvalidArgumentError
 from lmstash.events import MissReason
 from lmstash.identity.code import CodeGraph
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _SAYS_SAMPLING: Final = NUMBERS | ARGUMENTS | {"do_sample", "seed", "random_seed"}
 _PLAIN = (type(None), bool, int, float, str, bytes)
 _MOST_NESTED = 100
+_MOST_KNOWN = 1000
 
 
 def decorate(
@@ -85,7 +86,7 @@ class Calls:
         self._ttl_seconds = ttl_seconds
         self._signature = inspect.signature(fn)
         self._name = f"{fn.__module__}.{fn.__qualname__}"
-        self._codes: dict[int, tuple[Any, CodeGraph, str]] = {}
+        self._codes: dict[int, _Code] = {}
         self._lock = threading.RLock()
 
     def now(self, fn: FunctionType, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -160,7 +161,8 @@ class Calls:
         if kind is dict:
             return {self._plain(key, depth - 1): self._plain(each, depth - 1) for key, each in value.items()}
         if isinstance(value, enum.Enum):
-            return {"enum": self._code(kind), "name": value.name}
+            inner = value.value if type(value.value) in _PLAIN else None
+            return {"enum": self._code(kind), "name": value.name, "value": inner}
         if isinstance(value, FunctionType | type):
             return {"code of": f"{value.__module__}.{value.__qualname__}", "is": self._code(value)}
         if isinstance(value, BuiltinFunctionType) and value.__module__ == "builtins":
@@ -170,6 +172,10 @@ class Calls:
             if set(getattr(value, "__dict__", names)) <= set(names):
                 about = {name: self._plain(getattr(value, name), depth - 1) for name in names}
                 return {"code of": f"{kind.__module__}.{kind.__qualname__}", "is": self._code(kind), "fields": about}
+        if hasattr(kind, "model_fields") and hasattr(kind, "model_dump") and not value.__pydantic_private__:
+            about = {name: self._plain(getattr(value, name), depth - 1) for name in kind.model_fields}
+            about |= {name: self._plain(each, depth - 1) for name, each in (value.model_extra or {}).items()}
+            return {"code of": f"{kind.__module__}.{kind.__qualname__}", "is": self._code(kind), "fields": about}
         media = media_of(value)
         if media is not None:
             return media
@@ -186,49 +192,59 @@ class Calls:
         """
         with self._lock:
             known = self._codes.get(id(code))
-            if known is None or not known[1].unchanged() or known[1].objects:
-                graph = CodeGraph(installed_by_version=True)
-                graph.add(code)
-                known = self._codes[id(code)] = (code, graph, self._digest(graph))
-            return known[2]
+            if known is None or not known.graph.unchanged():
+                if len(self._codes) >= _MOST_KNOWN:
+                    self._codes.clear()
+                known = self._codes[id(code)] = _Code(code, self._harmless)
+        if not known.objects:
+            return known.digest
+        held: dict[Any, Any] = {place: self._content(place, value) for place, value in known.objects.items()}
+        return Key({"code": known.digest, "objects": held}).hex
 
-    def _digest(self, graph: CodeGraph) -> str:
-        from lmstash.caches.responses.cache import Responses
-
-        held: dict[Any, Any] = {}
-        for place, value in graph.objects.items():
-            if self._is_harmless(place) or isinstance(value, Calls | Responses):
-                continue
-            inner = getattr(value, "__wrapped__", None)  # as functools.lru_cache leaves it
-            about = self._code(inner) if isinstance(inner, FunctionType) else _content(value)
-            if about is None:
-                name = place.rpartition(":")[2]
-                raise InvalidArgumentError(
-                    f"its code names `{name}`, an object of {type(value).__module__}.{type(value).__qualname__}, which "
-                    "lmstash cannot tell from another one. Pass it as an argument that can be told, or name it in "
-                    "harmless= if it changes no answer (a client of the model that the cache is for, a logger)"
-                )
-            held[place] = about
-        code: dict[Any, Any] = {name: each for name, each in graph.components().items() if not self._is_harmless(name)}
-        return Key({"code": code, "packages": graph.packages(), "objects": held}).hex
-
-    def _is_harmless(self, place: Any) -> bool:
-        """Whether a place in the code (`module.function:variable`) is one of an object that changes no answer."""
-        _function, colon, variable = str(place).rpartition(":")
-        return bool(colon) and variable in self._harmless
+    def _content(self, place: str, value: Any) -> Any:
+        """Return what an object that code names is made of now, as a key can hold it."""
+        if isinstance(value, BuiltinFunctionType) and isinstance(value.__self__, type | ModuleType | None):
+            owner = value.__self__
+            return ["builtin", getattr(owner, "__qualname__", getattr(owner, "__name__", None)), value.__qualname__]
+        if isinstance(value, re.Pattern):
+            return ["pattern", value.pattern, value.flags]
+        if isinstance(value, logging.Logger):
+            return ["logger"]
+        inner = getattr(value, "__wrapped__", None)
+        if isinstance(inner, FunctionType):  # as functools.lru_cache leaves it
+            return ["wrapped", self._code(inner)]
+        try:
+            return ["object", read_request([self._plain(value, _MOST_NESTED)], urls="trust").text]
+        except InvalidArgumentError as error:
+            name = place.rpartition(":")[2]
+            raise InvalidArgumentError(
+                f"its code names `{name}`: {error} (a client of the model that the cache is for, say)"
+            ) from error
 
     def _about(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tags | None:
         return self._tags(*args, **kwargs) if callable(self._tags) else self._tags
 
 
-def _content(value: Any) -> Any:
-    """Return what an object that code names is made of, as a key can hold it; None where nobody can tell."""
-    if isinstance(value, BuiltinFunctionType) and isinstance(value.__self__, type | ModuleType | None):
-        owner = value.__self__
-        return ["builtin", getattr(owner, "__qualname__", getattr(owner, "__name__", None)), value.__qualname__]
-    if isinstance(value, re.Pattern):
-        return ["pattern", value.pattern, value.flags]
-    if isinstance(value, logging.Logger):
-        return ["logger"]
-    media = media_of(value)
-    return None if media is None else media.digest
+class _Code:
+    """The code of a function or class, as it was when it was read."""
+
+    def __init__(self, code: Any, harmless: frozenset[str]) -> None:
+        from lmstash.caches.responses.cache import Responses
+
+        self.graph = CodeGraph(installed_by_version=True)
+        self.graph.add(code)  # keeps it alive, so that its id stays its own
+        units: dict[Any, Any] = {
+            name: each for name, each in self.graph.components().items() if not _is_harmless(name, harmless)
+        }
+        self.digest = Key({"code": units, "packages": self.graph.packages()}).hex
+        self.objects = {
+            place: value
+            for place, value in self.graph.objects.items()
+            if not _is_harmless(place, harmless) and not isinstance(value, Calls | Responses)
+        }
+
+
+def _is_harmless(place: Any, harmless: frozenset[str]) -> bool:
+    """Whether a place in the code (`module.function:variable`) is one of an object that changes no answer."""
+    _function, colon, variable = str(place).rpartition(":")
+    return bool(colon) and variable in harmless
