@@ -167,14 +167,9 @@ class Calls:
             return {"code of": f"{value.__module__}.{value.__qualname__}", "is": self._code(value)}
         if isinstance(value, BuiltinFunctionType) and value.__module__ == "builtins":
             return {"code of": f"builtins.{value.__qualname__}", "is": "builtin"}
-        if dataclasses.is_dataclass(value):
-            names = [each.name for each in dataclasses.fields(value)]
-            if set(getattr(value, "__dict__", names)) <= set(names):
-                about = {name: self._plain(getattr(value, name), depth - 1) for name in names}
-                return {"code of": f"{kind.__module__}.{kind.__qualname__}", "is": self._code(kind), "fields": about}
-        if hasattr(kind, "model_fields") and hasattr(kind, "model_dump") and not value.__pydantic_private__:
-            about = {name: self._plain(getattr(value, name), depth - 1) for name in kind.model_fields}
-            about |= {name: self._plain(each, depth - 1) for name, each in (value.model_extra or {}).items()}
+        fields = _fields_of(value)
+        if fields is not None:
+            about = {name: self._plain(each, depth - 1) for name, each in fields.items()}
             return {"code of": f"{kind.__module__}.{kind.__qualname__}", "is": self._code(kind), "fields": about}
         media = media_of(value)
         if media is not None:
@@ -242,6 +237,17 @@ class _Code:
             for place, value in self.graph.objects.items()
             if not _is_harmless(place, harmless) and not isinstance(value, Calls | Responses)
         }
+
+
+def _fields_of(value: Any) -> dict[str, Any] | None:
+    """Return the fields of a dataclass or pydantic model; None where it is none, or holds more than its fields."""
+    if dataclasses.is_dataclass(value):
+        names = [each.name for each in dataclasses.fields(value)]
+        more = set(getattr(value, "__dict__", names)) - set(names)
+        return None if more else {name: getattr(value, name) for name in names}
+    if hasattr(type(value), "model_fields") and hasattr(value, "model_dump") and not value.__pydantic_private__:
+        return {name: getattr(value, name) for name in type(value).model_fields} | (value.model_extra or {})
+    return None
 
 
 def _is_harmless(place: Any, harmless: frozenset[str]) -> bool:
