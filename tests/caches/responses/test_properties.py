@@ -137,6 +137,8 @@ def test_the_text_of_a_request_survives_an_export(request_: Any) -> None:
         {"extra": {"aws": {"secret_key": "sk-1", "AWS_SECRET_ACCESS_KEY": "sk-1"}}},
         {"user": {"password": b"sk-1"}},
         {"hf_token": "sk-1"},
+        {"odd": {1: 2, "api_key": ["sk-1"]}},
+        {"quo'ted\"": {'x"api_key': "sk-1"}},
         {"tool": {"secret": {"value": "sk-1"}}},
     ],
 )

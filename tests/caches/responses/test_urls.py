@@ -86,6 +86,7 @@ PARTS: list[Any] = [
     {"content": ({"type": "video", "video": ["https://host/1.png", "https://host/2.png"]},)},
     {"parts": [{"fileData": {"file_uri": "gs://bucket/cat.mp4"}}]},
     {"image_url": URL},
+    {"odd": {1: 2, "image_url": URL}},
 ]
 
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from lmstash.caches.responses.urls import may_name_url, resolve_urls
+from lmstash.caches.responses.urls import is_place, resolve_urls
 from lmstash.codecs.records import encode_record
 from lmstash.errors import InvalidArgumentError
 from lmstash.identity.media import Media, bytes_media, media_of, text_media
@@ -51,8 +51,9 @@ _EXACT = 2**53
 """Whole numbers under this are the same as int and as float."""
 _LONG = 4096
 """Bytes, and texts that are media (`data:` URLs), of this length or more stand in a request as their digests."""
-_MAY_NAME_SECRET = (b'key"', b'token"', b'secret"', b'zation"', b'bearer"', b'cookie"', b'password"', b'phrase"')
-"""How a secret's name ends in an encoded request."""
+_PAIR = re.compile(rb'(key|token|secret|zation|bearer|cookie|password|phrase)","', re.IGNORECASE)
+"""A secret's name as the first of two texts, as headers are written."""
+_URL, _SECRET = 1, 2
 
 
 class Request:
@@ -86,11 +87,14 @@ def read_request(request: Any, harmless: frozenset[str] = HARMLESS, urls: str = 
     if type(request) is dict:
         request = _sort(request, harmless, arguments)
     text = encode_record(request, _take_apart)
-    if urls != "trust" and may_name_url(text):
+    notable = 0
+    for part in text.split(b'":')[:-1]:  # each ends with the name of a field
+        notable |= _notable(part[part.rfind(b'"') + 1 :])
+    if notable & _URL and urls != "trust" and b"://" in text:
         known = resolve_urls(request, urls)
         if known is not request:
             request, text = known, encode_record(known, _take_apart)
-    if len(text) > _LONG or _may_name_secret(text):
+    if notable & _SECRET or len(text) > _LONG or (b'["' in text and _PAIR.search(text)):
         text = encode_record(_shorten(request), _take_apart)
     return Request(text, arguments)
 
@@ -126,9 +130,13 @@ def _is_secret(name: str) -> bool:
     return SECRETS.fullmatch(name) is not None
 
 
-def _may_name_secret(text: bytes) -> bool:
-    lower = text.lower()
-    return any(each in lower for each in _MAY_NAME_SECRET)
+@lru_cache(maxsize=8192)
+def _notable(name: bytes) -> int:
+    """Return what a field of this name may hold."""
+    if name == b"$dict":  # its names are written as the values are
+        return _URL | _SECRET
+    text = name.decode("utf-8", "replace")
+    return (_URL if is_place(text) else 0) | (_SECRET if _is_secret(text) else 0)
 
 
 def _shorten(value: Any) -> Any:
