@@ -148,7 +148,9 @@ def test_secrets_are_no_part_of_what_is_stored_and_still_count(request_: Any) ->
             return {name: other(each) for name, each in value.items()}
         if isinstance(value, list | tuple):
             return type(value)(map(other, value))
-        return value.replace(b"1", b"2") if isinstance(value, bytes) else value.replace("1", "2")
+        if isinstance(value, bytes):
+            return value.replace(b"1", b"2")
+        return value.replace("1", "2") if isinstance(value, str) else value
 
     text = read_request(request_).text
     assert b"sk-1" not in text
