@@ -27,6 +27,7 @@ COMMANDS = {
     "doctor": ("lmstash.cli.doctor", "look for what is wrong with a folder or this installation"),
     "env": ("lmstash.cli.env", "the settings in force, and where each comes from"),
     "import": ("lmstash.cli.importing", "take over what another tool has kept"),
+    "proxy": ("lmstash.cli.proxy", "a caching reverse proxy in front of an OpenAI-compatible server"),
 }
 """Command -> (module, one line of help). A module has `add_arguments(parser)` and `run(arguments) -> exit code`."""
 

@@ -1,0 +1,147 @@
+"""The server behind the proxy: requests are sent on, again where that is safe, and answers come piece by piece."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+
+from lmstash.adapters.openai.proxy.metrics import Metrics
+from lmstash.errors import InvalidArgumentError
+
+Pairs = Sequence[tuple[str, str]]
+
+HOP_BY_HOP = frozenset(
+    {
+        *("connection", "keep-alive", "proxy-connection", "proxy-authenticate", "proxy-authorization"),
+        *("te", "trailer", "transfer-encoding", "upgrade"),
+    }
+)
+"""Headers that belong to one connection: RFC 9110, section 7.6.1."""
+
+_BUSY = frozenset({502, 503, 504})
+"""Answers of what stands before a model that has not seen the request."""
+_SHORTEST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.25, 8.0
+_CONNECT_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """An answer whose head has come.
+
+    Attributes:
+        status: 200, ...
+        headers: Names in lower case; without those of the connection.
+        pieces: The body as it comes. Ends the connection when it is closed.
+    """
+
+    status: int
+    headers: list[tuple[str, str]]
+    pieces: AsyncGenerator[bytes]
+
+
+class Upstream:
+    """Sends requests on. Tasks of one loop share it. Keeps no cookies, follows no redirects."""
+
+    def __init__(self, url: str, metrics: Metrics, *, timeout_seconds: float = 600.0, retries: int = 2) -> None:
+        """Connect to nothing yet.
+
+        Args:
+            url: Where the server's interface begins, for instance `https://api.openai.com/v1`.
+            metrics: Counts retries.
+            timeout_seconds: The longest silence of the server.
+            retries: How often a request to a pure endpoint is sent again.
+
+        Raises:
+            InvalidArgumentError: No URL of HTTP.
+        """
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise InvalidArgumentError(f"--upstream takes a URL such as https://api.openai.com/v1, not {url!r}")
+        self.url = url.rstrip("/")
+        self._strip = "/v1" if self.url.endswith("/v1") else ""
+        self._metrics = metrics
+        self._retries = retries
+        self._timeout = {
+            "connect": min(_CONNECT_SECONDS, timeout_seconds),
+            "read": timeout_seconds,
+            "write": timeout_seconds,
+            "pool": timeout_seconds,
+        }
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=100)
+        self._transport = httpx2.AsyncHTTPTransport(limits=limits)
+
+    def target(self, path: str, query: str) -> str:
+        """Return the URL that a path of the proxy stands for. `/v1` is not said twice."""
+        if self._strip and (path == self._strip or path.startswith(self._strip + "/")):
+            path = path.removeprefix(self._strip)
+        return f"{self.url}{path}{'?' + query if query else ''}"
+
+    async def send(self, method: str, url: str, headers: Pairs, body: Any) -> Sent:
+        """Send a request once; returns when the head of the answer has come.
+
+        Args:
+            method: `POST`, ...
+            url: As `target` returned it.
+            headers: Of the client, names in lower case.
+            body: Bytes, or what yields them.
+
+        Raises:
+            httpx2.TransportError: It could not be sent, or no answer came.
+        """
+        passed = [(name, value) for name, value in headers if name not in HOP_BY_HOP and name != "host"]
+        request = httpx2.Request(method, url, headers=passed, content=body, extensions={"timeout": self._timeout})
+        response = await self._transport.handle_async_request(request)
+        back = [(name.lower(), value) for name, value in response.headers.multi_items()]
+        return Sent(response.status_code, [each for each in back if each[0] not in HOP_BY_HOP], _pieces(response))
+
+    async def send_pure(self, method: str, url: str, headers: Pairs, body: bytes) -> Sent:
+        """As `send`, for a request that changes nothing: sent again, after a while, where nothing of an answer came.
+
+        A server that is silent is not asked again: it may be computing. Nor is one that says when to come again later
+        than we would wait (and 429 is the client's to handle).
+        """
+        plain = [(name, value) for name, value in headers if name != "accept-encoding"]
+        plain.append(("accept-encoding", "identity"))  # a kept answer serves clients that read no other
+        wait_seconds = _SHORTEST_WAIT_SECONDS
+        for attempt in range(self._retries + 1):
+            last = attempt == self._retries
+            asked_for = wait_seconds
+            try:
+                sent = await self.send(method, url, plain, body)
+            except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ReadError, httpx2.RemoteProtocolError):
+                if last:
+                    raise
+            else:
+                asked_for = _retry_after(sent.headers, wait_seconds)
+                if last or sent.status not in _BUSY or asked_for > _LONGEST_WAIT_SECONDS:
+                    return sent
+                await sent.pieces.aclose()
+            self._metrics.retries += 1
+            await asyncio.sleep(asked_for * random.uniform(0.75, 1.25))
+            wait_seconds = min(2 * wait_seconds, _LONGEST_WAIT_SECONDS)
+        raise AssertionError("the last attempt returns or raises")
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._transport.aclose()
+
+
+async def _pieces(response: Any) -> AsyncGenerator[bytes]:
+    try:
+        async for piece in response.stream:
+            yield piece
+    finally:
+        await response.aclose()
+
+
+def _retry_after(headers: Pairs, default: float) -> float:
+    value = dict(headers).get("retry-after")
+    if value is None:
+        return default
+    return float(value) if value.isdecimal() else _LONGEST_WAIT_SECONDS + 1  # a date: too long for us
