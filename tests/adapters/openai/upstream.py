@@ -50,6 +50,7 @@ async def answer(request: Request) -> Response:
     if model == "silent":
         await asyncio.sleep(30)
     if request.headers.get("authorization") == "Bearer wrong":
+        await asyncio.sleep(0.5)
         return JSONResponse({"error": {"message": "wrong key"}}, 401)
     if request.url.path.endswith("/embeddings"):
         given = body["input"] if isinstance(body["input"], list) else [body["input"]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lmstash.errors import InvalidArgumentError
@@ -28,32 +28,37 @@ class Control:
     occurrence: int | None = None
 
 
-def read_control(headers: Mapping[str, str]) -> Control:
+def read_control(headers: Iterable[tuple[str, str]]) -> Control:
     """Return what the headers of a request say.
 
     Args:
-        headers: By names in lower case.
+        headers: Names in lower case, and values.
 
     Raises:
         InvalidArgumentError: `x-lmstash-occurrence` is no number.
     """
     directives: dict[str, str] = {}
-    for each in headers.get("cache-control", "").lower().split(","):
-        name, _, value = each.strip().partition("=")
-        directives[name] = value.strip('"')
+    ours: dict[str, str] = {}
+    for name, value in headers:
+        if name == "cache-control":
+            for each in value.lower().split(","):
+                directive, _, argument = each.strip().partition("=")
+                directives[directive] = argument.strip('"')
+        elif name.startswith("x-lmstash-"):
+            ours[name.removeprefix("x-lmstash-")] = value.strip().lower()
     max_age = math.inf
     if "max-age" in directives:
         value = directives["max-age"]
         max_age = float(value) if value.isdecimal() else 0.0  # what nobody understands is stale: RFC 9111, 4.2.1
     if "no-cache" in directives:
         max_age = 0.0
-    occurrence = headers.get("x-lmstash-occurrence", "")
+    occurrence = ours.get("occurrence", "")
     if occurrence and not occurrence.isdecimal():
         raise InvalidArgumentError(f"x-lmstash-occurrence takes a number from 0, not {occurrence!r}")
     return Control(
         bypass="no-store" in directives,
         max_age_seconds=max_age,
         only_kept="only-if-cached" in directives,
-        keep_sampled=headers.get("x-lmstash-keep-sampled", "").lower() in ("1", "true", "yes", "on"),
+        keep_sampled=ours.get("keep-sampled") in ("1", "true", "yes", "on"),
         occurrence=int(occurrence) if occurrence else None,
     )

@@ -123,7 +123,7 @@ class Library:
         if isinstance(question, Bypass):
             return self._pass_on(question)
         try:
-            control = read_control(dict(headers))
+            control = read_control(headers)
         except InvalidArgumentError as error:
             self.events.warn_once("openai control", "lmstash: a request is not cached: %s", error)
             return self._pass_on(Bypass.UNSUPPORTED)

@@ -19,7 +19,7 @@ _OWN_TOOLS = frozenset({"function", "custom"})
 
 def depends_on_state(body: dict[str, Any]) -> bool:
     """Whether an answer depends on what a server remembers or finds, not on the request alone."""
-    if any(body.get(name) for name in _STATE) or isinstance(body.get("prompt"), dict):
+    if any(body.get(name) not in (None, False) for name in _STATE) or isinstance(body.get("prompt"), dict):
         return True
     tools = body.get("tools")
     if not isinstance(tools, list):

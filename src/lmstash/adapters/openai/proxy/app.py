@@ -13,10 +13,11 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Send
 
 from lmstash.adapters.openai.endpoints import endpoint_of
 from lmstash.adapters.openai.library import Case, Library
-from lmstash.adapters.openai.proxy.flights import Board, Flight
+from lmstash.adapters.openai.proxy.flights import Board
 from lmstash.adapters.openai.proxy.metrics import CONTENT_TYPE, Metrics
 from lmstash.adapters.openai.proxy.upstream import HOP_BY_HOP, Pairs, Sent, Upstream
 from lmstash.adapters.openai.question import Bypass, credentials_digest
@@ -87,7 +88,7 @@ class Proxy:
             return self._failed(error, "miss")
         result = "hit" if flight.kept else "miss"
         self._metrics.requests[result, "joined" if joined else "waited" if flight.kept else "asked"] += 1
-        return _streaming(flight.status, flight.headers, _unbroken(flight), result)
+        return _streaming(flight.status, flight.headers, flight.pieces(), result)
 
     def _kept(self, recorded: Recorded) -> Response:
         self._metrics.requests["hit", "kept"] += 1
@@ -157,13 +158,23 @@ async def _each(pieces: Iterable[bytes]) -> AsyncIterator[bytes]:
         yield piece
 
 
-async def _unbroken(flight: Flight) -> AsyncIterator[bytes]:
-    async for piece in flight.pieces():
-        yield piece
+class _Streaming(StreamingResponse):
+    """An answer whose source may break: then the connection does, so that nobody takes it for a whole one."""
+
+    async def stream_response(self, send: Send) -> None:
+        """Send the head, the pieces as they come, and the end if there is one."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        try:
+            async for piece in self.body_iterator:
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+        except (httpx2.TransportError, OverflowError) as error:
+            logger.warning("an answer broke off: %s: %s", type(error).__name__, error)
+            return  # without an end, which uvicorn takes for a reason to close the connection
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def _streaming(status: int, headers: Pairs, pieces: AsyncIterator[bytes], mark: str) -> Response:
-    response = StreamingResponse(pieces, status)
+    response = _Streaming(pieces, status)
     passed = [(name, value) for name, value in headers if name not in HOP_BY_HOP and name != MARK]
     response.raw_headers = [
         (name.encode("latin-1"), value.encode("latin-1")) for name, value in [*passed, (MARK, mark)]
