@@ -8,8 +8,9 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, NoReturn
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from lmstash.adapters.openai.endpoints import Endpoint, endpoint_of
 from lmstash.adapters.openai.references import depends_on_state, points_at_uploads, points_at_urls
@@ -87,7 +88,7 @@ def read_question(
         trust_urls: What URLs point at never changes.
         by_token: Callers with different credentials get different answers.
     """
-    where = urlsplit(url)
+    where = _split(url)
     endpoint = endpoint_of(where.path) if method == "POST" else None
     if endpoint is None:
         return Bypass.ENDPOINT
@@ -115,6 +116,11 @@ def read_question(
     return Question(endpoint, base_url, model or "(unnamed)", read, bool(streamed))
 
 
+@lru_cache(maxsize=1024)
+def _split(url: str) -> SplitResult:
+    return urlsplit(url)
+
+
 def _beside(endpoint: Endpoint, query: str, headers: Sequence[tuple[str, str]], by_token: bool) -> dict[str, str]:
     """Return what counts besides the body. What may hold a secret is in it as a digest."""
     out = {"path": endpoint.path}
@@ -133,6 +139,7 @@ def credentials_digest(headers: Iterable[tuple[str, str]]) -> str:
     return _digest(sorted(f"{name}: {value}" for name, value in headers if _is_credential(name)))
 
 
+@lru_cache(maxsize=4096)
 def _counts(name: str, value: str) -> bool:
     if name == "accept":
         return value.strip().lower() not in _PLAIN_ACCEPTS

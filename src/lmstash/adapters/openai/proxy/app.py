@@ -8,18 +8,18 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-import httpx2
+import httpcore2
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import Send
+from starlette.types import Receive, Scope, Send
 
 from lmstash.adapters.openai.endpoints import endpoint_of
 from lmstash.adapters.openai.library import Case, Library
 from lmstash.adapters.openai.proxy.flights import Board
 from lmstash.adapters.openai.proxy.metrics import CONTENT_TYPE, Metrics
-from lmstash.adapters.openai.proxy.upstream import HOP_BY_HOP, Pairs, Sent, Upstream
+from lmstash.adapters.openai.proxy.upstream import FAILURES, HOP_BY_HOP, Pairs, Sent, Upstream
 from lmstash.adapters.openai.question import Bypass, credentials_digest
 from lmstash.adapters.openai.recorded import MARK, REASON, Recorded
 
@@ -100,16 +100,16 @@ class Proxy:
     async def _pass_on(self, sending: object, why: Bypass) -> Response:
         try:
             sent: Sent = await sending  # type: ignore[misc]
-        except httpx2.TransportError as error:
+        except FAILURES as error:
             return self._failed(error, "bypass")
         self._metrics.upstream[sent.status] += 1
         self._metrics.requests["bypass", why] += 1
-        return _streaming(sent.status, [*sent.headers, (REASON, why)], sent.pieces, "bypass")
+        return _streaming(sent.status, [*sent.headers, (REASON, why)], sent.pieces, "bypass", _Streaming)
 
     def _failed(self, error: Exception, mark: str) -> Response:
         self._metrics.requests["error", type(error).__name__] += 1
         logger.warning("%s: %s: %s", self._upstream.url, type(error).__name__, error)
-        slow = isinstance(error, httpx2.TimeoutException)
+        slow = isinstance(error, httpcore2.TimeoutException)
         said = "did not answer in time" if slow else "cannot be reached"
         return _failure(504 if slow else 502, "upstream_error", f"{self._upstream.url} {said}: {error}", mark)
 
@@ -167,14 +167,24 @@ class _Streaming(StreamingResponse):
         try:
             async for piece in self.body_iterator:
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
-        except (httpx2.TransportError, OverflowError) as error:
+        except (*FAILURES, OverflowError) as error:
             logger.warning("an answer broke off: %s: %s", type(error).__name__, error)
             return  # without an end, which uvicorn takes for a reason to close the connection
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def _streaming(status: int, headers: Pairs, pieces: AsyncIterator[bytes], mark: str) -> Response:
-    response = _Streaming(pieces, status)
+class _Unwatched(_Streaming):
+    """One that costs nobody anything when its client has gone away, so that nobody has to look whether it has."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        await self.stream_response(send)
+
+
+def _streaming(
+    status: int, headers: Pairs, pieces: AsyncIterator[bytes], mark: str, kind: type[_Streaming] = _Unwatched
+) -> Response:
+    response = kind(pieces, status)
     passed = [(name, value) for name, value in headers if name not in HOP_BY_HOP and name != MARK]
     response.raw_headers = [
         (name.encode("latin-1"), value.encode("latin-1")) for name, value in [*passed, (MARK, mark)]

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from lmstash.stash import Stash
 
 
+_IDLE_SECONDS = 75
+"""How long a client's idle connection is kept: longer than clients keep theirs, so that none is cut as it is used."""
+
+
 def serve(
     stash: Stash,
     upstream: str,
@@ -50,15 +54,29 @@ def serve(
         access_log=False,
         server_header=False,
         date_header=False,
+        timeout_keep_alive=_IDLE_SECONDS,
         timeout_graceful_shutdown=max(1, round(grace_seconds)),
     )
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server((host, port), family=family, backlog=2048) as listening:
+    with _listen(host, port) as listening:
         shown = f"[{host}]" if ":" in host else host
         server = uvicorn.Server(config)
         with _signals_end(server):
             ready(f"http://{shown}:{listening.getsockname()[1]}")
             server.run(sockets=[listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # The protocol is named: asyncio turns delays (Nagle's algorithm, 40 ms here) off only for sockets that say TCP.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+        listening.listen(2048)
+    except BaseException:
+        listening.close()
+        raise
+    return listening
 
 
 @contextmanager

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx2
+import httpcore2
 
 from lmstash.adapters.openai.proxy.metrics import Metrics
+from lmstash.adapters.openai.proxy.wire import JoiningBackend
 from lmstash.errors import InvalidArgumentError
 
 Pairs = Sequence[tuple[str, str]]
@@ -28,6 +29,11 @@ _BUSY = frozenset({502, 503, 504})
 """Answers of what stands before a model that has not seen the request."""
 _SHORTEST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.25, 8.0
 _CONNECT_SECONDS = 10.0
+_IDLE_SECONDS = 4.0
+"""How long an idle connection is kept: shorter than servers keep theirs (uvicorn: 5)."""
+
+FAILURES = (httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.TimeoutException)
+"""What keeps an answer from coming."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +70,7 @@ class Upstream:
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
             raise InvalidArgumentError(f"--upstream takes a URL such as https://api.openai.com/v1, not {url!r}")
         self.url = url.rstrip("/")
+        self._host = parts.netloc.rpartition("@")[2].encode("latin-1")
         self._strip = "/v1" if self.url.endswith("/v1") else ""
         self._metrics = metrics
         self._retries = retries
@@ -73,8 +80,12 @@ class Upstream:
             "write": timeout_seconds,
             "pool": timeout_seconds,
         }
-        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=100)
-        self._transport = httpx2.AsyncHTTPTransport(limits=limits)
+        self._pool = httpcore2.AsyncConnectionPool(
+            max_connections=None,
+            max_keepalive_connections=100,
+            keepalive_expiry=_IDLE_SECONDS,
+            network_backend=JoiningBackend(),
+        )
 
     def target(self, path: str, query: str) -> str:
         """Return the URL that a path of the proxy stands for. `/v1` is not said twice."""
@@ -92,13 +103,18 @@ class Upstream:
             body: Bytes, or what yields them.
 
         Raises:
-            httpx2.TransportError: It could not be sent, or no answer came.
+            httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.TimeoutException: It could not be sent, or no
+                answer came.
         """
-        passed = [(name, value) for name, value in headers if name not in HOP_BY_HOP and name != "host"]
-        request = httpx2.Request(method, url, headers=passed, content=body, extensions={"timeout": self._timeout})
-        response = await self._transport.handle_async_request(request)
-        back = [(name.lower(), value) for name, value in response.headers.multi_items()]
-        return Sent(response.status_code, [each for each in back if each[0] not in HOP_BY_HOP], _pieces(response))
+        passed = [(b"host", self._host)]
+        passed += [_encoded(each) for each in headers if each[0] not in HOP_BY_HOP and each[0] != "host"]
+        if not isinstance(body, bytes) and not any(name == b"content-length" for name, _ in passed):
+            passed.append((b"transfer-encoding", b"chunked"))
+        response = await self._pool.handle_async_request(
+            httpcore2.Request(method, url, headers=passed, content=body, extensions={"timeout": self._timeout})
+        )
+        back = [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in response.headers]
+        return Sent(response.status, [each for each in back if each[0] not in HOP_BY_HOP], _pieces(response))
 
     async def send_pure(self, method: str, url: str, headers: Pairs, body: bytes) -> Sent:
         """As `send`, for a request that changes nothing: sent again, after a while, where nothing of an answer came.
@@ -114,7 +130,7 @@ class Upstream:
             asked_for = wait_seconds
             try:
                 sent = await self.send(method, url, plain, body)
-            except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ReadError, httpx2.RemoteProtocolError):
+            except (httpcore2.NetworkError, httpcore2.ConnectTimeout, httpcore2.RemoteProtocolError):
                 if last:
                     raise
             else:
@@ -129,15 +145,19 @@ class Upstream:
 
     async def close(self) -> None:
         """Close every connection."""
-        await self._transport.aclose()
+        await self._pool.aclose()
 
 
 async def _pieces(response: Any) -> AsyncGenerator[bytes]:
     try:
-        async for piece in response.stream:
+        async for piece in response.aiter_stream():
             yield piece
     finally:
         await response.aclose()
+
+
+def _encoded(header: tuple[str, str]) -> tuple[bytes, bytes]:
+    return header[0].encode("latin-1"), header[1].encode("latin-1")
 
 
 def _retry_after(headers: Pairs, default: float) -> float:
