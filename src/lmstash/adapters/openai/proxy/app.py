@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-import httpcore2
+import aiohttp
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -19,7 +19,7 @@ from lmstash.adapters.openai.endpoints import endpoint_of
 from lmstash.adapters.openai.library import Case, Library
 from lmstash.adapters.openai.proxy.flights import Board
 from lmstash.adapters.openai.proxy.metrics import CONTENT_TYPE, Metrics
-from lmstash.adapters.openai.proxy.upstream import FAILURES, HOP_BY_HOP, Pairs, Sent, Upstream
+from lmstash.adapters.openai.proxy.upstream import HOP_BY_HOP, Pairs, Sent, Upstream
 from lmstash.adapters.openai.question import Bypass, credentials_digest
 from lmstash.adapters.openai.recorded import MARK, REASON, Recorded
 
@@ -63,7 +63,7 @@ class Proxy:
         headers = [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in scope["headers"]]
         if request.method != "POST" or endpoint_of(path) is None:
             has_body = any(name in ("content-length", "transfer-encoding") for name, _ in headers)
-            sending = self._upstream.send(request.method, url, headers, request.stream() if has_body else b"")
+            sending = self._upstream.send(request.method, url, headers, request.stream() if has_body else None)
             return await self._pass_on(sending, Bypass.ENDPOINT)
         body = await request.body()
         case = self._library.consider("POST", url, headers, body)
@@ -100,7 +100,7 @@ class Proxy:
     async def _pass_on(self, sending: object, why: Bypass) -> Response:
         try:
             sent: Sent = await sending  # type: ignore[misc]
-        except FAILURES as error:
+        except aiohttp.ClientError as error:
             return self._failed(error, "bypass")
         self._metrics.upstream[sent.status] += 1
         self._metrics.requests["bypass", why] += 1
@@ -109,7 +109,7 @@ class Proxy:
     def _failed(self, error: Exception, mark: str) -> Response:
         self._metrics.requests["error", type(error).__name__] += 1
         logger.warning("%s: %s: %s", self._upstream.url, type(error).__name__, error)
-        slow = isinstance(error, httpcore2.TimeoutException)
+        slow = isinstance(error, aiohttp.ServerTimeoutError)
         said = "did not answer in time" if slow else "cannot be reached"
         return _failure(504 if slow else 502, "upstream_error", f"{self._upstream.url} {said}: {error}", mark)
 
@@ -167,7 +167,7 @@ class _Streaming(StreamingResponse):
         try:
             async for piece in self.body_iterator:
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
-        except (*FAILURES, OverflowError) as error:
+        except (aiohttp.ClientError, OverflowError) as error:
             logger.warning("an answer broke off: %s: %s", type(error).__name__, error)
             return  # without an end, which uvicorn takes for a reason to close the connection
         await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpcore2
+import aiohttp
+from yarl import URL
 
 from lmstash.adapters.openai.proxy.metrics import Metrics
-from lmstash.adapters.openai.proxy.wire import JoiningBackend
 from lmstash.errors import InvalidArgumentError
 
 Pairs = Sequence[tuple[str, str]]
@@ -32,8 +32,11 @@ _CONNECT_SECONDS = 10.0
 _IDLE_SECONDS = 4.0
 """How long an idle connection is kept: shorter than servers keep theirs (uvicorn: 5)."""
 
-FAILURES = (httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.TimeoutException)
-"""What keeps an answer from coming."""
+_LONGEST_HEADER_BYTES = 64 * 1024
+_OF_THE_SENDER = frozenset({"host", "expect"})
+
+_NOT_BEGUN = (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError, aiohttp.ConnectionTimeoutError)
+"""Nothing of an answer has come, and the server is not silent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,28 +67,22 @@ class Upstream:
             retries: How often a request to a pure endpoint is sent again.
 
         Raises:
-            InvalidArgumentError: No URL of HTTP.
+            InvalidArgumentError: No URL of HTTP, or one with a password in it.
         """
         parts = urlsplit(url)
+        if parts.username is not None or parts.password is not None:
+            raise InvalidArgumentError(
+                "--upstream takes no user name and no password: who asks sends their own"
+            )
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
             raise InvalidArgumentError(f"--upstream takes a URL such as https://api.openai.com/v1, not {url!r}")
         self.url = url.rstrip("/")
-        self._host = parts.netloc.rpartition("@")[2].encode("latin-1")
         self._strip = "/v1" if self.url.endswith("/v1") else ""
         self._metrics = metrics
         self._retries = retries
-        self._timeout = {
-            "connect": min(_CONNECT_SECONDS, timeout_seconds),
-            "read": timeout_seconds,
-            "write": timeout_seconds,
-            "pool": timeout_seconds,
-        }
-        self._pool = httpcore2.AsyncConnectionPool(
-            max_connections=None,
-            max_keepalive_connections=100,
-            keepalive_expiry=_IDLE_SECONDS,
-            network_backend=JoiningBackend(),
-        )
+        connect_seconds = min(_CONNECT_SECONDS, timeout_seconds)
+        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_seconds, sock_read=timeout_seconds)
+        self._session: aiohttp.ClientSession | None = None
 
     def target(self, path: str, query: str) -> str:
         """Return the URL that a path of the proxy stands for. `/v1` is not said twice."""
@@ -103,18 +100,25 @@ class Upstream:
             body: Bytes, or what yields them.
 
         Raises:
-            httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.TimeoutException: It could not be sent, or no
-                answer came.
+            aiohttp.ClientError: It could not be sent, or no answer came.
         """
-        passed = [(b"host", self._host)]
-        passed += [_encoded(each) for each in headers if each[0] not in HOP_BY_HOP and each[0] != "host"]
-        if not isinstance(body, bytes) and not any(name == b"content-length" for name, _ in passed):
-            passed.append((b"transfer-encoding", b"chunked"))
-        response = await self._pool.handle_async_request(
-            httpcore2.Request(method, url, headers=passed, content=body, extensions={"timeout": self._timeout})
-        )
-        back = [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in response.headers]
+        passed = [each for each in headers if each[0] not in HOP_BY_HOP and each[0] not in _OF_THE_SENDER]
+        response = await self._connected().request(method, URL(url, encoded=True), headers=passed, data=body)
+        back = [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in response.raw_headers]
         return Sent(response.status, [each for each in back if each[0] not in HOP_BY_HOP], _pieces(response))
+
+    def _connected(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_SECONDS),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
+                auto_decompress=False,
+                timeout=self._timeout,
+                max_line_size=_LONGEST_HEADER_BYTES,
+                max_field_size=_LONGEST_HEADER_BYTES,
+            )
+        return self._session
 
     async def send_pure(self, method: str, url: str, headers: Pairs, body: bytes) -> Sent:
         """As `send`, for a request that changes nothing: sent again, after a while, where nothing of an answer came.
@@ -130,7 +134,7 @@ class Upstream:
             asked_for = wait_seconds
             try:
                 sent = await self.send(method, url, plain, body)
-            except (httpcore2.NetworkError, httpcore2.ConnectTimeout, httpcore2.RemoteProtocolError):
+            except _NOT_BEGUN:
                 if last:
                     raise
             else:
@@ -145,19 +149,16 @@ class Upstream:
 
     async def close(self) -> None:
         """Close every connection."""
-        await self._pool.aclose()
+        if self._session is not None:
+            await self._session.close()
 
 
-async def _pieces(response: Any) -> AsyncGenerator[bytes]:
+async def _pieces(response: aiohttp.ClientResponse) -> AsyncGenerator[bytes]:
     try:
-        async for piece in response.aiter_stream():
+        async for piece in response.content.iter_any():
             yield piece
     finally:
-        await response.aclose()
-
-
-def _encoded(header: tuple[str, str]) -> tuple[bytes, bytes]:
-    return header[0].encode("latin-1"), header[1].encode("latin-1")
+        response.release()  # closes the connection if something is left
 
 
 def _retry_after(headers: Pairs, default: float) -> float:
