@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from urllib.parse import SplitResult, urlsplit
 
 from lmstash.adapters.openai.endpoints import Endpoint, endpoint_of
-from lmstash.adapters.openai.references import depends_on_state, points_at_uploads, points_at_urls
+from lmstash.adapters.openai.references import depends_on_state, points_at_uploads, points_at_urls, said
 from lmstash.caches.responses.requests import SECRETS
 
 RESERVED = "lmstash"
@@ -102,9 +102,10 @@ def read_question(
     read = _read_json(body)
     if read is None or RESERVED in read:
         return Bypass.BODY
-    if depends_on_state(read) or points_at_uploads(read):
+    messages = said(read)
+    if depends_on_state(read) or points_at_uploads(messages):
         return Bypass.STATE
-    if not trust_urls and points_at_urls(read):
+    if not trust_urls and points_at_urls(messages):
         return Bypass.URL
     streamed, model = read.get("stream"), read.get("model")
     if streamed not in (None, False, True) or type(streamed) is int or not isinstance(model, str | None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 _URLS = frozenset({"url", "image_url", "video_url", "audio_url", "file_url", "document_url", "server_url"})
@@ -27,14 +28,19 @@ def depends_on_state(body: dict[str, Any]) -> bool:
     return any(not isinstance(each, dict) or each.get("type", "function") not in _OWN_TOOLS for each in tools)
 
 
-def points_at_urls(body: dict[str, Any]) -> bool:
-    """Whether the messages hold URLs instead of content."""
-    return any(_holds(body.get(name), _is_url) for name in ("messages", "input", "prompt"))
+def said(body: dict[str, Any]) -> list[Any]:
+    """Return what of a request is said to the model."""
+    return [body.get(name) for name in ("messages", "input", "prompt")]
 
 
-def points_at_uploads(body: dict[str, Any]) -> bool:
-    """Whether the messages name files, items or sounds that the server keeps."""
-    return any(_holds(body.get(name), _is_upload) for name in ("messages", "input", "prompt"))
+def points_at_urls(messages: Any) -> bool:
+    """Whether messages hold URLs instead of content."""
+    return _holds(messages, _is_url)
+
+
+def points_at_uploads(messages: Any) -> bool:
+    """Whether messages name files, items or sounds that the server keeps."""
+    return _holds(messages, _is_upload)
 
 
 def _is_url(name: str, value: Any) -> bool:
@@ -49,7 +55,7 @@ def _is_upload(name: str, value: Any) -> bool:
     return name in _IDS and bool(value)
 
 
-def _holds(value: Any, is_one: Any) -> bool:
+def _holds(value: Any, is_one: Callable[[str, Any], bool]) -> bool:
     todo = [value]
     while todo:
         each = todo.pop()

@@ -71,9 +71,7 @@ class Upstream:
         """
         parts = urlsplit(url)
         if parts.username is not None or parts.password is not None:
-            raise InvalidArgumentError(
-                "--upstream takes no user name and no password: who asks sends their own"
-            )
+            raise InvalidArgumentError("--upstream takes no user name and no password: who asks sends their own")
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
             raise InvalidArgumentError(f"--upstream takes a URL such as https://api.openai.com/v1, not {url!r}")
         self.url = url.rstrip("/")
