@@ -21,9 +21,8 @@ from lmstash.caches.responses.asking import namespace_of
 if TYPE_CHECKING:
     from lmstash.stash import Stash
 
-_CLASSES: dict[str, Any] = {
-    each.__name__: each for each in (Generation, GenerationChunk, ChatGeneration, ChatGenerationChunk)
-}
+_KNOWN = (Generation, GenerationChunk, ChatGeneration, ChatGenerationChunk)
+_CLASSES: dict[str, Any] = {each.__name__: each for each in _KNOWN}
 
 
 class StashCache(BaseCache):
@@ -97,11 +96,8 @@ def _request(prompt: str, llm_string: str) -> dict[str, str]:
 
 
 def _plain(generation: Generation) -> dict[str, Any]:
-    plain: dict[str, Any] = {
-        "class": type(generation).__name__,
-        "text": str(generation.text),
-        "info": generation.generation_info,
-    }
+    plain: dict[str, Any] = {"class": type(generation).__name__, "text": str(generation.text)}
+    plain["info"] = generation.generation_info
     if isinstance(generation, ChatGeneration):
         plain["message"] = message_to_dict(generation.message)
     return plain
