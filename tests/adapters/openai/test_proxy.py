@@ -15,6 +15,9 @@ import httpx2
 import openai
 import pytest
 
+import lmstash
+from lmstash.adapters.openai import http_client
+
 ASK: dict[str, Any] = {"model": "echo", "temperature": 0, "messages": [{"role": "user", "content": "hi"}]}
 SLOW = ASK | {"model": "slow"}
 
@@ -122,13 +125,13 @@ def test_failures_pass_through_and_are_not_kept(start_proxy: Any, upstream: Any)
 
 
 def test_a_server_that_is_starting_is_asked_again_and_one_that_is_not_there_is_502(
-    start_proxy: Any, upstream: Any
+    start_proxy: Any, upstream: Any, tmp_path: Path
 ) -> None:
     proxy = start_proxy()
     with client_of(proxy) as client:
         assert client.chat.completions.create(**ASK | {"model": "flaky"}).choices[0].message.content == "you said hi"
     assert metric(proxy, "proxy_upstream_retries_total") == 2
-    nowhere = start_proxy("--retries", "1", to="http://127.0.0.1:9/v1", folder=Path("memory"))
+    nowhere = start_proxy("--retries", "1", to="http://127.0.0.1:9/v1", folder=tmp_path / "nowhere")
     with client_of(nowhere) as client, pytest.raises(openai.InternalServerError, match="cannot be reached") as caught:
         client.chat.completions.create(**ASK)
     assert caught.value.status_code == 502
@@ -284,3 +287,18 @@ def test_a_warning_where_others_can_connect(upstream: Any, tmp_path: Path) -> No
         _, talk = process.communicate(timeout=20)
         assert ("warning" in talk) == warns
         assert process.returncode == 0
+
+
+def test_a_proxy_and_a_transport_share_answers(start_proxy: Any, upstream: Any, tmp_path: Path) -> None:
+    with client_of(start_proxy()) as client:
+        client.chat.completions.create(**ASK)
+        *_, last = client.chat.completions.create(**ASK, stream=True)
+        assert last.choices[0].finish_reason == "stop"
+    with (
+        lmstash.open(tmp_path / "stash", strict=True) as stash,
+        openai.OpenAI(base_url=upstream.base_url, api_key="k", http_client=http_client(stash)) as client,
+    ):
+        for stream in (False, True):
+            answer = client.chat.completions.with_raw_response.create(**ASK, stream=stream)
+            assert answer.headers["x-lmstash"] == "hit"
+    assert upstream.calls == 2
