@@ -4,6 +4,8 @@ Three processes: the server (a bare ASGI application under uvicorn, which answer
 costs at least), `lmstash proxy` in front of it, and this one, which sends requests at their times over kept
 connections, whether or not earlier ones have been answered, and measures from these times. Contenders take turns; the
 figures are medians of the rounds. Bodies: 1 KiB asked, 1.5 KiB answered.
+
+Where others use the processors, `chrt -f 5 python benchmarks/bench_responses_proxy.py` (root) runs all three first.
 """
 
 from __future__ import annotations
@@ -218,6 +220,8 @@ def main() -> None:
         serve(int(json.loads(args.worker)["port"]))
         return
     report = Report("responses-proxy", quick=args.quick)
+    if os.sched_getscheduler(0) == os.SCHED_FIFO:
+        report.note("(at real-time priority)")
     with Scratch(args.dir) as scratch:
         ports = {name: free_port() for name in ("server", "proxy")}
         worker = [sys.executable, __file__, "--worker", json.dumps({"port": ports["server"]})]
