@@ -6,6 +6,8 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lmstash.adapters.openai.endpoints import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES, Endpoint
 from lmstash.adapters.openai.judging import is_worth_keeping
@@ -138,3 +140,44 @@ def test_a_stream_is_replayed_event_by_event() -> None:
     recorded = record(200, EVENTS, b"".join(events))
     assert list(recorded.pieces()) == events
     assert list(record(200, JSON, b"a\n\nb").pieces()) == [b"a\n\nb"]
+
+
+def _whole() -> list[tuple[Endpoint, bool, bytes]]:
+    events = [delta(role="assistant"), delta(content="hi"), delta("stop")]
+    stream = b"".join(b"data: " + json.dumps(each).encode() + b"\n\n" for each in events) + b"data: [DONE]\n\n"
+    ended = json.dumps({"type": "response.completed", "response": response()}).encode()
+    return [
+        (CHAT, False, json.dumps(chat(content="hi")).encode()),
+        (EMBEDDINGS, False, json.dumps({"data": [{"embedding": [0.5]}]}).encode()),
+        (CHAT, True, stream),
+        (RESPONSES, True, b"event: response.completed\ndata: " + ended + b"\n\n"),
+    ]
+
+
+@pytest.mark.parametrize(("endpoint", "streamed", "body"), _whole())
+def test_an_answer_that_is_cut_anywhere_is_not_kept(endpoint: Endpoint, streamed: bool, body: bytes) -> None:
+    headers = EVENTS if streamed else JSON
+    assert is_worth_keeping(endpoint, streamed, record(200, headers, body))
+    for n_bytes in range(len(body)):
+        assert not is_worth_keeping(endpoint, streamed, record(200, headers, body[:n_bytes])), n_bytes
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["choices", "finish_reason", "message", "data", "error"]), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+_BODIES = _JSON.map(lambda value: json.dumps(value).encode())
+
+
+@given(
+    st.sampled_from([CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES]),
+    st.booleans(),
+    st.binary() | _BODIES | _BODIES.map(lambda body: b"data: " + body + b"\n\n"),
+)
+def test_any_answer_is_judged(endpoint: Endpoint, streamed: bool, body: bytes) -> None:
+    headers = EVENTS if streamed else JSON
+    assert is_worth_keeping(endpoint, streamed, record(200, headers, body)) in (True, False)

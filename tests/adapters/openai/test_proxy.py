@@ -17,6 +17,7 @@ import pytest
 
 import lmstash
 from lmstash.adapters.openai import http_client
+from lmstash.cli.main import main
 
 ASK: dict[str, Any] = {"model": "echo", "temperature": 0, "messages": [{"role": "user", "content": "hi"}]}
 SLOW = ASK | {"model": "slow"}
@@ -302,3 +303,30 @@ def test_a_proxy_and_a_transport_share_answers(start_proxy: Any, upstream: Any, 
             answer = client.chat.completions.with_raw_response.create(**ASK, stream=stream)
             assert answer.headers["x-lmstash"] == "hit"
     assert upstream.calls == 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--upstream", "ftp://example.com"],
+        ["--upstream", "example.com/v1"],
+        ["--upstream", "http://user:secret@example.com/v1"],
+        ["--upstream", "http://example.com", "--retries", "-1"],
+        ["--upstream", "http://example.com", "--ttl", "soon"],
+        [],
+    ],
+)
+def test_a_command_line_that_is_not_right_ends_with_2(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["proxy", *options, "--port", "0", "--dir", str(tmp_path / "stash")]) == 2
+    assert "secret" not in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_used_keeps_nothing_and_stops_nobody(
+    start_proxy: Any, upstream: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_bytes(b"no folder")
+    with client_of(start_proxy(folder=tmp_path / "file")) as client:
+        for _ in range(2):
+            assert client.chat.completions.create(**ASK).choices[0].message.content == "you said hi"

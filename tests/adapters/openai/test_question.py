@@ -7,6 +7,8 @@ import math
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import lmstash
 from lmstash.adapters.openai.control import Control, read_control
@@ -223,3 +225,56 @@ def test_cache_control(value: str, control: Control) -> None:
 def test_an_occurrence_is_a_number() -> None:
     with pytest.raises(InvalidArgumentError, match="from 0"):
         read_control([("x-lmstash-occurrence", "-1")])
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+_FIELDS = st.sampled_from(
+    [
+        "model",
+        "messages",
+        "input",
+        "prompt",
+        "stream",
+        "temperature",
+        "seed",
+        "tools",
+        "n",
+        "user",
+        "stop",
+        "background",
+    ]
+)
+_BODIES = st.dictionaries(_FIELDS, _JSON, max_size=6)
+_HEADERS = st.lists(st.tuples(st.sampled_from(["cache-control", "x-a", "accept", "x-lmstash-occurrence"]), st.text()))
+
+
+@given(body=_BODIES.map(lambda body: json.dumps(body).encode()) | st.binary(), headers=_HEADERS)
+def test_any_request_is_looked_up_or_passed_on(body: bytes, headers: list[tuple[str, str]]) -> None:
+    library = Library(lmstash.open("memory://", strict=True), keep_sampled=True)
+    found = library.consider("POST", URL, [("content-type", "application/json"), *headers], body)
+    assert isinstance(found, Case | Bypass)
+
+
+@given(one=_BODIES, two=_BODIES)
+def test_requests_have_one_key_only_if_they_say_the_same(one: dict[str, Any], two: dict[str, Any]) -> None:
+    stash = lmstash.open("memory://", strict=True)
+    keys = [
+        key(stash, json.dumps(each).encode(), headers={"x-lmstash-occurrence": "0"}, keep_sampled=True)
+        for each in (one, two)
+    ]
+    if isinstance(keys[0], bytes) and keys[0] == keys[1]:
+        assert _plain(one) == _plain(two)
+
+
+def _plain(body: dict[str, Any]) -> str:
+    """What a body says, `1` and `True` and `1.0` told apart, without what we take for harmless."""
+    counts = {name: value for name, value in body.items() if name != "user" and (name, value) != ("stream", None)}
+    if counts.get("stream") is False:
+        del counts["stream"]
+    if type(counts.get("temperature")) is int:
+        counts["temperature"] = float(counts["temperature"])
+    return json.dumps(dict(sorted(counts.items())))
