@@ -1,10 +1,12 @@
 """A glance sees what leaves a trace in Python, and every byte of small weights; `recognise` looks wholly when due."""
 
+import copy
 import time
 
 import pytest
 import torch
 
+from lmstash.identity import dict_stamps
 from lmstash.identity import glance as glance_module
 from lmstash.identity.glance import Glance
 from lmstash.identity.watch import ModelWatch
@@ -52,9 +54,22 @@ CHANGES = {
     "an adapter's scale": lambda m: m.model.layers[1].mlp.down_proj.scaling.update(first=3.0),
     "no buffer any more": lambda m: m.model.rotary_emb._buffers.popitem(),
     "a new buffer": lambda m: m.lm_head.register_buffer("extra", torch.zeros(1)),
+    "another class": lambda m: setattr(m.model.norm, "__class__", type("Other", (type(m.model.norm),), {})),
+    "a setting, past setattr": lambda m: vars(m.model.norm).update(variance_epsilon=1e-2),
+    "a forward of its own": lambda m: setattr(m.model.norm, "forward", lambda x: x),
+    "a parameter less": lambda m: m.lm_head._parameters.pop("weight"),
 }
 
 
+@pytest.fixture(params=[True, False], ids=["stamps", "values"])
+def stamps(request, monkeypatch):
+    """Both ways to see whether dicts changed, whatever this Python offers by itself."""
+    if request.param and not dict_stamps._are_kept():
+        pytest.skip("this Python keeps no numbers in dicts")
+    monkeypatch.setattr(dict_stamps, "_are_kept", lambda: request.param)
+
+
+@pytest.mark.usefixtures("stamps")
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_a_change_shows_at_once(build_llama, change):
     model = adapted(build_llama)
@@ -62,6 +77,28 @@ def test_a_change_shows_at_once(build_llama, change):
     assert glance.holds()
     with torch.no_grad():
         change(model)
+    assert not glance.holds()
+
+
+@pytest.mark.usefixtures("stamps")
+def test_what_is_set_to_what_it_was_is_no_change(build_llama):
+    model = adapted(build_llama)
+    glance = Glance(model, {})
+    for value in (1e-2, float("1e-6")):
+        before = model.model.norm.variance_epsilon
+        model.model.norm.variance_epsilon = value
+        model.model.norm.variance_epsilon = float(str(before))
+        assert glance.holds()
+
+
+@pytest.mark.usefixtures("stamps")
+def test_an_equal_copy_is_looked_at_in_place_of_what_it_replaced(build_llama):
+    model = adapted(build_llama)
+    glance = Glance(model, {})
+    block = model.model.layers[1].mlp.down_proj
+    block.scaling = copy.deepcopy(block.scaling)
+    glance.holds()
+    block.scaling["first"] = 9.0
     assert not glance.holds()
 
 
@@ -130,7 +167,7 @@ def test_a_whole_look_is_taken_when_it_is_due(build_llama, monkeypatch):
     watch = ModelWatch(model)
     first = watch.recognise()
     place = model.model.layers[0].mlp.up_proj.weight
-    monkeypatch.setattr(glance_module.random, "randrange", lambda size: 0)
+    monkeypatch.setattr(glance_module._random, "randrange", lambda size: 0)
     watch._glance = None
     watch.recognise()  # the word read is the first one
     place.data[3, 4] += 1

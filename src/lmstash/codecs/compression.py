@@ -31,7 +31,7 @@ def compress(data: Buffer | Sequence[Buffer], level: int = 1, *, element_size: i
         InvalidArgumentError: `level` or `element_size` is out of range.
         MissingDependencyError: zstandard is not installed.
     """
-    zstandard = _zstandard()
+    zstandard = zstandard_module()
     if element_size not in ELEMENT_SIZES:
         raise InvalidArgumentError(f"element_size is one of {ELEMENT_SIZES}; got {element_size!r}.")
     if not 1 <= level <= 19:
@@ -51,7 +51,7 @@ def decompress(buffer: Buffer, max_bytes: int) -> memoryview:
         CorruptEntryError: the bytes are damaged, or would grow beyond `max_bytes`.
         MissingDependencyError: zstandard is not installed.
     """
-    zstandard = _zstandard()
+    zstandard = zstandard_module()
     view = view_of(buffer)
     if len(view) < 2 or view[0] not in ELEMENT_SIZES:
         raise CorruptEntryError("The compressed bytes do not begin as lmstash writes them.")
@@ -68,7 +68,8 @@ def decompress(buffer: Buffer, max_bytes: int) -> memoryview:
     return memoryview(bytearray(plain)) if view[0] == 1 else _unshuffle(memoryview(plain), view[0])
 
 
-def _zstandard() -> Any:
+def zstandard_module() -> Any:
+    """Return the package zstandard. Raises `MissingDependencyError` where it is not installed."""
     try:
         import zstandard
     except ImportError as error:

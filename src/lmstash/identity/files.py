@@ -6,13 +6,20 @@ import contextlib
 import hashlib
 import os
 import threading
-from collections.abc import Iterable
+import time
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
 from lmstash.errors import UnsupportedModelError
 from lmstash.forks import renew_after_fork
 
 _READ_BYTES = 4 << 20
+_SETTLED_NS = 60 * 10**9
+"""How long a file must have been as it is before it is read, for its digest to be kept for later processes.
+
+A change within one tick of a file system's clock leaves the stamp as it was (git calls such an entry racy), and that
+clock may be another machine's."""
+_PROBES, _PROBE_BYTES = 256, 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +52,10 @@ class _Digests:
 
     def __init__(self) -> None:
         self._known: dict[Stamp, bytes] = {}
+        self.settled: set[Stamp] = set()
+        """Of files that were read here, and had long been as they were."""
+        self.unwanted: set[Stamp] = set()
+        """Of files that need not be read ahead any more."""
         self._lock = threading.Lock()
         renew_after_fork(self, _lock=threading.Lock)
 
@@ -54,7 +65,10 @@ class _Digests:
             with self._lock:
                 known = self._known.get(stamp)
                 if known is None:
-                    known = self._known[stamp] = _read(path, stamp)
+                    is_settled = time.time_ns() - max(stamp.mtime_ns, stamp.ctime_ns) > _SETTLED_NS
+                    known = self._known[stamp] = _read(path, stamp, self.unwanted)
+                    if is_settled:
+                        self.settled.add(stamp)
         return known
 
 
@@ -66,7 +80,51 @@ def file_digest(path: str, stamp: Stamp) -> bytes:
     Raises:
         UnsupportedModelError: The file is gone, was changed, or cannot be read.
     """
+    _digests.unwanted.discard(stamp)
     return _digests.of(path, stamp)
+
+
+def settled_digest(path: str, stamp: Stamp) -> bytes | None:
+    """Return a digest that another process may rely on: read here, of a file that had not changed for a minute.
+
+    None also where stamps say little: a file system that is mounted read-only may be another one tomorrow.
+    """
+    if stamp not in _digests.settled or file_system(path) is None:
+        return None
+    return _digests.of(path, stamp)
+
+
+def file_system(path: str) -> int | None:
+    """Return what the file system of a file is called; None where its stamps say little, or it cannot be told."""
+    try:
+        status = os.statvfs(path)
+    except (OSError, AttributeError):
+        return None
+    return None if status.f_flag & os.ST_RDONLY else status.f_fsid
+
+
+def probe(path: str, stamp: Stamp) -> bytes | None:
+    """Return a digest of 256 pages spread over a file; None where it is not as `stamp` says. Costs some ms.
+
+    Says little of a single weight, but almost surely tells two models apart.
+    """
+    state = hashlib.sha256()
+    try:
+        with open(path, "rb", buffering=0) as file:
+            number = file.fileno()
+            before = Stamp.of(os.fstat(number))
+            last = max(stamp.n_bytes - _PROBE_BYTES, 0)
+            for at in sorted({last * each // (_PROBES - 1) for each in range(_PROBES)}):
+                state.update(os.pread(number, _PROBE_BYTES, at))
+            after = Stamp.of(os.fstat(number))
+    except OSError:
+        return None
+    return state.digest() if before == after == stamp else None
+
+
+def stop_reading(stamp: Stamp) -> None:
+    """Let `read_ahead` give up a file, whose digest is known otherwise."""
+    _digests.unwanted.add(stamp)
 
 
 def read_ahead(paths: Iterable[str]) -> None:
@@ -76,13 +134,14 @@ def read_ahead(paths: Iterable[str]) -> None:
     def read() -> None:
         for path, stamp in stamps:
             with contextlib.suppress(UnsupportedModelError):  # whoever asks is told
-                file_digest(path, stamp)
+                if stamp not in _digests.unwanted:
+                    _digests.of(path, stamp)
 
     with contextlib.suppress(RuntimeError):  # no more threads
         threading.Thread(target=read, name="lmstash-digest", daemon=True).start()
 
 
-def _read(path: str, stamp: Stamp) -> bytes:
+def _read(path: str, stamp: Stamp, unwanted: Container[Stamp] = ()) -> bytes:
     state = hashlib.sha256()
     try:
         with open(path, "rb", buffering=0) as file:
@@ -91,6 +150,8 @@ def _read(path: str, stamp: Stamp) -> bytes:
             view = memoryview(buffer)
             while n := file.readinto(buffer):
                 state.update(view[:n])
+                if stamp in unwanted:
+                    raise UnsupportedModelError(f"{path} is not read any further")
             after = Stamp.of(os.fstat(file.fileno()))
     except OSError as error:
         raise UnsupportedModelError(f"{path} cannot be read: {error}. Nothing is cached for this model.") from error

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from lmstash.identity.encoding import Component
@@ -59,18 +61,32 @@ def numerics(devices: Iterable[str]) -> dict[str, object]:
     modes = [_mark(each) for each in _modes()]
     if modes:
         found["modes"] = modes
-    settings = dict(_ANYWHERE)
-    for device in devices:
+    kinds = tuple(devices)
+    for device in kinds:
         with contextlib.suppress(RuntimeError):  # a kind of device that knows no autocast
             if torch.is_autocast_enabled(device):
                 found[f"autocast {device}"] = str(torch.get_autocast_dtype(device))
-        settings |= _BY_DEVICE.get(device, {})
-    for name, usual in settings.items():
-        with contextlib.suppress(RuntimeError, AttributeError):  # refused likewise, or unknown to this torch
-            value = _setting(name)
-            if value != usual:
-                found[name] = value
+    backends = torch.backends
+    for name, usual, get in _settings(kinds):
+        try:  # not `suppress`, which costs as much as the look
+            value: Any = get(backends)
+            value = str(value() if callable(value) else value)
+        except (RuntimeError, AttributeError):  # refused likewise, or unknown to this torch
+            continue
+        if value == "ieee":  # what a setting is called once it was changed and set back
+            value = "none"
+        if value != usual:
+            found[name] = value
     return found
+
+
+@lru_cache(maxsize=64)
+def _settings(kinds: tuple[str, ...]) -> list[tuple[str, str, Callable[[Any], Any]]]:
+    """Return name, usual value, and what gets the value from `torch.backends`, for these kinds of device."""
+    settings = dict(_ANYWHERE)
+    for kind in kinds:
+        settings |= _BY_DEVICE.get(kind, {})
+    return [(name, usual, attrgetter(name)) for name, usual in settings.items()]
 
 
 def _modes() -> list[Any]:
@@ -92,16 +108,6 @@ def _mark(mode: Any) -> str:
         return vars(mode).setdefault("_lmstash_mark", os.urandom(16).hex())
     except TypeError:
         return os.urandom(16).hex()
-
-
-def _setting(name: str) -> str:
-    import torch
-
-    value: Any = torch.backends
-    for part in name.split("."):
-        value = getattr(value, part)
-    value = str(value() if callable(value) else value)
-    return "none" if value == "ieee" else value  # what a setting is called once it was changed and set back
 
 
 def device_types(tensors: Iterable[torch.Tensor]) -> list[str]:

@@ -104,10 +104,12 @@ def walk(node: Node, data: bytes, at: int) -> tuple[Node, int]:
         while at < size:
             node = node.children[data[at : at + 4]]
             edge = node.edge
-            n_bytes = len(edge)
+            end = at + len(edge)
+            if end > size:  # mostly: the data ends within the edge
+                return node, size if edge[: size - at] == data[at:] else at + shared_bytes(edge, data, at)
             # Of the two ways to compare, a slice is the faster one while it is short.
-            if data[at : at + n_bytes] == edge if n_bytes <= _SHORT else data.startswith(edge, at):
-                at += n_bytes
+            if data[at:end] == edge if end - at <= _SHORT else data.startswith(edge, at):
+                at = end
             else:
                 return node, at + shared_bytes(edge, data, at)
     except KeyError:

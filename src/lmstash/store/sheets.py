@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lmstash.errors import InvalidArgumentError
-from lmstash.store.base import KEY_BYTES, Entry, Store, Write, check_write, encode_meta
+from lmstash.store.base import KEY_BYTES, MAX_META_BYTES, Entry, Store, Write, check_write, encode_meta
 
 _HELD_BYTES = 8 << 20
 _HELD_ENTRIES = 2048
@@ -152,14 +152,16 @@ def check_sheet(sheet: Sheet) -> None:
     if n == 0:
         return
     check_write(next(sheet.part(0, 1).writes()))  # what is the same for all
-    if any(len(key) != KEY_BYTES for key in sheet.keys) or len(set(sheet.keys)) != n:
+    if set(map(len, sheet.keys)) != {KEY_BYTES} or len(set(sheet.keys)) != n:
         raise InvalidArgumentError(f"the keys of a sheet are distinct and have {KEY_BYTES} bytes each")
     if any(len(parent) not in (0, KEY_BYTES) for parent in sheet.parents):
         raise InvalidArgumentError(f"each of parents= is a key of {KEY_BYTES} bytes, or nothing")
     if sheet.n_tokens and not (min(sheet.n_tokens) >= 0 and max(sheet.n_tokens) < 2**32):
         raise InvalidArgumentError("n_tokens= takes 0 to 2**32 - 1")
-    for meta in sheet.metas:
-        encode_meta(meta)
+    ends = {meta[:1] + meta[-1:] for meta in sheet.metas}
+    if ends - {b"{}", b""} or max(map(len, sheet.metas), default=0) > MAX_META_BYTES:
+        for meta in sheet.metas:
+            encode_meta(meta)  # says which
 
 
 def groups_of(sheets: Sequence[Sheet], most_rows: int, most_bytes: int) -> Iterator[list[Sheet]]:

@@ -70,7 +70,7 @@ def tokenizer(trained):
 
 
 def ids_of(index, strings):
-    return [ids.tolist() for ids in index.tokenize(strings)]
+    return [np.frombuffer(ids, "<u4").tolist() for ids in index.tokenize(strings)]
 
 
 def plain(tokenizer, strings):

@@ -29,8 +29,9 @@ def only_segment(folder: Path) -> Path:
 
 @pytest.mark.parametrize("uneven", [False, True])
 @pytest.mark.parametrize("n_bytes", [0, 1, 16, 300, 4095, 4096, 5000, 70_000, fmt.CHUNK_BYTES])
-def test_the_records_are_those_that_single_puts_write(folder, n_bytes, uneven):
-    sheet = sample_sheet(7, n_bytes, uneven=uneven)
+@pytest.mark.parametrize("n", [1, 7])
+def test_the_records_are_those_that_single_puts_write(folder, n, n_bytes, uneven):
+    sheet = sample_sheet(n, n_bytes, uneven=uneven)
     with_sheet, singly = DiskStore(folder / "sheet"), DiskStore(folder / "singly")
     put_sheets(with_sheet, [sheet])
     singly.put_many(sheet.writes())
@@ -48,6 +49,19 @@ def test_the_records_are_those_that_single_puts_write(folder, n_bytes, uneven):
                 assert start % fmt.payload_align(n_bytes) == 0
         records.append([head._replace(head_bytes=0, generation=0, created_us=0) for head in heads])
     assert records[0] == records[1]
+
+
+@pytest.mark.parametrize("n_bytes", [16, 32, 48, 64])
+def test_facts_of_different_lengths_that_end_in_one_gap(folder, n_bytes):
+    keys = [sample_key(number) for number in range(9)]
+    metas = [b'{"a":"%s"}' % (b"x" * (3 * number)) for number in range(9)]
+    values = np.arange(9 * n_bytes, dtype=np.uint8).reshape(9, n_bytes)
+    with_sheet = DiskStore(folder)
+    put_sheets(with_sheet, [Sheet(keys, values, "sheets/contract", metas)])
+    entries = with_sheet.fetch_many(keys)
+    assert [each.meta_bytes for each in entries] == metas
+    assert [bytes(each.value) for each in entries] == [each.tobytes() for each in values]
+    with_sheet.close()
 
 
 def test_both_ways_of_laying_out_agree_with_the_format():

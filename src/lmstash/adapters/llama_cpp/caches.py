@@ -54,6 +54,7 @@ class StoreCache(BaseLlamaCache):
 
     def bound_to(self, llm: Any) -> BoundCache:
         """Return a view for one model: `llm.set_cache` calls this."""
+        self._recall(llm)
         return BoundCache(self, llm)
 
     def __getitem__(self, key: Sequence[int]) -> Any:
@@ -80,12 +81,26 @@ class StoreCache(BaseLlamaCache):
         Raises:
             UnsupportedModelError: They cannot be kept; says why.
         """
+        self._recall(llm)
         fingerprint = llm._identity.refresh()
         states = self._states.get(fingerprint.digest)
         if states is None:
             states = States(self.store, fingerprint, llm._identity.memory(), **self._options)
             self._states[fingerprint.digest] = states
+            try:
+                llm._identity.keep(self.store, self._options["salt"])
+            except Exception:  # then the next process reads its files
+                if self.strict:
+                    raise
         return states
+
+    def _recall(self, llm: Any) -> None:
+        """Have a model know the digests that this store has kept, and no others."""
+        try:
+            llm._identity.recall(self.store, self._options["salt"])
+        except Exception:  # then its files are read
+            if self.strict:
+                raise
 
 
 class BoundCache(BaseLlamaCache):
@@ -139,7 +154,7 @@ class BoundCache(BaseLlamaCache):
         llm.trim_to_exact(key)
 
         def read() -> Any:
-            loaded = states.load(match, n_tokens)
+            loaded = states.load(match, n_tokens, n_vocab=n_vocab)
             if loaded is None or loaded.n_tokens != n_tokens:
                 raise KeyError("Key not found")
             return loaded
@@ -147,6 +162,7 @@ class BoundCache(BaseLlamaCache):
         ids = np.full(len(llm.input_ids), -1, np.intc)
         ids[:n_tokens] = np.frombuffer(match.path.data, "<u4", n_tokens)
         shape = (min(n_tokens, llm.scores.shape[0]), llm.scores.shape[1])
+        n_vocab = shape[1] if llm._logits_all else 0
         origin = states.fingerprint.digest
         return LlamaState(ids, None, n_tokens, None, 0, llm._seed, origin=origin, shape=shape, read=read)
 
@@ -170,7 +186,13 @@ class BoundCache(BaseLlamaCache):
         if not np.array_equal(ids[:n], np.asarray(key[:n])):
             self.events.drop(states.names.namespace, b"", DropReason.UNSUPPORTED)
             return
-        states.put(ids, value.blob, seconds_per_token=value.seconds_per_token, at_most=llm.exact_tokens())
+        states.put(
+            ids,
+            value.blob,
+            seconds_per_token=value.seconds_per_token,
+            at_most=llm.exact_tokens(),
+            scores=value.take_scores(),
+        )
 
     def __len__(self) -> int:
         return len(self.cache)
@@ -182,9 +204,6 @@ class BoundCache(BaseLlamaCache):
         return llm
 
     def _states(self, llm: Any) -> States | None:
-        if llm._logits_all:
-            self._refused("logits_all=True")
-            return None
         try:
             return self.cache.states_of(llm)
         except UnsupportedModelError as error:
@@ -202,7 +221,9 @@ class BoundCache(BaseLlamaCache):
             return None, 0
         # A state that cannot be trimmed must leave a token to evaluate.
         most = min(len(key) - states.memory.has_rest, len(llm.input_ids))
-        n_tokens = states.usable(match, most)
+        if llm._logits_all:
+            most = min(most, len(llm.scores))
+        n_tokens = states.usable(match, most, scores=llm._logits_all)
         return match, llm.exact_point(n_tokens, len(key)) if n_tokens and not states.memory.has_rest else n_tokens
 
     def stops(self, ids: Sequence[int], start: int) -> list[int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import weakref
 from typing import Any
 
 import llama_cpp
@@ -16,11 +17,13 @@ from llama_cpp import llama_cpp as _c
 
 from lmstash.adapters.llama_cpp import watching
 from lmstash.adapters.llama_cpp.watching import SeenContext, SeenFile, SeenModel
+from lmstash.caches.digests import keep_digests, recall_digests
 from lmstash.caches.states.cache import Memory
 from lmstash.errors import UnsupportedModelError
-from lmstash.identity.files import file_digest, stamp_of
+from lmstash.identity.files import Stamp, file_digest, stamp_of, stop_reading
 from lmstash.identity.fingerprint import Fingerprint
 from lmstash.identity.keys import Key
+from lmstash.store.base import Store
 
 _HARMLESS = frozenset(
     {
@@ -52,6 +55,9 @@ class Identity:
         self.mode: str | None = None
         """What else is promised of values."""
         self._known: tuple[Any, Fingerprint] | None = None
+        self._recalled: dict[Stamp, bytes] = {}
+        """Digests of files that the store which is used now has kept."""
+        self._recalled_from: weakref.ref[Store] | None = None
 
     @property
     def context(self) -> SeenContext:
@@ -89,7 +95,7 @@ class Identity:
         model = watching.models.get(watching.address(self._llm._model.model))
         if model is None:
             raise UnsupportedModelError("the model was loaded in a way that is not known")
-        files = [*model.files, *(self._adapter(handle) for handle, _ in context.adapters)]
+        files = self._files(model, context)
         for file in files:
             if file.stamp is None or stamp_of(file.path) != file.stamp:
                 raise UnsupportedModelError(f"{file.path} was changed since it was loaded. Load the model again")
@@ -97,6 +103,37 @@ class Identity:
         if self._known is None or self._known[0] != state:
             self._known = state, self._describe(model, context)
         return self._known[1]
+
+    def _files(self, model: SeenModel, context: SeenContext) -> list[SeenFile]:
+        return [*model.files, *(self._adapter(handle) for handle, _ in context.adapters)]
+
+    def recall(self, store: Store | None, salt: bytes | str | None = None) -> None:
+        """Take what a store has kept of the digests of the model's files; from now on of no other one.
+
+        Costs nothing where that was done for this store.
+        """
+        if store is (self._recalled_from() if self._recalled_from is not None else None):
+            return
+        self._recalled, self._known = {}, None
+        self._recalled_from = None if store is None else weakref.ref(store)
+        if store is not None:
+            self._recalled = recall_digests(store, self._stamped(), salt)
+            for stamp in self._recalled:
+                stop_reading(stamp)
+
+    def keep(self, store: Store, salt: bytes | str | None = None) -> None:
+        """Have a store keep the digests that were read, for other processes."""
+        keep_digests(store, [each for each in self._stamped() if each[1] not in self._recalled], salt)
+
+    def _stamped(self) -> list[tuple[str, Stamp]]:
+        """Return the files that were not changed since they were loaded."""
+        try:
+            context = self.context
+            model = watching.models.get(watching.address(self._llm._model.model))
+            files = self._files(model, context) if model is not None else []
+        except UnsupportedModelError:
+            return []
+        return [(file.path, file.stamp) for file in files if file.stamp and stamp_of(file.path) == file.stamp]
 
     def memory(self) -> Memory:
         """Return what states are made of.
@@ -130,13 +167,13 @@ class Identity:
         components: dict[str, Any] = {
             "kind": "llama.cpp",
             "library": _library(),
-            "files": tuple(_digest(file) for file in model.files),
+            "files": tuple(self._digest(file) for file in model.files),
             "overrides": dict(sorted(model.overrides.items())),
             "model": {name: value for name, value in sorted(model.settings.items()) if name not in hidden},
             "context": {name: value for name, value in sorted(context.settings.items()) if name not in hidden},
             "long_context": self._long_context(handle),
             "rotation": context.rotation,
-            "adapters": tuple((_digest(self._adapter(each)), scale) for each, scale in context.adapters if scale),
+            "adapters": tuple((self._digest(self._adapter(each)), scale) for each, scale in context.adapters if scale),
             "control": context.control,
             "variant": self._variant,
             "mode": self.mode,
@@ -148,12 +185,18 @@ class Identity:
         recorded = {"name": name, "class": "llama.cpp", "architecture": self._meta("general.architecture")}
         return Fingerprint(Key(components), recorded)
 
+    def _digest(self, file: SeenFile) -> bytes:
+        recalled = None if file.stamp is None else self._recalled.get(file.stamp)
+        return _digest(file) if recalled is None else recalled
+
     def _refuse(self, handle: Any, model: SeenModel, context: SeenContext) -> None:
         if context.oddities:
             raise UnsupportedModelError(sorted(context.oddities)[0])
         pointers = (model.pointers | context.pointers) - _HARMLESS_POINTERS
         if pointers:
             raise UnsupportedModelError(f"{min(pointers)} is set, and may change what is computed")
+        if self._llm._logits_all and "samplers" in context.pointers:
+            raise UnsupportedModelError("samplers in its context may change its scores")
         if context.settings.get("flash_attn_type") == _FLASH_AUTO:
             raise UnsupportedModelError("llama.cpp chose by itself whether to use flash attention. Say which")
         if _c.llama_model_has_encoder(handle) or _c.llama_model_is_diffusion(handle):

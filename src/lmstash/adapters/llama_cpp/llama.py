@@ -15,6 +15,7 @@ from lmstash.adapters.llama_cpp import watching
 from lmstash.adapters.llama_cpp.caches import BoundCache
 from lmstash.adapters.llama_cpp.exactness import Exactness
 from lmstash.adapters.llama_cpp.identity import Identity, library_files
+from lmstash.adapters.llama_cpp.rows import Rows
 from lmstash.adapters.llama_cpp.state import LlamaState
 from lmstash.caches.states.buffers import buffer
 from lmstash.errors import UnsupportedModelError
@@ -38,6 +39,8 @@ class Sequences:
     """In exact mode: the batches of a fresh run."""
     _exact: int
     """Tokens from the start on whose rows are as in any run."""
+    _rows: Rows
+    """Of the scores, where all of them are asked for."""
     _eval_seconds: float
     _eval_tokens: int
 
@@ -47,11 +50,14 @@ class Sequences:
         self._origin = None
         self._edits = -1
         self._exactness, self._exact = None, 0
+        self._rows = Rows()
         self._eval_seconds, self._eval_tokens = 0.0, 0
 
     def set_cache(self, cache: Any) -> None:
         """Use a cache: see `llama_cpp.Llama.set_cache`. One of ours is bound to this object."""
         bind_to = getattr(cache, "bound_to", None)
+        if bind_to is None:
+            self._identity.recall(None)
         super().set_cache(cache if bind_to is None else bind_to(self))  # pyright: ignore[reportAttributeAccessIssue]
 
     def eval(self, tokens: Sequence[int]) -> None:
@@ -96,6 +102,8 @@ class Sequences:
         super().eval(tokens)  # pyright: ignore[reportAttributeAccessIssue]
         self._eval_seconds += time.perf_counter() - started
         self._eval_tokens += len(tokens)
+        if here._logits_all:
+            self._rows.note(here.scores, before, here.n_tokens)
         if known:
             self._followed = here.n_tokens
         if self._exactness is not None and exact == before:
@@ -125,6 +133,7 @@ class Sequences:
             origin=self._origin_now(),
             shape=(rows, here.scores.shape[1]),
             seconds_per_token=self._eval_seconds / self._eval_tokens if self._eval_tokens else 0.0,
+            sums=self._rows.sums[: here.n_tokens],
         )
 
     def load_state(self, state: Any) -> None:
@@ -141,7 +150,9 @@ class Sequences:
         if not 0 <= n_tokens <= min(len(ids), len(here.input_ids)):
             raise RuntimeError(f"Failed to set llama state data: {n_tokens} tokens do not fit into this context")
         scores = state.scores if here._logits_all else None
-        if scores is not None and scores.shape != (n_tokens, here.scores.shape[1]):
+        if scores is not None and (
+            scores.shape != here.scores[:n_tokens].shape or len(scores) < n_tokens or (ours and not state.has_scores)
+        ):
             raise RuntimeError("Failed to set llama state data: it has no scores for logits_all=True")
         before = None if ours and state.is_kept else self._backup()
         if not self._set(blob, n_tokens):
@@ -156,6 +167,9 @@ class Sequences:
         here._seed = state.seed
         if scores is not None:
             here.scores[:n_tokens] = scores
+            self._rows = Rows(state.sums if ours else ())
+            if ours and state.is_kept:
+                self._rows.note(here.scores, 0, n_tokens)
         self._start()
         origin = state.origin if ours else None
         self._followed = n_tokens if origin is not None and origin == self._origin else -1

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from llama_cpp.llama import LlamaState as _LlamaState
 
+from lmstash.adapters.llama_cpp.rows import taking
 from lmstash.caches.states.cache import Loaded
+from lmstash.caches.states.scores import Take
 
 
 class LlamaState(_LlamaState):
@@ -30,6 +32,7 @@ class LlamaState(_LlamaState):
         shape: tuple[int, int] = (0, 0),
         read: Callable[[], Loaded] | None = None,
         seconds_per_token: float = 0.0,
+        sums: Sequence[int | None] = (),
     ) -> None:
         """Take what llama-cpp-python's class takes, and more.
 
@@ -44,12 +47,14 @@ class LlamaState(_LlamaState):
             shape: Of the zeros that stand for scores: rows, n_vocab.
             read: Gives the state; raises KeyError when it is gone.
             seconds_per_token: What a token took to compute.
+            sums: Of the rows of `scores`, as llama.cpp gave them: see `rows`.
         """
         self.input_ids = input_ids
         self.n_tokens = n_tokens
         self.seed = seed
         self.origin = origin
         self.seconds_per_token = seconds_per_token
+        self.sums = tuple(sums)
         self._scores = scores
         self._shape = shape
         self._blob = None if llama_state is None else np.frombuffer(llama_state, np.uint8)
@@ -65,7 +70,8 @@ class LlamaState(_LlamaState):
         """
         if self._blob is None:
             assert self._read is not None
-            self._blob = self._read().blob
+            loaded = self._read()
+            self._blob, self._scores = loaded.blob, loaded.scores
             self._size = self._blob.nbytes
         return self._blob
 
@@ -76,6 +82,16 @@ class LlamaState(_LlamaState):
         """The logits of each token, where they were asked for; else zeros."""
         _ = self.blob
         return np.broadcast_to(np.float32(0), self._shape) if self._scores is None else self._scores
+
+    @property
+    def has_scores(self) -> bool:
+        """Whether `scores` are logits, not zeros that stand for them."""
+        _ = self.blob
+        return self._scores is not None
+
+    def take_scores(self) -> Take | None:
+        """Return what gives the rows of `scores` that are as llama.cpp gave them; None where there are none."""
+        return None if self._scores is None else taking(self._scores, self.sums)
 
     @property
     def llama_state(self) -> bytes:

@@ -264,6 +264,7 @@ for _name in ("llama_set_adapter_lora", "llama_apply_adapter_cvec"):  # of older
     _watch(_name)(_odd("an adapter was set by a function that is not known", _always))
 _watch("llama_set_causal_attn")(_odd("its attention is not causal", lambda causal: not causal))
 _watch("llama_set_warmup")(_odd("it was set to warm up", bool))
+_watch("llama_set_sampler")(_odd("a sampler in its context may change its scores", _always))
 
 
 def _edit(original: Callable[..., Any], memory: Any, *arguments: Any) -> Any:

@@ -18,12 +18,12 @@ from lmstash.adapters.lmprobe.imported import rebind, serve_imported
 from lmstash.adapters.lmprobe.layout import hash16
 from lmstash.adapters.lmprobe.recording import Recorder, record_keys_of
 from lmstash.adapters.lmprobe.result import PaddedResult, first_places
-from lmstash.adapters.lmprobe.source import SITE, ExtractBatchSource, right_padding, text_prompt
+from lmstash.adapters.lmprobe.source import SITE, ExtractBatchSource, right_padding, text_prompts
 from lmstash.adapters.lmprobe.text_shelf import TextShelf
 from lmstash.caches.activations.context import Context
 from lmstash.caches.activations.extractor import ExtractionError
 from lmstash.caches.activations.model_source import ModelSource
-from lmstash.caches.activations.prompts import Prompt, read_prompts
+from lmstash.caches.activations.prompts import Prompts, read_prompts
 from lmstash.caches.activations.publish import Publisher
 from lmstash.caches.activations.raw import RawShelf
 from lmstash.caches.activations.running import Runner
@@ -50,7 +50,7 @@ class _Call:
     identity: Identity
     context: Context
     layers: list[int]
-    prompts: list[Prompt]
+    prompts: Prompts
     """Distinct."""
     owners: list[int]
     """For each prompt asked for, which of them it is."""
@@ -157,16 +157,15 @@ class CachedExtractor:
 
         source = ExtractBatchSource(extractor, live, remote=remote, max_retries=retries, after_batch=after_batch)
         if live is None:
-            asked = [text_prompt(text) for text in texts]
+            asked = text_prompts(texts)
         else:
             index = None
             if not stash.private:  # ids spell out text
                 index = TextIndex(stash.store, extractor.tokenizer, salt=stash.salt, ttl_seconds=stash.ttl_seconds)
             asked = read_prompts(texts, extractor.tokenizer, index)
         places: dict[bytes, int] = {}
-        owners = [places.setdefault(prompt.ids.tobytes(), len(places)) for prompt in asked]
-        firsts = first_places(owners)
-        distinct = [asked[place] for place in firsts]
+        owners = [places.setdefault(name, len(places)) for name in asked.names]
+        distinct = asked.pick(first_places(owners))
         context = Context(
             stash.store, source, identity.digest, config.storage_dtype(), stash.salt, stash.private, stash.ttl_seconds
         )
@@ -235,14 +234,14 @@ class CachedExtractor:
     def _lengths(self, call: _Call) -> list[int | None]:
         """Return the tokens of each prompt as far as they are known before anything is read or computed."""
         if call.live is not None:
-            return [len(prompt) for prompt in call.prompts]
+            return list(call.prompts.lengths)
         kept = read_records(call.stash.store, record_keys_of(call.context, call.prompts))
         return [None if record is None else record.n_tokens for record in kept]
 
     def _record(self, call: _Call, shelf: RawShelf | TextShelf) -> None:
         """Index what is kept now by name and prompt."""
         live, context = call.live, call.context
-        lengths = shelf.n_tokens if isinstance(shelf, TextShelf) else [len(prompt) for prompt in call.prompts]
+        lengths = shelf.n_tokens if isinstance(shelf, TextShelf) else list(call.prompts.lengths)
         reading = Reading(
             name=call.source.name,
             model=context.model,

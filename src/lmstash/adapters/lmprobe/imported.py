@@ -18,7 +18,7 @@ from lmstash.adapters.lmprobe.layout import hash16
 from lmstash.adapters.lmprobe.result import PaddedResult
 from lmstash.adapters.lmprobe.text_shelf import TextShelf
 from lmstash.caches.activations.context import Context
-from lmstash.caches.activations.prompts import Prompt
+from lmstash.caches.activations.prompts import Prompts
 from lmstash.caches.activations.raw import RawShelf
 from lmstash.codecs.records import decode_record, encode_record
 from lmstash.codecs.tensors import decode_tensors
@@ -164,7 +164,7 @@ def declaration(store: Store, model_hash: str) -> Declaration | None:
 
 def serve_imported(
     context: Context,
-    prompts: Sequence[Prompt],
+    prompts: Prompts,
     absent: Sequence[int],
     layers: Sequence[int],
     shelf: RawShelf | TextShelf,
@@ -194,11 +194,11 @@ def serve_imported(
     width = context.source.width("block_out")
     served: set[int] = set()
     for index in absent:
-        text = prompts[index].text or ""
+        text = prompts.text(index) or ""
         kept = read_index(store, model_hash, hash16(text))
         if kept is None or kept.text not in (None, text) or (kept.left_padded and not declared.left_padded):
             continue
-        n_tokens = len(prompts[index]) if live else shelf.n_tokens[index] if isinstance(shelf, TextShelf) else None
+        n_tokens = prompts.lengths[index] if live else shelf.n_tokens[index] if isinstance(shelf, TextShelf) else None
         if n_tokens not in (None, kept.n_tokens):
             continue
         positions = shelf.missing(index)

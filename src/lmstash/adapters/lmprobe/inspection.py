@@ -13,11 +13,11 @@ from lmstash.adapters.lmprobe.counting import POOLED, count
 from lmstash.adapters.lmprobe.imported import imported_key, index_key, read_index
 from lmstash.adapters.lmprobe.info import CachedPromptInfo, CacheInfo
 from lmstash.adapters.lmprobe.layout import hash16
-from lmstash.adapters.lmprobe.source import SITE, text_prompt
+from lmstash.adapters.lmprobe.source import SITE, text_prompts
 from lmstash.adapters.lmprobe.text_shelf import TextShelf
 from lmstash.caches.activations.context import Context
 from lmstash.caches.activations.pooled import PooledShelf
-from lmstash.caches.activations.prompts import Prompt
+from lmstash.caches.activations.prompts import Prompt, Prompts
 from lmstash.caches.activations.raw import RawShelf
 from lmstash.errors import InvalidArgumentError
 from lmstash.stash import Stash
@@ -162,7 +162,7 @@ class _Probe:
         self._record = record
         self._layers = reading.layers
         self._stash = stash
-        self._prompt = text_prompt(prompt) if record.ids is None else Prompt(record.ids, prompt)
+        self._prompts = text_prompts([prompt]) if record.ids is None else Prompts.of([Prompt(record.ids, prompt)])
 
     def raw(self) -> list[int]:
         """Layers whose raw values are kept."""
@@ -194,10 +194,10 @@ class _Probe:
         source = NamedSource(reading)
         context = Context(self._store, source, reading.model, reading.storage_dtype, stash.salt, stash.private, None)
         if pool is not None:
-            return PooledShelf(context, [self._prompt], self._layers, site, pool, None, [0])
+            return PooledShelf(context, self._prompts, self._layers, site, pool, None, [0])
         if reading.by_tokens:
-            return RawShelf(context, [self._prompt], self._layers, site, None)
-        return TextShelf(context, [self._prompt], self._layers, None, [None])
+            return RawShelf(context, self._prompts, self._layers, site, None)
+        return TextShelf(context, self._prompts, self._layers, None, [None])
 
 
 def _add_imported(

@@ -10,7 +10,7 @@ from lmstash.adapters.lmprobe.catalog import Reading, Shape, record_keys, record
 from lmstash.adapters.lmprobe.layout import hash16
 from lmstash.adapters.lmprobe.slots import note_written
 from lmstash.caches.activations.context import Context
-from lmstash.caches.activations.prompts import Prompt
+from lmstash.caches.activations.prompts import Prompts
 from lmstash.store.base import Store
 
 _LISTS_KNOWN = 64
@@ -35,7 +35,7 @@ class Recorder:
         self,
         context: Context,
         reading: Reading,
-        prompts: Sequence[Prompt],
+        prompts: Prompts,
         n_tokens: Sequence[int | None],
         layers: Sequence[int],
         missing: Callable[[int], tuple[int, ...]],
@@ -65,16 +65,16 @@ class Recorder:
         if computed or n_written:
             note_written(store, hash16(reading.name))
 
-    def _name_list(self, context: Context, prompts: Sequence[Prompt]) -> bytes:
+    def _name_list(self, context: Context, prompts: Prompts) -> bytes:
         who = f"{context.source.name}\0{context.model.hex()}\0{context.storage}\0"
-        texts = "\0".join(prompt.text or "" for prompt in prompts)
+        texts = "\0".join(prompts.plain_texts())
         return sha256((who + texts).encode("utf-8", "surrogatepass")).digest()
 
     def _write_records(
         self,
         context: Context,
         reading: Reading,
-        prompts: Sequence[Prompt],
+        prompts: Prompts,
         n_tokens: Sequence[int | None],
         missing: Callable[[int], tuple[int, ...]],
         name: bytes,
@@ -106,14 +106,14 @@ class Recorder:
                 self._slots[fact] = register(store, fact) or _NO_KEY
 
 
-def record_keys_of(context: Context, prompts: Sequence[Prompt]) -> list[bytes]:
+def record_keys_of(context: Context, prompts: Prompts) -> list[bytes]:
     """Return the keys of the records of prompts under the identity of a call."""
-    hashes = [hash16(prompt.text or "") for prompt in prompts]
+    hashes = [hash16(text) for text in prompts.plain_texts()]
     return record_keys(context.source.name, context.model, context.storage_dtype, hashes)
 
 
 def _shape(
-    context: Context, prompts: Sequence[Prompt], layers: Sequence[int], missing: Callable[[int], tuple[int, ...]]
+    context: Context, prompts: Prompts, layers: Sequence[int], missing: Callable[[int], tuple[int, ...]]
 ) -> list[Shape]:
     """Return which layers are kept of some prompt; nothing when none are."""
     nowhere = set(range(len(layers)))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lmstash.caches.activations.results import RawResult, bits_of, recast
 from lmstash.errors import MismatchError
+from lmstash.fresh_memory import ask_for_memory
 
 
 class PaddedResult(RawResult):
@@ -129,7 +130,9 @@ class PaddedResult(RawResult):
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Return zeros in memory of numpy's, which asks the system for huge pages: a third of the time of torch's."""
-    return torch.from_numpy(np.zeros(shape, dtype=f"i{dtype.itemsize}")).view(dtype)
+    array = np.zeros(shape, dtype=f"i{dtype.itemsize}")
+    ask_for_memory(array)
+    return torch.from_numpy(array).view(dtype)
 
 
 def first_places(owners: Sequence[int]) -> list[int]:

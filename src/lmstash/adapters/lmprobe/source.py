@@ -14,7 +14,7 @@ from torch import Tensor
 from lmstash.caches.activations.batching import BATCH_TOKENS
 from lmstash.caches.activations.model_source import ModelSource
 from lmstash.caches.activations.pooling import Pool
-from lmstash.caches.activations.prompts import Prompt
+from lmstash.caches.activations.prompts import Prompts
 from lmstash.caches.activations.source import Values
 from lmstash.errors import MismatchError
 
@@ -73,9 +73,9 @@ class ExtractBatchSource:
         """Whether raw values may be kept by token prefix."""
         return self._live is not None and self._live.causal()
 
-    def bind(self, prompts: Sequence[Prompt]) -> None:
+    def bind(self, prompts: Prompts) -> None:
         """Remember the text of each prompt: `compute` is given token ids."""
-        self._texts = {prompt.ids.tobytes(): prompt.text or "" for prompt in prompts}
+        self._texts = dict(zip(prompts.names, prompts.plain_texts(), strict=True))
 
     def compute(self, batch: Sequence[np.ndarray], layers: Sequence[int], site: str, pool: Pool) -> list[Values]:
         """Run one batch (see `Source.compute`; `pool` is None here).
@@ -144,7 +144,6 @@ def right_padding(tokenizer: Any) -> Iterator[None]:
         tokenizer.padding_side = side
 
 
-def text_prompt(text: str) -> Prompt:
-    """Return a prompt whose tokenizer nobody knows: its code points stand for the token ids."""
-    points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
-    return Prompt(points.astype(np.uint32), text)
+def text_prompts(texts: Sequence[str]) -> Prompts:
+    """Return prompts whose tokenizer nobody knows: their code points stand for the token ids."""
+    return Prompts([text.encode("utf-32-le", "surrogatepass") for text in texts], list(texts))

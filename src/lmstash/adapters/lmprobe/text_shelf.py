@@ -10,12 +10,12 @@ from torch import Tensor
 from lmstash.adapters.lmprobe.result import PaddedResult
 from lmstash.adapters.lmprobe.source import SITE
 from lmstash.caches.activations.context import KIND, VALUE, Context, described
-from lmstash.caches.activations.prompts import Prompt
+from lmstash.caches.activations.prompts import Prompts
 from lmstash.caches.activations.source import Values
 from lmstash.codecs.tensors import decode_tensors
 from lmstash.errors import FormatError
 from lmstash.identity.keys import KeyFamily
-from lmstash.identity.tokens import digest_tokens
+from lmstash.identity.tokens import digest_token_bytes
 from lmstash.store.base import Entry, Write
 
 _TEXT = "text_digest"
@@ -32,18 +32,18 @@ class TextShelf:
     def __init__(
         self,
         context: Context,
-        prompts: Sequence[Prompt],
+        prompts: Prompts,
         layers: Sequence[int],
         result: PaddedResult | None,
         n_tokens: Sequence[int | None],
     ) -> None:
-        """Name the entries; `prompts` are those of `text_prompt`, distinct."""
+        """Name the entries; `prompts` are those of `text_prompts`, distinct."""
         self.n_tokens = list(n_tokens)
         self._prompts = prompts
         self._layers = layers
         self._result = result
         self._width: int | None = None
-        self._digests = [digest_tokens(prompt.ids) for prompt in prompts]
+        self._digests = [digest_token_bytes(name) for name in prompts.names]
         self._missing = [set(range(len(layers))) for _ in prompts]
         self._unfit: set[bytes] = set()
         self.rename(context)
@@ -102,7 +102,7 @@ class TextShelf:
             if self.n_tokens[member] not in (None, n_tokens):
                 self._start_over(member)
             self.n_tokens[member] = n_tokens
-            about = self._context.about(self._prompts[member])
+            about = self._context.about(self._prompts.text(member))
             for position, layer_values in zip(positions, values, strict=True):
                 computed = layer_values[column]
                 kept, handed = self._context.rounded(computed)

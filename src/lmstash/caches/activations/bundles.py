@@ -22,7 +22,7 @@ from torch import Tensor
 from lmstash.caches.activations.contents import LAYERS, Contents, Reader
 from lmstash.caches.activations.context import VALUE, Context
 from lmstash.caches.activations.pooling import Pool
-from lmstash.caches.activations.prompts import Prompt
+from lmstash.caches.activations.prompts import Prompts
 from lmstash.caches.activations.results import bits_of
 from lmstash.caches.activations.source import Values
 from lmstash.identity.encoding import Component
@@ -98,7 +98,7 @@ class BundleShelf:
     def __init__(
         self,
         context: Context,
-        prompts: Sequence[Prompt],
+        prompts: Prompts,
         layers: Sequence[int],
         site: str,
         pool: Pool,
@@ -175,10 +175,10 @@ class BundleShelf:
         fresh: list[Write | Sheet] = []
         again: list[Write] = []
         row_of = {position: row for row, position in enumerate(positions)}
-        share = seconds / max(1, sum(len(self._prompts[member]) for member in members) * len(positions))
+        share = seconds / max(1, sum(self._prompts.lengths[member] for member in members) * len(positions))
         kept_before = self._held(members) if self._refreshing else {}
         for column, member in enumerate(members):
-            about = self._context.about(self._prompts[member])
+            about = self._context.about(self._prompts.text(member))
             for bundle in self._of[member]:
                 rows: dict[int, Row] = {}
                 for position in bundle.lacking:

@@ -13,7 +13,7 @@ from lmstash.caches.activations.extractor import Extractor
 from lmstash.caches.activations.model_source import ModelSource
 from lmstash.caches.activations.pooled import PooledShelf
 from lmstash.caches.activations.pooling import Pool, check_pool, check_token_index
-from lmstash.caches.activations.prompts import Prompt, check_length, check_vocabulary, read_prompts
+from lmstash.caches.activations.prompts import Prompts, check_length, check_vocabulary, read_prompts
 from lmstash.caches.activations.publish import Publisher
 from lmstash.caches.activations.raw import RawShelf
 from lmstash.caches.activations.results import PooledResult, RawResult, as_dtype
@@ -182,10 +182,10 @@ class Activations:
         chosen = _choose_layers(layers, site, source)
         _check_prompts(asked, pool, source)
         distinct, owners = _distinct(asked)
-        unique = [asked[index] for index in distinct]
+        unique = asked.pick(distinct)
         result: PooledResult | RawResult | None = None
         if pool is None:
-            raw = None if cache_only else RawResult([len(prompt) for prompt in unique], len(chosen), wanted)
+            raw = None if cache_only else RawResult(unique.lengths, len(chosen), wanted)
             shelf: PooledShelf | RawShelf = RawShelf(context, unique, chosen, site, raw)
             result = raw
         else:
@@ -207,8 +207,9 @@ class Activations:
         kept = len(unique) - len(absent)
         logger.debug("%s: activations of %d of %d prompts kept", source.name, kept, len(unique))
         if absent:
-            for index in absent:  # what is kept was checked when it was computed
-                check_vocabulary(unique[index].ids, distinct[index], source.name, source.vocabulary)
+            # What is kept was checked when it was computed.
+            places = [distinct[index] for index in absent]
+            _check_vocabulary(unique.pick(absent), places, source)
             publisher = Publisher(
                 self.store,
                 lambda: self._still(fingerprint),
@@ -262,7 +263,7 @@ class Activations:
         chosen = _choose_layers(layers, site, context.source)
         _check_prompts(asked, pool, context.source)
         distinct, _ = _distinct(asked)
-        unique = [asked[index] for index in distinct]
+        unique = asked.pick(distinct)
         shelf: PooledShelf | RawShelf
         if pool is None:
             shelf = RawShelf(context, unique, chosen, site, None)
@@ -312,17 +313,24 @@ def _choose_layers(layers: Any, site: str, source: Source) -> list[int]:
     return chosen
 
 
-def _check_prompts(asked: Sequence[Prompt], pool: Pool, source: Source) -> None:
-    lengths = [len(prompt.ids) for prompt in asked]
+def _check_prompts(asked: Prompts, pool: Pool, source: Source) -> None:
+    lengths = asked.lengths
     if source.max_tokens is not None and max(lengths, default=0) > source.max_tokens:
         for index, n_tokens in enumerate(lengths):
             check_length(n_tokens, index, source.name, source.max_tokens)
     check_token_index(pool, lengths)
 
 
-def _distinct(prompts: Sequence[Prompt]) -> tuple[list[int], list[int]]:
+def _check_vocabulary(prompts: Prompts, places: Sequence[int], source: Source) -> None:
+    """Raise unless the model knows every id; `places` are the prompts' in the caller's list."""
+    if source.vocabulary is not None and prompts.highest_id() >= source.vocabulary:
+        for number, index in enumerate(places):
+            check_vocabulary(prompts.ids(number), index, source.name, source.vocabulary)
+
+
+def _distinct(prompts: Prompts) -> tuple[list[int], list[int]]:
     """Return the places of the first of equal prompts, and for each prompt which of those it equals."""
-    names = [prompt.ids.tobytes() for prompt in prompts]
+    names = prompts.names
     if len(set(names)) == len(names):
         return list(range(len(names))), list(range(len(names)))
     seen: dict[bytes, int] = {}

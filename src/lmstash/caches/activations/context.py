@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lmstash.caches.activations.pooling import Pool
-from lmstash.caches.activations.prompts import Prompt
+from lmstash.caches.activations.prompts import TEXT_KEPT_CHARACTERS
 from lmstash.caches.activations.source import Source
 from lmstash.codecs.dtypes import restore, to_storage
 from lmstash.codecs.header import Layout
@@ -67,12 +67,12 @@ class Context:
             self.store.events.overflow()
         return kept, restore(kept, value.dtype)
 
-    def about(self, prompt: Prompt) -> str:
-        """Return the JSON members kept beside entries of a prompt: its text's id and, unless private, its text."""
-        if prompt.text is None:
+    def about(self, text: str | None) -> str:
+        """Return the JSON members kept beside entries of a prompt: its text's id and, unless private, its beginning."""
+        if text is None:
             return ""
-        excerpt = "" if self.private else f',"text":{json.dumps(prompt.excerpt)}'
-        return f'{excerpt},"text_id":"{digest_text(prompt.text)}"'
+        excerpt = "" if self.private else f',"text":{json.dumps(text[:TEXT_KEPT_CHARACTERS])}'
+        return f'{excerpt},"text_id":"{digest_text(text)}"'
 
     def write(
         self,

@@ -17,7 +17,7 @@ from torch import Tensor
 from lmstash.caches.activations.bundles import DOMAIN, Bundle, BundleShelf, Kept, Piece, group_size
 from lmstash.caches.activations.contents import LAYERS
 from lmstash.caches.activations.context import KEY, VALUE, Context, dtype_name
-from lmstash.caches.activations.prompts import Prompt
+from lmstash.caches.activations.prompts import Prompts
 from lmstash.caches.activations.results import PooledResult, bits_of
 from lmstash.caches.activations.source import Values
 from lmstash.codecs.dtypes import restore, rows_to_storage
@@ -39,7 +39,7 @@ class PooledShelf(BundleShelf):
     def __init__(
         self,
         context: Context,
-        prompts: Sequence[Prompt],
+        prompts: Prompts,
         layers: Sequence[int],
         site: str,
         pool: str | int,
@@ -65,9 +65,9 @@ class PooledShelf(BundleShelf):
         self._size = group_size(1, width, _BUNDLE_BYTES)
         self._groups_asked = self._groups(self._size)
         sha256, head = hashlib.sha256, DOMAIN + self._piece_common
-        names = [prompt.ids.tobytes() for prompt in prompts]
         self._keys = [
-            [sha256(head + name + tail).digest() for name in names] for _number, _positions, tail in self._groups_asked
+            [sha256(head + name + tail).digest() for name in prompts.names]
+            for _number, _positions, tail in self._groups_asked
         ]
         self._states = [np.zeros(len(prompts), np.uint8) for _group in self._groups_asked]
         """For each group what is known of each prompt: nothing kept, all there, or that it has a bundle."""
@@ -121,7 +121,7 @@ class PooledShelf(BundleShelf):
     def keep(self, members: Sequence[int], positions: Sequence[int], values: Sequence[Values], seconds: float) -> Kept:
         """Take what one batch computed (see `BundleShelf.keep`): whole sheets of it where nothing was kept before."""
         row_of = {position: row for row, position in enumerate(positions)}
-        n_tokens = [len(self._prompts[member]) for member in members]
+        n_tokens = [self._prompts.lengths[member] for member in members]
         share = seconds / max(1, sum(n_tokens) * len(positions))
         sheets: list[Sheet] = []
         for group, (_number, asked, _tail) in enumerate(self._groups_asked):
@@ -157,8 +157,7 @@ class PooledShelf(BundleShelf):
             self._result.place(self._rows[piece.prompts], positions, bits[None], dtype)
 
     def _beside(self, piece: Piece) -> tuple[dict[str, Any], dict[str, Component]]:
-        tokens = self._prompts[piece.prompts[0]].ids.tobytes()
-        return {}, {"tokens": digest_token_bytes(tokens)}
+        return {}, {"tokens": digest_token_bytes(piece.name)}
 
     def _load_group(self, group: int) -> None:
         """Take what the first slots of one group hold of the prompts not looked for yet."""
@@ -241,7 +240,7 @@ class PooledShelf(BundleShelf):
         }
         for name, spec in layout.tensors.items():
             values[:, spec.offset : spec.offset + spec.nbytes] = rows[name]
-        n_tokens = [len(self._prompts[prompt]) for prompt in prompts]
+        n_tokens = [self._prompts.lengths[prompt] for prompt in prompts]
         return Sheet(
             keys,
             values,
@@ -256,15 +255,14 @@ class PooledShelf(BundleShelf):
         """Return the facts beside each prompt's entry: what is the same for all is put into words once."""
         context, digest = self._context, bytes(range(KEY_BYTES))
         identity = context.describe(self._site, self._pool, tokens=digest, layers=layers)
-        start, _, rest = context.meta(identity, "\0").partition(digest.hex().encode())
-        middle, _, end = rest.rpartition(b"\0")
-        out: list[bytes] = []
-        for prompt in prompts:
-            each = self._prompts[prompt]
-            tokens = digest_token_bytes(each.ids.tobytes()).hex().encode()
-            about = b"" if each.text is None else context.about(each).encode()
-            out.append(b"".join((start, tokens, middle, about, end)))
-        return out
+        start, _, rest = context.meta(identity, "\0").decode().partition(digest.hex())
+        middle, _, end = rest.rpartition("\0")
+        about, names, texts = context.about, self._prompts.names, self._prompts.texts
+        tokens = [digest_token_bytes(names[prompt]).hex() for prompt in prompts]
+        if texts is None:
+            return [f"{start}{each}{middle}{end}".encode() for each in tokens]
+        told = [about(texts[prompt]) for prompt in prompts]
+        return [f"{start}{each}{middle}{text}{end}".encode() for each, text in zip(tokens, told, strict=True)]
 
     def _single_out(
         self,
@@ -277,10 +275,10 @@ class PooledShelf(BundleShelf):
     ) -> None:
         """Give a prompt a bundle of its own for one group."""
         number, asked, _tail = self._groups_asked[group]
-        name = self._prompts[prompt].ids.tobytes()
+        name = self._prompts.names[prompt]
         piece = self._pieces.get(name)
         if piece is None:
-            n_tokens = len(self._prompts[prompt])
+            n_tokens = self._prompts.lengths[prompt]
             piece = self._pieces[name] = Piece(self._piece_common, name, 0, n_tokens, b"", self._size, [prompt])
             self._of[prompt] = piece.bundles
         key, lacks = self._keys[group][prompt], asked if lacking is None else lacking

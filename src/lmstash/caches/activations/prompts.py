@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from array import array
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
 from lmstash.caches.activations.texts import TextIndex, tokenize
 from lmstash.errors import InvalidArgumentError
+from lmstash.identity.tokens import pack_lists, token_bytes
 
 TEXT_KEPT_CHARACTERS = 200
 """How much of a prompt's text is kept beside its entries, for people to read."""
@@ -38,12 +38,71 @@ class Prompt:
         return None if self.text is None else self.text[:TEXT_KEPT_CHARACTERS]
 
 
-def read_prompts(prompts: Sequence[Any], tokenizer: Any = None, index: TextIndex | None = None) -> list[Prompt]:
-    """Turn what a user passes into token ids.
+class Prompts(Sequence[Prompt]):
+    """Prompts side by side. They come by the ten thousand: an object for each would cost more than its token ids.
+
+    Not to be changed; threads may share it.
+    """
+
+    __slots__ = ("lengths", "names", "texts")
+
+    def __init__(self, names: list[bytes], texts: list[str | None] | None = None) -> None:
+        """Take the token ids of each as `token_bytes` makes them; `texts` where there are any."""
+        self.names = names
+        """The token ids of each as bytes, which tell it from others."""
+        self.lengths = [len(name) // 4 for name in names]
+        """Tokens of each."""
+        self.texts = texts
+
+    @classmethod
+    def of(cls, prompts: Sequence[Prompt]) -> Prompts:
+        """Put single prompts side by side."""
+        return cls([token_bytes(each.ids) for each in prompts], [each.text for each in prompts])
+
+    def __len__(self) -> int:
+        """Prompts."""
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, place: int) -> Prompt: ...
+    @overload
+    def __getitem__(self, place: slice) -> Prompts: ...
+    def __getitem__(self, place: int | slice) -> Prompt | Prompts:
+        """Return one prompt, made for the occasion, or some of them."""
+        if isinstance(place, slice):
+            return Prompts(self.names[place], None if self.texts is None else self.texts[place])
+        return Prompt(self.ids(place), self.text(place))
+
+    def ids(self, place: int) -> np.ndarray:
+        """Return the token ids of one prompt, `[n_tokens]` uint32; read-only."""
+        return np.frombuffer(self.names[place], "<u4")
+
+    def highest_id(self) -> int:
+        """Return the highest token id of all; 0 where there are no prompts."""
+        return int(np.frombuffer(b"".join(self.names), "<u4").max(initial=0))
+
+    def text(self, place: int) -> str | None:
+        """Return the text that one prompt came from, where there was one."""
+        return None if self.texts is None else self.texts[place]
+
+    def plain_texts(self) -> list[str]:
+        """Return the text of each, empty where there was none."""
+        return [text or "" for text in self.texts] if self.texts is not None else [""] * len(self)
+
+    def pick(self, places: Sequence[int]) -> Prompts:
+        """Return distinct prompts by their places, in rising order."""
+        if len(places) == len(self.names):
+            return self
+        texts = None if self.texts is None else [self.texts[place] for place in places]
+        return Prompts([self.names[place] for place in places], texts)
+
+
+def read_prompts(prompts: Sequence[Any], tokenizer: Any = None, index: TextIndex | None = None) -> Prompts:
+    """Turn what a user passes into token ids; `Prompts` pass as they are.
 
     Strings are tokenized in one batch, without truncation or padding and with the tokenizer's own special tokens;
-    lists of chat messages go through its chat template. Costs one tokenizer call for all strings, and about 1 us for a
-    short list of ids.
+    lists of chat messages go through its chat template. Costs one tokenizer call for all strings, and about half a
+    microsecond for a short list of ids.
 
     Args:
         prompts: Strings, sequences of token ids (lists, tuples, 1-d arrays or tensors), lists of `{"role", "content"}`
@@ -58,44 +117,46 @@ def read_prompts(prompts: Sequence[Any], tokenizer: Any = None, index: TextIndex
         raise InvalidArgumentError("prompts is one string; pass a list of prompts: [text].")
     if isinstance(prompts, Mapping) or not hasattr(prompts, "__len__"):
         raise InvalidArgumentError(f"prompts must be a list; got {type(prompts).__name__}. Use list(...) on iterators.")
+    if isinstance(prompts, Prompts):
+        return prompts
     if set(map(type, prompts)) <= {list, tuple} and (plain := _read_ids(prompts)) is not None:
         return plain
-    out: list[Prompt | None] = [None] * len(prompts)
-    texts: list[int] = []
+    names: list[bytes] = [b""] * len(prompts)
+    texts: list[str | None] = [None] * len(prompts)
+    unread: list[int] = []
     for place, prompt in enumerate(prompts):
         if isinstance(prompt, str):
-            texts.append(place)
+            texts[place] = prompt
+            unread.append(place)
         elif isinstance(prompt, Prompt):
-            out[place] = Prompt(_as_ids(prompt.ids, place), prompt.text)
+            names[place], texts[place] = _as_name(prompt.ids, place), prompt.text
         elif _is_chat(prompt):
-            out[place] = _render_chat(prompt, tokenizer, place)
+            names[place], texts[place] = _render_chat(prompt, tokenizer, place)
         else:
-            out[place] = Prompt(_as_ids(prompt, place))
-    if texts:
+            names[place] = _as_name(prompt, place)
+    if unread:
         if tokenizer is None:
             raise InvalidArgumentError("prompts are strings but there is no tokenizer: pass tokenizer=, or token ids.")
-        strings = [prompts[place] for place in texts]
+        strings = [prompts[place] for place in unread]
         encoded = tokenize(strings, tokenizer) if index is None else index.tokenize(strings)
-        for place, text, ids in zip(texts, strings, encoded, strict=True):
-            if not len(ids):
+        for place, name in zip(unread, encoded, strict=True):
+            if not name:
                 raise _empty(place)
-            out[place] = Prompt(ids, text)
-    return [prompt for prompt in out if prompt is not None]
+            names[place] = name
+    return Prompts(names, texts)
 
 
-def _read_ids(prompts: Sequence[Sequence[Any]]) -> list[Prompt] | None:
+def _read_ids(prompts: Sequence[Sequence[Any]]) -> Prompts | None:
     """Return lists of token ids as prompts; None unless they are nothing but that."""
-    try:
-        whole = np.frombuffer(array("I", chain.from_iterable(prompts)), np.uint32)
-    except (TypeError, OverflowError, ValueError):  # messages, or what is no id: told apart one by one
-        return None
     lengths = list(map(len, prompts))
     if 0 in lengths:
         raise _empty(lengths.index(0))
-    if bool in {type(prompt[0]) for prompt in prompts}:  # an array takes them for numbers
+    if bool in {type(prompt[0]) for prompt in prompts}:  # packing takes them for numbers
         return None
-    ends = accumulate(lengths)
-    return [Prompt(whole[end - n_tokens : end]) for end, n_tokens in zip(ends, lengths, strict=True)]
+    try:
+        return Prompts(pack_lists(prompts))
+    except struct.error:  # messages, or what is no id: told apart one by one
+        return None
 
 
 def check_length(n_tokens: int, index: int, name: str, max_tokens: int | None) -> None:
@@ -118,7 +179,7 @@ def _is_chat(prompt: Any) -> bool:
     return isinstance(prompt, list | tuple) and len(prompt) > 0 and all(isinstance(turn, Mapping) for turn in prompt)
 
 
-def _render_chat(messages: Sequence[Any], tokenizer: Any, index: int) -> Prompt:
+def _render_chat(messages: Sequence[Any], tokenizer: Any, index: int) -> tuple[bytes, str]:
     if tokenizer is None or not hasattr(tokenizer, "apply_chat_template"):
         raise InvalidArgumentError(
             f"prompt {index} is a list of chat messages; they need tokenizer=, one with a chat template."
@@ -126,10 +187,11 @@ def _render_chat(messages: Sequence[Any], tokenizer: Any, index: int) -> Prompt:
     rendered = tokenizer.apply_chat_template(list(messages), tokenize=False)
     # The template writes special tokens itself; adding them again would change what the model sees.
     encoded = tokenizer([rendered], add_special_tokens=False, padding=False, truncation=False, verbose=False)
-    return Prompt(_as_ids(encoded["input_ids"][0], index), rendered)
+    return _as_name(encoded["input_ids"][0], index), rendered
 
 
-def _as_ids(ids: Any, index: int) -> np.ndarray:
+def _as_name(ids: Any, index: int) -> bytes:
+    """Return token ids as bytes, or raise for what they are not; `index` is that of the prompt."""
     if hasattr(ids, "detach"):
         ids = ids.detach().cpu().numpy()
     try:
@@ -143,11 +205,9 @@ def _as_ids(ids: Any, index: int) -> np.ndarray:
             f"prompt {index} must be a string, a list of token ids or a list of chat messages; got "
             f"{type(ids).__name__} of shape {array.shape} and dtype {array.dtype}."
         )
-    if array.dtype == np.uint32:
-        return np.ascontiguousarray(array)
     if array.min() < 0 or array.max() >= 2**32:
         raise InvalidArgumentError(f"prompt {index} holds the id {array.min()}..{array.max()}: ids are 0 to 2**32 - 1.")
-    return np.ascontiguousarray(array, dtype=np.uint32)
+    return array.astype("<u4").tobytes()
 
 
 def _empty(index: int) -> InvalidArgumentError:

@@ -22,9 +22,9 @@ from torch import Tensor
 from lmstash.caches.activations.bundles import BundleShelf, Piece, group_size
 from lmstash.caches.activations.contents import DIGEST, TOKENS
 from lmstash.caches.activations.context import Context
-from lmstash.caches.activations.prompts import Prompt
+from lmstash.caches.activations.prompts import Prompts
 from lmstash.caches.activations.results import RawResult
-from lmstash.identity.chain import BLOCK_TOKENS, chain_ids, chain_root
+from lmstash.identity.chain import BLOCK_TOKENS, chain_ids_of_bytes, chain_root
 from lmstash.identity.encoding import Component
 from lmstash.identity.tokens import digest_token_bytes
 
@@ -37,7 +37,7 @@ class RawShelf(BundleShelf):
     def __init__(
         self,
         context: Context,
-        prompts: Sequence[Prompt],
+        prompts: Prompts,
         layers: Sequence[int],
         site: str,
         result: RawResult | None,
@@ -58,23 +58,21 @@ class RawShelf(BundleShelf):
             self._name_chains()
         else:
             common = self._common("prompt")
-            for prompt, each in enumerate(prompts):
-                data = each.ids.tobytes()
+            for prompt, data in enumerate(prompts.names):
                 self._join(prompt, digest_token_bytes(data), common, 0, data, None)
 
     def _name_chains(self) -> None:
         root = chain_root(self._context.model, salt=self._context.salt)
         block_common, tail_common = self._common("block"), self._common("tail")
-        for prompt, each in enumerate(self._prompts):
-            data = each.ids.tobytes()
+        for prompt, data in enumerate(self._prompts.names):
             before: Piece | None = None
             parent_id, start = root, 0
             if len(data) >= _BLOCK_BYTES:
-                for parent_id in chain_ids(root, each.ids):
+                for parent_id in chain_ids_of_bytes(root, data):
                     tokens = data[4 * start : 4 * start + _BLOCK_BYTES]
                     before = self._join(prompt, parent_id, block_common, start, tokens, before)
                     start += BLOCK_TOKENS
-            if start < len(each):
+            if 4 * start < len(data):
                 tokens = data[4 * start :]
                 self._join(prompt, parent_id + digest_token_bytes(tokens), tail_common, start, tokens, before)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lmstash.errors import InvalidArgumentError, MismatchError
+from lmstash.fresh_memory import ask_for_memory
 
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Integers as wide as an element: numpy copies small pieces in a third of torch's time, but lacks some dtypes."""
@@ -32,7 +33,9 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     words = BITS.get(dtype.itemsize)
     if words is None:
         return torch.empty(shape, dtype=dtype, device="cpu")
-    return torch.from_numpy(np.empty(shape, f"i{dtype.itemsize}")).view(dtype)
+    array = np.empty(shape, f"i{dtype.itemsize}")
+    ask_for_memory(array)
+    return torch.from_numpy(array).view(dtype)
 
 
 def recast(bits: np.ndarray, dtype: torch.dtype, target: torch.dtype) -> np.ndarray:

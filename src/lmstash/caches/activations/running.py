@@ -17,7 +17,7 @@ from lmstash.caches.activations.batching import plan_batches
 from lmstash.caches.activations.bundles import Kept
 from lmstash.caches.activations.extractor import ExtractionError
 from lmstash.caches.activations.pooling import Pool
-from lmstash.caches.activations.prompts import Prompt
+from lmstash.caches.activations.prompts import Prompts
 from lmstash.caches.activations.publish import Publisher
 from lmstash.caches.activations.source import Source, Values
 from lmstash.errors import LmstashError, MissingDependencyError
@@ -62,7 +62,7 @@ class Runner:
         source: Source,
         shelf: Shelf,
         publisher: Publisher,
-        prompts: Sequence[Prompt],
+        prompts: Prompts,
         layers: Sequence[int],
         site: str,
         pool: Pool,
@@ -156,7 +156,7 @@ class Runner:
             groups[self._shelf.missing(index)].append(index)
         out: list[tuple[list[int], tuple[int, ...]]] = []
         for positions, members in groups.items():
-            lengths = [len(self._prompts[member]) for member in members]
+            lengths = [self._prompts.lengths[member] for member in members]
             batches = plan_batches(lengths, batch_size, self._batch_tokens(len(positions)))
             out.extend(([members[each] for each in batch], positions) for batch in batches)
         return out
@@ -170,7 +170,7 @@ class Runner:
 
     def _start(self, members: Sequence[int], positions: Sequence[int], max_retries: int | None) -> _Running:
         """Compute a batch; where the source can, only start to."""
-        batch = [self._prompts[member].ids for member in members]
+        batch = [self._prompts.ids(member) for member in members]
         layers = [self._layers[position] for position in positions]
         retries = self._source.max_retries if max_retries is None else max_retries
         for attempt in range(retries + 1):

@@ -22,6 +22,7 @@ from lmstash.codecs.tensors import decode_tensors, encode_tensors
 from lmstash.errors import FormatError, InvalidArgumentError
 from lmstash.events import MissReason
 from lmstash.identity.keys import Key
+from lmstash.identity.tokens import pack_lists
 from lmstash.store.base import Entry, Store, Write
 
 CHUNK_TEXTS = 1024
@@ -45,8 +46,8 @@ class TextIndex:
         self._salt = salt
         self._ttl_seconds = ttl_seconds
 
-    def tokenize(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Return `[n_tokens]` uint32 for each text, as the tokenizer would without truncation and padding."""
+    def tokenize(self, texts: Sequence[str]) -> list[bytes]:
+        """Return each text's token ids as bytes, as the tokenizer makes them without truncation and padding."""
         by_words, identity = self._identity(texts)
         if identity is None:
             return tokenize(texts, self._tokenizer)
@@ -67,7 +68,7 @@ class TextIndex:
         writes: list[Write] = []
         for number in absent:
             ids = found[number] = [next(fresh) for _ in chunks[number]]
-            words = self._state.words(chunks[number], [each.tolist() for each in ids]) if by_words else {}
+            words = self._state.words(chunks[number], [_unpacked(each) for each in ids]) if by_words else {}
             if words is not None:
                 writes.append(self._write(keys[number], ids, words, identity, seconds))
         if writes and self._identity(texts) == (by_words, identity):
@@ -92,7 +93,7 @@ class TextIndex:
         digest.update(b"".join(encoded))
         return Key({"kind": "texts", "tokenizer": identity, "texts": digest.digest(), "salt": self._salt}).digest
 
-    def _read(self, key: bytes, entry: Entry | None, n_texts: int, by_words: bool) -> list[np.ndarray] | None:
+    def _read(self, key: bytes, entry: Entry | None, n_texts: int, by_words: bool) -> list[bytes] | None:
         if entry is None:
             return None
         try:
@@ -101,8 +102,8 @@ class TextIndex:
             fits = kept["key"].tobytes() == key and len(ends) == n_texts and ends[-1] == len(kept["ids"])
             fits = fits and kept["ids"].dtype == kept["lengths"].dtype == np.uint32
             if fits and (not by_words or self._same_words(kept)):
-                bounds = [0, *ends.tolist()]
-                return [kept["ids"][start:end] for start, end in pairwise(bounds)]
+                data = kept["ids"].astype("<u4").tobytes()
+                return [data[start:end] for start, end in pairwise([0, *(4 * ends).tolist()])]
         except (FormatError, InvalidArgumentError, KeyError, IndexError, UnicodeDecodeError):
             pass
         self._store.events.miss(entry.namespace, key, MissReason.MISMATCH)
@@ -118,11 +119,11 @@ class TextIndex:
         )
 
     def _write(
-        self, key: bytes, ids: list[np.ndarray], words: Mapping[str, list[int]], identity: bytes, seconds: float
+        self, key: bytes, ids: list[bytes], words: Mapping[str, list[int]], identity: bytes, seconds: float
     ) -> Write:
         tensors = {
-            "ids": np.concatenate(ids),
-            "lengths": np.array([len(each) for each in ids], dtype=np.uint32),
+            "ids": np.frombuffer(b"".join(ids), "<u4"),
+            "lengths": np.array([len(each) // 4 for each in ids], dtype=np.uint32),
             "key": np.frombuffer(key, dtype=np.uint8),
         }
         if words:
@@ -140,8 +141,11 @@ class TextIndex:
         )
 
 
-def tokenize(texts: Sequence[str], tokenizer: Any) -> list[np.ndarray]:
-    """Return `[n_tokens]` uint32 for each text: one call, everything off that a tokenizer's defaults may switch on."""
+def tokenize(texts: Sequence[str], tokenizer: Any) -> list[bytes]:
+    """Return the token ids of each text: one call, everything off that a tokenizer's defaults may switch on."""
     only_ids = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
-    encoded = tokenizer(list(texts), padding=False, truncation=False, **only_ids)["input_ids"]
-    return [np.array(ids, dtype=np.uint32) for ids in encoded]
+    return pack_lists(tokenizer(list(texts), padding=False, truncation=False, **only_ids)["input_ids"])
+
+
+def _unpacked(name: bytes) -> list[int]:
+    return np.frombuffer(name, "<u4").tolist()

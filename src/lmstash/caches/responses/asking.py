@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from lmstash.caches.responses.requests import HARMLESS, read_request
 from lmstash.caches.responses.sampling import is_sampled, seed_of
@@ -20,8 +19,7 @@ KIND = "responses"
 _MOST_COUNTED = 1_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(NamedTuple):
     """A request that can be looked up."""
 
     key: bytes

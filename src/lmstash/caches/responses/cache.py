@@ -39,6 +39,7 @@ class Responses:
         sampled_by_default: bool = False,
         keep_sampled: bool = False,
         keep_if: Callable[[Any], bool] = is_kept,
+        compress: bool = False,
         wait_seconds: float = 600.0,
         salt: bytes | str | None = None,
         private: bool = False,
@@ -59,6 +60,8 @@ class Responses:
             sampled_by_default: Whether the model samples where a request says nothing of it.
             keep_sampled: Keep sampled answers that have no seed, too, each under the number of its occurrence.
             keep_if: Which answers are kept; by default those that are not empty and do not report an error.
+            compress: Compress with zstd, by a dictionary that is trained on the first thousand answers and kept in the
+                store (needs the extra `zstd`, and so do all who read these answers).
             wait_seconds: How long to wait for another one who computes the same, before computing it too.
             salt: A tenant's secret; entries under different salts are invisible to each other.
             private: Keep no request beside the answer.
@@ -67,6 +70,7 @@ class Responses:
         Raises:
             InvalidArgumentError: Nothing that could answer.
             UnsupportedModelError: A torch module that cannot be identified safely.
+            MissingDependencyError: `compress`, and zstandard is not installed.
         """
         who = who_is(
             model,
@@ -86,7 +90,7 @@ class Responses:
             keep_sampled=keep_sampled,
         )
         self.flights = flights_of(store)
-        self.shelf = Shelf(store, who, keep_if, private=private, ttl_seconds=ttl_seconds)
+        self.shelf = Shelf(store, who, keep_if, private=private, ttl_seconds=ttl_seconds, compress=compress, salt=salt)
         self.wait_seconds = wait_seconds
 
     # --- one request ------------------------------------------------------------------------------------------------
@@ -161,8 +165,7 @@ class Responses:
 
     def get_many(self, requests: Sequence[Any], *, occurrences: Sequence[int] | None = None) -> list[Any]:
         """Return what is kept, `MISSING` where there is nothing. Costs about 10 us each."""
-        found = self.shelf.read_all(self.asker.ask_many(self.asker.look(), requests, occurrences))
-        return [MISSING if each is None else each[0] for each in found]
+        return self.shelf.read_many(self.asker.ask_many(self.asker.look(), requests, occurrences))
 
     def put_many(
         self,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lmstash.caches.responses.answers import decode_answer
 from lmstash.caches.responses.asking import KIND, Asked
 from lmstash.caches.responses.flights import Flight
+from lmstash.caches.responses.shelf import MISSING
 from lmstash.caches.responses.steps import Pause, Wait, await_here, await_there
 from lmstash.errors import InvalidArgumentError, MissingDependencyError
 from lmstash.events import MissReason
@@ -98,12 +99,12 @@ class Mapped:
             asked = cache.asker.ask_many(model, part, numbers)
             if self._refresh:
                 events.misses([each.key for each in asked if each is not None], MissReason.REFRESH)
-                found: list[Any] = [None] * len(asked)
+                found: list[Any] = [MISSING] * len(asked)
             else:
-                found = cache.shelf.read_all(asked)
-            for number, (each, packed) in enumerate(zip(asked, found, strict=True), start):
-                if packed is not None:
-                    yield self._answered(number, packed[0])
+                found = cache.shelf.read_many(asked)
+            for number, (each, answer) in enumerate(zip(asked, found, strict=True), start):
+                if answer is not MISSING:
+                    yield self._answered(number, answer)
                 elif each is None:
                     wanted.append(_Wanted([number], None))
                 elif each.key in by_key:
@@ -197,20 +198,19 @@ class Mapped:
 
     def _again(self, later: list[_Wanted]) -> Generator[Any, Any, list[_Wanted]]:
         """Yield what others have kept meanwhile, and compute what they have not."""
-        found = [None] * len(later)
+        found: list[bytes | None] = [None] * len(later)
         if not self._refresh:
             there = self._cache.store.contains_many([each.asked.key for each in later if each.asked is not None])
-            found = self._cache.shelf.read_all(
-                [each.asked if one else None for each, one in zip(later, there, strict=True)]
-            )
+            names = [each.asked if one else None for each, one in zip(later, there, strict=True)]
+            found = self._cache.shelf.read_encoded(names)
         rest: list[_Wanted] = []
         for each, packed in zip(later, found, strict=True):
             if packed is None:
                 rest.append(each)
                 continue
-            self._end(each, packed[1])
+            self._end(each, packed)
             for number in each.numbers:
-                yield self._answered(number, decode_answer(packed[1]))
+                yield self._answered(number, decode_answer(packed))
         first = rest[:1] if rest and rest[0] is later[0] else []  # waited for: now it is computed, come what may
         left = yield from self._compute(first, patient=True)
         return left + (yield from self._compute(rest[len(first) :], patient=False))

@@ -9,16 +9,16 @@ from typing import Any
 from lmstash.caches.models import describe_model
 from lmstash.caches.responses.answers import UnknownTypeError, decode_answer, encode_answer, pack, unpack
 from lmstash.caches.responses.asking import KIND, Asked, namespace_of
+from lmstash.caches.responses.squeezing import SQUEEZED, Squeezer
 from lmstash.caches.responses.who import Who
-from lmstash.errors import FormatError, InvalidArgumentError
+from lmstash.codecs.compression import zstandard_module
+from lmstash.errors import FormatError, InvalidArgumentError, MissingDependencyError
 from lmstash.events import DropReason, MissReason
 from lmstash.identity.fingerprint import Fingerprint
 from lmstash.store.base import Buffer, Store, Write
 
 Tags = Mapping[str, Any]
-"""Facts to find an answer by: `task`, `doc`, `split`, `run`, `user`, and `tags`, a list of words."""
-
-TAG_NAMES = frozenset({"task", "doc", "split", "run", "user", "tags"})
+"""Facts to find an answer by: `task`, `doc`, `split`, `run`, `user`, others of yours; and `tags`, a list of words."""
 
 
 class Missing:
@@ -47,35 +47,55 @@ class Shelf:
         *,
         private: bool = False,
         ttl_seconds: float | None = None,
+        compress: bool = False,
+        salt: str | bytes | None = None,
     ) -> None:
-        """Take where answers are kept, who is asked whether the model is still the same, and which are kept."""
+        """Take where answers are kept, who is asked whether the model is still the same, and which are kept.
+
+        Raises:
+            MissingDependencyError: `compress`, and zstandard is not installed.
+        """
         self.store = store
         self._who = who
         self._keep_if = keep_if
         self._private = private
         self._ttl_seconds = ttl_seconds
+        self._compress = compress
+        self._salt = salt
         self._described: set[bytes] = set()
+        self._squeezers: dict[str, Squeezer] = {}
+        if compress:
+            zstandard_module()
 
     def read(self, asked: Asked) -> Any:
         """Return the answer that is kept under a name, or `MISSING`."""
         value = self.store.get(asked.key)
         return MISSING if value is None else self._open(asked, value)
 
-    def read_encoded(self, asked: Asked) -> bytes | None:
-        """As `read`, encoded."""
-        found = self.read_all([asked])[0]
-        return None if found is None else found[1]
+    def read_many(self, asked: Sequence[Asked | None]) -> list[Any]:
+        """As `read`, for many at once; `MISSING` for what has no name, too."""
+        values = self._values(asked)
+        return [
+            MISSING if each is None or value is None else self._open(each, value)
+            for each, value in zip(asked, values, strict=True)
+        ]
 
-    def read_all(self, asked: Sequence[Asked | None]) -> list[tuple[Any, bytes] | None]:
-        """As `read`, for many at once: each answer, and it encoded; None where nothing is kept, or that has no name."""
-        named = [each for each in asked if each is not None]
-        values = iter(self.store.get_many([each.key for each in named]))
-        out: list[tuple[Any, bytes] | None] = []
-        for each in asked:
-            value = None if each is None else next(values)
-            answer = MISSING if each is None or value is None else self._open(each, value)
-            out.append(None if answer is MISSING or value is None else (answer, bytes(unpack(value)[0])))
+    def read_encoded(self, asked: Sequence[Asked | None]) -> list[bytes | None]:
+        """As `read_many`, each encoded, None where nothing is kept; every one of them can be decoded."""
+        out: list[bytes | None] = []
+        for each, value in zip(asked, self._values(asked), strict=True):
+            if each is None or value is None or self._open(each, value) is MISSING:
+                out.append(None)
+            else:
+                out.append(bytes(unpack(self._plain(each, value))[0]))
         return out
+
+    def _values(self, asked: Sequence[Asked | None]) -> Sequence[Buffer | None]:
+        keys = [each.key for each in asked if each is not None]
+        if len(keys) == len(asked):
+            return self.store.get_many(keys)
+        values = iter(self.store.get_many(keys))
+        return [None if each is None else next(values) for each in asked]
 
     def keep(
         self,
@@ -94,30 +114,41 @@ class Shelf:
             compute_seconds: What each took.
             ttl_seconds: How long they are served; default: the cache's.
         """
-        writes: list[Write] = []
-        out: list[bytes | None] = []
-        ttl = self._ttl_seconds if ttl_seconds is None else ttl_seconds
-        for each, answer, about in zip(asked, answers, tags, strict=True):
-            encoded = self._encode(each, answer)
-            out.append(encoded)
-            if encoded is not None:
-                value = pack(encoded, b"" if self._private else each.text)
-                namespace = namespace_of(each.model)
-                meta = _meta(about)
-                writes.append(Write(each.key, value, namespace, meta, b"", compute_seconds, 0, ttl))
-        if not writes:
+        out = [self._encode(*each) for each in zip(asked, answers, strict=True)]
+        chosen = [(each, about, one) for each, about, one in zip(asked, tags, out, strict=True) if one is not None]
+        if not chosen:
             return out
-        for model in {each.model for each in asked}:
+        for model in {each.model for each, _, _ in chosen}:
             if not self._who.unchanged(model):
-                for each in asked:
+                for each, _, _ in chosen:
                     self.store.events.drop(KIND, each.key, DropReason.MODEL_CHANGED)
                 return [None] * len(asked)
             self._describe(model)
+        values = [pack(one, b"" if self._private else each.text) for each, _, one in chosen]
+        if self._compress:
+            values = self._squeezer(namespace_of(chosen[0][0].model)).squeeze(values)
+        ttl = self._ttl_seconds if ttl_seconds is None else ttl_seconds
+        writes = [
+            Write(each.key, value, namespace_of(each.model), _meta(about), b"", compute_seconds, 0, ttl)
+            for (each, about, _), value in zip(chosen, values, strict=True)
+        ]
         if self.store.put_many(writes) < len(writes):
             keys = [each.key for each in writes]
             there = dict(zip(keys, self.store.contains_many(keys), strict=True))
             return [encoded if there.get(each.key) else None for each, encoded in zip(asked, out, strict=True)]
         return out
+
+    def _squeezer(self, namespace: str) -> Squeezer:
+        found = self._squeezers.get(namespace)
+        if found is None:
+            found = self._squeezers.setdefault(namespace, Squeezer(self.store, namespace, self._salt))
+        return found
+
+    def _plain(self, asked: Asked, value: Buffer) -> Buffer:
+        """Return a value as `answers.pack` made it."""
+        if len(value) and value[0] == SQUEEZED:
+            return self._squeezer(namespace_of(asked.model)).expand(value)
+        return value
 
     def _encode(self, asked: Asked, answer: Any) -> bytes | None:
         events = self.store.events
@@ -138,9 +169,9 @@ class Shelf:
     def _open(self, asked: Asked, value: Buffer) -> Any:
         events = self.store.events
         try:
-            return decode_answer(unpack(value)[0])
-        except UnknownTypeError as error:
-            events.warn_once("unknown type", "lmstash: %s", error)
+            return decode_answer(unpack(self._plain(asked, value))[0])
+        except (UnknownTypeError, MissingDependencyError) as error:
+            events.warn_once(f"answer {type(error)}", "lmstash: a kept answer cannot be served here: %s", error)
             events.miss(KIND, asked.key, MissReason.MISMATCH)
         except FormatError as error:
             events.damage(namespace_of(asked.model), asked.key, str(error))
@@ -158,8 +189,10 @@ class Shelf:
 def _meta(tags: Tags | None) -> bytes | None:
     if not tags:
         return None
-    if not tags.keys() <= TAG_NAMES:
-        raise InvalidArgumentError(f"tags= takes {', '.join(sorted(TAG_NAMES))}; got {', '.join(map(str, tags))}")
-    return json.dumps(
-        {name: value for name, value in tags.items() if value is not None}, separators=(",", ":")
-    ).encode()
+    try:
+        return _dumps(tags).encode()
+    except (TypeError, ValueError):  # a tag is no reason to lose an answer
+        return _dumps({str(name): str(value) for name, value in tags.items()}).encode()
+
+
+_dumps = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode

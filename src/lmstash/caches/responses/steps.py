@@ -127,7 +127,7 @@ def fly(
     try:
         yield from locked(flights, flight, shelf, wait_seconds)
         if not refresh and shelf.store.contains(asked.key):  # another process was faster
-            value = shelf.read_encoded(asked)
+            value = shelf.read_encoded([asked])[0]
             if value is not None:
                 encoded = value
                 return decode_answer(value)

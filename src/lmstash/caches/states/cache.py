@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,8 +11,9 @@ from lmstash.caches.states.blob import State, build, parse
 from lmstash.caches.states.finding import Finder, Found, Match
 from lmstash.caches.states.keeping import Cutter, Facts
 from lmstash.caches.states.layout import decode_layout
-from lmstash.caches.states.naming import ENDS, Names
+from lmstash.caches.states.naming import ENDS, Names, Path, touch
 from lmstash.caches.states.rests import Rests
+from lmstash.caches.states.scores import Scores, Take
 from lmstash.errors import CorruptEntryError
 from lmstash.events import DropReason, MissReason
 from lmstash.identity.fingerprint import Fingerprint
@@ -43,6 +43,8 @@ class Loaded:
     n_tokens: int
     seconds_saved: float
     """What these tokens took to compute."""
+    scores: np.ndarray | None = None
+    """`[n_tokens, n_vocab]` float32, memory of its own: the logits after each token, where they were asked for."""
 
 
 class States:
@@ -81,6 +83,7 @@ class States:
         self._name = str(fingerprint.recorded.get("name") or "")
         self._finder = Finder(store, self.names.namespace)
         self._rests = Rests(store, self.names.namespace)
+        self._scores = Scores(store, self.names.scores)
         self._described = False
 
     def match(self, ids: TokenIds) -> Match:
@@ -93,32 +96,47 @@ class States:
         """
         return self._finder.match(self.names.path(ids))
 
-    def usable(self, match: Match, at_most: int) -> int:
+    def usable(self, match: Match, at_most: int, *, scores: bool = False) -> int:
         """Return how many tokens of a matched prompt can be loaded, at most `at_most`: as `load` does, if all is sound.
 
-        Where there is a rest, these are fewer than `Match.n_tokens` says.
+        Where there is a rest, these are fewer than `Match.n_tokens` says; with `scores`, those whose scores are kept.
         """
-        if not self.memory.has_rest:
-            return min(match.n_tokens, at_most)
-        most = at_most if not self.memory.n_parts else min(match.n_tokens, at_most)
-        return next(iter(self._rests.places(match.path, min(most, match.path.n_tokens))), 0)
+        most = min(at_most, match.path.n_tokens)
+        if self.memory.n_parts:
+            most = min(most, match.n_tokens)
+        if self.memory.has_rest:
+            places = self._rests.places(match.path, most)
+            return next((n for n in places if not scores or self._scored(match, n)[0] == n), 0)
+        return self._scored(match, most)[0] if scores and most > 0 else most
 
-    def load(self, match: Match, at_most: int | None = None) -> Loaded | None:
+    def _scored(self, match: Match, most: int) -> tuple[int, Path]:
+        """Return of how many of the first `most` tokens scores are kept, and under which names."""
+        paths = [match.kept, match.path] if match.tokens else [match.path]
+        return max(((self._scores.covered(path, most), path) for path in paths), key=lambda found: found[0])
+
+    def load(self, match: Match, at_most: int | None = None, *, n_vocab: int = 0) -> Loaded | None:
         """Return the state of the first tokens of a matched prompt; None for a miss, which is counted.
 
-        Costs one copy of its bytes.
+        Costs one copy of its bytes; scores cost more (see `Scores.read`).
 
         Args:
             match: As `match` returned it.
             at_most: Tokens.
+            n_vocab: Give scores, too, of so many tokens of a vocabulary, and only a state that has them; 0 for none.
         """
         path, events = match.path, self.store.events
         limit = path.n_tokens if at_most is None else min(at_most, path.n_tokens)
         reason = MissReason.ABSENT
+        rows = None
         for _ in range(_ATTEMPTS):
-            limit = self.usable(match, limit)
+            limit = self.usable(match, limit, scores=bool(n_vocab) and rows is None)
             if limit <= 0:
                 break
+            if n_vocab and rows is None:
+                rows = self._scores.read(self._scored(match, limit)[1], limit, n_vocab)
+                if len(rows) < limit:
+                    limit, reason = len(rows), MissReason.DAMAGED
+                    continue
             try:
                 loaded = self._read(match, limit)
             except CorruptEntryError as error:
@@ -127,7 +145,7 @@ class States:
             if loaded is not None:
                 if loaded.n_tokens < path.n_tokens:
                     events.partial_hit(self.names.namespace, path.first_key, loaded.n_tokens, path.n_tokens)
-                return loaded
+                return loaded if rows is None else replace(loaded, scores=rows[: loaded.n_tokens])
             reason = MissReason.DAMAGED
             self._finder.known.forget()
             match = self._finder.match(path)
@@ -160,7 +178,15 @@ class States:
             return None
         return Loaded(blob, found.n_tokens if self.memory.n_parts else n_tokens, found.compute_seconds)
 
-    def put(self, ids: TokenIds, blob: object, *, seconds_per_token: float = 0.0, at_most: int | None = None) -> int:
+    def put(
+        self,
+        ids: TokenIds,
+        blob: object,
+        *,
+        seconds_per_token: float = 0.0,
+        at_most: int | None = None,
+        scores: Take | None = None,
+    ) -> int:
         """Keep the state of a sequence: what of it is not kept yet. Returns how many entries were written.
 
         Costs a copy of the new bytes, and writing them.
@@ -170,6 +196,7 @@ class States:
             blob: The whole form (`llama_state_get_data`).
             seconds_per_token: What a token took to compute.
             at_most: Keep only so many tokens from the start on; nothing of a model whose state cannot be cut.
+            scores: Gives the scores of some of the tokens, where they are to be kept, too.
 
         Raises:
             InvalidArgumentError: As `tokens.token_bytes`.
@@ -189,11 +216,10 @@ class States:
             path = path.first(at_most)
         facts = Facts(self._name, self._private, self._ttl_seconds, seconds_per_token)
         match = self._finder.match(path)
-        touch: Callable[[list[bytes]], None] | None = getattr(self.store, "touch_many", None)
-        if touch is not None:
-            touch(path.blocks[: match.n_blocks][::-1])
+        touch(self.store, path.blocks[: match.n_blocks])
         writes = self._writes(match, state, facts)
-        if not writes:
+        more = [] if scores is None else self._scores.writes(path, scores, facts)
+        if not writes and not more:
             return 0
         if not self._described:
             describe_model(self.store, self.fingerprint, self._name)
@@ -202,7 +228,7 @@ class States:
         kept = self.store.put_many(writes)
         if kept == len(writes) and self.memory.n_parts:  # else there are no blocks
             known.add(path, [write.key for write in writes if write.n_tokens], before)
-        return kept
+        return kept + (self.store.put_many(more) if more else 0)
 
     def _writes(self, match: Match, state: State, facts: Facts) -> list[Write]:
         path = match.path

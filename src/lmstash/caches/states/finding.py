@@ -34,11 +34,18 @@ class Match:
     """Key of a piece that follows these blocks, or nothing."""
     pointed: int = 0
     """Pointers after these blocks that can stay as they are, shortest first."""
+    tokens: bytes = b""
+    """All tokens of `target`, 4 bytes each, where it may go on in another way than the prompt and they are known."""
 
     @property
     def n_tokens(self) -> int:
         """Tokens that are kept."""
         return self.n_blocks * BLOCK_TOKENS + self.common
+
+    @property
+    def kept(self) -> Path:
+        """What is kept with all of `target`: the same as the prompt in the first `n_tokens`."""
+        return self.path.first(self.n_blocks * BLOCK_TOKENS).then(self.tokens) if self.tokens else self.path
 
 
 @dataclass(slots=True)
@@ -189,7 +196,7 @@ class Finder:
                 piece = self.known.pointer(pointers[number], path.parent(n_blocks))
                 common = 0 if piece is None else piece.common(path.chain[n_blocks], tokens)
                 if piece is not None and common >= POINTED[number] and self.known.is_there(piece.base):
-                    return Match(path, n_blocks, common, piece.base, number + 1)
+                    return Match(path, n_blocks, common, piece.base, number + 1, piece.tokens or b"")
         return Match(path, n_blocks)
 
     def read(self, match: Match, at_most: int) -> Found:

@@ -4,11 +4,12 @@ A *block* stands for 64 tokens and all before them; a *tail* for the 1 to 63 tok
 them. So that a prompt that leaves another one in the middle of a block finds how far they go together, *pointers* are
 kept after the first 1, 16, 32 and 48 tokens of a piece: each names a piece that goes on from there, with its tokens.
 An *end* says that a sequence was kept up to here; a *rest* holds what cannot be cut, the state of recurrent or
-sliding-window layers after exactly these tokens.
+sliding-window layers after exactly these tokens. *Scores* are the logits after some tokens: see `scores`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Final
@@ -16,10 +17,13 @@ from typing import Final
 from lmstash.identity.chain import BLOCK_TOKENS, chain_ids_of_bytes, chain_key, chain_keys, chain_root, prefix_id
 from lmstash.identity.tokens import TokenIds, token_bytes
 from lmstash.prefix.node import TOKEN_BYTES
+from lmstash.store.base import Store
 
 KIND: Final = "states"
 ENDS: Final = "sequences"
 """Kind of the namespace of ends."""
+SCORES: Final = "scores"
+"""Kind of the namespace of scores."""
 BLOCK_BYTES: Final = BLOCK_TOKENS * TOKEN_BYTES
 POINTED: Final = (1, *range(16, BLOCK_TOKENS, 16))
 """After how many tokens of a piece a pointer is kept."""
@@ -49,6 +53,11 @@ class Names:
     def ends(self) -> str:
         """Where ends live."""
         return f"{ENDS}/{self.model.hex()[:16]}"
+
+    @property
+    def scores(self) -> str:
+        """Where scores live."""
+        return f"{SCORES}/{self.model.hex()[:16]}"
 
     def path(self, ids: TokenIds) -> Path:
         """Return what the pieces of a prompt are called. Costs about 2 us a block.
@@ -90,6 +99,11 @@ class Path:
         data = self.data[: n_tokens * TOKEN_BYTES]
         return Path(self.names, data, self.chain[: n_blocks + 1])
 
+    def then(self, tokens: bytes) -> Path:
+        """Return the names of a prompt of whole blocks that goes on with up to 64 tokens, 4 bytes each."""
+        ends = [prefix_id(self.chain[-1], tokens)] if len(tokens) == BLOCK_BYTES else []
+        return Path(self.names, self.data + tokens, [*self.chain, *ends])
+
     @property
     def first_key(self) -> bytes:
         """Return a key that stands for the prompt in events."""
@@ -130,7 +144,18 @@ class Path:
         """Return the key of the rest after the first tokens."""
         return chain_key(self._id_after(n_tokens), site="rest", **_FORM)
 
+    def scores(self, n_tokens: int) -> bytes:
+        """Return the key of the scores that end after the first tokens."""
+        return chain_key(self._id_after(n_tokens), site="scores", **_FORM)
+
     def _id_after(self, n_tokens: int) -> bytes:
         block, more = divmod(n_tokens, BLOCK_TOKENS)
         chain_id = self.chain[block]
         return prefix_id(chain_id, self.tokens(block)[: more * TOKEN_BYTES]) if more else chain_id
+
+
+def touch(store: Store, keys: Sequence[bytes]) -> None:
+    """Note that a prompt's entries were used, the first ones latest, where a store can be told."""
+    note: Callable[[Sequence[bytes]], None] | None = getattr(store, "touch_many", None)
+    if note is not None and keys:
+        note(keys[::-1])

@@ -46,7 +46,8 @@ _LOCATE = (
     "SELECT k, seg, off, head, size, slot, exp FROM carray(?) AS asked CROSS JOIN entries ON entries.k = asked.value"
 )
 _PAGE = f"SELECT {_COLUMNS} FROM entries WHERE k > ? ORDER BY k LIMIT 1000"
-_PUT = f"INSERT OR REPLACE INTO entries({_COLUMNS}) VALUES(?,?,?,?,?,?,?,?,?,?)"
+_ADD = f"INSERT INTO entries({_COLUMNS}) VALUES(?,?,?,?,?,?,?,?,?,?)"
+_PUT = _ADD.replace("INSERT", "INSERT OR REPLACE")
 
 
 class Index:
@@ -243,12 +244,15 @@ class Index:
             return [checked(each) for each in self.writer.execute(_FIND, (ids[0],))]
         return [checked(each) for each in self.writer.execute(_FIND_MANY, (apsw.carray(array("q", ids)),))]
 
-    def occupied(self, ids: Sequence[int]) -> bool:
-        """Whether there is a row with one of these ids, as the running transaction sees it."""
-        sql = "SELECT 1 FROM carray(?) AS asked CROSS JOIN entries ON entries.k = asked.value LIMIT 1"
-        return bool(self.writer.execute(sql, (apsw.carray(array("q", ids)),)).fetchall())
+    def add_rows(self, rows: Sequence[tuple[Any, ...]]) -> bool:
+        """Insert rows; returns False where an id is taken already: then the transaction must be given up."""
+        try:
+            self.writer.executemany(_ADD, sorted(rows))  # neighbours in the table one after another
+        except apsw.ConstraintError:
+            return False
+        return True
 
-    def put_rows(self, rows: Sequence[Row] | Sequence[tuple[Any, ...]]) -> None:
+    def put_rows(self, rows: Sequence[Row]) -> None:
         """Insert or replace rows."""
         if len(rows) == 1:
             self.writer.execute(_PUT, rows[0])

@@ -13,7 +13,7 @@ from lmstash.store.disk.format import TOMBSTONE, RecordType
 from lmstash.store.disk.index import Index
 from lmstash.store.disk.recency import Recency
 from lmstash.store.disk.reclaim import Reclaimer
-from lmstash.store.disk.rows import Row, row_id
+from lmstash.store.disk.rows import Row, row_ids
 from lmstash.store.disk.segment import SegmentWriter
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class Intake:
         if any(sheet.values.shape[1] > MOST_BYTES for sheet in sheets):
             return False
         n_bytes, n_records = sum(map(most_bytes, sheets)), sum(map(len, sheets))
-        if len({row_id(key) for sheet in sheets for key in sheet.keys}) < n_records:
+        if len({each for sheet in sheets for each in row_ids(sheet.keys)}) < n_records:
             return False  # one key twice: the later of them replaces the other, or does not
         with self._index.write_lock:
             self._index.finish()
@@ -152,9 +152,8 @@ class Intake:
             live_bytes += laid.live_bytes
             n_records += len(sheet)
         with self._reclaimer.changes():
-            if self._index.occupied([row[0] for row in rows]):
+            if not self._index.add_rows(rows):
                 raise _OccupiedError
-            self._index.put_rows(rows)
             if not self._index.advance_segment(writer.row, writer.tail, writer.count, n_records, live_bytes):
                 raise _SegmentRemovedError
         self._recency.mark_new(first_slot, n_records)

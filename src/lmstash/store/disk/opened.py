@@ -26,6 +26,7 @@ from lmstash.unset import UNSET
 if TYPE_CHECKING:
     from lmstash.store.disk.lending import Lender
     from lmstash.store.disk.sheet_reading import SheetReader
+    from lmstash.store.disk.value_reading import ValueReader
 
 
 class Opened:
@@ -73,6 +74,7 @@ class Opened:
         self.recovery = Recovery(folder, self.index, self.recency, events)
         self.lookup = Lookup(folder, self.index, self.recency, events, self._damaged, self._lost)
         self._sheet_reader: SheetReader | None = None
+        self._value_reader: ValueReader | None = None
         self._lender: Lender | None = None
         self.reclaimer = Reclaimer(
             folder,
@@ -140,6 +142,14 @@ class Opened:
 
             self._sheet_reader = SheetReader(self.index, self.recency, self.lookup, self.events)
         return self._sheet_reader
+
+    def value_reader(self) -> ValueReader:
+        """Return what reads the values of many small records at once; loads numpy when it is first asked for."""
+        if self._value_reader is None:
+            from lmstash.store.disk.value_reading import ValueReader
+
+            self._value_reader = ValueReader(self.index, self.recency, self.lookup, self.events)
+        return self._value_reader
 
     def lender(self) -> Lender:
         """Return what lends large values."""

@@ -82,6 +82,11 @@ def row_id(key: bytes) -> int:
     return xxh3(key) - _HALF
 
 
+def row_ids(keys: Sequence[bytes]) -> list[int]:
+    """Return `row_id` of each."""
+    return [xxh3(key) - _HALF for key in keys]
+
+
 def checked(found: Sequence[Any]) -> Row:
     """Return what SQLite found as a row. Raises `IndexDamagedError` if no row can be so."""
     row = Row._make(found)

@@ -103,7 +103,7 @@ class SheetReader:
         ids = np.fromiter(map(xxh3, keys), np.uint64, len(keys)) ^ np.uint64(1 << 63)
         order = ids.view(np.int64).argsort()
         ids = ids.view(np.int64)[order]  # neighbours in the index are found faster one after another
-        found = _table(self._index.locate(ids))
+        found = table_of(self._index.locate(ids))
         places = order[np.searchsorted(ids, found[:, _K])]
         if len(found) < len(keys):
             there = np.zeros(len(keys), np.bool_)
@@ -170,7 +170,7 @@ class SheetReader:
         """Count a sheet that is about to be handed out."""
         self._recency.touch_array(slots)
         n, n_bytes = found.values.shape
-        seconds = np.where((seconds >= 0) & (seconds < _MOST_SECONDS), seconds, 0.0)  # covered by no checksum here
+        seconds = sane_seconds(seconds)
         if self._events.listening:
             for place, each in zip(found.places.tolist(), seconds.tolist(), strict=True):
                 self._events.hit(found.namespace, keys[place].tobytes(), n_bytes, each)
@@ -194,7 +194,7 @@ class _Block:
     """The first so many were read whole."""
 
 
-def _table(rows: list[tuple[object, ...]]) -> np.ndarray:
+def table_of(rows: list[tuple[object, ...]]) -> np.ndarray:
     """Return what the index said as `[n, 7]` int64. Raises `IndexDamagedError` if no rows can be so."""
     try:
         table = np.fromiter(chain.from_iterable(rows), np.int64, 7 * len(rows)).reshape(-1, 7)
@@ -298,15 +298,25 @@ def _check(file: SegmentFile, rows: np.ndarray, keys: np.ndarray, block: _Block)
         block: What was read.
     """
     memory, size, fixed = block.memory, block.values.shape[1], block.fixed
-    plain = HEADER.size + fixed["meta"].astype(np.int64)
-    good = (fixed["magic"] == RECORD_MAGIC) & (fixed["version"] == FORMAT_VERSION) & (fixed["type"] == RecordType.ENTRY)
-    good &= (fixed["flags"] & ~np.uint16(FLAG_PINNED)) == 0
-    good &= (fixed["head"] == rows[:, _HEAD]) & (fixed["payload"] == rows[:, _SIZE]) & (plain <= rows[:, _HEAD])
-    good &= (fixed["namespace"] == file.namespace_hash) & (fixed["key"] == keys).all(axis=1)
+    good = as_expected(file, rows, keys, fixed)
     good[block.n_read :] = False
     sums = [xxh3(memory[begin : begin + size]) for begin in block.value_starts]
     good &= fixed["checksum"] == np.array(sums, np.uint64)
     return good
+
+
+def as_expected(file: SegmentFile, rows: np.ndarray, keys: np.ndarray, fixed: np.ndarray) -> np.ndarray:
+    """Return which headers say what the index and the asker know: for `rows` asked for by `keys` (`[n, 32]`)."""
+    plain = HEADER.size + fixed["meta"].astype(np.int64)
+    good = (fixed["magic"] == RECORD_MAGIC) & (fixed["version"] == FORMAT_VERSION) & (fixed["type"] == RecordType.ENTRY)
+    good &= (fixed["flags"] & ~np.uint16(FLAG_PINNED)) == 0
+    good &= (fixed["head"] == rows[:, _HEAD]) & (fixed["payload"] == rows[:, _SIZE]) & (plain <= rows[:, _HEAD])
+    return good & (fixed["namespace"] == file.namespace_hash) & (fixed["key"] == keys).all(axis=1)
+
+
+def sane_seconds(seconds: np.ndarray) -> np.ndarray:
+    """Return what headers say that values took to compute, 0 where it makes no sense: no checksum covers it here."""
+    return np.where((seconds >= 0) & (seconds < _MOST_SECONDS), seconds, 0.0)
 
 
 assert _SMALL_BYTES <= CHUNK_BYTES  # such records carry no table of chunk sums

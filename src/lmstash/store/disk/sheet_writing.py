@@ -7,7 +7,6 @@ longer than it must): they are read back as a table.
 from __future__ import annotations
 
 import itertools
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +27,7 @@ from lmstash.store.disk.format import (
     payload_align,
     xxh3,
 )
-from lmstash.store.disk.rows import row_id
+from lmstash.store.disk.rows import row_ids
 from lmstash.store.disk.segment import SegmentWriter
 from lmstash.store.disk.sheet_reading import HEADER_DTYPE
 from lmstash.store.sheets import Sheet
@@ -57,7 +56,8 @@ _UNEVEN_SHARE = 8
 _ALONE_BYTES = 32 << 10
 """Values of this size or more are written from where they are."""
 _JOINED = 256
-_sum = struct.Struct("<Q").pack
+_SUM_BYTES = 8
+"""A header begins with its checksum."""
 
 
 @dataclass(slots=True)
@@ -130,23 +130,12 @@ def lay_out(
     fixed["namespace"] = writer.namespace_hash
     fixed["checksum"] = np.array([xxh3(value) for value in each], np.uint64)
 
-    plain_heads = fixed.tobytes()
-    zeros = bytes(int(heads.max()))
-    gap = bytes(padded - size)
-    buffers: list[Buffer] = []
-    first = 8  # behind the checksum
-    before = b""
-    for meta, head, value in zip(metas, heads.tolist(), each, strict=True):
-        body = plain_heads[first : first + HEADER.size - 8] + meta
-        first += HEADER.size
-        buffers.append(b"".join((before, _sum(xxh3(body)), body, zeros[: head - 8 - len(body)])))
-        if size:
-            buffers.append(value)
-        before = gap
-    if gap:
-        buffers.append(gap)
-    if padded < _ALONE_BYTES:  # one copy is cheaper than many small vectors
-        buffers = [b"".join(buffers[at : at + _JOINED]) for at in range(0, len(buffers), _JOINED)]
+    front = _fronts(fixed, metas, meta_bytes)
+    buffers: list[Buffer]
+    if padded < _ALONE_BYTES and (plain == longest).all():
+        buffers = [_table(front, sheet.values, int(heads[0]), aligned(padded + int(longest), align), padded)]
+    else:
+        buffers = _pieces(front, each, heads, bytes(padded - size))
 
     listing = np.zeros(n, LISTING_DTYPE)
     for name in ("type", "head", "generation", "expires", "payload"):
@@ -155,7 +144,7 @@ def lay_out(
     listing["offset"], listing["ordinal"] = starts, np.arange(ordinal, ordinal + n)
     repeat, slot = itertools.repeat, writer.first_slot + ordinal
     rows = zip(
-        map(row_id, sheet.keys),
+        row_ids(sheet.keys),
         sheet.keys,
         repeat(writer.row, n),
         starts.tolist(),
@@ -169,3 +158,58 @@ def lay_out(
     )
     end = int(payloads[-1]) + padded
     return Laid(buffers, end - offset, list(rows), listing.tobytes(), int((heads + padded).sum()))
+
+
+def _fronts(fixed: np.ndarray, metas: Sequence[bytes], meta_bytes: np.ndarray) -> np.ndarray:
+    """Return headers and facts as `[n, n_bytes]`, zeros behind shorter facts; fills in the headers' checksums."""
+    n, longest = len(fixed), int(meta_bytes.max())
+    front = np.empty((n, HEADER.size + longest), np.uint8)
+    front[:, : HEADER.size] = fixed.view(np.uint8).reshape(n, HEADER.size)
+    if longest:
+        joined = b"".join([meta.ljust(longest, b"\0") for meta in metas])
+        front[:, HEADER.size :] = np.frombuffer(joined, np.uint8).reshape(n, longest)
+    flat = front.reshape(-1).data
+    starts = range(0, front.size, front.shape[1])
+    ends = (np.arange(n) * front.shape[1] + HEADER.size + meta_bytes).tolist()
+    sums = [xxh3(flat[start + _SUM_BYTES : end]) for start, end in zip(starts, ends, strict=True)]
+    front[:, :_SUM_BYTES] = np.array(sums, "<u8").view(np.uint8).reshape(n, _SUM_BYTES)
+    return front
+
+
+def _table(front: np.ndarray, values: np.ndarray, first: int, stride: int, padded: int) -> memoryview:
+    """Return records whose facts are of one length as one buffer.
+
+    Args:
+        front: Their headers and facts.
+        values: Their payloads.
+        first: Where the first payload begins.
+        stride: From one payload to the next.
+        padded: What a payload takes.
+    """
+    n, size = values.shape
+    whole = np.empty(first + n * stride, np.uint8)  # the last record has no other's head behind it
+    whole[:first] = 0
+    whole[: front.shape[1]] = front[0]
+    table = whole[first:].reshape(n, stride)
+    table[:, :size] = values
+    table[:, size:] = 0
+    table[:-1, padded : padded + front.shape[1]] = front[1:]
+    return whole.data[: first + (n - 1) * stride + padded]
+
+
+def _pieces(front: np.ndarray, values: Sequence[Buffer], heads: np.ndarray, gap: bytes) -> list[Buffer]:
+    """Return records as pieces, long values where they are."""
+    out: list[Buffer] = []
+    before, width = b"", front.shape[1]
+    flat = front.tobytes()
+    for number, (value, head) in enumerate(zip(values, heads.tolist(), strict=True)):
+        start = number * width
+        out.append(before + flat[start : start + min(width, head)] + bytes(max(0, head - width)))
+        if len(value):
+            out.append(value)
+        before = gap
+    if gap:
+        out.append(gap)
+    if len(values[0]) >= _ALONE_BYTES:
+        return out
+    return [b"".join(out[at : at + _JOINED]) for at in range(0, len(out), _JOINED)]  # cheaper than many small vectors

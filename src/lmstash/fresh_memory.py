@@ -1,0 +1,54 @@
+"""Fresh memory for large results: had from the system beside other work.
+
+The system hands memory out when it is first touched, and zeroes it then, at 4 GB/s here: half of what it costs to copy
+a result of 100 MB from the page cache. Linux can be asked to do so beforehand (`MADV_POPULATE_WRITE`, since 5.14).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import sys
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+LEAST_BYTES = 16 * 2**20
+"""Smaller memory is touched before a thread has begun."""
+_PIECE_BYTES = 8 * 2**20
+_PAGE = 4096
+_POPULATE_WRITE = 23
+
+
+def ask_for_memory(array: np.ndarray) -> None:
+    """Have the memory of a new array handed out by a thread of its own; its contents stay what they are.
+
+    Does nothing where the array is small or the system cannot. Whoever fills the array meanwhile touches what comes
+    first, and is overtaken.
+    """
+    advise = _madvise() if array.nbytes >= LEAST_BYTES else None
+    if advise is not None:
+        threading.Thread(target=_populate, args=(advise, array), name="lmstash-memory", daemon=True).start()
+
+
+def _populate(advise: Callable[[int, int, int], int], array: np.ndarray) -> None:
+    start = array.ctypes.data // _PAGE * _PAGE + _PAGE
+    end = (array.ctypes.data + array.nbytes) // _PAGE * _PAGE
+    for at in range(start, end, _PIECE_BYTES):
+        if advise(at, min(_PIECE_BYTES, end - at), _POPULATE_WRITE):
+            return  # an older system, or no memory: touching it tells
+
+
+@functools.cache
+def _madvise() -> Callable[[int, int, int], int] | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        call = ctypes.CDLL(None).madvise
+    except (OSError, AttributeError):
+        return None
+    call.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return call

@@ -1,0 +1,50 @@
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from lmstash import fresh_memory
+
+
+def wait_for_threads():
+    deadline = time.monotonic() + 30
+    while any(each.name == "lmstash-memory" for each in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_memory_asked_for_is_there_and_keeps_what_was_written_meanwhile():
+    array = np.zeros(fresh_memory.LEAST_BYTES // 8 + 7, np.int64)
+    fresh_memory.ask_for_memory(array)
+    array[::1000] = 5
+    wait_for_threads()
+    assert (array[::1000] == 5).all()
+    assert not array[1::1000].any()
+
+
+def test_memory_of_an_array_that_is_let_go_at_once_harms_nobody():
+    for _ in range(20):
+        fresh_memory.ask_for_memory(np.empty(fresh_memory.LEAST_BYTES, np.uint8))
+    wait_for_threads()
+
+
+@pytest.mark.parametrize("answer", [-1, None])
+def test_a_system_that_cannot_is_left_alone(monkeypatch, answer):
+    asked = []
+
+    def refuse(*arguments):
+        asked.append(arguments)
+        return answer
+
+    monkeypatch.setattr(fresh_memory, "_madvise", lambda: None if answer is None else refuse)
+    array = np.zeros(fresh_memory.LEAST_BYTES, np.uint8)
+    fresh_memory.ask_for_memory(array)
+    wait_for_threads()
+    assert len(asked) == (0 if answer is None else 1)
+    assert not array.any()
+
+
+def test_small_memory_starts_no_thread(monkeypatch):
+    monkeypatch.setattr(threading, "Thread", None)
+    fresh_memory.ask_for_memory(np.zeros(1000, np.uint8))
