@@ -24,7 +24,7 @@ def location(arguments: argparse.Namespace) -> str:
     return str(arguments.uri or arguments.dir or resolve("dir").value)
 
 
-def open_named(arguments: argparse.Namespace, *, write: bool = False, make: bool = False, strict: bool = True) -> Stash:
+def open_named(arguments: argparse.Namespace, *, write: bool = False, make: bool = False) -> Stash:
     """Open the stash that the command line names.
 
     The folder's own byte limit counts, not `LMSTASH_CAPACITY`: looking at a stash must not shrink it.
@@ -33,7 +33,6 @@ def open_named(arguments: argparse.Namespace, *, write: bool = False, make: bool
         arguments: With `dir` and `uri`.
         write: Whether the command changes what is kept.
         make: Make a stash where there is none.
-        strict: Raise for faults, as people want it who look; what serves others counts them as misses.
 
     Raises:
         NotFoundError: There is no stash there.
@@ -54,7 +53,7 @@ def open_named(arguments: argparse.Namespace, *, write: bool = False, make: bool
             )
         if read_only and not folder.index.exists():
             raise StoreUnavailableError(f"the index of {where} is missing. Rebuild it: lmstash verify --repair")
-    return lmstash.open(where, strict=strict, read_only=read_only, trust_env=False)
+    return lmstash.open(where, strict=True, read_only=read_only, trust_env=False)
 
 
 def find_entry(store: Store, text: str) -> EntryInfo:

@@ -15,8 +15,9 @@ from __future__ import annotations
 import argparse
 import json
 
+import lmstash
 from lmstash.cli.output import parse_age, say
-from lmstash.cli.place import open_named
+from lmstash.cli.place import location
 from lmstash.errors import InvalidArgumentError, MissingDependencyError
 
 
@@ -53,7 +54,8 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             say(f"{url} answers for {arguments.upstream}; Ctrl-C ends it")
 
-    with open_named(arguments, write=True, make=True, strict=False) as stash:
+    # As a program opens it, not as a command that looks at it: settings count, and a fault is a miss.
+    with lmstash.open(location(arguments)) as stash:
         serve(
             stash,
             arguments.upstream,

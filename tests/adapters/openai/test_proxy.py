@@ -330,3 +330,12 @@ def test_a_folder_that_cannot_be_used_keeps_nothing_and_stops_nobody(
     with client_of(start_proxy(folder=tmp_path / "file")) as client:
         for _ in range(2):
             assert client.chat.completions.create(**ASK).choices[0].message.content == "you said hi"
+
+
+def test_switched_off_it_passes_everything_on(start_proxy: Any, upstream: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LMSTASH_DISABLE", "1")
+    with client_of(start_proxy()) as client:
+        for _ in range(2):
+            assert client.chat.completions.create(**ASK).choices[0].message.content == "you said hi"
+            assert len(list(client.chat.completions.create(**ASK, stream=True))) == 4
+    assert upstream.calls == 4

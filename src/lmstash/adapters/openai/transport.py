@@ -50,7 +50,11 @@ class _Transport:
 
 
 class CachingTransport(_Transport):
-    """For `httpx.Client(transport=CachingTransport(stash))`. Threads may share it."""
+    """For `httpx.Client(transport=CachingTransport(stash))`. Threads may share it.
+
+    Of those who ask the same at once one asks the server; those who ask for streams each do, since a stream is as slow
+    as its reader.
+    """
 
     def handle_request(self, request: Any) -> Any:
         """Return the answer to a request. What sending it raises, it raises."""
@@ -103,7 +107,7 @@ class CachingTransport(_Transport):
 
 
 class AsyncCachingTransport(_Transport):
-    """For `httpx.AsyncClient(transport=AsyncCachingTransport(stash))`. Tasks of one loop may share it."""
+    """As `CachingTransport`, for `httpx.AsyncClient(transport=...)`. Tasks of one loop may share it."""
 
     async def handle_async_request(self, request: Any) -> Any:
         """Return the answer to a request. What sending it raises, it raises."""
