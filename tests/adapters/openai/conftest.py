@@ -59,6 +59,10 @@ class Upstream(Server):
     def look(self) -> dict[str, Any]:
         return json.loads(self.get("/look"))
 
+    def go(self) -> None:
+        """Let the model `held` go on."""
+        self.get("/go", "POST")
+
     def forget(self) -> None:
         self.get("/forget", "POST")
 

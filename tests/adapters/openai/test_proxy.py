@@ -21,10 +21,19 @@ from lmstash.cli.main import main
 
 ASK: dict[str, Any] = {"model": "echo", "temperature": 0, "messages": [{"role": "user", "content": "hi"}]}
 SLOW = ASK | {"model": "slow"}
+HELD = ASK | {"model": "held"}
 
 
 def client_of(proxy: Any, key: str = "sk-secret-1") -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{proxy.url}/v1", api_key=key, max_retries=0)
+
+
+def _listens(proxy: Any) -> bool:
+    try:
+        proxy.get("/health")
+    except OSError:
+        return False
+    return True
 
 
 def metric(proxy: Any, name: str) -> float:
@@ -62,9 +71,10 @@ def test_every_kind_of_request_is_asked_once_also_after_a_restart(
 
 def test_the_first_byte_leaves_before_the_last_comes(start_proxy: Any, upstream: Any, wait_until: Any) -> None:
     with client_of(start_proxy()) as client:
-        stream = client.chat.completions.create(**SLOW, stream=True)
+        stream = client.chat.completions.create(**HELD, stream=True)
         assert next(iter(stream)).choices[0].delta.content == "you "
         assert upstream.look()["finished"] == 0
+        upstream.go()
         assert len(list(stream)) == 3
         wait_until(lambda: upstream.look()["finished"] == 1)
 
@@ -90,13 +100,15 @@ def test_200_who_ask_the_same_at_once_reach_upstream_once(start_proxy: Any, upst
 
 def test_a_client_that_goes_away_takes_nothing_with_it(start_proxy: Any, upstream: Any, wait_until: Any) -> None:
     proxy = start_proxy()
-    with pytest.raises(httpx2.ReadTimeout):
-        httpx2.post(f"{proxy.url}/v1/chat/completions", json=SLOW, timeout=0.2)
-    with client_of(proxy) as client, client.chat.completions.create(**SLOW, stream=True) as stream:
+    with client_of(proxy) as client, client.chat.completions.create(**HELD, stream=True) as stream:
         assert next(iter(stream)).choices[0].delta.content == "you "
-    assert metric(proxy, "proxy_flights") >= 1
+    with pytest.raises(httpx2.ReadTimeout):
+        httpx2.post(f"{proxy.url}/v1/chat/completions", json=HELD, timeout=0.5)
+    wait_until(lambda: upstream.calls == 2)
+    assert metric(proxy, "proxy_flights") == 2
+    upstream.go()
     wait_until(lambda: metric(proxy, "proxy_flights") == 0)
-    for body in (SLOW, SLOW | {"stream": True}):
+    for body in (HELD, HELD | {"stream": True}):
         assert httpx2.post(f"{proxy.url}/v1/chat/completions", json=body).headers["x-lmstash"] == "hit"
     assert upstream.calls == 2
 
@@ -228,28 +240,33 @@ def test_a_proxy_that_is_killed_within_a_stream_keeps_none_of_it_and_all_of_what
     proxy = start_proxy()
     with client_of(proxy) as client:
         client.chat.completions.create(**ASK)
-        stream = client.chat.completions.create(**SLOW, stream=True)
+        stream = client.chat.completions.create(**HELD, stream=True)
         next(iter(stream))
         proxy.stop(signal.SIGKILL)
+        upstream.go()
         with pytest.raises(openai.APIConnectionError):
             list(stream)
     with client_of(start_proxy()) as client:
         client.chat.completions.create(**ASK)
         assert upstream.calls == 2
-        assert len(list(client.chat.completions.create(**SLOW, stream=True))) == 4
+        assert len(list(client.chat.completions.create(**HELD, stream=True))) == 4
         assert upstream.calls == 3
 
 
-def test_an_end_that_is_asked_for_waits_for_the_answers_under_way(start_proxy: Any, upstream: Any) -> None:
+def test_an_end_that_is_asked_for_waits_for_the_answers_under_way(
+    start_proxy: Any, upstream: Any, wait_until: Any
+) -> None:
     proxy = start_proxy()
     with client_of(proxy) as client:
-        stream = client.chat.completions.create(**SLOW, stream=True)
+        stream = client.chat.completions.create(**HELD, stream=True)
         next(iter(stream))
         proxy.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: not _listens(proxy))
+        upstream.go()
         assert len(list(stream)) == 3
     assert proxy.process.wait(20) == 0
     with client_of(start_proxy()) as client:
-        list(client.chat.completions.create(**SLOW, stream=True))
+        list(client.chat.completions.create(**HELD, stream=True))
     assert upstream.calls == 1
 
 

@@ -76,12 +76,13 @@ def test_a_stream_is_replayed_and_is_not_the_answer_to_a_plain_request(client: o
 
 
 def test_a_stream_comes_as_it_is_made(client: openai.OpenAI, upstream: Any) -> None:
-    stream = client.chat.completions.create(**ASK | {"model": "slow"}, stream=True)
+    stream = client.chat.completions.create(**ASK | {"model": "held"}, stream=True)
     first = next(iter(stream))
     assert first.choices[0].delta.content == "you "
     assert upstream.look()["finished"] == 0
     stream.close()  # and what was left within is not kept
-    list(client.chat.completions.create(**ASK | {"model": "slow"}, stream=True))
+    upstream.go()
+    list(client.chat.completions.create(**ASK | {"model": "held"}, stream=True))
     assert upstream.calls == 2
 
 

@@ -1,8 +1,9 @@
 """A server that answers as OpenAI's does, by what is asked: as a program under real uvicorn, and it counts.
 
 Run: python upstream.py PORT. It knows these models: `echo` (repeats the last message), `slow` (a tenth of a second
-between pieces), `filtered`, `empty`, `broken` (500), `busy` (429), `rude` (ends a stream within), `flaky` (503 twice,
-then as echo), `silent` (never answers).
+between pieces), `held` (goes on after its first piece when `/go` is asked), `filtered`, `empty`, `broken` (500), `busy`
+(429), `rude` (leaves the end of a stream out), `torn` (ends a connection within a stream), `flaky` (503 twice, then as
+echo), `silent` (never answers).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from starlette.routing import Route
 calls: Counter[str] = Counter()
 seen: list[dict[str, Any]] = []
 state: dict[str, int] = {"finished": 0}
+gate = asyncio.Event()
 
 
 def _text(body: dict[str, Any]) -> str:
@@ -65,6 +67,8 @@ async def answer(request: Request) -> Response:
     if not body.get("stream"):
         if model == "slow":
             await asyncio.sleep(0.5)
+        if model == "held":
+            await gate.wait()
         state["finished"] += 1
         part: dict[str, Any] = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
         choices = [{"index": 0, "finish_reason": end, "logprobs": None, **part}]
@@ -83,7 +87,7 @@ async def answer(request: Request) -> Response:
         return _stream(events[:2], 0.0)
     if model == "torn":
         return _stream([*events[:2], None], 0.0)
-    return _stream([*events, "[DONE]"], 0.1 if model == "slow" else 0.0)
+    return _stream([*events, "[DONE]"], 0.1 if model == "slow" else 0.0, held=model == "held")
 
 
 def _response(body: dict[str, Any], text: str, number: int) -> dict[str, Any]:
@@ -113,7 +117,7 @@ def _response_events(made: dict[str, Any]) -> list[Any]:
     ]
 
 
-def _stream(events: list[Any], pause: float) -> Response:
+def _stream(events: list[Any], pause: float, held: bool = False) -> Response:
     async def pieces() -> Any:
         for event in events:
             if event is None:
@@ -122,6 +126,8 @@ def _stream(events: list[Any], pause: float) -> Response:
             kind = f"event: {event['type']}\n" if isinstance(event, dict) and "type" in event else ""
             yield f"{kind}data: {said}\n\n"
             await asyncio.sleep(pause)
+            if held:
+                await gate.wait()
         state["finished"] += 1
 
     return StreamingResponse(pieces(), media_type="text/event-stream", headers={"cache-control": "no-cache"})
@@ -135,6 +141,12 @@ async def forget(_request: Request) -> Response:
     calls.clear()
     seen.clear()
     state["finished"] = 0
+    gate.clear()
+    return JSONResponse({})
+
+
+async def go(_request: Request) -> Response:
+    gate.set()
     return JSONResponse({})
 
 
@@ -156,6 +168,7 @@ app = Starlette(
         Route("/v1/files", echo, methods=["PUT", "POST", "DELETE"]),
         Route("/look", look),
         Route("/forget", forget, methods=["POST"]),
+        Route("/go", go, methods=["POST"]),
     ]
 )
 
