@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep-sampled", action="store_true", help="keep sampled answers without a seed, too")
     parser.add_argument("--trust-urls", action="store_true", help="what URLs in requests point at never changes")
     parser.add_argument("--by-token", action="store_true", help="callers with different keys share no answers")
+    parser.add_argument("--revision", metavar="TEXT", help="what you declare of the models; another one shares nothing")
     parser.add_argument("--ttl", metavar="AGE", help="how long new answers are served: 12h, 7d (default: for ever)")
     parser.add_argument("--timeout", metavar="AGE", default="10m", help="longest silence of upstream (default: 10m)")
     parser.add_argument("--retries", type=int, default=2, help="before the first byte of an answer (default: 2)")
@@ -68,6 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
             keep_sampled=arguments.keep_sampled,
             trust_urls=arguments.trust_urls,
             by_token=arguments.by_token,
+            revision=arguments.revision,
             ttl_seconds=None if arguments.ttl is None else parse_age(arguments.ttl),
         )
     return 0

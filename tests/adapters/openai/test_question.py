@@ -113,6 +113,11 @@ def test_callers_share_answers_unless_asked_otherwise(stash: Stash) -> None:
     assert key(stash, by_token=True) != key(stash)
 
 
+def test_another_revision_is_another_model(stash: Stash) -> None:
+    assert len({key(stash, revision=each) for each in (None, "1", "2")}) == 3
+    assert key(stash, revision="1") == key(stash, revision="1")
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -90,6 +90,7 @@ class Library:
         keep_sampled: bool = False,
         trust_urls: bool = False,
         by_token: bool = False,
+        revision: str | None = None,
         ttl_seconds: float | None = None,
     ) -> None:
         """Take where answers are kept.
@@ -99,6 +100,8 @@ class Library:
             keep_sampled: Keep sampled answers that have no seed, too, each under the number of its occurrence.
             trust_urls: What URLs in requests point at never changes; without it, such requests are not cached.
             by_token: Callers with different credentials get different answers.
+            revision: What you declare of the models: a version, a date, a file's digest. A server says their names
+                only; what is kept under one revision is not served under another.
             ttl_seconds: How long new answers are served; default: the stash's.
         """
         self.events = stash.store.events
@@ -106,6 +109,7 @@ class Library:
         self._keep_sampled = keep_sampled
         self._trust_urls = trust_urls
         self._by_token = by_token
+        self._revision = revision
         self._ttl_seconds = ttl_seconds
         self._caches: dict[Any, Responses] = {}
         self._lock = threading.Lock()
@@ -157,6 +161,7 @@ class Library:
                 found = self._stash.responses(
                     question.model,
                     base_url=question.base_url,
+                    revision=self._revision,
                     harmless=sorted(question.endpoint.harmless),
                     sampled_by_default=question.endpoint.samples,
                     keep_sampled=keep_sampled,

@@ -29,7 +29,7 @@ class _Transport:
             stash: The stash; it stays the caller's to close.
             inner: The transport that sends requests; default: the client's package's own. Proxies and certificates are
                 its business: `httpx.HTTPTransport(proxy=..., verify=...)`.
-            **options: `keep_sampled=`, `trust_urls=`, `by_token=`, `ttl_seconds=`: see
+            **options: `keep_sampled=`, `trust_urls=`, `by_token=`, `revision=`, `ttl_seconds=`: see
                 `lmstash.adapters.openai.library.Library`.
         """
         self.library = Library(stash, **options)
