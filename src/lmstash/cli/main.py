@@ -28,6 +28,7 @@ COMMANDS = {
     "env": ("lmstash.cli.env", "the settings in force, and where each comes from"),
     "export": ("lmstash.cli.exporting", "write kept responses to a JSONL or Parquet file"),
     "import": ("lmstash.cli.importing", "take over what another tool has kept, or an export"),
+    "proxy": ("lmstash.cli.proxy", "a caching reverse proxy in front of an OpenAI-compatible server"),
 }
 """Command -> (module, one line of help). A module has `add_arguments(parser)` and `run(arguments) -> exit code`."""
 
