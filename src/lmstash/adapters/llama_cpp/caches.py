@@ -175,6 +175,15 @@ class BoundCache(BaseLlamaCache):
     def __len__(self) -> int:
         return len(self.cache)
 
+    def states_now(self) -> States | None:
+        """Return the states of the model as it is now; None when they cannot be kept, which is logged."""
+        return self._states(self._model())
+
+    def find(self, tokens: list[int]) -> tuple[Match | None, int]:
+        """Return what is kept of a prompt, and how much of it can be loaded; `states_now` must give something."""
+        llm = self._model()
+        return self._find(self.cache.states_of(llm), llm, tokens)
+
     def _model(self) -> Any:
         llm = self._llm()
         if llm is None:
@@ -210,6 +219,7 @@ class BoundCache(BaseLlamaCache):
 
         Only of models whose state cannot be cut: at the last whole block, so that the prompt can be continued, and
         where it leaves what was kept before: others will leave there too (the idea of SGLang's branching points).
+        In exact mode where a whole batch ends.
         """
         llm = self._llm()
         try:
@@ -220,7 +230,7 @@ class BoundCache(BaseLlamaCache):
         except Exception:  # nothing is kept on the way, then
             return []
         last = (len(ids) - 1) // BLOCK_TOKENS * BLOCK_TOKENS
-        return sorted({stop for stop in (branch, last) if start < stop < len(ids)})
+        return sorted({stop for stop in map(llm.exact_stop, (branch, last)) if start < stop < len(ids)})
 
 
 class LlamaRAMCache(StoreCache):

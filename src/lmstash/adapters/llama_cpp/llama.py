@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 import time
-from collections.abc import Generator, Sequence
-from typing import Any
+from collections.abc import Callable, Generator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import llama_cpp
 import numpy as np
@@ -20,6 +21,9 @@ from lmstash.caches.states.buffers import buffer
 from lmstash.errors import UnsupportedModelError
 from lmstash.events import DropReason
 from lmstash.identity.files import read_ahead
+
+if TYPE_CHECKING:
+    from lmstash.adapters.llama_cpp.attaching import Attachment
 
 
 class Sequences:
@@ -40,6 +44,12 @@ class Sequences:
     """Tokens from the start on whose rows are as in any run."""
     _eval_seconds: float
     _eval_tokens: int
+    attached: Attachment | None
+    """Restores and keeps prompts, beside or instead of a cache."""
+    _turn: int
+    """Counts calls of `generate`."""
+    busy: threading.Lock
+    """Held while the context changes, or is read out."""
 
     def _follow(self, identity: Identity, *, from_start: bool) -> None:
         self._identity = identity
@@ -48,6 +58,7 @@ class Sequences:
         self._edits = -1
         self._exactness, self._exact = None, 0
         self._eval_seconds, self._eval_tokens = 0.0, 0
+        self.attached, self._turn, self.busy = None, 0, threading.Lock()
 
     def set_cache(self, cache: Any) -> None:
         """Use a cache: see `llama_cpp.Llama.set_cache`. One of ours is bound to this object."""
@@ -58,13 +69,18 @@ class Sequences:
         """Evaluate tokens: see `llama_cpp.Llama.eval`. Of a model whose state cannot be cut, it is kept on the way."""
         here: Any = self
         done = 0
-        if len(tokens) > 1 and isinstance(here.cache, BoundCache):
+        attached = self.attached
+        cache = here.cache if attached is None else None if attached.is_paused else attached.view
+        if len(tokens) > 1 and isinstance(cache, BoundCache):
             before = here.n_tokens
             ids = [*here.input_ids[:before].tolist(), *tokens]
-            for stop in here.cache.stops(ids, before):
+            for stop in cache.stops(ids, before):
                 self._eval(tokens[done : stop - before])
                 done = stop - before
-                self._keep(ids[:stop])
+                if attached is None:
+                    self._keep(ids[:stop])
+                else:
+                    attached.keep()
         if self._exactness is not None:
             for cut in self._exactness.parts(here.n_tokens, len(tokens) - done):
                 self._eval(tokens[done : done + cut])
@@ -93,7 +109,8 @@ class Sequences:
             known = False  # what llama.cpp left of a window or a recurrent state is not that of the tokens before
         self._followed = -1  # should it fail in the middle
         started = time.perf_counter()
-        super().eval(tokens)  # pyright: ignore[reportAttributeAccessIssue]
+        with self.busy:
+            super().eval(tokens)  # pyright: ignore[reportAttributeAccessIssue]
         self._eval_seconds += time.perf_counter() - started
         self._eval_tokens += len(tokens)
         if known:
@@ -108,23 +125,20 @@ class Sequences:
             RuntimeError: llama.cpp could not say it.
         """
         here: Any = self
-        context = here._ctx.ctx
-        size = _c.llama_state_get_size(context)
-        blob = buffer(size)
-        written = _c.llama_state_get_data(context, _pointer(blob), size)
-        if not 0 < written <= size:
+        blob = self.read_out(buffer)
+        if blob is None:
             raise RuntimeError("Failed to copy llama state data")
         rows = min(here.n_tokens, here.scores.shape[0])
         return LlamaState(
             here.input_ids.copy(),
             here._scores.copy() if here._logits_all else None,
             here.n_tokens,
-            blob[:written],
-            written,
+            blob,
+            blob.nbytes,
             here._seed,
-            origin=self._origin_now(),
+            origin=self.origin_now(),
             shape=(rows, here.scores.shape[1]),
-            seconds_per_token=self._eval_seconds / self._eval_tokens if self._eval_tokens else 0.0,
+            seconds_per_token=self.seconds_per_token,
         )
 
     def load_state(self, state: Any) -> None:
@@ -143,35 +157,92 @@ class Sequences:
         scores = state.scores if here._logits_all else None
         if scores is not None and scores.shape != (n_tokens, here.scores.shape[1]):
             raise RuntimeError("Failed to set llama state data: it has no scores for logits_all=True")
-        before = None if ours and state.is_kept else self._backup()
+        is_kept = ours and state.is_kept
+        before = None if is_kept else self._backup()
         if not self._set(blob, n_tokens):
             if before is None or not self._set(before, here.n_tokens):
-                here.n_tokens, here._requires_eval, self._followed = 0, True, -1
+                self._emptied()
             raise (
                 KeyError("the state is not taken") if before is None else RuntimeError("Failed to set llama state data")
             )
-        here.input_ids[:n_tokens] = ids[:n_tokens]
-        here.n_tokens = n_tokens
-        here._requires_eval = True
+        self._restored(ids[:n_tokens], state.origin if ours else None, is_kept=is_kept)
         here._seed = state.seed
         if scores is not None:
             here.scores[:n_tokens] = scores
+
+    def take_in(self, blob: np.ndarray, ids: np.ndarray, origin: bytes, *, sequence: bool) -> bool:
+        """Put a state that was kept into the context; returns whether llama.cpp took it, else the context is empty.
+
+        Args:
+            blob: `[n_bytes]` uint8.
+            ids: `[n_tokens]`: its tokens.
+            origin: Digest of who computed it.
+            sequence: It is of the sequence form: llama.cpp then does not fill all of its memory with zeros first.
+        """
+        if not self._set(blob, len(ids), sequence=sequence):
+            self._emptied()
+            return False
+        self._restored(ids, origin, is_kept=True)
+        return True
+
+    def _restored(self, ids: np.ndarray, origin: bytes | None, *, is_kept: bool) -> None:
+        here: Any = self
+        n_tokens = len(ids)
+        here.input_ids[:n_tokens] = ids
+        here.n_tokens, here._requires_eval = n_tokens, True
         self._start()
-        origin = state.origin if ours else None
         self._followed = n_tokens if origin is not None and origin == self._origin else -1
-        self._exact = n_tokens if self._followed == n_tokens and state.is_kept else 0
+        self._exact = n_tokens if self._followed == n_tokens and is_kept else 0
+
+    def _emptied(self) -> None:
+        here: Any = self
+        here.n_tokens, here._requires_eval, self._followed = 0, True, -1
+
+    def read_out(self, room: Callable[[int], np.ndarray]) -> np.ndarray | None:
+        """Return the state as it is now, `[n_bytes]` uint8, in the memory that `room` gives; None when it cannot be."""
+        context = self._ctx.ctx  # pyright: ignore[reportAttributeAccessIssue]
+        size = _c.llama_state_get_size(context)
+        blob = room(size)
+        written = _c.llama_state_get_data(context, _pointer(blob), size)
+        return blob[:written] if 0 < written <= size else None
 
     def generate(self, *arguments: Any, **named: Any) -> Generator[int, Sequence[int] | None, None]:
         """Generate tokens: see `llama_cpp.Llama.generate`. What other adapters computed is not continued."""
         here: Any = self
         tokens = named["tokens"] if "tokens" in named else arguments[0]
-        if named.get("reset", True) and here.n_tokens:
+        reset = named.get("reset", True)
+        if reset and here.n_tokens:
             stale = here.n_tokens <= self._followed and not self._is_undisturbed()
             if stale or not (self._can_trim() or self.is_begun_by(tokens)):
                 here.reset()
             else:
                 self.trim_to_exact(tokens)
-        yield from super().generate(*arguments, **named)  # pyright: ignore[reportAttributeAccessIssue]
+        with self.busy:
+            self._turn += 1
+        turn, attached = self._turn, self.attached if reset else None
+        if attached is not None:
+            attached.restore(tokens)
+        try:
+            yield from super().generate(*arguments, **named)  # pyright: ignore[reportAttributeAccessIssue]
+        except GeneratorExit:  # the last token was wanted, or a stream is closed early
+            self._ended(turn, attached)
+            raise
+        self._ended(turn, attached)
+
+    def _ended(self, turn: int, attached: Attachment | None) -> None:
+        # An abandoned generator may be closed much later, by any thread: what the context holds is another's by then.
+        if attached is not None and attached is self.attached and turn == self._turn:
+            attached.keep()
+
+    def _create_completion(self, *arguments: Any, **named: Any) -> Any:
+        # What is asked for while caching is paused stays unkept, even if its chunks are taken later.
+        chunks = super()._create_completion(*arguments, **named)  # pyright: ignore[reportAttributeAccessIssue]
+        attached = self.attached
+        return attached.unkept(chunks) if attached is not None and attached.is_paused else chunks
+
+    def attach(self, attached: Attachment | None) -> None:
+        """Have prompts restored and kept by `attached`; None ends it."""
+        self.attached = attached
 
     def trim_to_exact(self, tokens: Sequence[int]) -> None:
         """In exact mode, give up what a fresh run of `tokens` would compute in another way."""
@@ -182,7 +253,7 @@ class Sequences:
         shared = here.longest_token_prefix(here.input_ids[: here.n_tokens].tolist(), list(tokens))
         keep = exactness.point(min(shared, self._exact), len(tokens))
         if keep < here.n_tokens:
-            if keep and here._ctx.kv_cache_seq_rm(-1, keep, -1):
+            if keep and self._can_trim() and here._ctx.kv_cache_seq_rm(-1, keep, -1):
                 here.n_tokens, here._requires_eval = keep, True
             else:
                 here.reset()
@@ -203,7 +274,8 @@ class Sequences:
     def be_exact(self, exact: bool) -> None:
         """Continue prompts only where every bit is as in a fresh run, and keep only what is so; or do not care."""
         here: Any = self
-        here._exactness = Exactness.of(self._identity.context.settings, here.n_batch) if exact else None
+        settings = self._identity.context.settings
+        self._exactness = Exactness.of(settings, here.n_batch, whole=not self._can_trim()) if exact else None
         self._identity.mode = "exact" if exact else None
         self._exact = 0
 
@@ -211,9 +283,18 @@ class Sequences:
         """Return how many tokens of the context are as in any run; None when nobody cares."""
         return None if self._exactness is None else min(self._exact, self._followed)
 
+    @property
+    def seconds_per_token(self) -> float:
+        """What evaluating a token took, on average; 0 when none was."""
+        return self._eval_seconds / self._eval_tokens if self._eval_tokens else 0.0
+
     def exact_point(self, most: int, n_tokens: int) -> int:
         """Return where a prompt of `n_tokens` may be continued, at most at `most`."""
         return most if self._exactness is None else self._exactness.point(most, n_tokens)
+
+    def exact_stop(self, n_tokens: int) -> int:
+        """Return the last place, at most `n_tokens`, at which a state may be kept on the way through a prompt."""
+        return n_tokens if self._exactness is None else self._exactness.whole(n_tokens)
 
     # --- who computed what is in the context ----------------------------------------------------------------------
 
@@ -242,7 +323,7 @@ class Sequences:
         except UnsupportedModelError:
             return False
 
-    def _origin_now(self) -> bytes | None:
+    def origin_now(self) -> bytes | None:
         """Return who computed all that is in the context; None when that is not known for certain."""
         here: Any = self
         if not 0 <= here.n_tokens <= self._followed or not self._is_undisturbed():
@@ -252,23 +333,23 @@ class Sequences:
         except UnsupportedModelError:
             return None
 
-    def _set(self, blob: np.ndarray, n_tokens: int) -> bool:
+    def _set(self, blob: np.ndarray, n_tokens: int, *, sequence: bool = False) -> bool:
         here: Any = self
         context = here._ctx.ctx
-        done = watching.originals["llama_state_set_data"](context, _pointer(blob), blob.nbytes)
+        memory: Any = _c.llama_get_memory(context)
+        with self.busy:
+            if sequence:
+                _c.llama_memory_clear(memory, False)  # so that it comes to lie where a fresh run puts it
+                done = watching.originals["llama_state_seq_set_data"](context, _pointer(blob), blob.nbytes, 0)
+            else:
+                done = watching.originals["llama_state_set_data"](context, _pointer(blob), blob.nbytes)
         if done != blob.nbytes:
             return False
-        memory: Any = _c.llama_get_memory(context)
         return not n_tokens or _c.llama_memory_seq_pos_max(memory, 0) == n_tokens - 1
 
     def _backup(self) -> np.ndarray | None:
         """Return the state as it is now."""
-        here: Any = self
-        context = here._ctx.ctx
-        size = _c.llama_state_get_size(context)
-        blob = buffer(size)
-        written = _c.llama_state_get_data(context, _pointer(blob), size)
-        return blob[:written] if written else None
+        return self.read_out(buffer)
 
 
 class Llama(Sequences, llama_cpp.Llama):
