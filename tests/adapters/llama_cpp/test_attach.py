@@ -274,9 +274,7 @@ def test_exact_mode_over_200_prompts(load, plain, stash, options):
     compare_texts(load(**options), plain(**options), stash, 200, 8)
 
 
-EXACT = [(kind, {"flash_attn": True} if on else {}) for kind in KINDS for on in (False, True)] + [
-    ("gemma3", {"swa_full": False}), ("gemma3", {"swa_full": False, "flash_attn": True}),
-]  # fmt: skip
+EXACT = [(kind, {"flash_attn": True} if on else {}) for kind in KINDS for on in (False, True)]
 
 
 @pytest.mark.parametrize(("kind", "options"), EXACT)
@@ -298,6 +296,24 @@ def test_exact_mode_says_every_bit_of_a_fresh_run(load, tmp_path, stash, kind, o
         reference._ctx.kv_cache_clear()
         assert np.array_equal(first_logits(llm, ids), first_logits(reference, ids))
     assert stash.stats.partial_hits > 10
+
+
+def test_exact_mode_refuses_a_small_window(toy, stash):
+    options = {"swa_full": False}
+    llm, reference = toy("gemma3", **options), toy("gemma3", **options)
+    attachment = attach(llm, stash, exact=True)
+    for _ in range(2):
+        for seed in range(2):
+            reference.reset()
+            assert say(llm, ids_of(200, seed), 3) == say(reference, ids_of(200, seed), 3)
+    attachment.flush()
+    assert len(attachment.cache) == 0
+    assert stash.stats.misses["disabled"] >= 4
+    attachment.detach()
+    attachment = attach(llm, stash)
+    say(llm, ids_of(100, 2), 3)
+    attachment.flush()
+    assert len(attachment.cache) == 1
 
 
 @given(st.integers(1, 600), st.integers(0, 600), st.sampled_from([(128, 64), (512, 64), (128, 2), (64, 64), (0, 64)]))

@@ -156,7 +156,7 @@ class Attachment:
                 key = b"" if match is None else match.path.first_key
                 events.miss(states.names.namespace, key, MissReason.ABSENT)
             return
-        sequence = not states.memory.has_rest and states.memory.n_parts == 1
+        sequence = not states.memory.has_rest
         loaded = states.load(match, n_tokens, sequence=sequence, room=self._scratch.take)
         if loaded is None or loaded.n_tokens <= live:
             return

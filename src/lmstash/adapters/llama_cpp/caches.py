@@ -134,12 +134,12 @@ class BoundCache(BaseLlamaCache):
             self.events.miss(states.names.namespace, match.path.first_key if match else b"", MissReason.ABSENT)
             raise KeyError("Key not found")
         assert match is not None
-        if states.memory.has_rest and llm.n_tokens and not llm.is_begun_by(key):
+        if llm.n_tokens and not (llm.can_trim() or llm.is_begun_by(key)):
             llm.reset()  # it cannot go on from a part of what it holds, and must not be thought to
         llm.trim_to_exact(key)
 
-        def read() -> Any:
-            loaded = states.load(match, n_tokens)
+        def read(sequence: bool) -> Any:
+            loaded = states.load(match, n_tokens, sequence=sequence)
             if loaded is None or loaded.n_tokens != n_tokens:
                 raise KeyError("Key not found")
             return loaded

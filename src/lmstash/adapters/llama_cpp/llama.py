@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -12,8 +11,8 @@ import llama_cpp
 import numpy as np
 from llama_cpp import llama_cpp as _c
 
-from lmstash.adapters.llama_cpp import watching
 from lmstash.adapters.llama_cpp.caches import BoundCache
+from lmstash.adapters.llama_cpp.copying import holds_start, put_in, read_out
 from lmstash.adapters.llama_cpp.exactness import Exactness
 from lmstash.adapters.llama_cpp.identity import Identity, library_files
 from lmstash.adapters.llama_cpp.state import LlamaState
@@ -105,7 +104,7 @@ class Sequences:
         exact = before if before <= self._exact else -1
         self._exact = min(self._exact, before)
         known = 0 <= before <= self._followed and self._is_undisturbed()
-        if before != self._followed and known and before and not self._can_trim():
+        if before != self._followed and known and before and not self.can_trim():
             known = False  # what llama.cpp left of a window or a recurrent state is not that of the tokens before
         self._followed = -1  # should it fail in the middle
         started = time.perf_counter()
@@ -150,16 +149,17 @@ class Sequences:
         """
         here: Any = self
         ours = isinstance(state, LlamaState)
-        blob = state.blob if ours else np.frombuffer(state.llama_state, np.uint8)
+        is_kept = ours and state.is_kept
+        sequence = is_kept and not self._has_rest()
+        blob = state.read(sequence) if is_kept else state.blob if ours else np.frombuffer(state.llama_state, np.uint8)
         n_tokens, ids = int(state.n_tokens), np.asarray(state.input_ids)
         if not 0 <= n_tokens <= min(len(ids), len(here.input_ids)):
             raise RuntimeError(f"Failed to set llama state data: {n_tokens} tokens do not fit into this context")
         scores = state.scores if here._logits_all else None
         if scores is not None and scores.shape != (n_tokens, here.scores.shape[1]):
             raise RuntimeError("Failed to set llama state data: it has no scores for logits_all=True")
-        is_kept = ours and state.is_kept
-        before = None if is_kept else self._backup()
-        if not self._set(blob, n_tokens):
+        before = None if is_kept else self.read_out(buffer)
+        if not self._set(blob, n_tokens, sequence=sequence):
             if before is None or not self._set(before, here.n_tokens):
                 self._emptied()
             raise (
@@ -177,7 +177,8 @@ class Sequences:
             blob: `[n_bytes]` uint8.
             ids: `[n_tokens]`: its tokens.
             origin: Digest of who computed it.
-            sequence: It is of the sequence form: llama.cpp then does not fill all of its memory with zeros first.
+            sequence: It is of the sequence form: then llama.cpp neither fills all of its memory with zeros first, nor
+                writes over what left a window.
         """
         if not self._set(blob, len(ids), sequence=sequence):
             self._emptied()
@@ -200,11 +201,7 @@ class Sequences:
 
     def read_out(self, room: Callable[[int], np.ndarray]) -> np.ndarray | None:
         """Return the state as it is now, `[n_bytes]` uint8, in the memory that `room` gives; None when it cannot be."""
-        context = self._ctx.ctx  # pyright: ignore[reportAttributeAccessIssue]
-        size = _c.llama_state_get_size(context)
-        blob = room(size)
-        written = _c.llama_state_get_data(context, _pointer(blob), size)
-        return blob[:written] if 0 < written <= size else None
+        return read_out(self._ctx.ctx, room)  # pyright: ignore[reportAttributeAccessIssue]
 
     def generate(self, *arguments: Any, **named: Any) -> Generator[int, Sequence[int] | None, None]:
         """Generate tokens: see `llama_cpp.Llama.generate`. What other adapters computed is not continued."""
@@ -213,7 +210,7 @@ class Sequences:
         reset = named.get("reset", True)
         if reset and here.n_tokens:
             stale = here.n_tokens <= self._followed and not self._is_undisturbed()
-            if stale or not (self._can_trim() or self.is_begun_by(tokens)):
+            if stale or not (self.can_trim() or self.is_begun_by(tokens)):
                 here.reset()
             else:
                 self.trim_to_exact(tokens)
@@ -253,7 +250,7 @@ class Sequences:
         shared = here.longest_token_prefix(here.input_ids[: here.n_tokens].tolist(), list(tokens))
         keep = exactness.point(min(shared, self._exact), len(tokens))
         if keep < here.n_tokens:
-            if keep and self._can_trim() and here._ctx.kv_cache_seq_rm(-1, keep, -1):
+            if keep and self.can_trim() and here._ctx.kv_cache_seq_rm(-1, keep, -1):
                 here.n_tokens, here._requires_eval = keep, True
             else:
                 here.reset()
@@ -264,18 +261,26 @@ class Sequences:
         n_tokens = here.n_tokens
         return n_tokens < len(tokens) and here.input_ids[:n_tokens].tolist() == list(tokens[:n_tokens])
 
-    def _can_trim(self) -> bool:
-        """Whether the state of fewer tokens is that of more without the last ones."""
-        try:
-            return not self._identity.memory().has_rest
-        except UnsupportedModelError:
+    def can_trim(self) -> bool:
+        """Whether the state of fewer tokens is that of what is in the context without the last ones."""
+        here: Any = self
+        if self._has_rest():
+            return False
+        if not _c.llama_model_n_swa(here._model.model):
             return True
+        return holds_start(here._ctx.ctx)
+
+    def _has_rest(self) -> bool:
+        try:
+            return self._identity.memory().has_rest
+        except UnsupportedModelError:
+            return False
 
     def be_exact(self, exact: bool) -> None:
         """Continue prompts only where every bit is as in a fresh run, and keep only what is so; or do not care."""
         here: Any = self
         settings = self._identity.context.settings
-        self._exactness = Exactness.of(settings, here.n_batch, whole=not self._can_trim()) if exact else None
+        self._exactness = Exactness.of(settings, here.n_batch, whole=self._has_rest()) if exact else None
         self._identity.mode = "exact" if exact else None
         self._exact = 0
 
@@ -334,22 +339,9 @@ class Sequences:
             return None
 
     def _set(self, blob: np.ndarray, n_tokens: int, *, sequence: bool = False) -> bool:
-        here: Any = self
-        context = here._ctx.ctx
-        memory: Any = _c.llama_get_memory(context)
+        context = self._ctx.ctx  # pyright: ignore[reportAttributeAccessIssue]
         with self.busy:
-            if sequence:
-                _c.llama_memory_clear(memory, False)  # so that it comes to lie where a fresh run puts it
-                done = watching.originals["llama_state_seq_set_data"](context, _pointer(blob), blob.nbytes, 0)
-            else:
-                done = watching.originals["llama_state_set_data"](context, _pointer(blob), blob.nbytes)
-        if done != blob.nbytes:
-            return False
-        return not n_tokens or _c.llama_memory_seq_pos_max(memory, 0) == n_tokens - 1
-
-    def _backup(self) -> np.ndarray | None:
-        """Return the state as it is now."""
-        return self.read_out(buffer)
+            return put_in(context, blob, n_tokens, sequence=sequence)
 
 
 class Llama(Sequences, llama_cpp.Llama):
@@ -391,10 +383,6 @@ def bind(llm: Any, *, strict_numerics: bool = False, variant: str | None = None)
         if llm.cache is not None:
             llm.set_cache(llm.cache)
     return llm
-
-
-def _pointer(array: np.ndarray) -> Any:
-    return array.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
 
 
 __all__ = ["Llama", "Sequences", "bind"]

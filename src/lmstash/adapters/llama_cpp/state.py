@@ -28,7 +28,7 @@ class LlamaState(_LlamaState):
         *,
         origin: bytes | None = None,
         shape: tuple[int, int] = (0, 0),
-        read: Callable[[], Loaded] | None = None,
+        read: Callable[[bool], Loaded] | None = None,
         seconds_per_token: float = 0.0,
     ) -> None:
         """Take what llama-cpp-python's class takes, and more.
@@ -42,7 +42,7 @@ class LlamaState(_LlamaState):
             seed: Of the sampler.
             origin: Digest of who computed all of it; None when that is not known.
             shape: Of the zeros that stand for scores: rows, n_vocab.
-            read: Gives the state; raises KeyError when it is gone.
+            read: Gives the state, in the sequence form when given True; raises KeyError when it is gone.
             seconds_per_token: What a token took to compute.
         """
         self.input_ids = input_ids
@@ -64,10 +64,18 @@ class LlamaState(_LlamaState):
             KeyError: It was kept in a cache, and is gone or damaged.
         """
         if self._blob is None:
-            assert self._read is not None
-            self._blob = self._read().blob
+            self._blob = self.read(False)
             self._size = self._blob.nbytes
         return self._blob
+
+    def read(self, sequence: bool) -> np.ndarray:
+        """Read the state from the cache: `[n_bytes]` uint8, in the form of `llama_state_seq_set_data` if `sequence`.
+
+        Raises:
+            KeyError: It is gone or damaged.
+        """
+        assert self._read is not None
+        return self._read(sequence).blob
 
     # llama-cpp-python's load_state asks for the scores before it changes anything: a state that is gone is a KeyError
     # there, which it takes as a miss.
