@@ -171,8 +171,8 @@ class Attachment:
             return False
         if not states.memory.has_rest:
             path, block = match.path, match.n_blocks
-            wanted = [*path.blocks[block : block + 1], *path.pointers(block)]
-            if block == len(path.blocks) and path.tokens(block):
+            wanted = [*path.keys(block, block + 1), *path.pointers(block)]
+            if block == path.n_blocks and path.tokens(block):
                 wanted.append(path.tail(block))
             if not any(self._queue.waits(wanted)):
                 return False

@@ -192,7 +192,7 @@ class States:
         known, before = self._finder.known, self._finder.known.state
         kept = self.store.put_many(writes) if writes else 0
         if kept and kept == len(writes) and self.memory.n_parts:  # else there are no blocks
-            known.add(match.path, [write.key for write in writes if write.n_tokens], before)
+            known.note(match.path.chain[1:], [write.key for write in writes if write.n_tokens], before)
         return kept
 
     def missing(self, ids: TokenIds, at_most: int | None = None) -> Match | None:
@@ -217,7 +217,7 @@ class States:
         match = self._finder.match(path)
         touch: Callable[[list[bytes]], None] | None = getattr(self.store, "touch_many", None)
         if touch is not None:
-            touch(path.blocks[: match.n_blocks][::-1])
+            touch(path.keys(0, match.n_blocks)[::-1])
         if self.memory.n_parts and match.n_tokens < path.n_tokens:
             return match
         end = self.store.describe_many([path.end()])[0]
