@@ -25,7 +25,9 @@ from lmstash.caches.states.buffers import Scratch
 from lmstash.caches.states.cache import Match, States
 from lmstash.caches.writing import WriteBehind
 from lmstash.events import DropReason, MissReason
+from lmstash.store.base import Write, byte_views
 
+_PART_BYTES = 16 << 20
 _PATIENCE_SECONDS = 0.25
 """How long a completion waits for what is on its way to the store: for room there, or because it needs it."""
 
@@ -197,10 +199,22 @@ class Attachment:
             raise RuntimeError("llama.cpp does not say its state")
         writes = states.cut(match, blob, n_tokens, seconds_per_token=llm.seconds_per_token)
         waits = self._queue.waits([each.key for each in writes])
-        self._queue.offer(
-            [each for each, there in zip(writes, waits, strict=True) if not there],
-            patience_seconds=_PATIENCE_SECONDS,
-        )
+        self._write([each for each, there in zip(writes, waits, strict=True) if not there])
+
+    def _write(self, writes: list[Write]) -> None:
+        """Have entries written, the last ones first, so that beginnings are the latest used."""
+        left = writes
+        while left:
+            # In parts from the beginning on: where there is no room for all, ends are left out.
+            n, n_bytes = 0, 0
+            while n < len(left) and n_bytes < _PART_BYTES:
+                n += 1
+                n_bytes += sum(len(each) for each in byte_views(left[-n].value))
+            part, left = left[-n:], left[:-n]
+            if self._queue.offer(part, patience_seconds=_PATIENCE_SECONDS) < len(part):
+                for each in left:
+                    self.cache.events.drop(each.namespace, each.key, DropReason.BUSY)
+                return
 
 
 def attach(

@@ -224,7 +224,7 @@ class BoundCache(BaseLlamaCache):
         llm = self._llm()
         try:
             states = None if llm is None else self._states(llm)
-            if states is None or not states.memory.has_rest:
+            if llm is None or states is None or not states.memory.has_rest:
                 return []
             branch = states.match(list(ids)).n_blocks * BLOCK_TOKENS
         except Exception:  # nothing is kept on the way, then

@@ -18,7 +18,8 @@ from lmstash.caches.states.rests import Rests
 from lmstash.errors import CorruptEntryError
 from lmstash.events import DropReason, MissReason
 from lmstash.identity.fingerprint import Fingerprint
-from lmstash.identity.tokens import TokenIds
+from lmstash.identity.tokens import TokenIds, token_bytes
+from lmstash.prefix.node import TOKEN_BYTES
 from lmstash.store.base import Store, Write
 
 _ATTEMPTS = 3
@@ -188,7 +189,7 @@ class States:
         match = self.missing(ids, at_most)
         if match is None:
             return 0
-        writes = self.cut(match, blob, len(ids), seconds_per_token=seconds_per_token)
+        writes = self.cut(match, blob, len(token_bytes(ids)) // TOKEN_BYTES, seconds_per_token=seconds_per_token)
         known, before = self._finder.known, self._finder.known.state
         kept = self.store.put_many(writes) if writes else 0
         if kept and kept == len(writes) and self.memory.n_parts:  # else there are no blocks
