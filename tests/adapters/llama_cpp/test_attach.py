@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lmstash
-from lmstash.adapters.llama_cpp import LlamaRAMCache, attach
+from lmstash.adapters.llama_cpp import LlamaRAMCache, attach, attaching
 from lmstash.adapters.llama_cpp.exactness import Exactness
 
 from .conftest import STORY, say
@@ -128,6 +128,7 @@ def test_the_next_prompt_finds_what_is_still_being_written(toy, stash, monkeypat
         gate.wait(10)
         return put_many(writes, **options)
 
+    monkeypatch.setattr(attaching, "_PATIENCE_SECONDS", 20)  # a busy machine writes slowly
     monkeypatch.setattr(stash.store, "put_many", slow)
     first = say(llm, ids_of(300), 3)
     assert stash.writes.waiting_bytes
