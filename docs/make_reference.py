@@ -18,6 +18,8 @@ PAGES: list[tuple[str, str, list[str]]] = [
     ("lmstash.caches.kv", "caches/kv/stats.py", ["KVStats"]),
     ("lmstash.caches.logprobs", "caches/logprobs/cache.py", ["Logprobs"]),
     ("lmstash.caches.logprobs", "caches/logprobs/contexts.py", ["Context"]),
+    ("lmstash.caches.responses", "caches/responses/cache.py", ["Responses"]),
+    ("lmstash.caches.responses", "caches/responses/answers.py", ["register"]),
     ("lmstash.prefix", "prefix/tree.py", ["PrefixTree"]),
     ("lmstash.identity", "identity/fingerprint.py", ["Fingerprint"]),
     ("lmstash.identity", "identity/keys.py", ["Key"]),

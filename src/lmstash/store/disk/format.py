@@ -62,6 +62,12 @@ class RecordType(IntEnum):
     UNPIN = 4
 
 
+_ESSENCE = struct.Struct("<8sIIQ32s56xd8xQQ")
+"""What a look-up compares, from the magic on: the lengths and flags before the key; cost, namespace and checksum."""
+_PLAIN_ENTRY = RECORD_MAGIC + struct.pack("<BBH", FORMAT_VERSION, RecordType.ENTRY, 0)
+assert _ESSENCE.size == HEADER.size - 8
+
+
 class Header(NamedTuple):
     """One record's header, checked."""
 
@@ -257,6 +263,24 @@ def parse_head(buffer: Buffer, start: int = 0) -> Header:
         bytes(view[first : first + meta_bytes]) if meta_bytes else b"",
         bytes(view[first + meta_bytes : end]) if n_chunks else b"",
     )
+
+
+def check_small(buffer: bytearray, key: bytes, head: int, size: int, owner: int) -> float | None:
+    """Return the compute seconds of the one-chunk record that fills `buffer`; None if it is not the one expected.
+
+    Args:
+        buffer: The record.
+        key: Its key.
+        head: Bytes of its header.
+        size: Bytes of its payload.
+        owner: Digest of its namespace.
+    """
+    if head < HEADER.size:
+        return None
+    begin, found_head, _, found_size, found, seconds, namespace, checksum = _ESSENCE.unpack_from(buffer, 8)
+    if begin != _PLAIN_ENTRY or found_head != head or found_size != size or found != key or namespace != owner:
+        return None  # another record, or a pinned one: the slow way tells
+    return seconds if seconds >= 0 and xxh3(memoryview(buffer)[head:]) == checksum else None
 
 
 def check_payload(header: Header, payload: memoryview) -> None:

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from lmstash.store.sheets import Found, Sheet
 
 _FAULTS = (LmstashError, OSError, *DAMAGE)
-_MANY = 16  # keys, from which on array operations pay
+_MANY = 16  # keys: from there on array operations pay
 _REBUILD_SECONDS = 60.0  # an index that seems damaged again so soon is not rebuilt again: the fault lies elsewhere
 
 
@@ -84,8 +84,7 @@ class DiskStore:
             UnsupportedFormatError: A newer lmstash wrote it.
         """
         self.events = events if events is not None else EventLog()
-        self.strict = strict
-        self.read_only = read_only
+        self.strict, self.read_only = strict, read_only
         self._capacity = capacity_bytes
         self._policy = policy_named(policy)
         self._folder = Folder(location)
@@ -186,13 +185,14 @@ class DiskStore:
 
     def get(self, key: bytes) -> memoryview | None:
         """Return the value as a read-only view of memory of its own, or None."""
-        found = self._load_many((key,))[0]
-        return None if found is None else found[1].toreadonly()
+        with contextlib.suppress(*_FAULTS):  # met again below, where they are told apart
+            return self._ready().lookup.value(key)
+        return self.get_many((key,))[0]
 
     def get_many(self, keys: Sequence[bytes]) -> list[memoryview | None]:
         """Return the values as read-only views, None where there is none. Small ones share memory (1 MiB)."""
         if len(keys) >= _MANY and len(set(keys)) == len(keys):
-            with contextlib.suppress(*_FAULTS):  # met again below, where they are told apart
+            with contextlib.suppress(*_FAULTS):  # met again below
                 return self._ready().value_reader().values(keys)
         return [None if found is None else found[1].toreadonly() for found in self._load_many(keys)]
 
