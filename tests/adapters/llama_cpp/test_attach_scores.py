@@ -7,6 +7,7 @@ import threading
 import llama_cpp
 import numpy as np
 import pytest
+from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 
 import lmstash
 from lmstash.adapters.llama_cpp import Llama, attach
@@ -148,6 +149,18 @@ def test_scores_that_a_program_wrote_over_are_not_kept(toy, stash):
     assert other.kept_tokens(ids) == 40 // RUN_TOKENS * RUN_TOKENS
     bare = attach(toy(logits_all=False), stash)
     assert bare.kept_tokens(ids) == len(ids)
+
+
+def test_speculative_decoding_says_the_same_from_a_restored_prompt(toy, stash):
+    ids = ids_of(20) * 6
+    draft = {"draft_model": LlamaPromptLookupDecoding(num_pred_tokens=4)}
+    wanted = say(toy(**draft), ids, 16)
+    for number in range(2):
+        llm = toy(**draft)
+        attachment = attach(llm, stash)
+        assert say(llm, ids, 16) == wanted
+        assert (llm._eval_tokens < len(ids)) == (number > 0)
+        attachment.flush()
 
 
 @pytest.mark.parametrize("exact", [False, True])
