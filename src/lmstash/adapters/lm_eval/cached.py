@@ -1,0 +1,304 @@
+"""`CachedLM`: any `LM` of the harness, asked only what it has not answered before."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from lm_eval.api.model import LM
+
+from lmstash.adapters.lm_eval.identity import who_answers
+from lmstash.adapters.lm_eval.imported import ImportedAnswers
+from lmstash.adapters.lm_eval.partials import Hook
+from lmstash.adapters.lm_eval.questions import requests_of, tags_of
+from lmstash.adapters.lm_eval.ranks import most_of_all, must_be_even
+from lmstash.adapters.lm_eval.running import run
+from lmstash.adapters.lm_eval.vouching import Vouched
+from lmstash.caches.responses.asking import KIND, Asked
+from lmstash.caches.responses.cache import Responses
+from lmstash.errors import UnsupportedModelError
+from lmstash.events import MissReason
+
+if TYPE_CHECKING:
+    from lmstash.stash import Stash
+
+logger = logging.getLogger("lmstash")
+
+
+@dataclass(slots=True)
+class Counts:
+    """What happened to the requests of one `CachedLM`."""
+
+    asked: int = 0
+    hits: int = 0
+    """Found under their own names."""
+    imported: int = 0
+    """Found among what was taken over from a database of the harness."""
+    repeated: int = 0
+    """Asked twice in one call, and computed once; padding of ranks, too."""
+    computed: int = 0
+    filled: int = 0
+    """Computed again so that all ranks make equally many calls."""
+
+    def as_dict(self) -> dict[str, int]:
+        """Return them by name."""
+        return asdict(self)
+
+
+class CachedLM(LM):
+    """Any `LM`, with its answers kept in a stash. For one thread, as the harness's models are.
+
+    `simple_evaluate(model=CachedLM(lm, stash), ...)`. A kept answer is served only to the same request to the same
+    model; a program that is killed loses at most the batch in flight. Everything else is the inner model's own.
+    """
+
+    def __init__(
+        self,
+        lm: LM,
+        stash: Stash,
+        *,
+        model: str | None = None,
+        revision: str | None = None,
+        variant: str | None = None,
+        imported: str | None = None,
+        keep_sampled: bool = False,
+        keep_empty: bool | None = None,
+        strict_numerics: bool = False,
+    ) -> None:
+        """Wrap `lm`. Reads its weights once (0.4 s per GB).
+
+        Args:
+            lm: The model.
+            stash: Where answers are kept.
+            model: What you declare the model to be; needed where lmstash cannot look (vLLM, GGUF servers, your own
+                class). Two models under one declared name share answers.
+            revision: What you declare of a model behind an API: a version, a date.
+            variant: Your own name for a difference that lmstash cannot see.
+            imported: Use what `lmstash import lm-eval --model NAME` took over under this name, too; default: `model`.
+            keep_sampled: Keep sampled answers though nobody knows the seed, each under its number.
+            keep_empty: Keep empty texts; default: those of models that run in this process.
+            strict_numerics: For a local model: torch's version and the device count, too.
+        """
+        self.lm = lm
+        self.stash = stash
+        self.counts = Counts()
+        self.responses: Responses | None = None
+        self._who: Any = None
+        self._hook = Hook()
+        try:
+            options: dict[str, Any] = {"model": model, "revision": revision, "variant": variant}
+            self._who = who_answers(lm, strict_numerics=strict_numerics, **options)
+            empty = getattr(self._who, "keeps_empty", False) if keep_empty is None else keep_empty
+            self._vouched = Vouched(self._who, stash.store)
+            self.responses = stash.responses(
+                self._vouched, keep_sampled=keep_sampled, keep_if=lambda answer: _is_kept(answer, empty)
+            )
+        except UnsupportedModelError as error:
+            stash.store.events.warn_once(
+                f"lm_eval {type(lm)}", "lmstash: nothing is cached for this evaluation: %s", error
+            )
+        name = imported or model
+        self._imported = None if name is None else ImportedAnswers(stash, name)
+        self._hook.on_report = self._reported
+        lm.set_cache_hook(self._hook)  # pyright: ignore[reportArgumentType]
+
+    # --- what the harness asks --------------------------------------------------------------------------------------
+
+    def loglikelihood(self, requests: list[Any], **options: Any) -> list[tuple[float, bool]]:
+        """As the inner model's."""
+        return self._answer("loglikelihood", requests)
+
+    def loglikelihood_rolling(self, requests: list[Any], **options: Any) -> list[float]:
+        """As the inner model's."""
+        return self._answer("loglikelihood_rolling", requests)
+
+    def generate_until(self, requests: list[Any], **options: Any) -> list[str]:
+        """As the inner model's."""
+        return self._answer("generate_until", requests)
+
+    def _answer(self, method: str, instances: Sequence[Any]) -> list[Any]:
+        answers: list[Any] = [None] * len(instances)
+        asked = self._names(method, instances)
+        todo = self._kept(method, instances, asked, answers)
+        computed = self._compute(method, instances, asked, list(todo))
+        for numbers, answer in zip(todo.values(), computed, strict=True):
+            for number in numbers:
+                answers[number] = answer
+        return answers
+
+    def _names(self, method: str, instances: Sequence[Any]) -> list[Asked | None]:
+        """Return the name of each request; None for what is not cached."""
+        events, responses = self.stash.store.events, self.responses
+        if responses is None:
+            events.misses([b""] * len(instances), MissReason.UNSUPPORTED)
+            return [None] * len(instances)
+        model = responses.asker.look()
+        seed = self._who.seed() if hasattr(self._who, "seed") else None
+        try:
+            requests: Sequence[Any] = requests_of(method, instances, world_size=self.lm.world_size, seed=seed)
+            return responses.asker.ask_many(model, requests)
+        except Exception as error:  # a cache does not end an evaluation
+            if self.stash.store.strict:
+                raise
+            events.warn_once("lm_eval requests", "lmstash: these requests are not cached: %r", error)
+            events.misses([b""] * len(instances), MissReason.UNSUPPORTED)
+            return [None] * len(instances)
+
+    def _kept(
+        self, method: str, instances: Sequence[Any], asked: Sequence[Asked | None], answers: list[Any]
+    ) -> dict[int, list[int]]:
+        """Fill in what is kept; returns, for each request to compute, the numbers of all that ask the same."""
+        counts, before = self.counts, self.counts.hits
+        counts.asked += len(instances)
+        found = [None] * len(asked) if self.responses is None else self.responses.shelf.read_all(asked)
+        todo: dict[int, list[int]] = {}
+        by_key: dict[bytes, int] = {}
+        for number, (each, one) in enumerate(zip(asked, found, strict=True)):
+            if one is not None:
+                answers[number] = one[0]
+                counts.hits += 1
+            elif each is None:
+                todo[number] = [number]
+            elif each.key in by_key:
+                todo[by_key[each.key]].append(number)
+                counts.repeated += 1
+            else:
+                by_key[each.key] = number
+                todo[number] = [number]
+        if self._imported is not None and todo:
+            for number, answer in self._imported.find(method, instances, [n for n in todo if asked[n]]).items():
+                counts.imported += 1
+                for each in todo.pop(number):
+                    answers[each] = answer
+        logger.info("lmstash: %s: %d requests, %d kept", method, len(instances), self.counts.hits - before)
+        return todo
+
+    def _compute(
+        self, method: str, instances: Sequence[Any], asked: Sequence[Asked | None], todo: list[int]
+    ) -> list[Any]:
+        """Return the model's answers to the requests of these numbers; keeps each as it comes."""
+        n_even: int | None = None
+        fill: Any = instances[0] if instances else None
+        if self.lm.world_size > 1 and instances:
+            most = most_of_all(self.lm, len(todo))
+            if must_be_even(self.lm, method):
+                n_even = most
+                self.counts.filled += most - len(todo)
+        if not todo and not n_even:
+            return []
+        model = next((each.model for each in asked if each is not None), None)
+        if model is not None:
+            self._vouched.begin(model)
+
+        def keep(numbers: list[int], values: list[Any], seconds: float) -> None:
+            if self.responses is None:
+                return
+            pairs = [
+                (asked[todo[n]], tags_of(instances[todo[n]]), _plain(v)) for n, v in zip(numbers, values, strict=True)
+            ]
+            self._keep([pair for pair in pairs if pair[0] is not None], seconds)
+
+        self.counts.computed += len(todo)
+        wanted = [instances[number] for number in todo]
+        try:
+            return run(self.lm, self._hook, method, wanted, keep=keep, fill=fill, n_even=n_even)
+        finally:
+            if model is not None:
+                self._vouched.end()
+
+    def _keep(self, pairs: list[Any], seconds: float) -> None:
+        if not pairs or self.responses is None:
+            return
+        asked, tags, values = zip(*pairs, strict=True)
+        try:
+            kept = self.responses.shelf.keep(asked, values, tags, seconds, None)
+            self._vouched.kept([each for each, one in zip(asked, kept, strict=True) if one is not None])
+        except Exception as error:
+            if self.stash.store.strict:
+                raise
+            self.stash.store.events.warn_once("lm_eval keep", "lmstash: answers were not kept: %r", error)
+
+    def _reported(self) -> None:
+        if self.responses is not None:
+            self._vouched.check_if_due()
+
+    # --- everything else is the inner model's ----------------------------------------------------------------------
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "lm":  # before __init__, as copying does
+            raise AttributeError(name)
+        return getattr(self.lm, name)
+
+    @property
+    def rank(self) -> int:
+        """The inner model's."""
+        return self.lm.rank
+
+    @property
+    def world_size(self) -> int:
+        """The inner model's."""
+        return self.lm.world_size
+
+    @property
+    def device(self) -> Any:
+        """The inner model's."""
+        return self.lm.device
+
+    @property
+    def tokenizer_name(self) -> str:
+        """The inner model's."""
+        return self.lm.tokenizer_name
+
+    def all_gather(self, tensor: Any) -> Any:
+        """As the inner model's."""
+        return self.lm.all_gather(tensor)
+
+    def gather_object(self, obj: Any, dst: int = 0) -> Any:
+        """As the inner model's."""
+        return self.lm.gather_object(obj, dst=dst)
+
+    def barrier(self) -> None:
+        """As the inner model's."""
+        self.lm.barrier()
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> Any:
+        """As the inner model's."""
+        return self.lm.apply_chat_template(chat_history, add_generation_prompt=add_generation_prompt)
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """As the inner model's."""
+        return self.lm.chat_template(chat_template)
+
+    def set_cache_hook(self, cache_hook: Any) -> None:
+        """Have another hook told what this model reports."""
+        self._hook.outer = cache_hook
+
+
+def _is_kept(answer: Any, empty: bool) -> bool:
+    if answer is None:
+        return False
+    if isinstance(answer, str) and answer and answer == _placeholder():
+        return False
+    if isinstance(answer, str | list | dict):
+        return empty or bool(answer)
+    numbers = answer if isinstance(answer, tuple) else (answer,)
+    return not any(isinstance(each, float) and math.isnan(each) for each in numbers)
+
+
+def _placeholder() -> str:
+    """Return what the harness writes where an API gave nothing."""
+    name = "LMEVAL_MODEL_NONE_ANSWER_PLACEHOLDER"
+    return getattr(sys.modules.get("lm_eval.models.api_models"), name, name)
+
+
+def _plain(answer: Any) -> Any:
+    """Return an answer in Python's own types: some backends give numbers of numpy."""
+    if type(answer) is tuple and len(answer) == 2:
+        value, greedy = answer
+        if isinstance(value, float) and type(greedy).__name__ in ("bool", "bool_"):
+            return float(value), bool(greedy)
+    return float(answer) if isinstance(answer, float) else answer

@@ -1,0 +1,100 @@
+"""From the harness's `Instance`s to requests of the responses cache.
+
+A request is the method and its arguments, and nothing of the task: so a change of metric, or another task that asks the
+same, finds what is kept. What the harness asks several times (`repeats`) is numbered by occurrence; what it appends to
+make ranks even is recognised. A sampled request also names its document and the seed of the sampling: two documents
+with one text do not share a sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lmstash.caches.responses.sampling import is_sampled, seed_of
+
+METHODS = ("loglikelihood", "loglikelihood_rolling", "generate_until")
+
+
+def requests_of(method: str, instances: Sequence[Any], *, world_size: int, seed: int | None) -> list[dict[str, Any]]:
+    """Return a request for each instance. Costs about 2 us each.
+
+    Args:
+        method: What the harness calls.
+        instances: As it passes them: the same object several times asks for several answers.
+        world_size: How many ranks evaluate; with more than one, the last instance may be padding.
+        seed: What sampling goes out from, if it is known.
+    """
+    asked: dict[int, int] = {}
+    nameless: dict[int, int] = {}
+    last = instances[-1] if instances and world_size > 1 else None
+    out: list[dict[str, Any]] = []
+    for each in instances:
+        number = asked.get(id(each), 0)
+        asked[id(each)] = number + 1
+        if number and each is last and each.repeats:
+            number %= each.repeats  # padding asks again what was asked already
+        arguments = each.args
+        request = _plain_request(method, arguments)
+        if method == "generate_until" and len(arguments) > 1 and isinstance(arguments[1], dict):
+            options = arguments[1]
+            if is_sampled(options):
+                request["doc"] = [each.task_name, each.doc_id, each.idx]
+                if each.doc_id is None:
+                    request["doc"].append(nameless.setdefault(id(each), len(nameless)))
+                if seed is not None and seed_of(options) is None:
+                    request["seed"] = seed
+        if number:
+            request["repeat"] = number
+        out.append(request)
+    return out
+
+
+def tags_of(instance: Any) -> dict[str, Any]:
+    """Return the facts by which an answer is found."""
+    return {"task": instance.task_name, "doc": instance.doc_id}
+
+
+def _plain_request(method: str, arguments: tuple[Any, ...]) -> dict[str, Any]:
+    first = _text(arguments[0]) if arguments else None
+    if method == "loglikelihood" and len(arguments) == 2:
+        return {"method": method, "context": first, "continuation": _text(arguments[1])}
+    if method == "generate_until" and len(arguments) == 2:
+        return {"method": method, "context": first, "gen_kwargs": arguments[1]}
+    if method == "generate_until" and len(arguments) == 3:
+        return {"method": method, "context": first, "gen_kwargs": arguments[1], "media": arguments[2]}
+    return {"method": method, "context": first, "more": [_text(each) for each in arguments[1:]]}
+
+
+def _text(value: Any) -> Any:
+    """Return a context as a record can hold it: a chat that the harness has put into JSON is told from a text."""
+    if type(value) is str:
+        return value
+    prompt = getattr(value, "prompt", None)
+    if type(prompt) is str and type(value).__name__ == "JsonChatStr":
+        return {"chat": prompt}
+    return str(value) if isinstance(value, str) else value
+
+
+def same_arguments(arguments: Sequence[Any]) -> Any:
+    """Return something hashable that is equal for equal arguments: what partial results are matched by."""
+    if len(arguments) == 2 and isinstance(arguments[1], dict):
+        return arguments[0] if _hashable(arguments[0]) else repr(arguments[0]), repr(
+            sorted(arguments[1].items(), key=repr)
+        )
+    return tuple(each if _hashable(each) else repr(each) for each in arguments)
+
+
+def context_of(arguments: Sequence[Any]) -> Any:
+    """Return the first argument as something hashable."""
+    if not arguments:
+        return None
+    return arguments[0] if _hashable(arguments[0]) else repr(arguments[0])
+
+
+def _hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
