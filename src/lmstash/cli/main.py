@@ -26,6 +26,7 @@ COMMANDS = {
     "clear": ("lmstash.cli.clear", "remove every entry"),
     "doctor": ("lmstash.cli.doctor", "look for what is wrong with a folder or this installation"),
     "env": ("lmstash.cli.env", "the settings in force, and where each comes from"),
+    "eval": ("lmstash.cli.eval", "run lm_eval or lmms_eval, and ask the model only what it has not answered before"),
     "import": ("lmstash.cli.importing", "take over what another tool has kept"),
 }
 """Command -> (module, one line of help). A module has `add_arguments(parser)` and `run(arguments) -> exit code`."""

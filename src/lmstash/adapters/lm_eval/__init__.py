@@ -4,10 +4,10 @@ lm = CachedLM(HFLM(pretrained="..."), lmstash.open("runs/eval"))       # simple_
 install(); simple_evaluate(..., use_cache="runs/eval")                 # or the harness's own argument
 lmstash eval lm_eval --model hf --model_args pretrained=... --tasks ...  # or its own command line
 
-`identity.py` who answers · `questions.py` what is asked · `imported.py` what the harness had kept · `partials.py` results
-as they come · `running.py` calls in parts · `ranks.py` several processes · `vouching.py` a model that changes ·
-`cached.py` the wrapper · `dropin.py` in place of the harness's cache · `importing.py` its databases · `launching.py` its
-command line.
+`identity.py` who answers · `questions.py` what is asked · `imported.py` what the harness had kept · `partials.py`
+results as they come · `running.py` calls in parts · `ranks.py` several processes · `vouching.py` a model that changes ·
+`cached.py` the wrapper · `dropin.py` in place of the harness's cache · `importing.py` its databases · `launching.py`
+its command line.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from lmstash.adapters.lm_eval.questions import requests_of, tags_of
 from lmstash.adapters.lm_eval.ranks import most_of_all, must_be_even
 from lmstash.adapters.lm_eval.running import run
 from lmstash.adapters.lm_eval.vouching import Vouched
-from lmstash.caches.responses.asking import KIND, Asked
+from lmstash.caches.responses.asking import Asked
 from lmstash.caches.responses.cache import Responses
 from lmstash.errors import UnsupportedModelError
 from lmstash.events import MissReason
@@ -43,6 +43,10 @@ class Counts:
     computed: int = 0
     filled: int = 0
     """Computed again so that all ranks make equally many calls."""
+
+    def __add__(self, other: Counts) -> Counts:
+        theirs = asdict(other)
+        return Counts(**{name: number + theirs[name] for name, number in asdict(self).items()})
 
     def as_dict(self) -> dict[str, int]:
         """Return them by name."""

@@ -52,7 +52,7 @@ def install(**options: Any) -> None:
     """
     _defaults.clear()
     _defaults.update(options)
-    lm_eval.api.model.CachingLM = CachingLM  # pyright: ignore[reportAttributeAccessIssue]
+    lm_eval.api.model.CachingLM = CachingLM
 
 
 def uninstall() -> None:

@@ -1,9 +1,9 @@
 """Results that a backend reports while it works, kept at once, so that a crash loses at most the batch in flight.
 
-The harness's backends call `cache_hook.add_partial(method, arguments, result)` for each item of a batch. What arrives is
-matched with what the call under way waits for, and a thread keeps it a few milliseconds later, the items of one batch
-together. Some backends report arguments that they have changed (vLLM adds stop words, vision models leave the images
-out): these are matched by their context, if only one request that waits has it, and not at all otherwise.
+The harness's backends call `cache_hook.add_partial(method, arguments, result)` for each item of a batch. What arrives
+is matched with what the call under way waits for, and a thread keeps it a few milliseconds later, the items of one
+batch together. Some backends report arguments that they have changed (vLLM adds stop words, vision models leave the
+images out): these are matched by their context, if only one request that waits has it, and not at all otherwise.
 """
 
 from __future__ import annotations

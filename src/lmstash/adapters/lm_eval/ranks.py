@@ -1,4 +1,4 @@
-"""What ranks of one evaluation have to agree on: none may wait in a collective operation for one that found all kept."""
+"""What the ranks of an evaluation have to agree on: none may wait in vain for one that found all kept."""
 
 from __future__ import annotations
 
