@@ -9,8 +9,8 @@ entries do not say which model computed them: without --model they are counted o
 --setting for each setting of that time that was not the default, the model computes a part of each entry again, and
 those that are equal are taken. --declare takes your word for it instead.
 
-`lm-eval`: a database of the harness's `CachingLM` (`PREFIX_rankN.db`). Nothing is unpickled. It says neither which model
-answered nor what was asked: --model NAME declares the model, and an evaluation that is told the same name
+`lm-eval`: a database of the harness's `CachingLM` (`PREFIX_rankN.db`). Nothing is unpickled. It says neither which
+model answered nor what was asked: --model NAME declares the model, and an evaluation that is told the same name
 (`lmstash eval --imported NAME lm_eval ...`) finds the answers.
 
 Exit code 1 when something could not be taken.

@@ -71,8 +71,13 @@ def who_answers(
         strict_numerics: For a torch module: torch's version and the device count, too.
 
     Raises:
+        InvalidArgumentError: An empty name is declared.
         UnsupportedModelError: It cannot be told what the answers depend on, and nothing is declared.
     """
+    if model == "":
+        raise InvalidArgumentError(
+            "model= takes a name that you declare for the model, such as 'llama-3-8b at vllm 0.9'"
+        )
     if model is not None:
         return Declared(_declared(lm, model, revision, variant))
     if _is(lm, "lm_eval.models.huggingface", "HFLM"):
