@@ -3,8 +3,8 @@
 What comes out is a description in plain data: numbers, texts, tuples, lists, dicts with texts for keys, and, in place
 of everything that unpickling would make, what was written about it: a `Name` for a global, a `Made` for a call, a
 `Span` for bytes (where they lie; they are not read), a `Referred` for a persistent id. Nothing is imported, called or
-looked up, whatever the file names. The caller compares the description with the one layout that it knows, by `match`, and must
-not print, hash or walk what it does not know: a memo can make a short pickle describe a tree of any size.
+looked up, whatever the file names. The caller compares the description with the one layout that it knows, by `match`,
+and must not print, hash or walk what it does not know: a memo can make a short pickle describe a tree of any size.
 
 Source of the opcodes' meaning: the docstrings of Python's `pickletools`.
 """
