@@ -1,9 +1,10 @@
 """Results that a backend reports while it works, kept at once, so that a crash loses at most the batch in flight.
 
 The harness's backends call `cache_hook.add_partial(method, arguments, result)` for each item of a batch. What arrives
-is matched with what the call under way waits for, and a thread keeps it a few milliseconds later, the items of one
-batch together. Some backends report arguments that they have changed (vLLM adds stop words, vision models leave the
-images out): these are matched by their context, if only one request that waits has it, and not at all otherwise.
+is matched with what the call under way waits for, and kept when a batch is complete, before the next one begins; where
+nobody knows how large batches are, or they take next to no time, by a thread a few milliseconds later. Some backends
+report arguments that they have changed (vLLM adds stop words, vision models leave the images out): these are matched by
+their context, if only one request that waits has it, and not at all otherwise.
 """
 
 from __future__ import annotations
@@ -27,14 +28,19 @@ Keep = Callable[[list[int], list[Any], float], None]
 class Pending:
     """What one call to the backend waits for. The backend's thread or threads report; another one keeps."""
 
-    def __init__(self, method: str, arguments: Sequence[Sequence[Any]], keep: Keep) -> None:
+    def __init__(
+        self, method: str, arguments: Sequence[Sequence[Any]], keep: Keep, batch_size: int | None = None
+    ) -> None:
         """Wait for results.
 
         Args:
             method: What is called.
             arguments: Of each request that waits.
             keep: See `Keep`.
+            batch_size: How many results the backend reports together, if that is known.
         """
+        self._batch_size = batch_size or len(arguments) + 1
+        self._cost_seconds = 0.0
         self._method = method
         self._keep = keep
         self._exact: dict[Any, list[int]] = {}
@@ -61,10 +67,15 @@ class Pending:
                 return
             self.reported[number] = result
             self._fresh.append(number)
-            if self._thread is None:
+            seconds = time.perf_counter() - self._since
+            complete = len(self._fresh) >= self._batch_size and seconds * _SHARE >= self._cost_seconds
+            if not complete and self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="lmstash-partials", daemon=True)
                 self._thread.start()
-        self._came.set()
+        if complete:
+            self._flush()
+        else:
+            self._came.set()
 
     def end(self) -> None:
         """Keep what was reported and is not kept yet."""
@@ -90,10 +101,9 @@ class Pending:
             self._came.clear()
             if self._ended.wait(pause):
                 return
-            started = time.perf_counter()
             self._flush()
             # Fast backends report all the time: keep less often then.
-            pause = max(_GATHER_SECONDS, (time.perf_counter() - started) / _SHARE if self._came.is_set() else 0.0)
+            pause = max(_GATHER_SECONDS, self._cost_seconds / _SHARE if self._came.is_set() else 0.0)
 
     def _flush(self) -> None:
         with self._lock:
@@ -102,6 +112,7 @@ class Pending:
             seconds, self._since = now - self._since, now
         if numbers:
             self._keep(numbers, [self.reported[number] for number in numbers], seconds / len(numbers))
+            self._cost_seconds = time.perf_counter() - now
 
 
 class Hook:

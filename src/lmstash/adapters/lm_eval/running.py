@@ -84,7 +84,7 @@ def _call(
     def keep_here(numbers: list[int], answers: list[Any], seconds: float) -> None:
         keep([start + number for number in numbers], answers, seconds)
 
-    hook.pending = pending = Pending(method, [each.args for each in wanted], keep_here)
+    hook.pending = pending = Pending(method, [each.args for each in wanted], keep_here, _size_of(lm))
     started = time.perf_counter()
     try:
         answers = list(getattr(lm, method)(part))
@@ -108,8 +108,13 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _batch_size(lm: Any) -> int:
-    size = getattr(lm, "batch_size", None)
+    return _size_of(lm) or _FIRST
+
+
+def _size_of(lm: Any) -> int | None:
+    """Return the backend's batch size, if it has one."""
     try:
-        return max(1, int(size)) if size is not None else _FIRST
+        size = getattr(lm, "batch_size", None)
+        return max(1, int(size)) if size is not None else None
     except (TypeError, ValueError, NotImplementedError):  # "auto"
-        return _FIRST
+        return None
