@@ -11,13 +11,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from lmstash.caches.responses.requests import Request, read_request
 from lmstash.caches.responses.sampling import is_sampled, seed_of
+from lmstash.codecs.records import encode_record
 
-METHODS = ("loglikelihood", "loglikelihood_rolling", "generate_until")
+_SIMPLE = frozenset((type(None), bool, int, float, str))
+_NO_ARGUMENTS: dict[str, Any] = {}
+"""None that would matter: what is written so is not sampled."""
 
 
-def requests_of(method: str, instances: Sequence[Any], *, world_size: int, seed: int | None) -> list[dict[str, Any]]:
-    """Return a request for each instance. Costs about 2 us each.
+def requests_of(method: str, instances: Sequence[Any], *, world_size: int, seed: int | None) -> list[Any]:
+    """Return a request for each instance, as the responses cache takes them. Costs about 5 us each.
 
     Args:
         method: What the harness calls.
@@ -28,13 +32,17 @@ def requests_of(method: str, instances: Sequence[Any], *, world_size: int, seed:
     asked: dict[int, int] = {}
     nameless: dict[int, int] = {}
     last = instances[-1] if instances and world_size > 1 else None
-    out: list[dict[str, Any]] = []
+    out: list[Any] = []
+    write = Writer()
     for each in instances:
         number = asked.get(id(each), 0)
         asked[id(each)] = number + 1
         if number and each is last and each.repeats:
             number %= each.repeats  # padding asks again what was asked already
         arguments = each.args
+        if not number and (read := write.plain(method, arguments)) is not None:
+            out.append(read)
+            continue
         request = _plain_request(method, arguments)
         if method == "generate_until" and len(arguments) > 1 and isinstance(arguments[1], dict):
             options = arguments[1]
@@ -48,6 +56,48 @@ def requests_of(method: str, instances: Sequence[Any], *, world_size: int, seed:
             request["repeat"] = number
         out.append(request)
     return out
+
+
+class Writer:
+    """Writes the usual requests, of texts alone and not sampled, as `read_request` does, in a quarter of its time.
+
+    For the requests of one call: most of them have the same generation arguments, which are written once.
+    """
+
+    def __init__(self) -> None:
+        self._options: dict[str, bytes | None] = {}
+
+    def plain(self, method: str, arguments: tuple[Any, ...]) -> Request | None:
+        """Return a request that is numbered 0, read; None for one that is not of the usual kind."""
+        if len(arguments) != 2:
+            return None
+        first, second = arguments
+        if type(first) is not str or first.startswith("data:"):
+            return None
+        if method == "loglikelihood":
+            if type(second) is not str or second.startswith("data:"):
+                return None
+            middle = b'"continuation":' + encode_record(second)
+        elif method == "generate_until" and type(second) is dict:
+            known = self._written(second)
+            if known is None:
+                return None
+            middle = known
+        else:
+            return None
+        text = b'{"context":%b,%b,"method":"%b"}' % (encode_record(first), middle, method.encode())
+        return Request(text, _NO_ARGUMENTS)
+
+    def _written(self, options: dict[Any, Any]) -> bytes | None:
+        """Return generation arguments as they stand in a request; None where asking twice may give two answers."""
+        for value in options.values():
+            if type(value) not in _SIMPLE and (type(value) is not list or not all(type(each) is str for each in value)):
+                return None  # two that are not equal may look the same
+        name = repr(options)
+        if name not in self._options:
+            sampled = is_sampled(options)
+            self._options[name] = None if sampled else read_request({"gen_kwargs": options}).text[1:-1]
+        return self._options[name]
 
 
 def tags_of(instance: Any) -> dict[str, Any]:
