@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmstash.adapters.lm_eval.questions import Writer, requests_of
+from lmstash.adapters.lm_eval.questions import Questions, Writer
 from lmstash.caches.responses.requests import Request, read_request
 
 from .conftest import instance
@@ -46,8 +46,8 @@ def test_likelihoods_are_written_as_they_are_read(context: str, continuation: st
 def test_the_usual_requests_are_written_the_quick_way_and_sampled_ones_are_not():
     usual = instance("generate_until", "p", {"until": ["\n"], "do_sample": False, "temperature": 0.0})
     sampled = instance("generate_until", "p", {"until": ["\n"], "temperature": 0.5})
-    repeated = [usual, usual]
-    kinds = [type(each) for each in requests_of("generate_until", [sampled, *repeated], world_size=1, seed=None)]
+    asked = Questions("generate_until", [sampled, usual, usual], world_size=1, seed=None)
+    kinds = [type(each) for start in range(3) for each in asked.part(start, start + 1)]
     assert kinds == [dict, Request, dict]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from lm_eval.api.model import LM
 from lmstash.adapters.lm_eval.identity import who_answers
 from lmstash.adapters.lm_eval.imported import ImportedAnswers
 from lmstash.adapters.lm_eval.partials import Hook
-from lmstash.adapters.lm_eval.questions import requests_of, tags_of
+from lmstash.adapters.lm_eval.questions import Questions, tags_of
 from lmstash.adapters.lm_eval.ranks import most_of_all, must_be_even
 from lmstash.adapters.lm_eval.running import run
 from lmstash.adapters.lm_eval.vouching import Vouched
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from lmstash.stash import Stash
 
 logger = logging.getLogger("lmstash")
+_AT_ONCE = 1024
+"""So many are looked up at once."""
 
 
 @dataclass(slots=True)
@@ -126,42 +128,26 @@ class CachedLM(LM):
 
     def _answer(self, method: str, instances: Sequence[Any]) -> list[Any]:
         answers: list[Any] = [None] * len(instances)
-        asked = self._names(method, instances)
-        todo = self._kept(method, instances, asked, answers)
-        computed = self._compute(method, instances, asked, list(todo))
+        names: dict[int, Asked] = {}
+        todo = self._kept(method, instances, answers, names)
+        computed = self._compute(method, instances, names, list(todo))
         for numbers, answer in zip(todo.values(), computed, strict=True):
             for number in numbers:
                 answers[number] = answer
         return answers
 
-    def _names(self, method: str, instances: Sequence[Any]) -> list[Asked | None]:
-        """Return the name of each request; None for what is not cached."""
-        events, responses = self.stash.store.events, self.responses
-        if responses is None:
-            events.misses([b""] * len(instances), MissReason.UNSUPPORTED)
-            return [None] * len(instances)
-        model = responses.asker.look()
-        seed = self._who.seed() if hasattr(self._who, "seed") else None
-        try:
-            requests: Sequence[Any] = requests_of(method, instances, world_size=self.lm.world_size, seed=seed)
-            return responses.asker.ask_many(model, requests)
-        except Exception as error:  # a cache does not end an evaluation
-            if self.stash.store.strict:
-                raise
-            events.warn_once("lm_eval requests", "lmstash: these requests are not cached: %r", error)
-            events.misses([b""] * len(instances), MissReason.UNSUPPORTED)
-            return [None] * len(instances)
-
     def _kept(
-        self, method: str, instances: Sequence[Any], asked: Sequence[Asked | None], answers: list[Any]
+        self, method: str, instances: Sequence[Any], answers: list[Any], names: dict[int, Asked]
     ) -> dict[int, list[int]]:
-        """Fill in what is kept; returns, for each request to compute, the numbers of all that ask the same."""
+        """Fill in what is kept, and the names of what is not.
+
+        Returns, for each request to compute, the numbers of all that ask the same.
+        """
         counts, before = self.counts, self.counts.hits
         counts.asked += len(instances)
-        found = [None] * len(asked) if self.responses is None else self.responses.shelf.read_all(asked)
         todo: dict[int, list[int]] = {}
         by_key: dict[bytes, int] = {}
-        for number, (each, one) in enumerate(zip(asked, found, strict=True)):
+        for number, each, one in self._looked_up(method, instances):
             if one is not None:
                 answers[number] = one[0]
                 counts.hits += 1
@@ -172,18 +158,40 @@ class CachedLM(LM):
                 counts.repeated += 1
             else:
                 by_key[each.key] = number
+                names[number] = each
                 todo[number] = [number]
-        if self._imported is not None and todo:
-            for number, answer in self._imported.find(method, instances, [n for n in todo if asked[n]]).items():
+        if self._imported is not None and names:
+            for number, answer in self._imported.find(method, instances, list(names)).items():
                 counts.imported += 1
                 for each in todo.pop(number):
                     answers[each] = answer
         logger.info("lmstash: %s: %d requests, %d kept", method, len(instances), self.counts.hits - before)
         return todo
 
-    def _compute(
-        self, method: str, instances: Sequence[Any], asked: Sequence[Asked | None], todo: list[int]
-    ) -> list[Any]:
+    def _looked_up(self, method: str, instances: Sequence[Any]) -> Iterator[tuple[int, Asked | None, Any]]:
+        """Yield each request's number, its name (None for what is not cached), and what is kept."""
+        events, responses = self.stash.store.events, self.responses
+        if responses is None:
+            events.misses([b""] * len(instances), MissReason.UNSUPPORTED)
+            yield from ((number, None, None) for number in range(len(instances)))
+            return
+        model = responses.asker.look()
+        seed = self._who.seed() if hasattr(self._who, "seed") else None
+        questions = Questions(method, instances, world_size=self.lm.world_size, seed=seed)
+        for start in range(0, len(instances), _AT_ONCE):
+            end = min(start + _AT_ONCE, len(instances))
+            try:
+                asked = responses.asker.ask_many(model, questions.part(start, end))
+                found = responses.shelf.read_all(asked)
+            except Exception as error:  # a cache does not end an evaluation
+                if self.stash.store.strict:
+                    raise
+                events.warn_once("lm_eval requests", "lmstash: some requests are not cached: %r", error)
+                events.misses([b""] * (end - start), MissReason.UNSUPPORTED)
+                asked = found = [None] * (end - start)
+            yield from zip(range(start, end), asked, found, strict=True)
+
+    def _compute(self, method: str, instances: Sequence[Any], names: Mapping[int, Asked], todo: list[int]) -> list[Any]:
         """Return the model's answers to the requests of these numbers; keeps each as it comes."""
         n_even: int | None = None
         fill: Any = instances[0] if instances else None
@@ -194,7 +202,7 @@ class CachedLM(LM):
                 self.counts.filled += most - len(todo)
         if not todo and not n_even:
             return []
-        model = next((each.model for each in asked if each is not None), None)
+        model = next((each.model for each in names.values()), None)
         if model is not None:
             self._vouched.begin(model)
 
@@ -202,7 +210,8 @@ class CachedLM(LM):
             if self.responses is None:
                 return
             pairs = [
-                (asked[todo[n]], tags_of(instances[todo[n]]), _plain(v)) for n, v in zip(numbers, values, strict=True)
+                (names.get(todo[n]), tags_of(instances[todo[n]]), _plain(v))
+                for n, v in zip(numbers, values, strict=True)
             ]
             self._keep([pair for pair in pairs if pair[0] is not None], seconds)
 

@@ -20,42 +20,53 @@ _NO_ARGUMENTS: dict[str, Any] = {}
 """None that would matter: what is written so is not sampled."""
 
 
-def requests_of(method: str, instances: Sequence[Any], *, world_size: int, seed: int | None) -> list[Any]:
-    """Return a request for each instance, as the responses cache takes them. Costs about 5 us each.
+class Questions:
+    """The requests of one call of the harness, in order, a part at a time."""
 
-    Args:
-        method: What the harness calls.
-        instances: As it passes them: the same object several times asks for several answers.
-        world_size: How many ranks evaluate; with more than one, the last instance may be padding.
-        seed: What sampling goes out from, if it is known.
-    """
-    asked: dict[int, int] = {}
-    nameless: dict[int, int] = {}
-    last = instances[-1] if instances and world_size > 1 else None
-    out: list[Any] = []
-    write = Writer()
-    for each in instances:
-        number = asked.get(id(each), 0)
-        asked[id(each)] = number + 1
-        if number and each is last and each.repeats:
-            number %= each.repeats  # padding asks again what was asked already
-        arguments = each.args
-        if not number and (read := write.plain(method, arguments)) is not None:
-            out.append(read)
-            continue
-        request = _plain_request(method, arguments)
-        if method == "generate_until" and len(arguments) > 1 and isinstance(arguments[1], dict):
+    def __init__(self, method: str, instances: Sequence[Any], *, world_size: int, seed: int | None) -> None:
+        """Take what is asked.
+
+        Args:
+            method: What the harness calls.
+            instances: As it passes them: the same object several times asks for several answers.
+            world_size: How many ranks evaluate; with more than one, the last instance may be padding.
+            seed: What sampling goes out from, if it is known.
+        """
+        self._method = method
+        self._instances = instances
+        self._seed = seed
+        self._last = instances[-1] if instances and world_size > 1 else None
+        self._asked: dict[int, int] = {}
+        self._nameless: dict[int, int] = {}
+        self._writer = Writer()
+
+    def part(self, start: int, end: int) -> list[Any]:
+        """Return these requests, as the responses cache takes them; parts have to be asked for in order."""
+        out: list[Any] = []
+        asked, last, plain, method = self._asked, self._last, self._writer.plain, self._method
+        for each in self._instances[start:end]:
+            number = asked.get(id(each), 0)
+            asked[id(each)] = number + 1
+            if number and each is last and each.repeats:
+                number %= each.repeats  # padding asks again what was asked already
+            arguments = each.args
+            read = None if number else plain(method, arguments)
+            out.append(self._general(each, arguments, number) if read is None else read)
+        return out
+
+    def _general(self, instance: Any, arguments: tuple[Any, ...], number: int) -> dict[str, Any]:
+        request = _plain_request(self._method, arguments)
+        if self._method == "generate_until" and len(arguments) > 1 and isinstance(arguments[1], dict):
             options = arguments[1]
             if is_sampled(options):
-                request["doc"] = [each.task_name, each.doc_id, each.idx]
-                if each.doc_id is None:
-                    request["doc"].append(nameless.setdefault(id(each), len(nameless)))
-                if seed is not None and seed_of(options) is None:
-                    request["seed"] = seed
+                request["doc"] = [instance.task_name, instance.doc_id, instance.idx]
+                if instance.doc_id is None:
+                    request["doc"].append(self._nameless.setdefault(id(instance), len(self._nameless)))
+                if self._seed is not None and seed_of(options) is None:
+                    request["seed"] = self._seed
         if number:
             request["repeat"] = number
-        out.append(request)
-    return out
+        return request
 
 
 class Writer:
@@ -91,7 +102,7 @@ class Writer:
     def _written(self, options: dict[Any, Any]) -> bytes | None:
         """Return generation arguments as they stand in a request; None where asking twice may give two answers."""
         for value in options.values():
-            if type(value) not in _SIMPLE and (type(value) is not list or not all(type(each) is str for each in value)):
+            if type(value) not in _SIMPLE and (type(value) is not list or not {str}.issuperset(map(type, value))):
                 return None  # two that are not equal may look the same
         name = repr(options)
         if name not in self._options:
