@@ -20,6 +20,7 @@ from lmstash.adapters.lm_eval.running import run
 from lmstash.adapters.lm_eval.vouching import Vouched
 from lmstash.caches.responses.asking import Asked
 from lmstash.caches.responses.cache import Responses
+from lmstash.caches.responses.shelf import MISSING
 from lmstash.errors import UnsupportedModelError
 from lmstash.events import MissReason
 
@@ -148,8 +149,8 @@ class CachedLM(LM):
         todo: dict[int, list[int]] = {}
         by_key: dict[bytes, int] = {}
         for number, each, one in self._looked_up(method, instances):
-            if one is not None:
-                answers[number] = one[0]
+            if one is not MISSING:
+                answers[number] = one
                 counts.hits += 1
             elif each is None:
                 todo[number] = [number]
@@ -169,11 +170,11 @@ class CachedLM(LM):
         return todo
 
     def _looked_up(self, method: str, instances: Sequence[Any]) -> Iterator[tuple[int, Asked | None, Any]]:
-        """Yield each request's number, its name (None for what is not cached), and what is kept."""
+        """Yield each request's number, its name (None for what is not cached), and what is kept or `MISSING`."""
         events, responses = self.stash.store.events, self.responses
         if responses is None:
             events.misses([b""] * len(instances), MissReason.UNSUPPORTED)
-            yield from ((number, None, None) for number in range(len(instances)))
+            yield from ((number, None, MISSING) for number in range(len(instances)))
             return
         model = responses.asker.look()
         seed = self._who.seed() if hasattr(self._who, "seed") else None
@@ -182,13 +183,13 @@ class CachedLM(LM):
             end = min(start + _AT_ONCE, len(instances))
             try:
                 asked = responses.asker.ask_many(model, questions.part(start, end))
-                found = responses.shelf.read_all(asked)
+                found = responses.shelf.read_many(asked)
             except Exception as error:  # a cache does not end an evaluation
                 if self.stash.store.strict:
                     raise
                 events.warn_once("lm_eval requests", "lmstash: some requests are not cached: %r", error)
                 events.misses([b""] * (end - start), MissReason.UNSUPPORTED)
-                asked = found = [None] * (end - start)
+                asked, found = [None] * (end - start), [MISSING] * (end - start)
             yield from zip(range(start, end), asked, found, strict=True)
 
     def _compute(self, method: str, instances: Sequence[Any], names: Mapping[int, Asked], todo: list[int]) -> list[Any]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmstash.caches.responses.asking import Asked
 from lmstash.caches.responses.sampling import is_sampled
-from lmstash.caches.responses.shelf import Shelf
+from lmstash.caches.responses.shelf import MISSING, Shelf
 from lmstash.caches.responses.who import Declared, named
 from lmstash.identity.keys import KeyFamily
 
@@ -60,8 +60,8 @@ class ImportedAnswers:
                 continue
         there = self._shelf.store.contains_many([each.key for each in asked.values()])
         present = {number: each for (number, each), one in zip(asked.items(), there, strict=True) if one}
-        found = self._shelf.read_all(list(present.values()))
-        return {number: one[0] for number, one in zip(present, found, strict=True) if one is not None}
+        found = self._shelf.read_many(list(present.values()))
+        return {number: one for number, one in zip(present, found, strict=True) if one is not MISSING}
 
     def _asked(self, digest: bytes) -> Asked:
         return Asked(self._family.digest(digest), b"", self.model, 0)
