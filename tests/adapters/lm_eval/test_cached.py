@@ -123,7 +123,8 @@ def test_the_plain_attributes_of_a_declared_model_count_but_not_how_it_is_run(st
 
     assert asks(max_length=100, batch_size=1, api_key="one") == 2
     assert asks(max_length=100, batch_size=4, api_key="two", _rank=1) == 0
-    assert asks(max_length=200) == 2
+    for other in ({"max_length": 200}, {"_max_length": 100}, {"peft": "adapter"}, {"revision": "2"}):
+        assert asks(**{"max_length": 100, **other}) == 2, other
 
 
 def test_a_class_that_nobody_knows_is_not_cached_unless_it_is_declared(tmp_path, caplog):

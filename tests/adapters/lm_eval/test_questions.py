@@ -61,3 +61,4 @@ def test_what_looks_the_same_but_is_not_is_not_taken_for_it():
     assert write.plain("generate_until", ("p", {"until": Liar("b")})) is None
     assert write.plain("generate_until", ("p", {"until": [Liar("b")]})) is None
     assert write.plain("generate_until", (Liar("p"), {"until": "a"})) is None
+    assert write.plain("generate_until", ("p", {Liar("until"): "a"})) is None

@@ -309,7 +309,7 @@ def _declared(lm: Any, model: str, revision: str | None, variant: str | None) ->
     plain: dict[Component, Component] = {
         name: _without_secrets(value)
         for name, value in vars(lm).items()
-        if name not in _RUNNING | _IN_WEIGHTS | _DERIVED and not SECRETS.fullmatch(name) and _is_plain(value)
+        if name not in _RUNNING | _DERIVED | {"pretrained"} and not SECRETS.fullmatch(name) and _is_plain(value)
     }
     kind = f"{type(lm).__module__}.{type(lm).__qualname__}"
     parts: dict[str, Component] = {"kind": "lm_eval", "of": base.digest, "class": kind, "settings": plain}

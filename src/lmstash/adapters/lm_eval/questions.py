@@ -101,14 +101,16 @@ class Writer:
 
     def _written(self, options: dict[Any, Any]) -> bytes | None:
         """Return generation arguments as they stand in a request; None where asking twice may give two answers."""
-        for value in options.values():
+        for name, value in options.items():
+            if type(name) is not str:
+                return None
             if type(value) not in _SIMPLE and (type(value) is not list or not {str}.issuperset(map(type, value))):
                 return None  # two that are not equal may look the same
-        name = repr(options)
-        if name not in self._options:
+        look = repr(options)
+        if look not in self._options:
             sampled = is_sampled(options)
-            self._options[name] = None if sampled else read_request({"gen_kwargs": options}).text[1:-1]
-        return self._options[name]
+            self._options[look] = None if sampled else read_request({"gen_kwargs": options}).text[1:-1]
+        return self._options[look]
 
 
 def tags_of(instance: Any) -> dict[str, Any]:
