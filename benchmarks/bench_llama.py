@@ -157,7 +157,7 @@ def lookups(report: Report, scratch: Scratch, rounds: int, *, quick: bool) -> No
 
 
 def second(report: Report, scratch: Scratch, rounds: int, *, flash: bool) -> None:
-    from llama_work import PREFIX, Split, Words, load, say, split
+    from llama_work import PREFIX, AttachedSplit, Words, load, say, split
 
     import lmstash
     from lmstash.adapters.llama_cpp import attach
@@ -170,6 +170,7 @@ def second(report: Report, scratch: Scratch, rounds: int, *, flash: bool) -> Non
     system, turn = words.system(), 0
     texts: dict[str, list[str]] = {}
     parts: dict[str, list[dict[str, float]]] = {}
+    working: dict[str, int] = {}
     held = caches(scratch)
     stash = lmstash.open(scratch.fresh("attached"), trust_env=False)
 
@@ -195,7 +196,7 @@ def second(report: Report, scratch: Scratch, rounds: int, *, flash: bool) -> Non
     def attached(name: str, attachment: Any) -> Callable[[Timing], None]:
         llm = models[f"ours, {name}"]
 
-        spent = Split(llm, llm.cache)
+        spent = AttachedSplit(attachment)
 
         def run(timing: Timing) -> None:
             with attachment.paused():
@@ -203,7 +204,8 @@ def second(report: Report, scratch: Scratch, rounds: int, *, flash: bool) -> Non
             spent.seconds = {}
             timed(name, llm, timing)
             parts.setdefault(name, []).append(spent.seconds)
-            stash.flush()
+            attachment.flush()
+            working[name] = attachment.working_bytes
 
         return run
 
@@ -252,6 +254,7 @@ def second(report: Report, scratch: Scratch, rounds: int, *, flash: bool) -> Non
     columns += ["look-up, ms", "load_state", "save_state", "store", "text as live"]
     on = f"flash attention {'on' if flash else 'off'}"
     report.table(f"{PREFIX:,} shared tokens and a question after an unrelated prompt, {on}", columns, rows)
+    report.note(f"an attachment keeps {max(working.values()) / 1e6:.1f} MB to copy states in")
     for tier, limit in (("RAM", GOAL_RAM), ("disk", GOAL_DISK)):
         against = ratio(timings[f"attach {tier}"].wall, floor.wall)
         report.goal(f"attach, {tier}, against live KV, {on}", against, limit, unit="x")

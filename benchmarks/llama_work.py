@@ -126,6 +126,19 @@ class Split:
         self._llm.set_cache(None)
 
 
+class AttachedSplit:
+    """Notes what an attached model spends in its attachment: restoring (the look-up in it), and keeping."""
+
+    def __init__(self, attachment: Any) -> None:
+        """Take it."""
+        self.seconds: dict[str, float] = {}
+        restore, keep = attachment.restore, attachment.keep
+        attachment.restore = lambda tokens: self._timed("load_state", restore, tokens)
+        attachment.keep = lambda: self._timed("store", keep)
+
+    _timed = Split._timed
+
+
 @contextlib.contextmanager
 def split(llm: Any, cache: Any) -> Iterator[Split]:
     """Set a cache on a model, with a `Split` between them; afterwards the model has none."""

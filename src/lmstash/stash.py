@@ -148,7 +148,8 @@ class Stash:
         Args:
             kind: For instance `activations`.
             model: The model's name as kept, or at least 8 leading hex digits of its fingerprint.
-            tag: A tag the entries were put with.
+            tag: A tag the entries were put with: a word, or `name=value` for a named one (`task=gsm8k`). May be a
+                pattern (`task=gsm8k*`).
             older_than: Seconds since the entry was last used.
             dry_run: Only count.
 
@@ -157,12 +158,16 @@ class Stash:
         """
         if kind is None and model is None and tag is None and older_than is None:
             raise InvalidArgumentError("prune() needs a condition: kind=, model=, tag= or older_than=; or call clear()")
+        from lmstash.caches.models import ModelNames, names_model
+        from lmstash.caches.tags import has_tag
+
         deadline = None if older_than is None else time.time() - older_than
+        names = None if model is None else ModelNames(self.store)
 
         def chosen(entry: EntryInfo) -> bool:
             return (
-                (model is None or names_model(entry, model))
-                and (tag is None or tag in entry.meta.get("tags", ()))
+                (model is None or names is None or names_model(entry, model, names))
+                and (tag is None or has_tag(entry.meta, tag))
                 and (deadline is None or entry.last_used < deadline)
             )
 
@@ -172,9 +177,11 @@ class Stash:
     def forget(self, *, prompt: str, dry_run: bool = False) -> Removed:
         """Remove every entry that was computed over the text `prompt`, of every kind. Reads the facts of all entries.
 
-        Kept lists of token ids are removed with it, since ids spell out text. Blocks of raw values that other prompts
-        share go too if this prompt was the first to need them.
+        Of responses, those to requests that hold it anywhere; a private stash keeps no requests to look at. Kept lists
+        of token ids are removed with it, since ids spell out text. Blocks of raw values that other prompts share go too
+        if this prompt was the first to need them.
         """
+        from lmstash.caches.responses import finding
         from lmstash.identity.tokens import digest_text
 
         name = digest_text(prompt)
@@ -182,7 +189,9 @@ class Stash:
             lambda entry: entry.meta.get("text_id") == name or entry.meta.get("text") == prompt, dry_run=dry_run
         )
         ids = self.store.prune(namespace="prompts/", dry_run=dry_run)
-        return Removed(removed.entries + ids.entries, removed.nbytes + ids.nbytes)
+        answers = finding.forget(self.store, prompt, salt=self.salt, dry_run=dry_run) if prompt else Removed(0, 0)
+        every = (removed, ids, answers)
+        return Removed(sum(each.entries for each in every), sum(each.nbytes for each in every))
 
     def clear(self) -> Removed:
         """Remove every entry; touches no file that lmstash did not write."""
@@ -306,12 +315,6 @@ class Tensors:
         from lmstash.identity.keys import Key
 
         return Key({"kind": "tensors", "key": key, "salt": self._stash.salt}).digest
-
-
-def names_model(entry: EntryInfo, model: str) -> bool:
-    """Whether `entry` belongs to `model`: its name as kept, or 8 or more leading hex digits of its fingerprint."""
-    fingerprint = str(entry.meta.get("model", ""))
-    return entry.meta.get("name") == model or (len(model) >= 8 and fingerprint.startswith(model[:16]))
 
 
 def open_stash(

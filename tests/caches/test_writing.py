@@ -53,6 +53,16 @@ def test_what_is_offered_is_put(slow):
     assert threading.active_count() == 1 or not any("lmstash-write" in each.name for each in threading.enumerate())
 
 
+def test_a_flush_ends_with_patience(slow):
+    queue = WriteBehind(slow)
+    queue.offer([write(1)])
+    assert not queue.flush(0.01)
+    assert queue.waits([sample_key(1)]) == [True]
+    slow.gate.set()
+    assert queue.flush(20)
+    assert slow.contains(sample_key(1))
+
+
 def test_what_waits_is_found(slow):
     queue = WriteBehind(slow)
     queue.offer([Write(sample_key(1), [b"one ", b"two"], namespace=NAMESPACE, parent=sample_key(9), n_tokens=7)])

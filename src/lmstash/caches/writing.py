@@ -110,12 +110,21 @@ class WriteBehind:
         with self._changed:
             return [key in self._waiting for key in keys]
 
-    def flush(self) -> None:
-        """Return once everything offered so far was put (or dropped)."""
+    def flush(self, patience_seconds: float | None = None) -> bool:
+        """Return once everything offered so far was put (or dropped), or patience ends; returns whether it was.
+
+        Args:
+            patience_seconds: How long to wait; None for as long as it takes.
+        """
+        deadline = None if patience_seconds is None else time.monotonic() + patience_seconds
         with self._changed:
             while self._groups or self._bytes:
                 self._start()
-                self._changed.wait(1.0)
+                left = 1.0 if deadline is None else deadline - time.monotonic()
+                if left <= 0:
+                    return False
+                self._changed.wait(min(left, 1.0))
+        return True
 
     def _add(self, group: _Group, deadline: float | None) -> bool:
         with self._changed:

@@ -13,6 +13,8 @@ those that are equal are taken. --declare takes your word for it instead.
 model answered nor what was asked: --model NAME declares the model, and an evaluation that is told the same name
 (`lmstash eval --imported NAME lm_eval ...`) finds the answers.
 
+`responses`: a JSONL file that `lmstash export responses` wrote. Only rows that lead to the key they claim are taken.
+
 Exit code 1 when something could not be taken.
 """
 
@@ -27,13 +29,15 @@ from lmstash.cli.output import print_json
 from lmstash.cli.place import open_named
 from lmstash.errors import InvalidArgumentError, NotFoundError
 
-SOURCES = ("lmprobe", "llama-cpp", "lm-eval")
+SOURCES = ("lmprobe", "llama-cpp", "lm-eval", "responses")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what is taken over from where."""
     parser.add_argument("source", choices=SOURCES, help="whose cache it is")
-    parser.add_argument("folder", metavar="PLACE", type=Path, help="the folder of that cache; lm-eval: its file")
+    parser.add_argument(
+        "folder", metavar="PLACE", type=Path, help="the folder of that cache; lm-eval and responses: the file"
+    )
     parser.add_argument(
         "--model",
         metavar="NAME",
@@ -54,6 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Import, and print what was taken."""
     if arguments.source == "lm-eval":
         return _lm_eval(arguments)
+    if arguments.source == "responses":
+        return _responses(arguments)
     if not arguments.folder.is_dir():
         raise NotFoundError(f"{arguments.folder} is not a folder. Name the folder that {arguments.source} caches in.")
     if arguments.source == "llama-cpp":
@@ -66,6 +72,19 @@ def run(arguments: argparse.Namespace) -> int:
         report = import_cache(arguments.folder, stash, model=arguments.model, declare=arguments.declare)
     _print(arguments, report)
     return 1 if report.problems or any(each.dropped for each in report.models) else 0
+
+
+def _responses(arguments: argparse.Namespace) -> int:
+    from lmstash.caches.responses.exporting import import_responses
+
+    if arguments.model or arguments.declare or arguments.setting:
+        raise InvalidArgumentError("--model, --declare and --setting are for other sources: an export names its models")
+    if not arguments.folder.is_file():
+        raise NotFoundError(f"{arguments.folder} is not a file. Name what `lmstash export responses` wrote as JSONL.")
+    with open_named(arguments, write=True, make=True) as stash:
+        report = import_responses(stash.store, arguments.folder, salt=stash.salt, private=stash.private)
+    _print(arguments, report)
+    return 1 if report.unproven or report.damaged else 0
 
 
 def _llama_cpp(arguments: argparse.Namespace) -> int:

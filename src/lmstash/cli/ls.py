@@ -1,4 +1,4 @@
-"""List entries, the most recently used first, by kind, model, tag, text, size or age."""
+"""List entries, the most recently used first, by kind, model, tag, text, size or age; responses by task, too."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import argparse
 import heapq
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from lmstash.caches.models import ModelNames, names_model
+from lmstash.caches.tags import has_tag, is_like
+from lmstash.cli.exchanges import KIND, add_named_facts, named_facts, place_in_task, words_of
 from lmstash.cli.output import age, clip, parse_age, print_json, say, size, table
 from lmstash.cli.place import components, describe, model_of, open_named
 from lmstash.settings import parse_bytes
-from lmstash.store.base import EntryInfo
+from lmstash.store.base import EntryInfo, Store
 
 ORDERS: dict[str, Callable[[EntryInfo], Any]] = {
     "used": lambda entry: entry.last_used,
@@ -27,8 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the filters."""
     parser.add_argument("--kind", help="for instance activations")
     parser.add_argument("--model", help="a model's name, or 8 or more leading hex digits of its fingerprint")
-    parser.add_argument("--tag", help="entries that were put with this tag")
-    parser.add_argument("--text", help="entries whose kept text contains this (private stashes keep none)")
+    parser.add_argument("--tag", help="entries with this tag, a word or NAME=VALUE; may be a pattern: task=gsm8k*")
+    add_named_facts(parser)
+    parser.add_argument(
+        "--text",
+        "--grep",
+        help="entries whose kept text (of responses: request or answer) contains this; private stashes keep no prompts",
+    )
     parser.add_argument("--larger", metavar="SIZE", help="values over this size, for instance 1MB")
     parser.add_argument("--older", metavar="AGE", help="not used for this long, for instance 7d, 12h, 30m")
     parser.add_argument("--sort", choices=ORDERS, default="used", help="greatest first (default: used)")
@@ -37,24 +45,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the entries that meet every filter."""
-    chosen = build_filter(arguments)
-    namespace = f"{arguments.kind}/" if arguments.kind else None
     total = nbytes = 0
 
-    def counted(entry: EntryInfo) -> bool:
+    def counted(entries: Iterator[EntryInfo]) -> Iterator[EntryInfo]:
         nonlocal total, nbytes
-        if not chosen(entry):
-            return False
-        total, nbytes = total + 1, nbytes + entry.nbytes
-        return True
+        for entry in entries:
+            total, nbytes = total + 1, nbytes + entry.nbytes
+            yield entry
 
     with open_named(arguments) as stash:
-        found = filter(counted, stash.store.entries(namespace))
+        names = ModelNames(stash.store)
+        found = counted(chosen_entries(stash.store, arguments, names))
         limit = arguments.limit if arguments.limit > 0 else sys.maxsize
         key = ORDERS[arguments.sort]
         entries = heapq.nlargest(limit, found, key=key) if arguments.limit > 0 else sorted(found, key=key, reverse=True)
+        said = {} if arguments.json else words_of(stash.store, entries)
     if arguments.json:
-        print_json("ls", total=total, nbytes=nbytes, entries=[describe(entry) for entry in entries])
+        described = [describe(entry) | {"model": model_of(entry, names)} for entry in entries]
+        print_json("ls", total=total, nbytes=nbytes, entries=described)
         return 0
     if entries:
         now = time.time()
@@ -62,12 +70,12 @@ def run(arguments: argparse.Namespace) -> int:
             (
                 entry.key.hex()[:12],
                 entry.kind,
-                clip(model_of(entry), 24),
+                clip(model_of(entry, names), 24),
                 clip(place_of(entry), 28),
                 f"{entry.n_tokens:,}" if entry.n_tokens else "-",
                 size(entry.nbytes),
                 age(now - entry.last_used),
-                clip(entry.meta.get("text", ""), 40),
+                clip(entry.meta.get("text", said.get(entry.key, "")), 60),
             )
             for entry in entries
         ]
@@ -79,28 +87,41 @@ def run(arguments: argparse.Namespace) -> int:
 
 def place_of(entry: EntryInfo) -> str:
     """Return where in the model a value was read off, in a few words: `block_out 3,7 last`."""
+    if entry.kind == KIND:
+        return place_in_task(entry)
     named = components(entry)
     words = [named[name] for name in ("site", "layer", "layers", "pool") if named.get(name) is not None]
     words = [",".join(map(str, each)) if isinstance(each, list) else each for each in words]
     return " ".join(map(str, words)) or "-"
 
 
-def build_filter(arguments: argparse.Namespace) -> Callable[[EntryInfo], bool]:
-    """Return what tells whether an entry meets the filters of the command line.
+def chosen_entries(store: Store, arguments: argparse.Namespace, names: ModelNames) -> Iterator[EntryInfo]:
+    """Yield the entries that meet the filters of the command line."""
+    chosen, text, kind = build_filter(arguments, names), arguments.text, arguments.kind
+    for entry in store.entries(f"{kind}/" if kind else None):
+        if chosen(entry) and (text is None or (entry.kind != KIND and text in str(entry.meta.get("text", "")))):
+            yield entry
+    if text is not None and kind in (None, KIND):
+        from lmstash.caches.responses.finding import Conditions, scan
+
+        yield from (kept.entry for kept in scan(store, Conditions(text=text), also=chosen))
+
+
+def build_filter(arguments: argparse.Namespace, names: ModelNames) -> Callable[[EntryInfo], bool]:
+    """Return what tells whether an entry meets the filters of the command line, but for the text.
 
     Raises:
         InvalidArgumentError: A size or an age cannot be read.
     """
-    from lmstash.stash import names_model
-
     larger = parse_bytes(arguments.larger) if arguments.larger else None
     deadline = time.time() - parse_age(arguments.older) if arguments.older else None
+    named = named_facts(arguments)
 
     def chosen(entry: EntryInfo) -> bool:
         return (
-            (arguments.model is None or names_model(entry, arguments.model))
-            and (arguments.tag is None or arguments.tag in entry.meta.get("tags", ()))
-            and (arguments.text is None or arguments.text in str(entry.meta.get("text", "")))
+            (arguments.model is None or names_model(entry, arguments.model, names))
+            and (arguments.tag is None or has_tag(entry.meta, arguments.tag))
+            and all(is_like(entry.meta.get(name), value) for name, value in named.items())
             and (larger is None or entry.nbytes > larger)
             and (deadline is None or entry.last_used < deadline)
         )

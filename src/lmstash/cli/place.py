@@ -12,6 +12,7 @@ from lmstash.errors import InvalidArgumentError, LmstashError, NotFoundError, St
 from lmstash.settings import resolve
 
 if TYPE_CHECKING:
+    from lmstash.caches.models import ModelNames
     from lmstash.stash import Stash
     from lmstash.store.base import EntryInfo, Removed, Store
 
@@ -122,12 +123,12 @@ def plain(value: Any) -> Any:
     return value
 
 
-def model_of(entry: EntryInfo) -> str:
+def model_of(entry: EntryInfo, names: ModelNames) -> str:
     """Return the name of an entry's model, else its fingerprint, else a dash."""
-    name, fingerprint = entry.meta.get("name"), entry.meta.get("model")
-    if name:
-        return Path(str(name)).name
-    return str(fingerprint)[:16] if fingerprint else "-"
+    from lmstash.caches.models import fingerprint_of
+
+    name = names.of(entry)
+    return Path(name).name if name else fingerprint_of(entry) or "-"
 
 
 def confirmed(arguments: argparse.Namespace, would: Removed, what: str) -> bool | None:

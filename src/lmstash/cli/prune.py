@@ -12,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the conditions."""
     parser.add_argument("--kind", help="for instance activations")
     parser.add_argument("--model", help="a model's name, or 8 or more leading hex digits of its fingerprint")
-    parser.add_argument("--tag", help="entries that were put with this tag")
+    parser.add_argument("--tag", help="entries with this tag, a word or NAME=VALUE; may be a pattern: task=gsm8k*")
     parser.add_argument("--older", metavar="AGE", help="not used for this long, for instance 7d, 12h, 30m")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be removed")
     parser.add_argument("--yes", action="store_true", help="do not ask")

@@ -1,12 +1,17 @@
-"""Print everything known of one entry: what it answers, what it cost, when it was used, which tensors it holds."""
+"""Print everything known of one entry: what it answers, what it cost, when it was used, which tensors it holds.
+
+Of a response, the request and the answer, in full.
+"""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any
 
+from lmstash.caches.models import ModelNames
+from lmstash.cli.exchanges import KIND, exchange_of, in_full
 from lmstash.cli.output import age, clip, facts, print_json, since, size, style
-from lmstash.cli.place import describe, find_entry, open_named
+from lmstash.cli.place import describe, find_entry, model_of, open_named
 from lmstash.errors import FormatError
 from lmstash.store.base import EntryInfo, Store
 
@@ -23,15 +28,18 @@ def run(arguments: argparse.Namespace) -> int:
     with open_named(arguments) as stash:
         entry = find_entry(stash.store, arguments.key)
         tensors = read_layout(stash.store, entry)
+        asked = exchange_of(stash.store, entry) if entry.kind == KIND else {}
+        model = model_of(entry, ModelNames(stash.store))
     described = describe(entry)
     if arguments.json:
-        print_json("show", entry=described | {"tensors": tensors})
+        print_json("show", entry=described | {"tensors": tensors} | asked)
         return 0
     print(style(described["key"], "bold"))
     lines = [
         ("namespace", entry.namespace),
+        ("model", model),
         *((f"id: {name}", clip(value, 100)) for name, value in described["components"].items()),
-        *((name, clip(value, 100)) for name, value in described["meta"].items() if value not in ("", [], None)),
+        *((name, clip(value, 100)) for name, value in described["meta"].items() if shown(name, value)),
         ("value", size(entry.nbytes)),
         *(("tensor", f"{each['name']}  {each['dtype']}  {each['shape']}") for each in tensors or ()),
         ("covers", f"{entry.n_tokens:,} tokens"),
@@ -43,7 +51,14 @@ def run(arguments: argparse.Namespace) -> int:
         ("parent", entry.parent.hex() or "-"),
     ]
     print(facts(lines))
+    for name, value in asked.items():
+        print(f"\n{style(name, 'bold')}\n{in_full(value)}")
     return 0
+
+
+def shown(name: str, value: Any) -> bool:
+    """Whether a fact has a line of its own."""
+    return name not in ("model", "name") and value not in ("", [], None)
 
 
 def expiry(moment: float) -> str:

@@ -1,7 +1,8 @@
 """Say why a look-up hits or misses, and which part of its identity differs from the nearest kept entry.
 
 `lmstash why KEY` asks about one key. `lmstash why --prompt TEXT` asks about an activation as a program would, by what
-it names: --model, --layer, --site, --pool, --storage; parts that are not named are not compared.
+it names: --model, --layer, --site, --pool, --storage; parts that are not named are not compared. `lmstash why
+--request JSON` (or `@FILE`) asks about a response, with --model and --occurrence.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the two ways of asking."""
     parser.add_argument("key", metavar="KEY", nargs="?", help="a key in hex; its first digits will do")
     parser.add_argument("--prompt", metavar="TEXT", help="the prompt that was looked up")
+    parser.add_argument("--request", metavar="JSON", help="the request that was looked up, or @FILE that holds it")
+    parser.add_argument("--occurrence", metavar="N", type=int, default=0, help="the how-manieth answer (default: 0)")
     parser.add_argument("--model", help="a model's name, or 8 or more leading hex digits of its fingerprint")
     parser.add_argument("--layer", type=int, help="the layer that was looked up")
     parser.add_argument("--site", help="the site that was looked up, for instance block_out")
@@ -37,10 +40,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Answer; exit code 1 where the look-up would miss."""
-    if (arguments.key is None) == (arguments.prompt is None):
-        raise InvalidArgumentError("give a KEY or --prompt TEXT (one of them)")
+    if [arguments.key, arguments.prompt, arguments.request].count(None) != 2:
+        raise InvalidArgumentError("give a KEY, --prompt TEXT or --request JSON (one of them)")
     with open_named(arguments) as stash:
-        answer = by_key(stash.store, arguments.key) if arguments.key else by_prompt(stash.store, arguments)
+        if arguments.request is not None:
+            from lmstash.cli.why_request import by_request
+
+            answer = by_request(stash.store, arguments.request, arguments.model, arguments.occurrence)
+        elif arguments.key is not None:
+            answer = by_key(stash.store, arguments.key)
+        else:
+            answer = by_prompt(stash.store, arguments)
     if arguments.json:
         print_json("why", **answer)
     else:
@@ -57,19 +67,19 @@ def by_key(store: Store, text: str) -> dict[str, Any]:
     try:
         entry = find_entry(store, text)
     except NotFoundError:
-        return _miss(
+        return miss(
             f"miss (absent): nothing is kept under {text}. A key is a digest and cannot be read backwards; "
             "ask with --prompt to see which part differs from what is kept"
         )
     if entry.expires is not None and entry.expires <= time.time():
-        return _miss("miss (expired): the entry is older than its ttl_seconds", entry)
+        return miss("miss (expired): the entry is older than its ttl_seconds", entry)
     try:
         value = store.get(entry.key)
     except LmstashError as error:
-        return _miss(f"miss (damaged or unreadable): {error}", entry)
+        return miss(f"miss (damaged or unreadable): {error}", entry)
     if value is None:
         reasons = ", ".join(store.events.stats.misses)
-        return _miss(
+        return miss(
             f"miss ({reasons}): the entry is listed, but its bytes cannot be served. Run: lmstash verify", entry
         )
     return {"hit": True, "answer": "hit: kept, and its checksum agrees", "nearest": entry.key.hex(), "differences": []}
@@ -88,8 +98,9 @@ class _Candidate:
 
 def by_prompt(store: Store, arguments: argparse.Namespace) -> dict[str, Any]:
     """Find the entry nearest to what was looked up, and what differs."""
-    from lmstash.stash import names_model
+    from lmstash.caches.models import ModelNames, names_model
 
+    names = ModelNames(store)
     asked: dict[str, Any] = {"prompt": arguments.prompt[:TEXT_CHARACTERS]}
     asked |= {name: getattr(arguments, name) for name in _PARTS if getattr(arguments, name) is not None}
     if "pool" in asked:
@@ -105,16 +116,17 @@ def by_prompt(store: Store, arguments: argparse.Namespace) -> dict[str, Any]:
         kept: dict[str, Any] = {**components(entry), "prompt": text[:TEXT_CHARACTERS]}
         if "layers" in kept:  # an entry holds several: the one asked for, if it is among them
             kept["layer"] = asked.get("layer") if asked.get("layer") in kept["layers"] else kept["layers"]
-        kept["model"] = asked.get("model") if names_model(entry, asked.get("model", "")) else model_of(entry)
+        same = names_model(entry, asked.get("model", ""), names)
+        kept["model"] = asked.get("model") if same else model_of(entry, names)
         candidate = _compare(entry, asked, kept)
         if best is None or candidate.distance < best.distance:
             best = candidate
     if best is None:
         hidden = f"; {silent:,} entries keep no text (a private stash)" if silent else ""
-        return _miss(f"miss (absent): none of {total:,} entries of kind {arguments.kind} keeps a prompt{hidden}")
+        return miss(f"miss (absent): none of {total:,} entries of kind {arguments.kind} keeps a prompt{hidden}")
     if not best.differing:
         if best.entry.expires is not None and best.entry.expires <= time.time():
-            return _miss("miss (expired): kept, but older than its ttl_seconds", best.entry)
+            return miss("miss (expired): kept, but older than its ttl_seconds", best.entry)
         unnamed = [name for name in _PARTS if name not in asked]
         rest = f" ({', '.join(unnamed)} not compared)" if unnamed else ""
         rest += "; past its first 200 characters a prompt is not compared" if len(arguments.prompt) > 200 else ""
@@ -122,7 +134,7 @@ def by_prompt(store: Store, arguments: argparse.Namespace) -> dict[str, Any]:
     names = ", ".join(name for name, _, _ in best.differing)
     if "model" in asked and any(name == "model" for name, _, _ in best.differing):
         best.differing += explain_models(store, asked["model"], str(best.entry.meta.get("model", "")))
-    return _miss(f"miss (absent): {names} not as kept", best.entry, best.differing)
+    return miss(f"miss (absent): {names} not as kept", best.entry, best.differing)
 
 
 def _compare(entry: EntryInfo, asked: dict[str, Any], kept: dict[str, Any]) -> _Candidate:
@@ -141,7 +153,8 @@ def _read_pool(text: str) -> str | int | None:
     return int(text) if text.removeprefix("-").isdigit() else text
 
 
-def _miss(answer: str, nearest: EntryInfo | None = None, differing: list[tuple[str, Any, Any]] | None = None) -> Any:
+def miss(answer: str, nearest: EntryInfo | None = None, differing: list[tuple[str, Any, Any]] | None = None) -> Any:
+    """Return the answer to a look-up that would miss, with the nearest kept entry and (name, asked, kept) of it."""
     differences = [
         {"name": name, "asked": clip(plain(ours), 80), "kept": clip(plain(theirs), 80)}
         for name, ours, theirs in differing or ()

@@ -42,7 +42,14 @@ class CodeGraph:
     Reading is done once per object; `unchanged` says whether anything that was read has been replaced since.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, installed_by_version: bool = False) -> None:
+        """Begin with nothing.
+
+        Args:
+            installed_by_version: Follow no code of installed packages that say their version; that stands for it. Then
+                `unchanged` also looks at what functions have closed over, and whether their code was swapped.
+        """
+        self._by_version = installed_by_version
         self._units: dict[str, str] = {}
         self._seen: dict[int, str] = {}
         self._alive: list[Any] = []  # what was read, so that its id stays its own
@@ -112,6 +119,8 @@ class CodeGraph:
         owner = _owner(cls.__module__)
         if owner in _BY_NAME:
             return self._note(cls, name, "by name")
+        if self._pinned(cls.__module__):
+            return self._note(cls, name, "by version")
         bases = [f"{base.__module__}.{base.__qualname__}" for base in cls.__bases__]
         if owner == "transformers":
             name = self._note(cls, name, "file", _file_digest(cls.__module__), bases)
@@ -124,7 +133,7 @@ class CodeGraph:
         self._stamps = None
         for base in cls.__bases__:
             self.add(base)
-        for key, member in vars(cls).items():
+        for key, member in list(vars(cls).items()):  # what is read first may be made only now
             if owner != "transformers" and isinstance(member, list | dict | set):
                 self._place(vars(cls), key, member)
             for function in _functions(member):
@@ -139,16 +148,25 @@ class CodeGraph:
         owner = _owner(module)
         if owner in _BY_NAME:
             name = self._note(function, name, "by name")
+        elif self._pinned(module):
+            name = self._note(function, name, "by version")
         elif owner == "transformers":
             name = self._note(function, name, "file", _file_digest(module))
         else:
             defaults = _plain_component([function.__defaults__, function.__kwdefaults__])
             name = self._note(function, name, "bytecode", _PYTHON, _code_component(function.__code__), defaults)
+            if self._by_version:
+                for attribute in ("__code__", "__defaults__", "__kwdefaults__"):
+                    self._place(_Attributes(function), attribute, getattr(function, attribute))
         for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
             try:
+                if self._by_version:
+                    self._place(_Attributes(cell), "cell_contents", cell.cell_contents)
                 self._follow(function, cell.cell_contents, f"{name}:{variable}")
             except ValueError:  # an empty cell
                 continue
+        if self._pinned(module):
+            return name
         if owner not in _BY_NAME and (owner != "transformers" or _is_modeling(module)):
             self._add_globals(function, name, owner)
         return name
@@ -162,6 +180,8 @@ class CodeGraph:
                 for attribute in sorted(names & vars(value).keys()):
                     inner = vars(value)[attribute]
                     patched = isinstance(inner, FunctionType | type) and _defined_in(inner) != value.__name__
+                    if self._pinned(value.__name__) and self._pinned(type(inner).__module__):
+                        continue  # an object that the package has made
                     if patched or foreign:
                         self._place(vars(value), attribute, inner)
                         self._follow(function, inner, f"{name}:{attribute}")
@@ -169,6 +189,12 @@ class CodeGraph:
             self._place(function.__globals__, each, value)
             if owner != "transformers" or isinstance(value, FunctionType | type):
                 self._follow(function, value, f"{name}:{each}")
+
+    def _pinned(self, module: str) -> bool:
+        """Whether a module's code follows from the version of its package."""
+        if not self._by_version or not _is_installed(module):
+            return False
+        return isinstance(getattr(sys.modules.get(_owner(module)), "__version__", None), str)
 
     def _link(self, place: str, name: str) -> None:
         """Note which code lies in a place, where the place's own name does not say it."""
@@ -191,6 +217,20 @@ class CodeGraph:
             self._units[name] = hashlib.sha256(data).hexdigest()
         elif not _is_installed(str(function.__globals__.get("__name__"))):
             self.objects[name] = value
+
+
+class _Attributes(dict[str, Any]):
+    """Attributes of an object, looked up as in a dict."""
+
+    def __init__(self, owner: Any) -> None:
+        super().__init__()
+        self._owner = owner
+
+    def get(self, name: str, default: Any = None) -> Any:
+        try:
+            return getattr(self._owner, name)
+        except (AttributeError, ValueError):  # an empty cell
+            return default
 
 
 _CLASS_NOISE = frozenset({"__module__", "__doc__", "__qualname__", "__firstlineno__"})

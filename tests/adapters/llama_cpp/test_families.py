@@ -127,6 +127,39 @@ def test_any_prompts_in_any_order_say_what_they_say_alone(toy, case, seed):
         assert say(llm, ids, n_tokens) == say(reference, ids, n_tokens)
 
 
+def first_kept(llm):
+    return llama_cpp.llama_cpp.llama_memory_seq_pos_min(llama_cpp.llama_cpp.llama_get_memory(llm._ctx.ctx), 0)
+
+
+@pytest.mark.parametrize("options", [{}, {"flash_attn": True}], ids=["off", "on"])
+def test_a_restored_window_goes_on_whole_and_is_kept_on(toy, options):
+    llm = toy(("gemma3", options))
+    llm.set_cache(LlamaRAMCache())
+    say(llm, ids_of(300), 3)
+    say(llm, ids_of(100, 1), 3)
+    longer = [*ids_of(300), *ids_of(200, 2)]
+    say(llm, longer, 3)
+    assert first_kept(llm) == 0
+    assert llm.cache[longer].n_tokens == len(longer)
+
+
+def test_a_window_that_was_written_over_is_not_continued_from_its_middle(toy):
+    llm, reference = toy(("gemma3", {})), toy(("gemma3", {}), llama_cpp.Llama)
+    llm.eval(ids_of(300))
+    state = llm.save_state()
+    llm.reset()
+    llm.load_state(state)  # as a whole: llama.cpp goes on over its beginning
+    assert llm.can_trim()
+    say(llm, [*ids_of(300), *ids_of(200, 2)], 3)
+    assert not llm.can_trim()
+    fed = Fed(llm)
+    short = ids_of(120)
+    assert say(llm, short, 3) == say(reference, short, 3)
+    assert fed.n >= 120
+    reference.reset()
+    reference._ctx.kv_cache_clear()
+
+
 def test_extensions_say_which_tokens_they_are_of(toy):
     llm = toy(("qwen2vl", {}))
     llm.eval(ids_of(100))

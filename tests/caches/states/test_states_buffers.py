@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lmstash.caches.states.buffers import buffer
+from lmstash.caches.states.buffers import Scratch, buffer
 
 
 def test_a_buffer_is_as_long_as_asked_and_can_be_written():
@@ -35,3 +35,18 @@ def test_what_is_let_go_goes_back_to_the_system_though_other_memory_was_taken_si
         held.append(np.ones(1 << 20, np.uint8))  # as a block that is kept
         del memory
     assert taken() - before < sum(each.nbytes for each in held) + (4 << 20)
+
+
+def test_scratch_memory_is_used_again_until_it_is_released():
+    scratch = Scratch()
+    first = scratch.take(2 << 20)
+    first[:] = 1
+    second = scratch.take(1 << 20)
+    assert np.shares_memory(first, second)
+    assert second.shape == (1 << 20,)
+    assert scratch.taken_bytes == 2 << 20
+    grown = scratch.take(4 << 20)
+    assert grown.nbytes == scratch.taken_bytes == 4 << 20
+    assert np.shares_memory(grown, scratch.take(5 << 20))  # there is room for prompts that grow
+    scratch.release()
+    assert scratch.taken_bytes == 0

@@ -180,3 +180,45 @@ def test_a_state_that_cannot_be_cut_has_scores_at_its_places(states_in, store, t
             assert loaded.blob.tobytes() == blob(wanted)
             assert loaded.scores.tobytes() == toy_scores(states, tokens(wanted)).tobytes()
     assert states.load(states.match(tokens(200))).n_tokens == 150
+
+
+def test_something_is_missing_where_only_scores_are(states_in, store, tokens):
+    states, ids = states_in(store), tokens(100)
+    blob, rows = toy_blob(ROWS, states.fingerprint.hex, ids), toy_scores(states, ids)
+    keep(states, ids, scores=False)
+    assert states.missing(ids) is None
+    for most in (100, 70):
+        match = states.missing(ids, most, scores=True)
+        assert match is not None
+        assert match.path.n_tokens == most
+    writes = states.cut(states.missing(ids, scores=True), blob, 100, scores=lambda a, b: rows[a:b])
+    assert {each.namespace for each in writes} == {states.names.scores}
+    assert len(writes) == -(-100 // RUN_TOKENS)
+    store.put_many(writes)
+    assert states.missing(ids, scores=True) is None
+    assert restored(states, ids) == 100
+    store.delete(states.names.path(ids).scores(2 * RUN_TOKENS))
+    assert states.missing(ids, scores=True) is not None
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_what_is_cut_is_a_copy(states_in, store, tokens, monkeypatch, compressed):
+    if not compressed:
+        monkeypatch.setitem(sys.modules, "zstandard", None)
+    states, ids = states_in(store), tokens(100)
+    blob, rows = bytearray(toy_blob(ROWS, states.fingerprint.hex, ids)), toy_scores(states, ids)
+    writes = states.cut(states.missing(ids, scores=True), blob, 100, scores=lambda a, b: rows[a:b])
+    rows[:] = 0
+    blob[:] = bytes(len(blob))
+    store.put_many(writes)
+    assert restored(states, ids) == 100
+
+
+def test_the_sequence_form_comes_with_scores_in_the_memory_that_is_given(states_in, store, tokens):
+    states, ids = states_in(store), tokens(100)
+    keep(states, ids)
+    memory = np.empty(1 << 16, np.uint8)
+    loaded = states.load(states.match(ids), 90, sequence=True, room=lambda n: memory[:n], n_vocab=VOCABULARY)
+    assert np.shares_memory(loaded.blob, memory)
+    assert loaded.blob.tobytes() == toy_blob(ROWS, states.fingerprint.hex, ids[:90], sequence=0)
+    assert loaded.scores.tobytes() == toy_scores(states, ids[:90]).tobytes()

@@ -149,12 +149,12 @@ class BoundCache(BaseLlamaCache):
             self.events.miss(states.names.namespace, match.path.first_key if match else b"", MissReason.ABSENT)
             raise KeyError("Key not found")
         assert match is not None
-        if states.memory.has_rest and llm.n_tokens and not llm.is_begun_by(key):
+        if llm.n_tokens and not (llm.can_trim() or llm.is_begun_by(key)):
             llm.reset()  # it cannot go on from a part of what it holds, and must not be thought to
         llm.trim_to_exact(key)
 
-        def read() -> Any:
-            loaded = states.load(match, n_tokens, n_vocab=n_vocab)
+        def read(sequence: bool) -> Any:
+            loaded = states.load(match, n_tokens, sequence=sequence, n_vocab=n_vocab)
             if loaded is None or loaded.n_tokens != n_tokens:
                 raise KeyError("Key not found")
             return loaded
@@ -197,6 +197,15 @@ class BoundCache(BaseLlamaCache):
     def __len__(self) -> int:
         return len(self.cache)
 
+    def states_now(self) -> States | None:
+        """Return the states of the model as it is now; None when they cannot be kept, which is logged."""
+        return self._states(self._model())
+
+    def find(self, tokens: list[int]) -> tuple[Match | None, int]:
+        """Return what is kept of a prompt, and how much of it can be loaded; `states_now` must give something."""
+        llm = self._model()
+        return self._find(self.cache.states_of(llm), llm, tokens)
+
     def _model(self) -> Any:
         llm = self._llm()
         if llm is None:
@@ -231,17 +240,18 @@ class BoundCache(BaseLlamaCache):
 
         Only of models whose state cannot be cut: at the last whole block, so that the prompt can be continued, and
         where it leaves what was kept before: others will leave there too (the idea of SGLang's branching points).
+        In exact mode where a whole batch ends.
         """
         llm = self._llm()
         try:
             states = None if llm is None else self._states(llm)
-            if states is None or not states.memory.has_rest:
+            if llm is None or states is None or not states.memory.has_rest:
                 return []
             branch = states.match(list(ids)).n_blocks * BLOCK_TOKENS
         except Exception:  # nothing is kept on the way, then
             return []
         last = (len(ids) - 1) // BLOCK_TOKENS * BLOCK_TOKENS
-        return sorted({stop for stop in (branch, last) if start < stop < len(ids)})
+        return sorted({stop for stop in map(llm.exact_stop, (branch, last)) if start < stop < len(ids)})
 
 
 class LlamaRAMCache(StoreCache):

@@ -26,8 +26,17 @@ class Exactness:
     """Tokens from which on the kernel is the same."""
 
     @classmethod
-    def of(cls, settings: dict[str, Any], n_batch: int) -> Exactness:
-        """Take the batches of a context made with these settings."""
+    def of(cls, settings: dict[str, Any], n_batch: int, *, whole: bool = False) -> Exactness:
+        """Take the batches of a context made with these settings.
+
+        Args:
+            settings: Of the context.
+            n_batch: Of the object that evaluates.
+            whole: Go on only after whole batches: for recurrent layers, of which nothing is known but that the same
+                batches give the same state.
+        """
+        if whole:
+            return cls(n_batch, n_batch)
         least = _LEAST_FLASH if settings.get("flash_attn_type") else _LEAST
         n_ubatch = int(settings.get("n_ubatch") or n_batch)
         even = n_ubatch >= least and n_batch % n_ubatch == 0
@@ -41,6 +50,10 @@ class Exactness:
         start = most // self.step * self.step
         latest = min(start + self.step, n_tokens) - self.least
         return max(start, min(most, latest))
+
+    def whole(self, n_tokens: int) -> int:
+        """Return how many of the first tokens are in whole batches."""
+        return n_tokens // self.step * self.step if self.step else 0
 
     def parts(self, before: int, n_tokens: int) -> list[int]:
         """Return where to cut `n_tokens` after `before` ones, so that batches begin where those of a fresh run do."""

@@ -2,39 +2,40 @@
 
 from __future__ import annotations
 
-import ctypes
+import threading
 import time
-from collections.abc import Generator, Sequence
-from typing import Any
+from collections.abc import Callable, Generator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import llama_cpp
 import numpy as np
 from llama_cpp import llama_cpp as _c
 
-from lmstash.adapters.llama_cpp import watching
 from lmstash.adapters.llama_cpp.caches import BoundCache
+from lmstash.adapters.llama_cpp.copying import holds_start, put_in, read_out
 from lmstash.adapters.llama_cpp.exactness import Exactness
+from lmstash.adapters.llama_cpp.following import Following
 from lmstash.adapters.llama_cpp.identity import Identity, library_files
-from lmstash.adapters.llama_cpp.rows import Rows
+from lmstash.adapters.llama_cpp.rows import Rows, taking
 from lmstash.adapters.llama_cpp.state import LlamaState
 from lmstash.caches.states.buffers import buffer
+from lmstash.caches.states.cache import Loaded
+from lmstash.caches.states.scores import Take
 from lmstash.errors import UnsupportedModelError
 from lmstash.events import DropReason
 from lmstash.identity.files import read_ahead
 
+if TYPE_CHECKING:
+    from lmstash.adapters.llama_cpp.attaching import Attachment
 
-class Sequences:
+
+class Sequences(Following):
     """Mixed into `llama_cpp.Llama`: follows the sequence in the context, and copies states once.
 
     A state is offered to a cache only if every token in it was evaluated by `eval` under the identity that the object
     has now: not after an adapter was changed in the middle, not with images in it, not after the memory was edited.
     """
 
-    _followed: int
-    """Tokens from the start on that are known to be computed by `_origin`."""
-    _origin: bytes | None
-    _edits: int
-    _identity: Identity
     _exactness: Exactness | None
     """In exact mode: the batches of a fresh run."""
     _exact: int
@@ -43,15 +44,20 @@ class Sequences:
     """Of the scores, where all of them are asked for."""
     _eval_seconds: float
     _eval_tokens: int
+    attached: Attachment | None
+    """Restores and keeps prompts, beside or instead of a cache."""
+    _turn: int
+    """Counts calls of `generate`."""
+    busy: threading.Lock
+    """Held while the context changes, or is read out."""
 
     def _follow(self, identity: Identity, *, from_start: bool) -> None:
         self._identity = identity
-        self._followed = 0 if from_start else -1
-        self._origin = None
-        self._edits = -1
+        self._followed, self._origin, self._edits = 0 if from_start else -1, None, -1
         self._exactness, self._exact = None, 0
         self._rows = Rows()
         self._eval_seconds, self._eval_tokens = 0.0, 0
+        self.attached, self._turn, self.busy = None, 0, threading.Lock()
 
     def set_cache(self, cache: Any) -> None:
         """Use a cache: see `llama_cpp.Llama.set_cache`. One of ours is bound to this object."""
@@ -64,13 +70,18 @@ class Sequences:
         """Evaluate tokens: see `llama_cpp.Llama.eval`. Of a model whose state cannot be cut, it is kept on the way."""
         here: Any = self
         done = 0
-        if len(tokens) > 1 and isinstance(here.cache, BoundCache):
+        attached = self.attached
+        cache = here.cache if attached is None else None if attached.is_paused else attached.view
+        if len(tokens) > 1 and isinstance(cache, BoundCache):
             before = here.n_tokens
             ids = [*here.input_ids[:before].tolist(), *tokens]
-            for stop in here.cache.stops(ids, before):
+            for stop in cache.stops(ids, before):
                 self._eval(tokens[done : stop - before])
                 done = stop - before
-                self._keep(ids[:stop])
+                if attached is None:
+                    self._keep(ids[:stop])
+                else:
+                    attached.keep()
         if self._exactness is not None:
             for cut in self._exactness.parts(here.n_tokens, len(tokens) - done):
                 self._eval(tokens[done : done + cut])
@@ -95,11 +106,12 @@ class Sequences:
         exact = before if before <= self._exact else -1
         self._exact = min(self._exact, before)
         known = 0 <= before <= self._followed and self._is_undisturbed()
-        if before != self._followed and known and before and not self._can_trim():
+        if before != self._followed and known and before and not self.can_trim():
             known = False  # what llama.cpp left of a window or a recurrent state is not that of the tokens before
         self._followed = -1  # should it fail in the middle
         started = time.perf_counter()
-        super().eval(tokens)  # pyright: ignore[reportAttributeAccessIssue]
+        with self.busy:
+            super().eval(tokens)  # pyright: ignore[reportAttributeAccessIssue]
         self._eval_seconds += time.perf_counter() - started
         self._eval_tokens += len(tokens)
         if here._logits_all:
@@ -116,23 +128,20 @@ class Sequences:
             RuntimeError: llama.cpp could not say it.
         """
         here: Any = self
-        context = here._ctx.ctx
-        size = _c.llama_state_get_size(context)
-        blob = buffer(size)
-        written = _c.llama_state_get_data(context, _pointer(blob), size)
-        if not 0 < written <= size:
+        blob = self.read_out(buffer)
+        if blob is None:
             raise RuntimeError("Failed to copy llama state data")
         rows = min(here.n_tokens, here.scores.shape[0])
         return LlamaState(
             here.input_ids.copy(),
             here._scores.copy() if here._logits_all else None,
             here.n_tokens,
-            blob[:written],
-            written,
+            blob,
+            blob.nbytes,
             here._seed,
-            origin=self._origin_now(),
+            origin=self.origin_now(),
             shape=(rows, here.scores.shape[1]),
-            seconds_per_token=self._eval_seconds / self._eval_tokens if self._eval_tokens else 0.0,
+            seconds_per_token=self.seconds_per_token,
             sums=self._rows.sums[: here.n_tokens],
         )
 
@@ -145,47 +154,131 @@ class Sequences:
         """
         here: Any = self
         ours = isinstance(state, LlamaState)
-        blob = state.blob if ours else np.frombuffer(state.llama_state, np.uint8)
+        is_kept = ours and state.is_kept
+        sequence = is_kept and not self._has_rest()
+        if is_kept:
+            loaded = state.read(sequence)
+            blob, scores = loaded.blob, loaded.scores
+        elif ours:
+            blob, scores = state.blob, state.scores if state.has_scores else None
+        else:
+            blob = np.frombuffer(state.llama_state, np.uint8)
+            scores = state.scores if here._logits_all else None
         n_tokens, ids = int(state.n_tokens), np.asarray(state.input_ids)
         if not 0 <= n_tokens <= min(len(ids), len(here.input_ids)):
             raise RuntimeError(f"Failed to set llama state data: {n_tokens} tokens do not fit into this context")
-        scores = state.scores if here._logits_all else None
-        if scores is not None and (
-            scores.shape != here.scores[:n_tokens].shape or len(scores) < n_tokens or (ours and not state.has_scores)
-        ):
+        if not self._takes(scores, n_tokens):
             raise RuntimeError("Failed to set llama state data: it has no scores for logits_all=True")
-        before = None if ours and state.is_kept else self._backup()
-        if not self._set(blob, n_tokens):
+        before = None if is_kept else self.read_out(buffer)
+        if not self._set(blob, n_tokens, sequence=sequence):
             if before is None or not self._set(before, here.n_tokens):
-                here.n_tokens, here._requires_eval, self._followed = 0, True, -1
+                self._emptied()
             raise (
                 KeyError("the state is not taken") if before is None else RuntimeError("Failed to set llama state data")
             )
-        here.input_ids[:n_tokens] = ids[:n_tokens]
-        here.n_tokens = n_tokens
-        here._requires_eval = True
+        sums = state.sums if ours and not is_kept else ()
+        self._restored(ids[:n_tokens], scores, sums, state.origin if ours else None, is_kept=is_kept)
         here._seed = state.seed
-        if scores is not None:
+
+    def take_in(self, loaded: Loaded, ids: np.ndarray, origin: bytes, *, sequence: bool) -> bool:
+        """Put a state that was kept into the context; returns whether that was done.
+
+        If llama.cpp does not take it, the context is empty; if scores are needed that it lacks, all is as it was.
+
+        Args:
+            loaded: The state.
+            ids: `[n_tokens]`: its tokens.
+            origin: Digest of who computed it.
+            sequence: It is of the sequence form: then llama.cpp neither fills all of its memory with zeros first, nor
+                writes over what left a window.
+        """
+        if not self._takes(loaded.scores, len(ids)):
+            return False
+        if not self._set(loaded.blob, len(ids), sequence=sequence):
+            self._emptied()
+            return False
+        self._restored(ids, loaded.scores, (), origin, is_kept=True)
+        return True
+
+    def _takes(self, scores: np.ndarray | None, n_tokens: int) -> bool:
+        """Whether these are the scores of so many tokens, or none are needed."""
+        here: Any = self
+        wanted = (n_tokens, here.scores.shape[1])
+        return not here._logits_all or (scores is not None and scores.shape == wanted and n_tokens <= len(here.scores))
+
+    def _restored(
+        self,
+        ids: np.ndarray,
+        scores: np.ndarray | None,
+        sums: Sequence[int | None],
+        origin: bytes | None,
+        *,
+        is_kept: bool,
+    ) -> None:
+        """Note what was put into the context. Scores that were kept are as llama.cpp gave them, others have `sums`."""
+        here: Any = self
+        n_tokens = len(ids)
+        here.input_ids[:n_tokens] = ids
+        here.n_tokens, here._requires_eval = n_tokens, True
+        if here._logits_all:
             here.scores[:n_tokens] = scores
-            self._rows = Rows(state.sums if ours else ())
-            if ours and state.is_kept:
+            self._rows = Rows(sums)
+            if is_kept:
                 self._rows.note(here.scores, 0, n_tokens)
         self._start()
-        origin = state.origin if ours else None
         self._followed = n_tokens if origin is not None and origin == self._origin else -1
-        self._exact = n_tokens if self._followed == n_tokens and state.is_kept else 0
+        self._exact = n_tokens if self._followed == n_tokens and is_kept else 0
+
+    def _emptied(self) -> None:
+        here: Any = self
+        here.n_tokens, here._requires_eval, self._followed = 0, True, -1
+
+    def take_scores(self) -> Take | None:
+        """Return what gives the scores of the context that are as llama.cpp gave them; None where few are computed."""
+        here: Any = self
+        return taking(here.scores, self._rows.sums[: here.n_tokens]) if here._logits_all else None
+
+    def read_out(self, room: Callable[[int], np.ndarray]) -> np.ndarray | None:
+        """Return the state as it is now, `[n_bytes]` uint8, in the memory that `room` gives; None when it cannot be."""
+        return read_out(self._ctx.ctx, room)  # pyright: ignore[reportAttributeAccessIssue]
 
     def generate(self, *arguments: Any, **named: Any) -> Generator[int, Sequence[int] | None, None]:
         """Generate tokens: see `llama_cpp.Llama.generate`. What other adapters computed is not continued."""
         here: Any = self
         tokens = named["tokens"] if "tokens" in named else arguments[0]
-        if named.get("reset", True) and here.n_tokens:
+        reset = named.get("reset", True)
+        if reset and here.n_tokens:
             stale = here.n_tokens <= self._followed and not self._is_undisturbed()
-            if stale or not (self._can_trim() or self.is_begun_by(tokens)):
+            if stale or not (self.can_trim() or self.is_begun_by(tokens)):
                 here.reset()
             else:
                 self.trim_to_exact(tokens)
-        yield from super().generate(*arguments, **named)  # pyright: ignore[reportAttributeAccessIssue]
+        with self.busy:
+            self._turn += 1
+        turn, attached = self._turn, self.attached if reset else None
+        if attached is not None:
+            attached.restore(tokens)
+        try:
+            yield from super().generate(*arguments, **named)  # pyright: ignore[reportAttributeAccessIssue]
+        except GeneratorExit:  # the last token was wanted, or a stream is closed early
+            self._ended(turn, attached)
+            raise
+        self._ended(turn, attached)
+
+    def _ended(self, turn: int, attached: Attachment | None) -> None:
+        # An abandoned generator may be closed much later, by any thread: what the context holds is another's by then.
+        if attached is not None and attached is self.attached and turn == self._turn:
+            attached.keep()
+
+    def _create_completion(self, *arguments: Any, **named: Any) -> Any:
+        # What is asked for while caching is paused stays unkept, even if its chunks are taken later.
+        chunks = super()._create_completion(*arguments, **named)  # pyright: ignore[reportAttributeAccessIssue]
+        attached = self.attached
+        return attached.unkept(chunks) if attached is not None and attached.is_paused else chunks
+
+    def attach(self, attached: Attachment | None) -> None:
+        """Have prompts restored and kept by `attached`; None ends it."""
+        self.attached = attached
 
     def trim_to_exact(self, tokens: Sequence[int]) -> None:
         """In exact mode, give up what a fresh run of `tokens` would compute in another way."""
@@ -196,7 +289,7 @@ class Sequences:
         shared = here.longest_token_prefix(here.input_ids[: here.n_tokens].tolist(), list(tokens))
         keep = exactness.point(min(shared, self._exact), len(tokens))
         if keep < here.n_tokens:
-            if keep and here._ctx.kv_cache_seq_rm(-1, keep, -1):
+            if keep and self.can_trim() and here._ctx.kv_cache_seq_rm(-1, keep, -1):
                 here.n_tokens, here._requires_eval = keep, True
             else:
                 here.reset()
@@ -207,17 +300,26 @@ class Sequences:
         n_tokens = here.n_tokens
         return n_tokens < len(tokens) and here.input_ids[:n_tokens].tolist() == list(tokens[:n_tokens])
 
-    def _can_trim(self) -> bool:
-        """Whether the state of fewer tokens is that of more without the last ones."""
-        try:
-            return not self._identity.memory().has_rest
-        except UnsupportedModelError:
+    def can_trim(self) -> bool:
+        """Whether the state of fewer tokens is that of what is in the context without the last ones."""
+        here: Any = self
+        if self._has_rest():
+            return False
+        if not _c.llama_model_n_swa(here._model.model):
             return True
+        return holds_start(here._ctx.ctx)
+
+    def _has_rest(self) -> bool:
+        try:
+            return self._identity.memory().has_rest
+        except UnsupportedModelError:
+            return False
 
     def be_exact(self, exact: bool) -> None:
         """Continue prompts only where every bit is as in a fresh run, and keep only what is so; or do not care."""
         here: Any = self
-        here._exactness = Exactness.of(self._identity.context.settings, here.n_batch) if exact else None
+        settings = self._identity.context.settings
+        self._exactness = Exactness.of(settings, here.n_batch, whole=self._has_rest()) if exact else None
         self._identity.mode = "exact" if exact else None
         self._exact = 0
 
@@ -225,64 +327,23 @@ class Sequences:
         """Return how many tokens of the context are as in any run; None when nobody cares."""
         return None if self._exactness is None else min(self._exact, self._followed)
 
+    @property
+    def seconds_per_token(self) -> float:
+        """What evaluating a token took, on average; 0 when none was."""
+        return self._eval_seconds / self._eval_tokens if self._eval_tokens else 0.0
+
     def exact_point(self, most: int, n_tokens: int) -> int:
         """Return where a prompt of `n_tokens` may be continued, at most at `most`."""
         return most if self._exactness is None else self._exactness.point(most, n_tokens)
 
-    # --- who computed what is in the context ----------------------------------------------------------------------
+    def exact_stop(self, n_tokens: int) -> int:
+        """Return the last place, at most `n_tokens`, at which a state may be kept on the way through a prompt."""
+        return n_tokens if self._exactness is None else self._exactness.whole(n_tokens)
 
-    def identity_now(self) -> bytes:
-        """Return the digest of who computes now.
-
-        Raises:
-            UnsupportedModelError: It cannot be known.
-        """
-        return self._identity.refresh().digest
-
-    def _start(self) -> None:
-        """Note that a sequence begins."""
-        self._origin, self._followed = None, -1
-        try:
-            self._edits = self._identity.context.edits
-            self._origin = self.identity_now()
-            self._followed = 0
-        except UnsupportedModelError:
-            pass  # whoever asks is told why
-
-    def _is_undisturbed(self) -> bool:
-        """Whether no adapter was changed and no memory edited since the sequence began."""
-        try:
-            return self._identity.context.edits == self._edits
-        except UnsupportedModelError:
-            return False
-
-    def _origin_now(self) -> bytes | None:
-        """Return who computed all that is in the context; None when that is not known for certain."""
-        here: Any = self
-        if not 0 <= here.n_tokens <= self._followed or not self._is_undisturbed():
-            return None
-        try:
-            return self._origin if self.identity_now() == self._origin else None
-        except UnsupportedModelError:
-            return None
-
-    def _set(self, blob: np.ndarray, n_tokens: int) -> bool:
-        here: Any = self
-        context = here._ctx.ctx
-        done = watching.originals["llama_state_set_data"](context, _pointer(blob), blob.nbytes)
-        if done != blob.nbytes:
-            return False
-        memory: Any = _c.llama_get_memory(context)
-        return not n_tokens or _c.llama_memory_seq_pos_max(memory, 0) == n_tokens - 1
-
-    def _backup(self) -> np.ndarray | None:
-        """Return the state as it is now."""
-        here: Any = self
-        context = here._ctx.ctx
-        size = _c.llama_state_get_size(context)
-        blob = buffer(size)
-        written = _c.llama_state_get_data(context, _pointer(blob), size)
-        return blob[:written] if written else None
+    def _set(self, blob: np.ndarray, n_tokens: int, *, sequence: bool = False) -> bool:
+        context = self._ctx.ctx  # pyright: ignore[reportAttributeAccessIssue]
+        with self.busy:
+            return put_in(context, blob, n_tokens, sequence=sequence)
 
 
 class Llama(Sequences, llama_cpp.Llama):
@@ -324,10 +385,6 @@ def bind(llm: Any, *, strict_numerics: bool = False, variant: str | None = None)
         if llm.cache is not None:
             llm.set_cache(llm.cache)
     return llm
-
-
-def _pointer(array: np.ndarray) -> Any:
-    return array.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
 
 
 __all__ = ["Llama", "Sequences", "bind"]

@@ -30,7 +30,7 @@ class LlamaState(_LlamaState):
         *,
         origin: bytes | None = None,
         shape: tuple[int, int] = (0, 0),
-        read: Callable[[], Loaded] | None = None,
+        read: Callable[[bool], Loaded] | None = None,
         seconds_per_token: float = 0.0,
         sums: Sequence[int | None] = (),
     ) -> None:
@@ -45,7 +45,7 @@ class LlamaState(_LlamaState):
             seed: Of the sampler.
             origin: Digest of who computed all of it; None when that is not known.
             shape: Of the zeros that stand for scores: rows, n_vocab.
-            read: Gives the state; raises KeyError when it is gone.
+            read: Gives the state, in the sequence form when given True; raises KeyError when it is gone.
             seconds_per_token: What a token took to compute.
             sums: Of the rows of `scores`, as llama.cpp gave them: see `rows`.
         """
@@ -69,11 +69,19 @@ class LlamaState(_LlamaState):
             KeyError: It was kept in a cache, and is gone or damaged.
         """
         if self._blob is None:
-            assert self._read is not None
-            loaded = self._read()
+            loaded = self.read(False)
             self._blob, self._scores = loaded.blob, loaded.scores
             self._size = self._blob.nbytes
         return self._blob
+
+    def read(self, sequence: bool) -> Loaded:
+        """Read the state from the cache, in the form of `llama_state_seq_set_data` if `sequence`.
+
+        Raises:
+            KeyError: It is gone or damaged.
+        """
+        assert self._read is not None
+        return self._read(sequence)
 
     # llama-cpp-python's load_state asks for the scores before it changes anything: a state that is gone is a KeyError
     # there, which it takes as a miss.

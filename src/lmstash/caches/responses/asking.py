@@ -41,12 +41,14 @@ class Asker:
         harmless: frozenset[str],
         sampled_by_default: bool,
         keep_sampled: bool,
+        urls: str = "refuse",
     ) -> None:
         """Take what belongs to every key."""
         self.who = who
         self._events = events
-        self._salt = salt
+        self.salt = salt
         self._harmless = HARMLESS | harmless
+        self._urls = urls
         self._by_default = sampled_by_default
         self._keep_sampled = keep_sampled
         self._families: dict[bytes, KeyFamily] = {}
@@ -73,7 +75,10 @@ class Asker:
         if model is None:
             return self._miss(MissReason.UNSUPPORTED)
         try:
-            read = request if type(request) is Request else read_request(request, self._harmless)
+            if type(request) is Request:
+                read = request
+            else:
+                read = read_request(request, self._harmless, self._urls)
         except InvalidArgumentError as error:
             self._events.warn_once(f"request {type(error)}", "lmstash: a request is not cached: %s", error)
             return self._miss(MissReason.UNSUPPORTED)
@@ -95,8 +100,7 @@ class Asker:
     def _family(self, model: Fingerprint) -> KeyFamily:
         family = self._families.get(model.digest)
         if family is None:
-            common = {"kind": KIND, "model": model.digest, "salt": self._salt, "version": 1}
-            family = self._families[model.digest] = KeyFamily(common, ("request", "occurrence"))
+            family = self._families[model.digest] = family_of(model.digest, self.salt)
         return family
 
     def _next(self, text: bytes, arguments: Mapping[str, Any]) -> int:
@@ -112,6 +116,11 @@ class Asker:
 
     def _miss(self, reason: MissReason) -> None:
         self._events.miss(KIND, b"", reason)
+
+
+def family_of(model: bytes, salt: str | bytes | None) -> KeyFamily:
+    """Return what makes the keys of a model's answers of a request's text and the number of the occurrence."""
+    return KeyFamily({"kind": KIND, "model": model, "salt": salt, "version": 1}, ("request", "occurrence"))
 
 
 def namespace_of(model: Fingerprint) -> str:

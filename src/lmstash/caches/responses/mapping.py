@@ -172,9 +172,10 @@ class Mapped:
             self._ttl_seconds,
         )
         encoded = {id(each): one for (each, _), one in zip(named, kept, strict=True)}
+        for each in batch:  # all of them first: whoever reads the answers may take long, or ask for the next one
+            self._end(each, encoded.get(id(each)))
         for each, answer in zip(batch, answers, strict=True):
             one = encoded.get(id(each))
-            self._end(each, one)
             yield self._answered(each.numbers[0], answer)
             for number in each.numbers[1:]:
                 yield self._answered(number, answer if one is None else decode_answer(one))

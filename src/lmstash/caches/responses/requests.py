@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
+from lmstash.caches.responses.urls import is_place, resolve_urls
 from lmstash.codecs.records import encode_record
 from lmstash.errors import InvalidArgumentError
 from lmstash.identity.media import Media, bytes_media, media_of, text_media
@@ -21,11 +22,17 @@ from lmstash.identity.media import Media, bytes_media, media_of, text_media
 HARMLESS = frozenset({"timeout", "request_timeout", "max_retries"})
 """Fields of a request that change no answer."""
 
-SECRETS = re.compile(
-    r"(x[-_]?)?(api[-_]?key|auth[-_]?token|access[-_]?token|client[-_]?secret)|authorization|bearer|cookie|password",
-    re.IGNORECASE,
+CREDENTIALS = re.compile(
+    r"(x[-_]?)?(api[-_]?key|auth[-_]?token|access[-_]?token|client[-_]?secret)|authorization|bearer", re.IGNORECASE
 )
-"""Names of fields whose values are never stored."""
+"""Names of fields that let a request through and change no answer: neither stored nor part of the key."""
+
+SECRETS = re.compile(
+    r".*(api[-_]?key|(auth|access|security|bearer|api|refresh|hf|id)[-_]?token|secret([-_]?key)?|authorization|bearer|"
+    r"cookie|password|passphrase|(private|access)[-_]?key)",
+    re.IGNORECASE | re.DOTALL,
+)
+"""Names of fields, anywhere in a request, whose values are never stored: only a digest tells one from another."""
 
 ARGUMENTS = frozenset(
     {"gen_kwargs", "generation_kwargs", "generation_config", "sampling_params", "options", "parameters", "extra_body"}
@@ -40,8 +47,13 @@ NUMBERS = frozenset(
 )
 """Sampling arguments of which `0` and `0.0` are the same."""
 
+_EXACT = 2**53
+"""Whole numbers under this are the same as int and as float."""
 _LONG = 4096
 """Bytes, and texts that are media (`data:` URLs), of this length or more stand in a request as their digests."""
+_PAIR = re.compile(rb'(key|token|secret|zation|bearer|cookie|password|phrase)","', re.IGNORECASE)
+"""A secret's name as the first of two texts, as headers are written."""
+_URL, _SECRET = 1, 2
 
 
 class Request:
@@ -60,12 +72,13 @@ class Request:
         self.arguments = arguments
 
 
-def read_request(request: Any, harmless: frozenset[str] = HARMLESS) -> Request:
+def read_request(request: Any, harmless: frozenset[str] = HARMLESS, urls: str = "refuse") -> Request:
     """Return `request` in its canonical form. Does not change it. Costs about 6 us, and the digests of its media.
 
     Args:
         request: Any value that JSON can say, with media in it.
         harmless: Names of the request's own fields that do not count.
+        urls: What becomes of URLs of media: `refuse`, `content` or `trust`.
 
     Raises:
         InvalidArgumentError: It holds something that nobody can tell from another one of its kind.
@@ -74,7 +87,14 @@ def read_request(request: Any, harmless: frozenset[str] = HARMLESS) -> Request:
     if type(request) is dict:
         request = _sort(request, harmless, arguments)
     text = encode_record(request, _take_apart)
-    if len(text) > _LONG or _may_name_secret(text):
+    notable = 0
+    for part in text.split(b'":')[:-1]:  # each ends with the name of a field
+        notable |= _notable(part[part.rfind(b'"') + 1 :])
+    if notable & _URL and urls != "trust" and b"://" in text:
+        known = resolve_urls(request, urls)
+        if known is not request:
+            request, text = known, encode_record(known, _take_apart)
+    if notable & _SECRET or len(text) > _LONG or (b'["' in text and _PAIR.search(text)):
         text = encode_record(_shorten(request), _take_apart)
     return Request(text, arguments)
 
@@ -87,11 +107,11 @@ def _sort(given: dict[Any, Any], harmless: frozenset[str], flat: dict[str, Any])
         names = list(given)
     kept: dict[Any, Any] = {}
     for name in names:
-        if name in harmless or (type(name) is str and _is_secret(name)):
+        if name in harmless or (type(name) is str and _is_credential(name)):
             continue
         value = given[name]
         kind = type(value)
-        if kind is int and name in NUMBERS:
+        if kind is int and name in NUMBERS and abs(value) < _EXACT:
             value = float(value)
         elif kind is dict and name in ARGUMENTS:
             value = _sort(value, frozenset(), flat)
@@ -101,22 +121,22 @@ def _sort(given: dict[Any, Any], harmless: frozenset[str], flat: dict[str, Any])
 
 
 @lru_cache(maxsize=4096)
+def _is_credential(name: str) -> bool:
+    return CREDENTIALS.fullmatch(name) is not None
+
+
+@lru_cache(maxsize=4096)
 def _is_secret(name: str) -> bool:
     return SECRETS.fullmatch(name) is not None
 
 
-def _may_name_secret(text: bytes) -> bool:
-    """Whether a record has a field whose name ends like that of a secret, and whose value is a text."""
-    lower = text.lower()
-    return (
-        b'key":"' in lower
-        or b'token":"' in lower
-        or b'secret":"' in lower
-        or b'ation":"' in lower  # authorization
-        or b'bearer":"' in lower
-        or b'cookie":"' in lower
-        or b'password":"' in lower
-    )
+@lru_cache(maxsize=8192)
+def _notable(name: bytes) -> int:
+    """Return what a field of this name may hold."""
+    if name == b"$dict":  # its names are written as the values are
+        return _URL | _SECRET
+    text = name.decode("utf-8", "replace")
+    return (_URL if is_place(text) else 0) | (_SECRET if _is_secret(text) else 0)
 
 
 def _shorten(value: Any) -> Any:
@@ -127,6 +147,8 @@ def _shorten(value: Any) -> Any:
     if kind is bytes:
         return bytes_media(value) if len(value) >= _LONG else value
     if kind is list or kind is tuple:
+        if len(value) == 2 and type(value[0]) is str and type(value[1]) is str and _is_secret(value[0]):
+            return kind([value[0], text_media(value[1])])  # headers are written so
         shorter = [_shorten(each) for each in value]
         same = all(new is old for new, old in zip(shorter, value, strict=True))
         return value if same else kind(shorter)
@@ -137,8 +159,10 @@ def _shorten(value: Any) -> Any:
 
 
 def _field(name: Any, value: Any) -> Any:
-    if type(name) is str and type(value) is str and _is_secret(name):
-        return text_media(value)  # deep inside, only its digest tells one from another
+    if value is None or isinstance(value, bool | int | float | Media):
+        return value
+    if type(name) is str and _is_secret(name):
+        return text_media(value) if type(value) is str else bytes_media(encode_record(value, _take_apart))
     return _shorten(value)
 
 

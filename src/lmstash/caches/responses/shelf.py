@@ -129,7 +129,9 @@ class Shelf:
             values = self._squeezer(namespace_of(chosen[0][0].model)).squeeze(values)
         ttl = self._ttl_seconds if ttl_seconds is None else ttl_seconds
         writes = [
-            Write(each.key, value, namespace_of(each.model), _meta(about), b"", compute_seconds, 0, ttl)
+            Write(
+                each.key, value, namespace_of(each.model), _meta(about, each.occurrence), b"", compute_seconds, 0, ttl
+            )
             for (each, about, _), value in zip(chosen, values, strict=True)
         ]
         if self.store.put_many(writes) < len(writes):
@@ -186,13 +188,15 @@ class Shelf:
             self._described.add(model.digest)
 
 
-def _meta(tags: Tags | None) -> bytes | None:
-    if not tags:
+def _meta(tags: Tags | None, occurrence: int) -> bytes | None:
+    if not tags and not occurrence:
         return None
+    number = {"occurrence": occurrence} if occurrence else {}  # with it, a kept request leads to its key
+    facts = {name: value for name, value in (tags or {}).items() if name != "occurrence"}
     try:
-        return _dumps(tags).encode()
+        return _dumps(facts | number).encode()
     except (TypeError, ValueError):  # a tag is no reason to lose an answer
-        return _dumps({str(name): str(value) for name, value in tags.items()}).encode()
+        return _dumps({str(name): str(value) for name, value in facts.items()} | number).encode()
 
 
 _dumps = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode

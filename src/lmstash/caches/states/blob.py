@@ -11,7 +11,7 @@ these tokens (`tests/caches/states/test_blob_on_models.py`). Layout as of llama.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,7 +114,14 @@ def cut(state: State, first: int, last: int) -> np.ndarray:
     return out
 
 
-def build(layout: Layout, spans: Sequence[Span], *, rest: object = b"", sequence: bool = False) -> np.ndarray:
+def build(
+    layout: Layout,
+    spans: Sequence[Span],
+    *,
+    rest: object = b"",
+    sequence: bool = False,
+    room: Callable[[int], np.ndarray] = buffer,
+) -> np.ndarray:
     """Return the blob of the tokens in `spans`, one after another: `[n_bytes]` uint8.
 
     Costs one copy of the bytes.
@@ -124,6 +131,7 @@ def build(layout: Layout, spans: Sequence[Span], *, rest: object = b"", sequence
         spans: Payloads that hold exactly their `n_tokens`.
         rest: What follows the parts.
         sequence: Make the sequence form (of sequence 0).
+        room: Gives `[n_bytes]` uint8 to build it in.
 
     Raises:
         CorruptEntryError: A payload does not hold what it says.
@@ -141,7 +149,7 @@ def build(layout: Layout, spans: Sequence[Span], *, rest: object = b"", sequence
     for part in layout.parts:
         starts.append(at + 8)
         at += _part_bytes(part, layout, n_tokens)
-    out = buffer(at + tail.nbytes)
+    out = room(at + tail.nbytes)
     out[: len(head)] = np.frombuffer(head, np.uint8)
     out[at:] = tail
     if not n_tokens:

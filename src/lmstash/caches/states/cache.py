@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from lmstash.caches.models import describe_model
 from lmstash.caches.states.blob import State, build, parse
+from lmstash.caches.states.buffers import buffer
 from lmstash.caches.states.finding import Finder, Found, Match
 from lmstash.caches.states.keeping import Cutter, Facts
 from lmstash.caches.states.layout import decode_layout
@@ -17,7 +19,8 @@ from lmstash.caches.states.scores import Scores, Take
 from lmstash.errors import CorruptEntryError
 from lmstash.events import DropReason, MissReason
 from lmstash.identity.fingerprint import Fingerprint
-from lmstash.identity.tokens import TokenIds
+from lmstash.identity.tokens import TokenIds, token_bytes
+from lmstash.prefix.node import TOKEN_BYTES
 from lmstash.store.base import Store, Write
 
 _ATTEMPTS = 3
@@ -114,7 +117,15 @@ class States:
         paths = [match.kept, match.path] if match.tokens else [match.path]
         return max(((self._scores.covered(path, most), path) for path in paths), key=lambda found: found[0])
 
-    def load(self, match: Match, at_most: int | None = None, *, n_vocab: int = 0) -> Loaded | None:
+    def load(
+        self,
+        match: Match,
+        at_most: int | None = None,
+        *,
+        sequence: bool = False,
+        room: Callable[[int], np.ndarray] = buffer,
+        n_vocab: int = 0,
+    ) -> Loaded | None:
         """Return the state of the first tokens of a matched prompt; None for a miss, which is counted.
 
         Costs one copy of its bytes; scores cost more (see `Scores.read`).
@@ -122,6 +133,8 @@ class States:
         Args:
             match: As `match` returned it.
             at_most: Tokens.
+            sequence: Return the sequence form (`llama_state_seq_set_data`) instead of the whole one.
+            room: Gives the memory for it, `[n_bytes]` uint8.
             n_vocab: Give scores, too, of so many tokens of a vocabulary, and only a state that has them; 0 for none.
         """
         path, events = match.path, self.store.events
@@ -138,7 +151,7 @@ class States:
                     limit, reason = len(rows), MissReason.DAMAGED
                     continue
             try:
-                loaded = self._read(match, limit)
+                loaded = self._read(match, limit, sequence, room)
             except CorruptEntryError as error:
                 events.damage(self.names.namespace, path.first_key, str(error))
                 loaded = None
@@ -153,7 +166,7 @@ class States:
         events.miss(self.names.namespace, path.first_key, reason)
         return None
 
-    def _read(self, match: Match, n_tokens: int) -> Loaded | None:
+    def _read(self, match: Match, n_tokens: int, sequence: bool, room: Callable[[int], np.ndarray]) -> Loaded | None:
         """Return the state of the first tokens, or of fewer where that can be; None when something is damaged."""
         found = self._finder.read(match, n_tokens) if self.memory.n_parts else Found()
         rest: memoryview | bytes = b""
@@ -170,10 +183,11 @@ class States:
             return None
         if layout is None or len(layout.parts) != self.memory.n_parts:
             return None
-        blob = build(layout, found.spans, rest=rest)
+        blob = build(layout, found.spans, rest=rest, sequence=sequence, room=room)
         if not all(check() for check in found.checks):
             return None
-        state = parse(blob, n_parts=self.memory.n_parts, has_rest=self.memory.has_rest)
+        memory = self.memory
+        state = parse(blob, n_parts=memory.n_parts, has_rest=memory.has_rest, sequence=sequence, arch=layout.arch)
         if state.layout != layout or blob.nbytes - state.rest != len(rest):
             return None
         return Loaded(blob, found.n_tokens if self.memory.n_parts else n_tokens, found.compute_seconds)
@@ -201,34 +215,81 @@ class States:
         Raises:
             InvalidArgumentError: As `tokens.token_bytes`.
         """
-        path = self.names.path(ids)
-        if not path.n_tokens:
+        match = self.missing(ids, at_most, scores=scores is not None)
+        if match is None:
             return 0
+        n_tokens = len(token_bytes(ids)) // TOKEN_BYTES
+        writes = self.cut(match, blob, n_tokens, seconds_per_token=seconds_per_token, scores=scores)
+        known, before = self._finder.known, self._finder.known.state
+        kept = self.store.put_many(writes) if writes else 0
+        if kept and kept == len(writes) and self.memory.n_parts:  # else there are no blocks
+            known.note(match.path.chain[1:], [write.key for write in writes if write.n_tokens], before)
+        return kept
+
+    def missing(self, ids: TokenIds, at_most: int | None = None, *, scores: bool = False) -> Match | None:
+        """Return what is kept of a sequence of which something is not; None when there is nothing to keep.
+
+        What is kept counts as used now.
+
+        Args:
+            ids: All tokens of the sequence.
+            at_most: As in `put`.
+            scores: Whether their scores are to be kept, too.
+
+        Raises:
+            InvalidArgumentError: As `tokens.token_bytes`.
+        """
+        path = self.names.path(ids)
+        if at_most is not None and at_most < path.n_tokens:
+            if at_most <= 0 or self.memory.has_rest:
+                return None
+            path = path.first(at_most)
+        if not path.n_tokens:
+            return None
+        match = self._finder.match(path)
+        touch(self.store, path.keys(0, match.n_blocks))
+        if self.memory.n_parts and match.n_tokens < path.n_tokens:
+            return match
+        end = self.store.describe_many([path.end()])[0]
+        if end is None:
+            return match
+        asked = [end.parent, *([path.rest(path.n_tokens)] if self.memory.has_rest else [])]
+        is_kept = all(self.store.contains_many(asked)) and (not scores or self._scores.are_kept(path))
+        return None if is_kept else match
+
+    def cut(
+        self,
+        match: Match,
+        blob: object,
+        n_tokens: int,
+        *,
+        seconds_per_token: float = 0.0,
+        scores: Take | None = None,
+    ) -> list[Write]:
+        """Return the entries that keep what is missing of a sequence, the last ones first. They are copies.
+
+        Args:
+            match: As `missing` returned it.
+            blob: The whole form of its state, of these tokens or more.
+            n_tokens: How many it holds.
+            seconds_per_token: What a token took to compute.
+            scores: As in `put`.
+        """
+        path = match.path
         try:
             state = parse(blob, n_parts=self.memory.n_parts, has_rest=self.memory.has_rest)
         except CorruptEntryError as error:
             return self._not_kept(path.first_key, str(error))
-        if self.memory.n_parts and state.n_tokens != path.n_tokens:
-            return self._not_kept(path.first_key, f"it holds {state.n_tokens} tokens, not {path.n_tokens}")
-        if at_most is not None and at_most < path.n_tokens:
-            if at_most <= 0 or self.memory.has_rest:
-                return 0
-            path = path.first(at_most)
+        if self.memory.n_parts and state.n_tokens != n_tokens:
+            return self._not_kept(path.first_key, f"it holds {state.n_tokens} tokens, not {n_tokens}")
         facts = Facts(self._name, self._private, self._ttl_seconds, seconds_per_token)
-        match = self._finder.match(path)
-        touch(self.store, path.blocks[: match.n_blocks])
         writes = self._writes(match, state, facts)
-        more = [] if scores is None else self._scores.writes(path, scores, facts)
-        if not writes and not more:
-            return 0
-        if not self._described:
+        if scores is not None:  # as the last ones: without K/V they are of no use
+            writes = [*self._scores.writes(path, scores, facts), *writes]
+        if writes and not self._described:
             describe_model(self.store, self.fingerprint, self._name)
             self._described = True
-        known, before = self._finder.known, self._finder.known.state
-        kept = self.store.put_many(writes)
-        if kept == len(writes) and self.memory.n_parts:  # else there are no blocks
-            known.add(path, [write.key for write in writes if write.n_tokens], before)
-        return kept + (self.store.put_many(more) if more else 0)
+        return writes
 
     def _writes(self, match: Match, state: State, facts: Facts) -> list[Write]:
         path = match.path
@@ -248,11 +309,11 @@ class States:
         """Return how many distinct sequences are kept whole. Costs about 10 us for each."""
         return count_sequences(self.store, self.names.ends)
 
-    def _not_kept(self, key: bytes, why: str) -> int:
+    def _not_kept(self, key: bytes, why: str) -> list[Write]:
         events = self.store.events
         events.drop(self.names.namespace, key, DropReason.UNSUPPORTED)
         events.warn_once(f"states {why}", "lmstash: a state of %s is not kept: %s", self._name or "a model", why)
-        return 0
+        return []
 
 
 def count_sequences(store: Store, namespace: str | None = None) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from lmstash.caches.states.blob import Span
 from lmstash.caches.states.layout import Layout
-from lmstash.caches.states.naming import BLOCK_BYTES, POINTED, Path
+from lmstash.caches.states.naming import POINTED, Path
 from lmstash.caches.states.pieces import Piece, decode_piece
 from lmstash.events import MissReason
 from lmstash.identity.chain import BLOCK_TOKENS
@@ -15,7 +15,7 @@ from lmstash.prefix.node import TOKEN_BYTES
 from lmstash.store.base import Store
 from lmstash.store.loans import borrow_many
 
-_FIRST_WINDOW = 8
+_START, _FIRST_WINDOW = 2, 8
 _GROWTH = 3
 _MOST_KNOWN = 1 << 16
 _MOST_POINTERS = 1 << 12
@@ -91,24 +91,22 @@ class Known:
         self._removals: Callable[[], int] | None = getattr(store, "removals", None)
         self._remembered = _Remembered(-1)
 
-    def blocks(self, path: Path) -> int:
-        """Return how many whole blocks of a prompt are kept, from the first on."""
+    def leading(self, path: Path) -> int:
+        """Return how many whole blocks of a prompt are known to be kept, from the first on, without asking for them."""
         known, chain = self._fresh(), path.chain
-        n, total = 0, len(chain) - 1
+        n, total = 0, path.n_blocks
         if known is not None:
             ids = known.ids
             while n < total and chain[n + 1] in ids:
                 n += 1
-        while n < total:
-            window = path.blocks[n : n + max(_FIRST_WINDOW, n * _GROWTH)]
-            there = self._store.contains_many(window)
-            more = there.index(False) if False in there else len(window)
-            if known is not None:
-                known.ids.update(chain[n + 1 : n + 1 + more])
-            n += more
-            if more < len(window):
-                break
         return n
+
+    def note(self, ids: Sequence[bytes], keys: Sequence[bytes], state: int) -> None:
+        """Note that blocks with these chain ids, and these keys, are kept, if nothing was removed since `state`."""
+        known = self._fresh()
+        if known is not None and state == known.removals:
+            known.ids.update(ids)
+            known.keys.update(keys)
 
     def remembers(self, key: bytes) -> bool:
         """Return whether a key is known to be kept, without asking for it."""
@@ -124,13 +122,6 @@ class Known:
         if there and known is not None:
             known.keys.add(key)
         return there
-
-    def add(self, path: Path, keys: Sequence[bytes], state: int) -> None:
-        """Note that all blocks of a prompt and these keys are kept, if nothing was removed since `state`."""
-        known = self._fresh()
-        if known is not None and state == known.removals:
-            known.ids.update(path.chain[1:])
-            known.keys.update(keys)
 
     def forget(self) -> None:
         """Ask the store again: something that was there is gone."""
@@ -176,20 +167,38 @@ class Finder:
     def match(self, path: Path) -> Match:
         """Return how far a prompt is kept.
 
-        Costs some microseconds for each block the first time and less afterwards, and reads a pointer.
+        Costs some microseconds for each block the first time and less afterwards, and reads a pointer where the prompt
+        leaves what is kept.
         """
-        n_blocks = self.known.blocks(path)
-        tokens = path.tokens(n_blocks)
-        if not tokens:
-            return Match(path, n_blocks)
-        tail = path.tail(n_blocks) if len(tokens) < BLOCK_BYTES else b""
-        whole = Match(path, n_blocks, len(tokens) // TOKEN_BYTES, tail, len(POINTED))
-        if tail and self.known.remembers(tail):
-            return whole
-        pointers = path.pointers(n_blocks)
-        there = self._store.contains_many([*pointers, tail] if tail else pointers)
-        if tail and there.pop():
-            return whole
+        known, total = self.known, path.n_blocks
+        end = path.tail(total) if path.tokens(total) else b""
+        whole = Match(path, total, len(path.tokens(total)) // TOKEN_BYTES, end, len(POINTED) if end else 0)
+        n = known.leading(path)
+        while n < total or (end and not known.remembers(end)):
+            # One question for all that may come next: a question costs a store as much as some keys in it. Where there
+            # is no pointer after the first token, there are no others.
+            window = path.keys(n, n + (max(_FIRST_WINDOW, n * _GROWTH) if n else _START))
+            first, state = path.pointers(n, 1), known.state
+            asked = [*window, *first, *([end] if end and n + len(window) == total else [])]
+            there = self._store.contains_many(asked)
+            ended = len(asked) > len(window) + len(first) and there.pop()
+            begun = bool(first) and there.pop()
+            more = next((number for number in range(len(window)) if not there[number]), len(window))
+            complete = ended and n + more == total
+            known.note(path.chain[n + 1 : n + 1 + more], [end] if complete else [], state)
+            n += more
+            if complete or (n == total and not end):
+                return whole
+            if not more:
+                return self._pointed(path, n) if begun else Match(path, n)
+            if more < len(window) or n == total:
+                return self._pointed(path, n)
+        return whole
+
+    def _pointed(self, path: Path, n_blocks: int) -> Match:
+        """Return how far a prompt is kept of which no more whole blocks are."""
+        tokens, pointers = path.tokens(n_blocks), path.pointers(n_blocks)
+        there = self._store.contains_many(pointers)
         # What the longest pointer names is at most 15 tokens shorter than the best.
         for number in range(len(pointers) - 1, -1, -1):
             if there[number]:

@@ -79,14 +79,24 @@ class Path:
     """The token ids, 4 bytes each."""
     chain: list[bytes]
     """The root, and the id after each full block."""
-    _keys: list[bytes] = field(default_factory=list[bytes])
+    _keys: dict[int, bytes] = field(default_factory=dict[int, bytes])
+
+    @property
+    def n_blocks(self) -> int:
+        """Full blocks."""
+        return len(self.chain) - 1
 
     @property
     def blocks(self) -> list[bytes]:
-        """The key of each full block, made when it is first asked for: what is known to be kept goes by its id."""
-        if len(self._keys) < len(self.chain) - 1:
-            self._keys[:] = chain_keys(self.chain[1:], site="block", **_FORM)
-        return self._keys
+        """The key of each full block."""
+        return self.keys(0, self.n_blocks)
+
+    def keys(self, first: int, last: int) -> list[bytes]:
+        """Return the keys of some full blocks, made when they are first asked for."""
+        made, last = self._keys, min(last, self.n_blocks)
+        if any(block not in made for block in range(first, last)):
+            made.update(enumerate(chain_keys(self.chain[first + 1 : last + 1], site="block", **_FORM), first))
+        return [made[block] for block in range(first, last)]
 
     @property
     def n_tokens(self) -> int:
@@ -113,7 +123,8 @@ class Path:
         """Return the key of the block before `block`, or nothing."""
         if not block:
             return b""
-        return self._keys[block - 1] if self._keys else chain_key(self.chain[block], site="block", **_FORM)
+        key = self._keys.get(block - 1)
+        return chain_key(self.chain[block], site="block", **_FORM) if key is None else key
 
     def tokens(self, block: int) -> bytes:
         """Return the tokens of one block; fewer than 64 where the prompt ends."""
@@ -123,12 +134,12 @@ class Path:
         """Return the key of the prompt's last tokens, where they begin with `block` and do not fill it."""
         return chain_key(prefix_id(self.chain[block], self.tokens(block)), site="tail", **_FORM)
 
-    def pointers(self, block: int) -> list[bytes]:
-        """Return the keys of the pointers after the beginnings of `block`, shortest first."""
+    def pointers(self, block: int, most: int = len(POINTED)) -> list[bytes]:
+        """Return the keys of the first pointers after the beginnings of `block`, shortest first."""
         tokens = self.tokens(block)
         begun = sha256(_POINTER + self.chain[block])
         out: list[bytes] = []
-        for n in POINTED:
+        for n in POINTED[:most]:
             if n * TOKEN_BYTES > len(tokens):
                 break
             each = begun.copy()

@@ -91,21 +91,15 @@ class Scores:
         return rows[:sound]
 
     def writes(self, path: Path, take: Take, facts: Facts) -> list[Write]:
-        """Return the entries that keep the scores of all tokens of `path`, without those that are kept.
+        """Return the entries that keep the scores of all tokens of `path`, without those that are kept: copies.
 
         Costs a pass over their bytes; compressing, where zstandard is installed, 3 ms a megabyte.
         """
-        ends = [*range(RUN_TOKENS, path.n_tokens + 1, RUN_TOKENS)]
-        if path.n_tokens % RUN_TOKENS:
-            ends.append(path.n_tokens)
-        keys = [path.scores(end) for end in ends]
-        there = self._store.contains_many(keys)
-        touch(self._store, [key for key, kept in zip(keys, there, strict=True) if kept])
         out: list[Write] = []
-        for end, key, kept in zip(ends, keys, there, strict=True):
+        for start, key, kept in self._asked(path):
             if kept:
                 continue
-            start = (end - 1) // RUN_TOKENS * RUN_TOKENS
+            end = min(start + RUN_TOKENS, path.n_tokens)
             rows = take(start, end)
             if rows is None:
                 break  # those after it would not be found
@@ -120,6 +114,17 @@ class Scores:
                 )
             )
         return out[::-1]
+
+    def are_kept(self, path: Path) -> bool:
+        """Whether the scores of all tokens of `path` are kept: they count as used now. Costs as `covered`."""
+        return all(kept for _, _, kept in self._asked(path))
+
+    def _asked(self, path: Path) -> list[tuple[int, bytes, bool]]:
+        """Return where each run begins, its key and whether it is kept; those that are count as used now."""
+        runs = _runs(path, path.n_tokens)
+        there = self._store.contains_many([key for _, key in runs])
+        touch(self._store, [key for (_, key), kept in zip(runs, there, strict=True) if kept])
+        return [(start, key, kept) for (start, key), kept in zip(runs, there, strict=True)]
 
     def _tail(self, path: Path, n_tokens: int) -> bytes | None:
         """Return the key of the run that ends with exactly so many tokens, if it is kept and not a whole one."""
@@ -159,7 +164,7 @@ def _runs(path: Path, most: int) -> list[tuple[int, bytes]]:
 
 def _encode(key: bytes, rows: np.ndarray) -> list[Buffer]:
     n_rows, n_vocab = rows.shape
-    data = np.ascontiguousarray(rows, "<f4").reshape(-1)
+    data = np.array(rows, "<f4").reshape(-1)  # a copy: rows may change before they are written
     form, body = _PLAIN, [data.data]
     with contextlib.suppress(MissingDependencyError):
         form, body = _COMPRESSED, _take_apart(data)

@@ -42,6 +42,7 @@ PRAGMA user_version = {SCHEMA_VERSION};
 _COLUMNS = "k, key, seg, off, head, size, slot, gen, exp, pinned"
 _FIND = f"SELECT {_COLUMNS} FROM entries WHERE k = ?"
 _FIND_MANY = f"SELECT {_COLUMNS} FROM carray(?) AS asked CROSS JOIN entries ON entries.k = asked.value"
+_EXPIRIES = "SELECT key, exp FROM carray(?) AS asked CROSS JOIN entries ON entries.k = asked.value"
 _LOCATE = (
     "SELECT k, seg, off, head, size, slot, exp FROM carray(?) AS asked CROSS JOIN entries ON entries.k = asked.value"
 )
@@ -138,6 +139,12 @@ class Index:
         """Return where each key is that is there."""
         with self.read_lock, self.translated():
             return _find_many(self.reader, keys)
+
+    def expiries(self, keys: Sequence[bytes]) -> dict[bytes, int]:
+        """Return when each key that is there expires (0: never); others may be in it, too."""
+        ids = array("q", [row_id(key) for key in keys])
+        with self.read_lock, self.translated():
+            return dict(self.reader.execute(_EXPIRIES, (apsw.carray(ids),))) if ids else {}
 
     def locate(self, ids: Any) -> list[tuple[Any, ...]]:
         """Return (id, segment, offset, head, size, slot, expiry) of each row id (an int64 array) that is there."""

@@ -1,0 +1,64 @@
+"""What a request's own headers say of the cache: `Cache-Control`, as HTTP defines it, and `x-lmstash-*`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from lmstash.errors import InvalidArgumentError
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """How one request is to be answered.
+
+    Attributes:
+        bypass: Neither looked up nor kept (`no-store`).
+        max_age_seconds: What is older is computed anew, and replaced (`max-age`; 0 for `no-cache`).
+        only_kept: Nobody is asked (`only-if-cached`).
+        keep_sampled: Keep it though it is answered by chance and has no seed (`x-lmstash-keep-sampled: 1`).
+        occurrence: Which of several answers to one sampled request (`x-lmstash-occurrence: 3`).
+    """
+
+    bypass: bool = False
+    max_age_seconds: float = math.inf
+    only_kept: bool = False
+    keep_sampled: bool = False
+    occurrence: int | None = None
+
+
+def read_control(headers: Iterable[tuple[str, str]]) -> Control:
+    """Return what the headers of a request say.
+
+    Args:
+        headers: Names in lower case, and values.
+
+    Raises:
+        InvalidArgumentError: `x-lmstash-occurrence` is no number.
+    """
+    directives: dict[str, str] = {}
+    ours: dict[str, str] = {}
+    for name, value in headers:
+        if name == "cache-control":
+            for each in value.lower().split(","):
+                directive, _, argument = each.strip().partition("=")
+                directives[directive] = argument.strip('"')
+        elif name.startswith("x-lmstash-"):
+            ours[name.removeprefix("x-lmstash-")] = value.strip().lower()
+    max_age = math.inf
+    if "max-age" in directives:
+        value = directives["max-age"]
+        max_age = float(value) if value.isdecimal() else 0.0  # what nobody understands is stale: RFC 9111, 4.2.1
+    if "no-cache" in directives:
+        max_age = 0.0
+    occurrence = ours.get("occurrence", "")
+    if occurrence and not occurrence.isdecimal():
+        raise InvalidArgumentError(f"x-lmstash-occurrence takes a number from 0, not {occurrence!r}")
+    return Control(
+        bypass="no-store" in directives,
+        max_age_seconds=max_age,
+        only_kept="only-if-cached" in directives,
+        keep_sampled=ours.get("keep-sampled") in ("1", "true", "yes", "on"),
+        occurrence=int(occurrence) if occurrence else None,
+    )

@@ -1,0 +1,187 @@
+"""From an HTTP request to what is looked up: the model's server, the whole body, and what else may change an answer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import lru_cache
+from typing import Any, NoReturn
+from urllib.parse import SplitResult, urlsplit
+
+from lmstash.adapters.openai.endpoints import Endpoint, endpoint_of
+from lmstash.adapters.openai.references import depends_on_state, points_at_uploads, points_at_urls, said
+from lmstash.caches.responses.requests import SECRETS
+
+RESERVED = "lmstash"
+"""Our own field beside those of the body; a body that has it is not cached."""
+
+_HARMLESS_HEADER = re.compile(
+    r"connection|keep-alive|proxy-connection|transfer-encoding|te|trailer|upgrade|expect|host|date|via|forwarded"
+    r"|content-length|content-type|accept-encoding|user-agent|cache-control|pragma|origin|referer|dnt|priority"
+    r"|traceparent|tracestate|baggage|idempotency-key|x-real-ip|x-request-id|x-correlation-id|x-client-request-id"
+    r"|x-forwarded-.*|x-stainless-.*|x-lmstash-.*|sec-.*"
+)
+"""Headers that change no answer."""
+
+_CREDENTIALS = frozenset({"authorization", "proxy-authorization", "api-key", "x-api-key", "x-goog-api-key", "cookie"})
+_PLAIN_ACCEPTS = frozenset({"*/*", "application/json", "text/event-stream", "application/json, text/event-stream"})
+
+
+class Bypass(StrEnum):
+    """Why a request is passed on as if there were no cache."""
+
+    ENDPOINT = "endpoint"
+    """It is no request to an endpoint that is known to be pure."""
+    BODY = "body"
+    """Its body is not one unambiguous JSON object."""
+    URL = "url"
+    """It points at something by URL, which may be another thing tomorrow."""
+    STATE = "state"
+    """Its answer depends on what the server remembers, was sent before, or looks up."""
+    SAMPLED = "sampled"
+    """It is answered by chance, has no seed, and nobody asked to keep it."""
+    NO_STORE = "no_store"
+    """It says `Cache-Control: no-store`."""
+    UNSUPPORTED = "unsupported"
+    """It cannot be named safely."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked, of whom.
+
+    Attributes:
+        endpoint: Which interface.
+        base_url: Where the model is served, without the endpoint.
+        model: As the body names it.
+        request: The body, and under `lmstash` what else counts: path, query, headers; the token if asked.
+        streamed: Whether the answer is to come as a stream.
+    """
+
+    endpoint: Endpoint
+    base_url: str
+    model: str
+    request: dict[str, Any]
+    streamed: bool
+
+
+def read_question(
+    method: str,
+    url: str,
+    headers: Sequence[tuple[str, str]],
+    body: bytes,
+    *,
+    trust_urls: bool = False,
+    by_token: bool = False,
+) -> Question | Bypass:
+    """Return what an HTTP request asks, or why it is not to be cached. Costs about 30 us for a short one.
+
+    Args:
+        method: `POST`, ...
+        url: In full.
+        headers: Names in lower case, and values.
+        body: As it was sent.
+        trust_urls: What URLs point at never changes.
+        by_token: Callers with different credentials get different answers.
+    """
+    where = _split(url)
+    endpoint = endpoint_of(where.path) if method == "POST" else None
+    if endpoint is None:
+        return Bypass.ENDPOINT
+    by_name = dict(headers)
+    kind = by_name.get("content-type", "").lower()
+    if (
+        kind.partition(";")[0].strip() != "application/json"
+        or by_name.get("content-encoding", "identity") != "identity"
+    ):
+        return Bypass.BODY
+    read = _read_json(body)
+    if read is None or RESERVED in read:
+        return Bypass.BODY
+    messages = said(read)
+    if depends_on_state(read) or points_at_uploads(messages):
+        return Bypass.STATE
+    if not trust_urls and points_at_urls(messages):
+        return Bypass.URL
+    streamed, model = read.get("stream"), read.get("model")
+    if streamed not in (None, False, True) or type(streamed) is int or not isinstance(model, str | None):
+        return Bypass.BODY
+    if not streamed:
+        read.pop("stream", None)
+    read[RESERVED] = _beside(endpoint, where.query, headers, by_token)
+    base_url = f"{where.scheme}://{where.netloc}{where.path.removesuffix(endpoint.path)}"
+    return Question(endpoint, base_url, model or "(unnamed)", read, bool(streamed))
+
+
+@lru_cache(maxsize=1024)
+def _split(url: str) -> SplitResult:
+    return urlsplit(url)
+
+
+def _beside(endpoint: Endpoint, query: str, headers: Sequence[tuple[str, str]], by_token: bool) -> dict[str, str]:
+    """Return what counts besides the body. What may hold a secret is in it as a digest."""
+    out = {"path": endpoint.path}
+    if query:
+        out["query"] = _digest([query])
+    unknown = sorted(f"{name}: {value}" for name, value in headers if _counts(name, value))
+    if unknown:
+        out["headers"] = _digest(unknown)
+    if by_token:
+        out["caller"] = credentials_digest(headers)
+    return out
+
+
+def credentials_digest(headers: Iterable[tuple[str, str]]) -> str:
+    """Return what tells callers apart: a digest of their credentials."""
+    return _digest(sorted(f"{name}: {value}" for name, value in headers if _is_credential(name)))
+
+
+@lru_cache(maxsize=4096)
+def _counts(name: str, value: str) -> bool:
+    if name == "accept":
+        return value.strip().lower() not in _PLAIN_ACCEPTS
+    return not _HARMLESS_HEADER.fullmatch(name) and not _is_credential(name)
+
+
+def _is_credential(name: str) -> bool:
+    return name in _CREDENTIALS or SECRETS.fullmatch(name) is not None
+
+
+def _digest(parts: Iterable[str]) -> str:
+    state = hashlib.sha256(b"lmstash http\0")
+    for each in parts:
+        data = each.encode("utf-8", "surrogatepass")
+        state.update(len(data).to_bytes(8, "big") + data)
+    return state.hexdigest()[:32]
+
+
+def _read_json(body: bytes) -> dict[str, Any] | None:
+    """Return a JSON object that every reader reads alike; None for anything else."""
+    try:
+        read = _decoder.decode(body.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    return read if isinstance(read, dict) else None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands twice in an object")  # some servers take the first, some the last
+    return found
+
+
+def _refuse(word: str) -> NoReturn:
+    raise ValueError(f"{word} is no JSON")
+
+
+_decoder = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_refuse)
+
+
+def lower(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return headers with their names in lower case."""
+    return [(name.lower(), value) for name, value in headers]

@@ -1,0 +1,68 @@
+"""What a request only points at: its content can change while the request stays the same, so it cannot be a key."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+_URLS = frozenset({"url", "image_url", "video_url", "audio_url", "file_url", "document_url", "server_url"})
+"""Fields that hold a URL, unless they hold its content (`data:`)."""
+
+_STATE = frozenset({"previous_response_id", "conversation", "background", "container", "web_search_options"})
+"""Fields of a request that make an answer depend on what the server remembers, or on the world."""
+
+_IDS = frozenset({"file_id", "file_ids", "vector_store_ids"})
+"""Fields that name what was uploaded."""
+
+_OWN_TOOLS = frozenset({"function", "custom"})
+"""Tools that the caller runs; every other one is run by the server, with what it finds then."""
+
+
+def depends_on_state(body: dict[str, Any]) -> bool:
+    """Whether an answer depends on what a server remembers or finds, not on the request alone."""
+    if any(body.get(name) not in (None, False) for name in _STATE) or isinstance(body.get("prompt"), dict):
+        return True
+    tools = body.get("tools")
+    if not isinstance(tools, list):
+        return False
+    return any(not isinstance(each, dict) or each.get("type", "function") not in _OWN_TOOLS for each in tools)
+
+
+def said(body: dict[str, Any]) -> list[Any]:
+    """Return what of a request is said to the model."""
+    return [body.get(name) for name in ("messages", "input", "prompt")]
+
+
+def points_at_urls(messages: Any) -> bool:
+    """Whether messages hold URLs instead of content."""
+    return _holds(messages, _is_url)
+
+
+def points_at_uploads(messages: Any) -> bool:
+    """Whether messages name files, items or sounds that the server keeps."""
+    return _holds(messages, _is_upload)
+
+
+def _is_url(name: str, value: Any) -> bool:
+    return name in _URLS and isinstance(value, str) and not value.startswith("data:")
+
+
+def _is_upload(name: str, value: Any) -> bool:
+    if name == "type":
+        return value == "item_reference"
+    if name == "audio":
+        return isinstance(value, dict) and "id" in value
+    return name in _IDS and bool(value)
+
+
+def _holds(value: Any, is_one: Callable[[str, Any], bool]) -> bool:
+    todo = [value]
+    while todo:
+        each = todo.pop()
+        if isinstance(each, dict):
+            if any(is_one(name, inner) for name, inner in each.items()):
+                return True
+            todo.extend(inner for inner in each.values() if isinstance(inner, dict | list))
+        elif isinstance(each, list):
+            todo.extend(inner for inner in each if isinstance(inner, dict | list))
+    return False

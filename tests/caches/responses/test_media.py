@@ -1,0 +1,141 @@
+"""Media in requests: equal content has an equal name, any change another one; live objects stay as they are."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lmstash.caches.responses.requests import read_request
+from lmstash.errors import InvalidArgumentError
+
+Image = pytest.importorskip("PIL.Image")
+
+
+def name(value: Any) -> bytes:
+    return read_request({"image": value}).text
+
+
+def pixels(seed: int = 0, mode: str = "RGB", size: tuple[int, int] = (7, 5)) -> Any:
+    depth = len(Image.new(mode, (1, 1)).getbands())
+    data = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], depth), dtype=np.uint8)
+    return Image.frombytes(mode, size, data.tobytes())
+
+
+def gif(n_frames: int, changed: int | None = None) -> Any:
+    frames = [pixels(n + (1000 if n == changed else 0), "L") for n in range(n_frames)]
+    file = io.BytesIO()
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
+    file.seek(0)
+    return Image.open(file)
+
+
+def test_equal_pictures_have_one_name_whatever_they_came_from() -> None:
+    picture = pixels()
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    assert name(picture) == name(picture.copy()) == name(Image.open(io.BytesIO(file.getvalue())))
+
+
+def test_any_change_of_a_picture_is_another_name() -> None:
+    picture = pixels()
+    point = picture.copy()
+    point.putpixel((6, 4), (1, 2, 3))
+    palette = picture.convert("P")
+    other_palette = palette.copy()
+    colours = palette.getpalette()
+    colours[0] ^= 1
+    other_palette.putpalette(colours)
+    turned = picture.copy()
+    turned.getexif()[0x0112] = 6
+    see_through = palette.copy()
+    see_through.info["transparency"] = 3
+    flat = Image.frombytes("RGB", (5, 7), picture.tobytes())
+    changed = [point, picture.convert("L"), picture.convert("RGBA"), palette, other_palette, turned, see_through, flat]
+    names = {name(each) for each in [picture, *changed]}
+    assert len(names) == 1 + len(changed)
+    assert len({name(pixels(mode=mode)) for mode in ("RGB", "YCbCr", "HSV", "LAB")}) == 4
+
+
+def test_every_frame_counts_and_the_picture_stays_at_its_frame() -> None:
+    film = gif(3)
+    film.seek(1)
+    first = name(film)
+    assert film.tell() == 1
+    assert first == name(gif(3))
+    assert len({first, name(gif(2)), *(name(gif(3, changed)) for changed in range(3))}) == 5
+
+
+def test_pictures_that_cannot_be_read_are_refused() -> None:
+    file = io.BytesIO()
+    pixels(size=(64, 64)).save(file, "PNG")
+    cut = Image.open(io.BytesIO(file.getvalue()[:200]))
+    with pytest.raises(InvalidArgumentError, match="cannot be read"):
+        name(cut)
+
+
+def test_arrays_count_by_values_dtype_and_shape_and_not_by_layout() -> None:
+    array = np.arange(12, dtype=np.int32).reshape(3, 4)
+    before = array.copy()
+    assert name(array) == name(array.copy(order="F")) == name(np.concatenate([array, array])[:3])
+    changed = array.copy()
+    changed[2, 3] += 1
+    others = [changed, array.astype(np.int64), array.astype(">i4"), array.reshape(4, 3), array.T, array.view(np.uint32)]
+    others += [array.ravel(), torch.from_numpy(array), array.tobytes(), np.float32(0), np.float64(0)]
+    assert len({name(each) for each in [array, *others]}) == 1 + len(others)
+    assert np.array_equal(array, before)
+
+
+@pytest.mark.parametrize("wrong", [np.array([object()]), np.ma.array([1], mask=[1])])
+def test_arrays_without_content_are_refused(wrong: Any) -> None:
+    with pytest.raises(InvalidArgumentError):
+        name(wrong)
+
+
+def test_tensors_count_by_values_dtype_and_shape() -> None:
+    tensor = torch.arange(6.0).reshape(2, 3)
+    assert name(tensor) == name(tensor.clone()) == name(tensor.T.contiguous().T) == name(tensor.requires_grad_())
+    others = [tensor + 1, tensor.double(), tensor.bfloat16(), tensor.T, tensor.reshape(3, 2), -tensor]
+    assert len({name(each) for each in [tensor, *others]}) == 1 + len(others)
+    with pytest.raises(InvalidArgumentError):
+        name(tensor.detach().to_sparse())
+
+
+def test_files_count_by_content_and_not_by_place(tmp_path: Path) -> None:
+    one, same, other, suffix = (tmp_path / each for each in ("a.wav", "b.wav", "c.wav", "a.mp3"))
+    for path in (one, same, suffix):
+        path.write_bytes(b"sound")
+    other.write_bytes(b"sound.")
+    assert name(one) == name(same)
+    assert len({name(one), name(other), name(suffix), name(str(one)), name(b"sound")}) == 5
+    first = name(one)
+    one.write_bytes(b"noise")
+    assert name(one) != first
+    with pytest.raises(InvalidArgumentError, match="no such file"):
+        name(tmp_path / "absent.wav")
+
+
+def test_audio_as_datasets_hands_it_out() -> None:
+    def sound(rate: int = 16000, last: float = 0.0) -> dict[str, Any]:
+        return {"array": np.array([0.1, 0.2, last]), "sampling_rate": rate, "path": None}
+
+    assert name(sound()) == name(sound())
+    assert len({name(sound()), name(sound(rate=8000)), name(sound(last=0.1))}) == 3
+
+
+def test_long_bytes_and_data_urls_are_kept_as_digests() -> None:
+    for value in (b"x" * 10_000, "data:image/png;base64," + "A" * 10_000):
+        text = name(value)
+        assert len(text) < 200
+        assert text != name(value[:-1])
+    assert name(bytearray(b"x" * 10_000)) == name(memoryview(b"x" * 10_000)) == name(b"x" * 10_000)
+
+
+def test_the_order_of_pictures_counts() -> None:
+    one, two = pixels(1), pixels(2)
+    assert read_request([one, two]).text != read_request([two, one]).text
+    assert read_request([one, [two]]).text != read_request([[one], two]).text

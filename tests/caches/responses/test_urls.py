@@ -1,0 +1,175 @@
+"""Media by URL: what lies there may change under the same URL, so its text names nothing unless the caller says so."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import lmstash
+from lmstash.caches.responses import MISSING
+from lmstash.caches.responses.requests import read_request
+from lmstash.caches.responses.urls import UnreadUrlError, fetch_media
+from lmstash.errors import InvalidArgumentError
+from lmstash.stash import Stash
+
+
+class Site:
+    """A web site whose pages may change."""
+
+    def __init__(self) -> None:
+        self.pages: dict[str, bytes] = {}
+        self.asked: list[str] = []
+        self.kind = "image/png"
+        site = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                site.asked.append(self.path)
+                if self.path == "/away":
+                    self.send_response(302)
+                    self.send_header("Location", "file:///etc/passwd")
+                    self.end_headers()
+                    return
+                page = site.pages.get(self.path)
+                if page is None:
+                    self.send_error(404)
+                    return
+                self.send_response(200)
+                self.send_header("Content-Type", site.kind)
+                self.send_header("Content-Length", str(len(page) + (10 if self.path == "/cut" else 0)))
+                self.end_headers()
+                self.wfile.write(page)
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
+        self.thread.start()
+
+
+@pytest.fixture
+def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    made = Site()
+    yield made
+    made.server.shutdown()
+    made.server.server_close()
+
+
+@pytest.fixture
+def stash(tmp_path: Path) -> Iterator[Stash]:
+    with lmstash.open(tmp_path / "stash", strict=True) as opened:
+        yield opened
+
+
+def chat(url: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]}
+
+
+URL = "https://host/cat.png"
+PARTS: list[Any] = [
+    chat(URL),
+    {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": URL}]}]},
+    {"content": [{"type": "audio_url", "audio_url": {"url": URL}}]},
+    {"content": [{"type": "video_url", "video_url": {"url": URL.upper()}}]},
+    {"content": [{"type": "input_file", "file_url": URL}]},
+    {"content": [{"type": "image", "source": {"type": "url", "url": URL}}]},
+    {"content": [{"type": "image", "url": URL}]},
+    {"content": ({"type": "video", "video": ["https://host/1.png", "https://host/2.png"]},)},
+    {"parts": [{"fileData": {"file_uri": "gs://bucket/cat.mp4"}}]},
+    {"image_url": URL},
+    {"odd": {1: 2, "image_url": URL}},
+]
+
+
+@pytest.mark.parametrize("request_", PARTS)
+def test_media_by_url_is_refused_by_default_and_kept_by_its_text_on_trust(stash: Stash, request_: Any) -> None:
+    responses = stash.responses(model="m")
+    assert not responses.put(request_, "a cat")
+    assert stash.stats.misses["unsupported"] == 1
+    trusting = stash.responses(model="m", urls="trust")
+    assert trusting.put(request_, "a cat")
+    assert trusting.get(request_) == "a cat"
+    assert responses.get(request_, MISSING) is MISSING
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"prompt": f"what is {URL} about?"},
+        {"messages": [{"role": "tool", "content": [{"type": "text", "text": URL}]}]},
+        {"results": [{"title": "Cats", "url": URL}]},
+        {"tools": [{"parameters": {"properties": {"image_url": {"type": "string", "description": f"as {URL}"}}}}]},
+        {"messages": [{"content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]}]},
+    ],
+)
+def test_a_url_in_text_is_text(stash: Stash, request_: Any) -> None:
+    responses = stash.responses(model="m")
+    assert responses.put(request_, "a")
+    assert responses.get(request_) == "a"
+
+
+def test_refusal_is_logged_once_and_without_secrets(stash: Stash, caplog: pytest.LogCaptureFixture) -> None:
+    responses = stash.responses(model="m")
+    with caplog.at_level(logging.WARNING):
+        for n in range(3):
+            assert responses.get_or_compute(chat(f"https://me:hunter2@host/{n}?sig=hunter2"), lambda: "a") == "a"
+    assert len(caplog.records) == 1
+    assert "urls='content'" in caplog.text
+    assert "hunter2" not in caplog.text
+
+
+def test_by_content_a_changed_picture_is_another_request(stash: Stash, site: Site) -> None:
+    responses = stash.responses(model="m", urls="content")
+    site.pages = {"/cat": b"cat", "/copy": b"cat"}
+    asked = chat(f"{site.url}/cat")
+    before = repr(asked)
+    assert responses.get_or_compute(asked, lambda: "a cat") == "a cat"
+    assert responses.get(chat(f"{site.url}/copy")) == "a cat"
+    site.pages["/cat"] = b"dog"
+    assert responses.get_or_compute(asked, lambda: "a dog") == "a dog"
+    site.pages["/cat"] = b"cat"
+    assert responses.get(asked) == "a cat"
+    site.kind = "text/html"
+    assert responses.get(asked, MISSING) is MISSING
+    assert repr(asked) == before
+
+
+def test_what_cannot_be_fetched_is_not_cached(stash: Stash, site: Site) -> None:
+    site.pages = {"/cut": b"cut short"}
+    responses = stash.responses(model="m", urls="content")
+    for path in ("/absent", "/cut", "/away"):
+        assert not responses.put(chat(f"{site.url}{path}"), "a")
+    assert not responses.put(chat("gs://bucket/cat.png"), "a")
+    assert stash.stats.misses["unsupported"] == 4
+
+
+def test_limits(site: Site) -> None:
+    site.pages = {"/large": b"x" * 1000}
+    assert fetch_media(f"{site.url}/large", most_bytes=1000).facts == ("image/png", 1000)
+    with pytest.raises(UnreadUrlError, match="larger than 999"):
+        fetch_media(f"{site.url}/large", most_bytes=999)
+    with pytest.raises(UnreadUrlError, match=r"takes more than|cannot be read"):
+        fetch_media(f"{site.url}/large", most_seconds=1e-9)
+
+
+def test_a_local_file_url_is_named_by_what_the_file_holds(tmp_path: Path) -> None:
+    file = tmp_path / "a cat.png"
+    file.write_bytes(b"cat")
+    asked = chat(file.as_uri())
+    first = read_request(asked, urls="content").text
+    file.write_bytes(b"dog!")
+    assert read_request(asked, urls="content").text != first
+
+
+def test_another_word_is_refused(stash: Stash) -> None:
+    with pytest.raises(InvalidArgumentError, match="refuse, content, trust"):
+        stash.responses(model="m", urls="yes")
