@@ -53,6 +53,10 @@ STEPS: dict[str, tuple[tuple[str, ...], ...]] = {
         # The extra `hf` without granite-switch, which asks for an older transformers, and trl, which is for training.
         (*_OURS, *_TESTS, _TORCH, "transformers==5.23.0", "mellea==0.8.0", *_MELLEA_HF),
     ),
+    "lm_eval": (
+        (_TORCH,),
+        (*_OURS, *_TESTS, _TORCH, "transformers==5.23.0", "lm-eval==0.4.13", "accelerate>=1.9.0", "tenacity>=9"),
+    ),
     # Without what `import sglang` needs: `sglang_tree` loads its radix tree alone.
     "sglang": (
         (_TORCH,),

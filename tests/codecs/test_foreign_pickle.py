@@ -26,9 +26,10 @@ def described(data: bytes, *names: Name, **options: Any) -> Any:
 
 
 PLAIN = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**100), 2**100) | st.text(max_size=50),
+    st.none() | st.booleans() | st.integers(-(2**100), 2**100) | st.floats(allow_nan=False) | st.text(max_size=50),
     lambda inner: (
         st.tuples(inner)
+        | st.lists(inner, max_size=4)
         | st.tuples(inner, inner, inner, inner)
         | st.dictionaries(st.text(max_size=9), inner, max_size=4)
     ),
@@ -153,7 +154,10 @@ def test_a_global_below_an_expected_one_is_refused():
         b"\x80\x04X\x01\x00\x00\x00\xff.",
         b"\x80\x04NN\x93.",
         b"\x80\x04I1\n.",
-        b"\x80\x04].",
+        b"\x80\x04Na.",
+        b"\x80\x04)Na.",
+        b"\x80\x04}(Ne.",
+        b"\x80\x04]G\x00.",
         b"\x80\x04V\n.",
         b"\x80\x04i\n\n.",
         b"\x80\x04\x82\x01.",

@@ -9,6 +9,10 @@ entries do not say which model computed them: without --model they are counted o
 --setting for each setting of that time that was not the default, the model computes a part of each entry again, and
 those that are equal are taken. --declare takes your word for it instead.
 
+`lm-eval`: a database of the harness's `CachingLM` (`PREFIX_rankN.db`). Nothing is unpickled. It says neither which
+model answered nor what was asked: --model NAME declares the model, and an evaluation that is told the same name
+(`lmstash eval --imported NAME lm_eval ...`) finds the answers.
+
 `responses`: a JSONL file that `lmstash export responses` wrote. Only rows that lead to the key they claim are taken.
 
 Exit code 1 when something could not be taken.
@@ -25,17 +29,20 @@ from lmstash.cli.output import print_json
 from lmstash.cli.place import open_named
 from lmstash.errors import InvalidArgumentError, NotFoundError
 
-SOURCES = ("lmprobe", "llama-cpp", "responses")
+SOURCES = ("lmprobe", "llama-cpp", "lm-eval", "responses")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what is taken over from where."""
     parser.add_argument("source", choices=SOURCES, help="whose cache it is")
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help="the folder of that cache; the exported file")
+    parser.add_argument(
+        "folder", metavar="PLACE", type=Path, help="the folder of that cache; lm-eval and responses: the file"
+    )
     parser.add_argument(
         "--model",
         metavar="NAME",
-        help="lmprobe: take only this model (also names a folder that does not); llama-cpp: the GGUF file",
+        help="lmprobe: take only this model (also names a folder that does not); llama-cpp: the GGUF file; "
+        "lm-eval: the name that you declare",
     )
     parser.add_argument("--declare", action="store_true", help="vouch that the model of --model computed the values")
     parser.add_argument(
@@ -49,6 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Import, and print what was taken."""
+    if arguments.source == "lm-eval":
+        return _lm_eval(arguments)
     if arguments.source == "responses":
         return _responses(arguments)
     if not arguments.folder.is_dir():
@@ -100,6 +109,19 @@ def _llama_cpp(arguments: argparse.Namespace) -> int:
                 report = import_disk_cache(arguments.folder, stash, llm=llm, verify=not arguments.declare)
             finally:
                 llm.close()
+    _print(arguments, report)
+    return 1 if report.problems else 0
+
+
+def _lm_eval(arguments: argparse.Namespace) -> int:
+    from lmstash.adapters.lm_eval.importing import import_caching_db
+
+    if not arguments.folder.is_file():
+        raise NotFoundError(f"{arguments.folder} is not a file. Name the database: PREFIX_rank0.db")
+    if arguments.model is None:
+        raise InvalidArgumentError("the database does not say which model answered: declare it with --model NAME")
+    with open_named(arguments, write=True, make=True) as stash:
+        report = import_caching_db(arguments.folder, stash, model=arguments.model)
     _print(arguments, report)
     return 1 if report.problems else 0
 

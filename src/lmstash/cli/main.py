@@ -26,6 +26,7 @@ COMMANDS = {
     "clear": ("lmstash.cli.clear", "remove every entry"),
     "doctor": ("lmstash.cli.doctor", "look for what is wrong with a folder or this installation"),
     "env": ("lmstash.cli.env", "the settings in force, and where each comes from"),
+    "eval": ("lmstash.cli.eval", "run lm_eval or lmms_eval, and ask the model only what it has not answered before"),
     "export": ("lmstash.cli.exporting", "write kept responses to a JSONL or Parquet file"),
     "import": ("lmstash.cli.importing", "take over what another tool has kept, or an export"),
     "proxy": ("lmstash.cli.proxy", "a caching reverse proxy in front of an OpenAI-compatible server"),

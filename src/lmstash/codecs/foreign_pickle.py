@@ -1,10 +1,10 @@
 """Follows a pickle that another tool wrote, opcode by opcode, without unpickling it.
 
-What comes out is a description in plain data: numbers, short texts, tuples, dicts with texts for keys, and, in place of
-everything that unpickling would make, what was written about it: a `Name` for a global, a `Made` for a call, a `Span`
-for bytes (where they lie; they are not read), a `Referred` for a persistent id. Nothing is imported, called or looked
-up, whatever the file names. The caller compares the description with the one layout that it knows, by `match`, and must
-not print, hash or walk what it does not know: a memo can make a short pickle describe a tree of any size.
+What comes out is a description in plain data: numbers, texts, tuples, lists, dicts with texts for keys, and, in place
+of everything that unpickling would make, what was written about it: a `Name` for a global, a `Made` for a call, a
+`Span` for bytes (where they lie; they are not read), a `Referred` for a persistent id. Nothing is imported, called or
+looked up, whatever the file names. The caller compares the description with the one layout that it knows, by `match`,
+and must not print, hash or walk what it does not know: a memo can make a short pickle describe a tree of any size.
 
 Source of the opcodes' meaning: the docstrings of Python's `pickletools`.
 """
@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from lmstash.errors import CorruptEntryError
 
 MAX_TEXT_BYTES: Final = 1024
-"""Longest text that is read; names and dtypes are far shorter."""
+"""Longest text that is read by default; names and dtypes are far shorter."""
 MAX_NUMBER_BYTES: Final = 16
 MAX_OPCODES: Final = 1000
 """By default; one tensor or one state takes less than two hundred."""
@@ -81,9 +81,17 @@ _MEMO_GETS = {ord("h"): struct.Struct("<B"), ord("j"): struct.Struct("<I")}
 _TUPLES = {0x85: 1, 0x86: 2, 0x87: 3}
 _PROTO, _FRAME, _MEMOIZE, _STOP = 0x80, 0x95, 0x94, ord(".")
 _FRAME_LENGTH = struct.Struct("<Q")
+_FLOAT = struct.Struct(">d")
 
 
-def follow(file: Seekable, n_bytes: int, *, names: Collection[Name], max_opcodes: int = MAX_OPCODES) -> Any:
+def follow(
+    file: Seekable,
+    n_bytes: int,
+    *,
+    names: Collection[Name],
+    max_opcodes: int = MAX_OPCODES,
+    max_text_bytes: int = MAX_TEXT_BYTES,
+) -> Any:
     """Return what the pickle in the first `n_bytes` of `file` describes.
 
     Cost: about 0.4 us an opcode; memory for `max_opcodes` objects at most; bytes are passed over, not read.
@@ -93,21 +101,23 @@ def follow(file: Seekable, n_bytes: int, *, names: Collection[Name], max_opcodes
         n_bytes: The pickle ends exactly here.
         names: The globals that the pickle may mention.
         max_opcodes: More are refused.
+        max_text_bytes: Longer texts are refused.
 
     Raises:
         CorruptEntryError: The pickle is damaged, or uses what a plain value does not need: any opcode but those that
             pickle protocols 2 to 5 use for the plain data above, or a global that is not in `names`.
         OSError: From `file`.
     """
-    return _Follower(file, n_bytes, frozenset(names)).run(max_opcodes)
+    return _Follower(file, n_bytes, frozenset(names), max_text_bytes).run(max_opcodes)
 
 
 class _Follower:
-    def __init__(self, file: Seekable, n_bytes: int, names: frozenset[Name]) -> None:
+    def __init__(self, file: Seekable, n_bytes: int, names: frozenset[Name], max_text_bytes: int) -> None:
         self.file = file
         self.end = n_bytes
         self.at = 0
         self.names = names
+        self.max_text_bytes = max_text_bytes
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
 
@@ -140,7 +150,7 @@ class _Follower:
         self.at += n_bytes
         return data
 
-    def number(self, form: struct.Struct) -> int:
+    def number(self, form: struct.Struct) -> Any:
         return form.unpack(self.take(form.size))[0]
 
     def step(self, opcode: int) -> None:
@@ -182,6 +192,14 @@ class _Follower:
                 self.set_items([key, value])
             case "u":
                 self.set_items(self.pop_to_mark())
+            case "]":
+                self.stack.append([])
+            case "a":
+                self.extend([self.pop()])
+            case "e":
+                self.extend(self.pop_to_mark())
+            case "G":
+                self.stack.append(self.number(_FLOAT))
             case "\x8a":  # LONG1
                 self.stack.append(int.from_bytes(self.take(self.limited(self.take(1)[0])), "little", signed=True))
             case "c":  # GLOBAL
@@ -223,6 +241,12 @@ class _Follower:
         del self.stack[place:]
         return items
 
+    def extend(self, items: list[Any]) -> None:
+        target = self.top()
+        if type(target) is not list:
+            raise CorruptEntryError("it adds to something that is no list")
+        target.extend(items)
+
     def set_items(self, items: list[Any]) -> None:
         target = self.top()
         if type(target) is not dict or len(items) % 2:
@@ -238,9 +262,9 @@ class _Follower:
         return n_bytes
 
     def text(self, n_bytes: int) -> str:
-        if n_bytes > MAX_TEXT_BYTES:
+        if n_bytes > self.max_text_bytes:
             raise CorruptEntryError(f"it has a text of {n_bytes:,} bytes")
-        return self.take(n_bytes).decode("utf-8")
+        return self.take(n_bytes).decode("utf-8", "surrogatepass")
 
     def line(self) -> str:
         data = bytearray()

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lmstash.caches.responses.requests import HARMLESS, read_request
+from lmstash.caches.responses.requests import HARMLESS, Request, read_request
 from lmstash.caches.responses.sampling import is_sampled, seed_of
 from lmstash.caches.responses.who import Who
 from lmstash.errors import InvalidArgumentError, UnsupportedModelError
@@ -68,14 +68,17 @@ class Asker:
 
         Args:
             model: As `look` returned it.
-            request: The request.
+            request: The request, or one that was read already.
             occurrence: Which of several answers to the same sampled request; default: the first for a request with a
                 seed; for one without, where it is kept at all, as many as this object was asked for before.
         """
         if model is None:
             return self._miss(MissReason.UNSUPPORTED)
         try:
-            read = read_request(request, self._harmless, self._urls)
+            if type(request) is Request:
+                read = request
+            else:
+                read = read_request(request, self._harmless, self._urls)
         except InvalidArgumentError as error:
             self._events.warn_once(f"request {type(error)}", "lmstash: a request is not cached: %s", error)
             return self._miss(MissReason.UNSUPPORTED)

@@ -1,0 +1,318 @@
+"""`CachedLM`: any `LM` of the harness, asked only what it has not answered before."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from lm_eval.api.model import LM
+
+from lmstash.adapters.lm_eval.identity import who_answers
+from lmstash.adapters.lm_eval.imported import ImportedAnswers
+from lmstash.adapters.lm_eval.partials import Hook
+from lmstash.adapters.lm_eval.questions import Questions, tags_of
+from lmstash.adapters.lm_eval.ranks import most_of_all, must_be_even
+from lmstash.adapters.lm_eval.running import run
+from lmstash.adapters.lm_eval.vouching import Vouched
+from lmstash.caches.responses.asking import Asked
+from lmstash.caches.responses.cache import Responses
+from lmstash.caches.responses.shelf import MISSING
+from lmstash.errors import UnsupportedModelError
+from lmstash.events import MissReason
+
+if TYPE_CHECKING:
+    from lmstash.stash import Stash
+
+logger = logging.getLogger("lmstash")
+_AT_ONCE = 1024
+"""So many are looked up at once."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """What happened to the requests of one `CachedLM`."""
+
+    asked: int = 0
+    hits: int = 0
+    """Found under their own names."""
+    imported: int = 0
+    """Found among what was taken over from a database of the harness."""
+    repeated: int = 0
+    """Asked twice in one call, and computed once; padding of ranks, too."""
+    computed: int = 0
+    filled: int = 0
+    """Computed again so that all ranks make equally many calls."""
+
+    def __add__(self, other: Counts) -> Counts:
+        theirs = asdict(other)
+        return Counts(**{name: number + theirs[name] for name, number in asdict(self).items()})
+
+    def as_dict(self) -> dict[str, int]:
+        """Return them by name."""
+        return asdict(self)
+
+
+class CachedLM(LM):
+    """Any `LM`, with its answers kept in a stash. For one thread, as the harness's models are.
+
+    `simple_evaluate(model=CachedLM(lm, stash), ...)`. A kept answer is served only to the same request to the same
+    model; a program that is killed loses at most the batch in flight. Everything else is the inner model's own.
+    """
+
+    def __init__(
+        self,
+        lm: LM,
+        stash: Stash,
+        *,
+        model: str | None = None,
+        revision: str | None = None,
+        variant: str | None = None,
+        imported: str | None = None,
+        keep_sampled: bool = False,
+        keep_empty: bool | None = None,
+        strict_numerics: bool = False,
+    ) -> None:
+        """Wrap `lm`. Reads its weights once (0.4 s per GB).
+
+        Args:
+            lm: The model.
+            stash: Where answers are kept.
+            model: What you declare the model to be; needed where lmstash cannot look (vLLM, GGUF servers, your own
+                class). Two models under one declared name share answers.
+            revision: What you declare of a model behind an API: a version, a date.
+            variant: Your own name for a difference that lmstash cannot see.
+            imported: Use what `lmstash import lm-eval --model NAME` took over under this name, too; default: `model`.
+            keep_sampled: Keep sampled answers though nobody knows the seed, each under its number.
+            keep_empty: Keep empty texts; default: those of models that run in this process.
+            strict_numerics: For a local model: torch's version and the device count, too.
+        """
+        self.lm = lm
+        self.stash = stash
+        self.counts = Counts()
+        self.responses: Responses | None = None
+        self._who: Any = None
+        self._hook = Hook()
+        try:
+            options: dict[str, Any] = {"model": model, "revision": revision, "variant": variant}
+            self._who = who_answers(lm, strict_numerics=strict_numerics, **options)
+            empty = getattr(self._who, "keeps_empty", False) if keep_empty is None else keep_empty
+            self._vouched = Vouched(self._who, stash.store)
+            self.responses = stash.responses(
+                self._vouched, keep_sampled=keep_sampled, keep_if=lambda answer: _is_kept(answer, empty)
+            )
+        except UnsupportedModelError as error:
+            stash.store.events.warn_once(
+                f"lm_eval {type(lm)}", "lmstash: nothing is cached for this evaluation: %s", error
+            )
+        name = imported or model
+        self._imported = None if name is None else ImportedAnswers(stash, name)
+        self._hook.on_report = self._reported
+        lm.set_cache_hook(self._hook)  # pyright: ignore[reportArgumentType]
+
+    # --- what the harness asks --------------------------------------------------------------------------------------
+
+    def loglikelihood(self, requests: list[Any], **options: Any) -> list[tuple[float, bool]]:
+        """As the inner model's."""
+        return self._answer("loglikelihood", requests)
+
+    def loglikelihood_rolling(self, requests: list[Any], **options: Any) -> list[float]:
+        """As the inner model's."""
+        return self._answer("loglikelihood_rolling", requests)
+
+    def generate_until(self, requests: list[Any], **options: Any) -> list[str]:
+        """As the inner model's."""
+        return self._answer("generate_until", requests)
+
+    def _answer(self, method: str, instances: Sequence[Any]) -> list[Any]:
+        answers: list[Any] = [None] * len(instances)
+        names: dict[int, Asked] = {}
+        todo = self._kept(method, instances, answers, names)
+        computed = self._compute(method, instances, names, list(todo))
+        for numbers, answer in zip(todo.values(), computed, strict=True):
+            for number in numbers:
+                answers[number] = answer
+        return answers
+
+    def _kept(
+        self, method: str, instances: Sequence[Any], answers: list[Any], names: dict[int, Asked]
+    ) -> dict[int, list[int]]:
+        """Fill in what is kept, and the names of what is not.
+
+        Returns, for each request to compute, the numbers of all that ask the same.
+        """
+        counts, before = self.counts, self.counts.hits
+        counts.asked += len(instances)
+        todo: dict[int, list[int]] = {}
+        by_key: dict[bytes, int] = {}
+        for number, each, one in self._looked_up(method, instances):
+            if one is not MISSING:
+                answers[number] = one
+                counts.hits += 1
+            elif each is None:
+                todo[number] = [number]
+            elif each.key in by_key:
+                todo[by_key[each.key]].append(number)
+                counts.repeated += 1
+            else:
+                by_key[each.key] = number
+                names[number] = each
+                todo[number] = [number]
+        if self._imported is not None and names:
+            for number, answer in self._imported.find(method, instances, list(names)).items():
+                counts.imported += 1
+                for each in todo.pop(number):
+                    answers[each] = answer
+        logger.info("lmstash: %s: %d requests, %d kept", method, len(instances), self.counts.hits - before)
+        return todo
+
+    def _looked_up(self, method: str, instances: Sequence[Any]) -> Iterator[tuple[int, Asked | None, Any]]:
+        """Yield each request's number, its name (None for what is not cached), and what is kept or `MISSING`."""
+        events, responses = self.stash.store.events, self.responses
+        if responses is None:
+            events.misses([b""] * len(instances), MissReason.UNSUPPORTED)
+            yield from ((number, None, MISSING) for number in range(len(instances)))
+            return
+        model = responses.asker.look()
+        seed = self._who.seed() if hasattr(self._who, "seed") else None
+        questions = Questions(method, instances, world_size=self.lm.world_size, seed=seed)
+        for start in range(0, len(instances), _AT_ONCE):
+            end = min(start + _AT_ONCE, len(instances))
+            try:
+                asked = responses.asker.ask_many(model, questions.part(start, end))
+                found = responses.shelf.read_many(asked)
+            except Exception as error:  # a cache does not end an evaluation
+                if self.stash.store.strict:
+                    raise
+                events.warn_once("lm_eval requests", "lmstash: some requests are not cached: %r", error)
+                events.misses([b""] * (end - start), MissReason.UNSUPPORTED)
+                asked, found = [None] * (end - start), [MISSING] * (end - start)
+            yield from zip(range(start, end), asked, found, strict=True)
+
+    def _compute(self, method: str, instances: Sequence[Any], names: Mapping[int, Asked], todo: list[int]) -> list[Any]:
+        """Return the model's answers to the requests of these numbers; keeps each as it comes."""
+        n_even: int | None = None
+        fill: Any = instances[0] if instances else None
+        if self.lm.world_size > 1 and instances:
+            most = most_of_all(self.lm, len(todo))
+            if must_be_even(self.lm, method):
+                n_even = most
+                self.counts.filled += most - len(todo)
+        if not todo and not n_even:
+            return []
+        model = next((each.model for each in names.values()), None)
+        if model is not None:
+            self._vouched.begin(model)
+
+        def keep(numbers: list[int], values: list[Any], seconds: float) -> None:
+            if self.responses is None:
+                return
+            pairs = [
+                (names.get(todo[n]), tags_of(instances[todo[n]]), _plain(v))
+                for n, v in zip(numbers, values, strict=True)
+            ]
+            self._keep([pair for pair in pairs if pair[0] is not None], seconds)
+
+        self.counts.computed += len(todo)
+        wanted = [instances[number] for number in todo]
+        try:
+            return run(self.lm, self._hook, method, wanted, keep=keep, fill=fill, n_even=n_even)
+        finally:
+            if model is not None:
+                self._vouched.end()
+
+    def _keep(self, pairs: list[Any], seconds: float) -> None:
+        if not pairs or self.responses is None:
+            return
+        asked, tags, values = zip(*pairs, strict=True)
+        try:
+            kept = self.responses.shelf.keep(asked, values, tags, seconds, None)
+            self._vouched.kept([each for each, one in zip(asked, kept, strict=True) if one is not None])
+        except Exception as error:
+            if self.stash.store.strict:
+                raise
+            self.stash.store.events.warn_once("lm_eval keep", "lmstash: answers were not kept: %r", error)
+
+    def _reported(self) -> None:
+        if self.responses is not None:
+            self._vouched.check_if_due()
+
+    # --- everything else is the inner model's ----------------------------------------------------------------------
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "lm":  # before __init__, as copying does
+            raise AttributeError(name)
+        return getattr(self.lm, name)
+
+    @property
+    def rank(self) -> int:
+        """The inner model's."""
+        return self.lm.rank
+
+    @property
+    def world_size(self) -> int:
+        """The inner model's."""
+        return self.lm.world_size
+
+    @property
+    def device(self) -> Any:
+        """The inner model's."""
+        return self.lm.device
+
+    @property
+    def tokenizer_name(self) -> str:
+        """The inner model's."""
+        return self.lm.tokenizer_name
+
+    def all_gather(self, tensor: Any) -> Any:
+        """As the inner model's."""
+        return self.lm.all_gather(tensor)
+
+    def gather_object(self, obj: Any, dst: int = 0) -> Any:
+        """As the inner model's."""
+        return self.lm.gather_object(obj, dst=dst)
+
+    def barrier(self) -> None:
+        """As the inner model's."""
+        self.lm.barrier()
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> Any:
+        """As the inner model's."""
+        return self.lm.apply_chat_template(chat_history, add_generation_prompt=add_generation_prompt)
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """As the inner model's."""
+        return self.lm.chat_template(chat_template)
+
+    def set_cache_hook(self, cache_hook: Any) -> None:
+        """Have another hook told what this model reports."""
+        self._hook.outer = cache_hook
+
+
+def _is_kept(answer: Any, empty: bool) -> bool:
+    if answer is None:
+        return False
+    if isinstance(answer, str) and answer and answer == _placeholder():
+        return False
+    if isinstance(answer, str | list | dict):
+        return empty or bool(answer)
+    numbers = answer if isinstance(answer, tuple) else (answer,)
+    return not any(isinstance(each, float) and math.isnan(each) for each in numbers)
+
+
+def _placeholder() -> str:
+    """Return what the harness writes where an API gave nothing."""
+    name = "LMEVAL_MODEL_NONE_ANSWER_PLACEHOLDER"
+    return getattr(sys.modules.get("lm_eval.models.api_models"), name, name)
+
+
+def _plain(answer: Any) -> Any:
+    """Return an answer in Python's own types: some backends give numbers of numpy."""
+    if type(answer) is tuple and len(answer) == 2:
+        value, greedy = answer
+        if isinstance(value, float) and type(greedy).__name__ in ("bool", "bool_"):
+            return float(value), bool(greedy)
+    return float(answer) if isinstance(answer, float) else answer

@@ -1,0 +1,335 @@
+"""Which model answers an evaluation: what an `LM` of the harness is made of, as far as its answers depend on it.
+
+* `HFLM` and its subclasses: the torch module by content (looked at again, since it may change in place), its generation
+  defaults, the tokenizer, and every attribute of the `LM` that is not known to be harmless.
+* `TemplateAPI` and its subclasses (OpenAI, Anthropic, local servers): provider, address, model and every other argument
+  that is not known to be harmless. What a server runs behind a name cannot be seen: declare a `revision=`.
+* Everything else: what its owner declares. Nobody guesses.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import threading
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+from lmstash.caches.responses.requests import SECRETS
+from lmstash.caches.responses.who import Declared, Who, named, plain_url
+from lmstash.errors import InvalidArgumentError, UnsupportedModelError
+from lmstash.identity.code import CodeGraph
+from lmstash.identity.describe import Describer
+from lmstash.identity.encoding import Component, encode
+from lmstash.identity.fingerprint import Fingerprint
+from lmstash.identity.keys import Key
+from lmstash.identity.tokenizer import fingerprint_tokenizer
+from lmstash.identity.watch import ModelWatch, watch_model
+
+_RUNNING = frozenset(
+    {
+        *("_rank", "_world_size", "_device", "accelerator", "cache_hook", "batch_size", "_batch_size", "batch_sizes"),
+        *("batch_schedule", "batch_size_per_gpu", "max_batch_size", "device", "num_concurrent", "_concurrent"),
+        *("max_retries", "timeout", "verify_certificate", "ca_cert_path", "auth_token", "api_key", "write_out"),
+    }
+)
+"""How an evaluation is run, not what is answered."""
+_IN_WEIGHTS = frozenset(
+    {"_model", "_config", "pretrained", "delta", "peft", "revision", "logits_cache", "AUTO_MODEL_CLASS", "_max_length"}
+)
+"""Of an `HFLM`: what its module says better, by content."""
+_DERIVED = frozenset({"tokenizer", "eot_token_id", "eos_string", "prefix_token_id", "header", "_header", "client"})
+"""What follows from other attributes, or is described on its own."""
+_GENERATION_NAMES = frozenset({"transformers_version", "_from_model_config"})
+_BY_VERSION = frozenset(
+    {
+        *("lm_eval", "transformers", "torch", "accelerate", "tqdm", "jinja2", "packaging", "safetensors", "peft"),
+        *("numpy", "datasets", "evaluate", "huggingface_hub", "tokenizers", "requests", "aiohttp", "tenacity"),
+    }
+)
+"""Packages whose code is not read: lm_eval counts by version and source, transformers with the module."""
+
+
+def who_answers(
+    lm: Any,
+    *,
+    model: str | None = None,
+    revision: str | None = None,
+    variant: str | None = None,
+    strict_numerics: bool = False,
+) -> Who:
+    """Return who answers when `lm` is asked.
+
+    Args:
+        lm: The harness's model.
+        model: What its owner declares it to be, instead of looking; what can be read off the `LM` counts, too.
+        revision: What is declared of a model behind an API, or of a declared one.
+        variant: The owner's name for a difference that lmstash cannot see.
+        strict_numerics: For a torch module: torch's version and the device count, too.
+
+    Raises:
+        InvalidArgumentError: An empty name is declared.
+        UnsupportedModelError: It cannot be told what the answers depend on, and nothing is declared.
+    """
+    if model == "":
+        raise InvalidArgumentError(
+            "model= takes a name that you declare for the model, such as 'llama-3-8b at vllm 0.9'"
+        )
+    if model is not None:
+        return Declared(_declared(lm, model, revision, variant))
+    if _is(lm, "lm_eval.models.huggingface", "HFLM"):
+        return LocalModel(lm, revision=revision, variant=variant, strict_numerics=strict_numerics)
+    if _is(lm, "lm_eval.models.api_models", "TemplateAPI"):
+        return RemoteModel(lm, revision=revision, variant=variant)
+    raise UnsupportedModelError(
+        f"what a {type(lm).__module__}.{type(lm).__qualname__} answers depends on a model that lmstash cannot see. "
+        "Declare which: model='name and version' (`lmstash eval --model NAME lm_eval ...`)."
+    )
+
+
+def _is(lm: Any, module: str, name: str) -> bool:
+    found = getattr(sys.modules.get(module), name, None)
+    return found is not None and isinstance(lm, found)
+
+
+class LocalModel:
+    """An `HFLM`: its module is watched, and the rest is read, each time someone looks. Threads may share it."""
+
+    keeps_empty = True
+    """An empty text is what this model generates there, not a server's failure."""
+
+    def __init__(self, lm: Any, *, revision: str | None, variant: str | None, strict_numerics: bool) -> None:
+        self._lm = lm
+        self._declared: dict[str, Component] = {"revision": revision, "variant": variant}
+        self._watch: ModelWatch = watch_model(lm.model, variant=variant, strict_numerics=strict_numerics)
+        self._tokenizer = _Tokenizer()
+        self._lock = threading.Lock()
+        self._last: Fingerprint | None = None
+        self.look()
+
+    def look(self) -> Fingerprint:
+        """Return who would answer now. Reads the weights (some 30 ms for half a gigabyte)."""
+        return self._with(self._watch.refresh())
+
+    def unchanged(self, since: Fingerprint) -> bool:
+        """Read every weight and say whether it is still the same."""
+        try:
+            return self._watch.unchanged() and self._with(self._watch.fingerprint) == since
+        except UnsupportedModelError:
+            return False
+
+    def seed(self) -> int | None:
+        """The seed that sampling goes out from."""
+        torch = sys.modules.get("torch")
+        return None if torch is None else int(torch.initial_seed())
+
+    def _with(self, module: Fingerprint) -> Fingerprint:
+        lm = self._lm
+        code, about = _class_of(lm)
+        defaults = getattr(lm.model, "generation_config", None)
+        generation = {} if defaults is None else {k: v for k, v in defaults.to_dict().items() if v is not None}
+        parts: dict[str, Component] = {
+            "kind": "lm_eval local model",
+            "module": module.digest,
+            "tokenizer": self._tokenizer.digest(lm.tokenizer),
+            "class": about,
+            "max_length": _plain(lm.max_length),
+            "generation": _described(generation, _GENERATION_NAMES, code),
+            "settings": _described(vars(lm), _RUNNING | _IN_WEIGHTS | _DERIVED, code),
+            "code": _own_code(code),
+            **self._declared,
+        }
+        key = Key(parts)
+        with self._lock:
+            if self._last is None or self._last.digest != key.digest:
+                name = lm.pretrained if isinstance(lm.pretrained, str) else module.recorded.get("name")
+                self._last = Fingerprint(key, {"name": name, "harness": "lm_eval", **self._declared})
+            return self._last
+
+
+class RemoteModel:
+    """A model behind an API, by what the harness was told of it. Threads may share it."""
+
+    keeps_empty = False
+
+    def __init__(self, lm: Any, *, revision: str | None, variant: str | None) -> None:
+        self._lm = lm
+        self._declared: dict[str, Component] = {"revision": revision, "variant": variant}
+        self._tokenizer = _Tokenizer()
+        self.look()
+
+    def look(self) -> Fingerprint:
+        """Return who would answer now."""
+        lm = self._lm
+        code, about = _class_of(lm)
+        url = None if lm.base_url is None else _address(lm.base_url)
+        header = {
+            str(name).lower(): hashlib.sha256(str(value).encode()).hexdigest()
+            for name, value in (lm._header or {}).items()
+            if not SECRETS.fullmatch(str(name))
+        }
+        parts: dict[str, Component] = {
+            "kind": "lm_eval remote model",
+            "class": about,
+            "base_url": url,
+            "header": header,
+            "tokenizer": self._tokenizer.digest(lm.tokenizer),
+            "settings": _described(vars(lm), _RUNNING | _DERIVED | {"base_url"}, code),
+            "code": _own_code(code),
+            **self._declared,
+        }
+        name = str(lm.model or type(lm).__name__)
+        return Fingerprint(Key(parts), {"name": name, "base_url": url, "harness": "lm_eval", **self._declared})
+
+    def unchanged(self, since: Fingerprint) -> bool:
+        """Whether the harness's settings are still the same."""
+        try:
+            return self.look() == since
+        except UnsupportedModelError:
+            return False
+
+    def seed(self) -> int | None:
+        """The seed that is sent with each request (part of the identity, too)."""
+        return getattr(self._lm, "_seed", None)
+
+
+class _Tokenizer:
+    """The digest of a tokenizer, taken anew when it looks different. Costs 0.2 s the first time."""
+
+    def __init__(self) -> None:
+        self._stamp: tuple[Any, ...] | None = None
+        self._digest: Component = None
+
+    def digest(self, tokenizer: Any) -> Component:
+        if tokenizer is None or isinstance(tokenizer, str):
+            return tokenizer
+        if not hasattr(tokenizer, "backend_tokenizer") and not hasattr(tokenizer, "init_kwargs"):
+            return _foreign_tokenizer(tokenizer)
+        stamp = (
+            id(tokenizer),
+            len(tokenizer),
+            repr(getattr(tokenizer, "special_tokens_map", None)),
+            repr(getattr(tokenizer, "chat_template", None)),
+            tuple((name, repr(value)) for name, value in vars(tokenizer).items() if type(value) in (bool, int, str)),
+        )
+        if stamp != self._stamp:
+            self._digest, self._stamp = fingerprint_tokenizer(tokenizer).digest, stamp
+        return self._digest
+
+
+def _foreign_tokenizer(tokenizer: Any) -> Component:
+    """Tokenizers of tiktoken, by name, and of a server, by its address (the model there is declared)."""
+    kind = type(tokenizer)
+    name = getattr(tokenizer, "name", None) if kind.__module__.startswith("tiktoken") else None
+    address = getattr(tokenizer, "base_url", None)
+    if not isinstance(name, str) and not isinstance(address, str):
+        raise UnsupportedModelError(f"a tokenizer of {kind.__module__}.{kind.__qualname__} cannot be told from another")
+    return [kind.__module__, kind.__qualname__, name, None if address is None else plain_url(str(address))]
+
+
+def _class_of(lm: Any) -> tuple[CodeGraph, Component]:
+    """Return what an `LM`'s class is: by version and source within lm_eval, by its code elsewhere."""
+    code = CodeGraph()
+    kind = type(lm)
+    sources: dict[Component, Component] = {}
+    own = False
+    for each in kind.__mro__:
+        root = each.__module__.partition(".")[0]
+        if root == "lm_eval":
+            sources[each.__module__] = _source_digest(each.__module__)
+        elif root not in ("builtins", "abc"):
+            own = True
+    about: dict[Component, Component] = {
+        "name": f"{kind.__module__}.{kind.__qualname__}",
+        "lm_eval": _version("lm_eval"),
+        "sources": sources,
+    }
+    if own:
+        code.add(kind)
+    return code, about
+
+
+def _own_code(code: CodeGraph) -> Component:
+    """Return the code that was met, without that of packages which count by version."""
+    return {name: each for name, each in code.components().items() if str(name).partition(".")[0] not in _BY_VERSION}
+
+
+_digests: dict[tuple[str, int], str] = {}
+
+
+def _source_digest(module: str) -> Component:
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if file is None:
+        return None
+    try:
+        name = (file, Path(file).stat().st_mtime_ns)
+        if name not in _digests:
+            _digests[name] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        return _digests[name]
+    except OSError:
+        return None
+
+
+def _version(package: str) -> Component:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _described(values: Mapping[str, Any], without: frozenset[str] | set[str], code: CodeGraph) -> Component:
+    describer = Describer(code, lenient=False)
+    found: dict[Component, Component] = {}
+    for name, value in values.items():
+        if name in without or SECRETS.fullmatch(name):
+            continue
+        found[name] = _without_secrets(describer.value(value, name))
+    if describer.tensors or describer.modules:
+        places = ", ".join([*describer.tensors, *(name for name, _ in describer.modules)])
+        raise UnsupportedModelError(f"{places} of the LM holds weights that lmstash does not read: use variant=")
+    return found
+
+
+def _without_secrets(value: Component) -> Component:
+    if isinstance(value, dict):
+        return {
+            name: _without_secrets(each)
+            for name, each in value.items()
+            if not (isinstance(name, str) and SECRETS.fullmatch(name))
+        }
+    return [_without_secrets(each) for each in value] if isinstance(value, list) else value
+
+
+def _declared(lm: Any, model: str, revision: str | None, variant: str | None) -> Fingerprint:
+    """A declared model, with those of the `LM`'s plain attributes that are not known to be harmless."""
+    base = named(model, revision=revision, variant=variant)
+    plain: dict[Component, Component] = {
+        name: _without_secrets(value)
+        for name, value in vars(lm).items()
+        if name not in _RUNNING | _DERIVED | {"pretrained"} and not SECRETS.fullmatch(name) and _is_plain(value)
+    }
+    kind = f"{type(lm).__module__}.{type(lm).__qualname__}"
+    parts: dict[str, Component] = {"kind": "lm_eval", "of": base.digest, "class": kind, "settings": plain}
+    return Fingerprint(Key(parts), {**base.recorded, "harness": "lm_eval"})
+
+
+def _is_plain(value: Any) -> bool:
+    try:
+        encode(value)
+    except InvalidArgumentError:
+        return False
+    return True
+
+
+def _address(url: str) -> str:
+    """Return a URL without user name and password; of its query, only what names no secret."""
+    query = urlencode([pair for pair in parse_qsl(urlsplit(url).query) if not SECRETS.fullmatch(pair[0])])
+    plain = urlsplit(plain_url(url))
+    return urlunsplit((plain.scheme, plain.netloc, plain.path, query, ""))
+
+
+def _plain(value: Any) -> Component:
+    return int(value) if isinstance(value, int) else str(value)

@@ -1,0 +1,53 @@
+"""The harness's own command line, with a stash in place of its cache.
+
+Nothing of its arguments is changed: `--use_cache PREFIX` names the folder, and without it the stash in force is used.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import lm_eval.evaluator
+
+from lmstash.adapters.lm_eval.cached import Counts
+from lmstash.adapters.lm_eval.dropin import CachingLM, close_all, install, uninstall
+
+
+def run(argv: Sequence[str], place: str, **options: Any) -> tuple[int, dict[str, int]]:
+    """Run `lm_eval ARGV`; returns its exit code, and what became of the requests.
+
+    Args:
+        argv: The harness's arguments, without its name.
+        place: The stash to use where the arguments name none: a folder or a URI.
+        **options: For each model, as `CachedLM` takes.
+    """
+    from lm_eval.__main__ import cli_evaluate
+
+    evaluate = lm_eval.evaluator.simple_evaluate
+
+    def with_cache(*arguments: Any, **named: Any) -> Any:
+        if not named.get("use_cache"):
+            named["use_cache"] = place
+        return evaluate(*arguments, **named)
+
+    before, theirs = len(CachingLM.made), sys.argv
+    install(**options)
+    lm_eval.evaluator.simple_evaluate = with_cache
+    sys.argv = ["lm_eval", *argv]
+    code = 0
+    try:
+        cli_evaluate()
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    finally:
+        sys.argv = theirs
+        lm_eval.evaluator.simple_evaluate = evaluate
+        uninstall()
+        made, CachingLM.made[before:] = CachingLM.made[before:], []
+        counts = Counts()
+        for each in made:
+            counts += each.counts
+        close_all()
+    return code, counts.as_dict()

@@ -1,0 +1,120 @@
+"""Calls to a backend: all at once where it reports while it works, in parts where it does not."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from lmstash.adapters.lm_eval.partials import Hook, Keep, Pending
+
+_REPORTING = ("lm_eval.models.huggingface", "HFLM"), ("lm_eval.models.api_models", "TemplateAPI")
+"""Whose methods report each item with the arguments that it came with."""
+_FIRST = 32
+"""Requests in the first part, where the backend has no batch size of its own."""
+_SHORT_SECONDS, _LONG_SECONDS = 2.0, 8.0
+
+
+def reports(lm: Any, method: str) -> bool:
+    """Whether it is known that a backend reports items of this method as they are done."""
+    for module, name in _REPORTING:
+        known = getattr(sys.modules.get(module), name, None)
+        if known is not None and isinstance(lm, known):
+            # A subclass that brings a method of its own, or the tokens of one, may do otherwise.
+            inner = "_loglikelihood_tokens" if method == "loglikelihood" else method
+            return all(getattr(type(lm), each) is getattr(known, each) for each in (method, inner))
+    return False
+
+
+def run(
+    lm: Any,
+    hook: Hook,
+    method: str,
+    instances: Sequence[Any],
+    *,
+    keep: Keep,
+    fill: Any = None,
+    n_even: int | None = None,
+) -> list[Any]:
+    """Return what the backend answers; each answer is kept at the latest when the part that it is in returns.
+
+    Args:
+        lm: The backend.
+        hook: Its cache hook.
+        method: What to call.
+        instances: The requests.
+        keep: See `Keep`; numbers are those of `instances`.
+        fill: Asked again where there are fewer instances than `n_even`.
+        n_even: How many requests every rank makes, in parts of the same sizes.
+
+    Raises:
+        ValueError: The backend did not return one answer for each request.
+        Exception: What the backend raises; what it had reported before is kept.
+    """
+    asked = [*instances, *[fill] * (0 if n_even is None else n_even - len(instances))]
+    out: list[Any] = []
+    if reports(lm, method):
+        size, trusted = len(asked), True
+    else:
+        size, trusted = min(_batch_size(lm), len(asked)), False
+    while len(out) < len(asked):
+        part = asked[len(out) : len(out) + size]
+        started = time.perf_counter()
+        answers, reported = _call(lm, hook, method, part, len(out), len(instances), keep)
+        seconds = time.perf_counter() - started
+        out += answers
+        if n_even is not None or trusted:
+            continue
+        if reported:
+            size, trusted = len(asked) - len(out), True
+        elif seconds < _SHORT_SECONDS:
+            size *= 2
+        elif seconds > _LONG_SECONDS:
+            size = max(_batch_size(lm), size // 2)
+    return out[: len(instances)]
+
+
+def _call(
+    lm: Any, hook: Hook, method: str, part: list[Any], start: int, n_wanted: int, keep: Keep
+) -> tuple[list[Any], bool]:
+    """Call once; returns the answers, and whether the backend had reported all of them."""
+    wanted = part[: max(0, n_wanted - start)]
+
+    def keep_here(numbers: list[int], answers: list[Any], seconds: float) -> None:
+        keep([start + number for number in numbers], answers, seconds)
+
+    hook.pending = pending = Pending(method, [each.args for each in wanted], keep_here, _size_of(lm))
+    started = time.perf_counter()
+    try:
+        answers = list(getattr(lm, method)(part))
+    finally:
+        hook.pending = None
+        pending.end()
+    if len(answers) != len(part):
+        raise ValueError(f"{type(lm).__name__}.{method} got {len(part)} requests and returned {len(answers)} answers")
+    seconds = (time.perf_counter() - started) / max(1, len(part))
+    rest = [n for n in range(len(wanted)) if n not in pending.reported or not _same(pending.reported[n], answers[n])]
+    if rest:
+        keep_here(rest, [answers[number] for number in rest], seconds)
+    return answers, len(pending.reported) == len(wanted)
+
+
+def _same(one: Any, other: Any) -> bool:
+    try:
+        return bool(one == other)
+    except Exception:  # arrays; what the call returned counts
+        return False
+
+
+def _batch_size(lm: Any) -> int:
+    return _size_of(lm) or _FIRST
+
+
+def _size_of(lm: Any) -> int | None:
+    """Return the backend's batch size, if it has one."""
+    try:
+        size = getattr(lm, "batch_size", None)
+        return max(1, int(size)) if size is not None else None
+    except (TypeError, ValueError, NotImplementedError):  # "auto"
+        return None

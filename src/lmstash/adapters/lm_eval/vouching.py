@@ -1,0 +1,92 @@
+"""Who answers during one call of the harness: results are kept as they come, and taken back if the model was changed.
+
+Reading all weights before each batch is kept would cost more than a small batch. So within a call they are read so
+often that it takes 0.2 % of the time, and once at its end; what was kept since they were last found unchanged is
+deleted when they are not. What remains: a model that changes itself while it answers, in a process that is killed
+before the next reading.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+
+from lmstash.caches.responses.asking import KIND, Asked
+from lmstash.caches.responses.who import Who
+from lmstash.events import DropReason
+from lmstash.identity.fingerprint import Fingerprint
+from lmstash.store.base import Store
+
+_SHARE = 0.002
+"""Of the time that looking within a call may take."""
+
+
+class Vouched:
+    """A `Who` that is trusted within a call. The call's thread looks; any thread may keep."""
+
+    def __init__(self, who: Who, store: Store) -> None:
+        """Take who answers, and where answers are kept."""
+        self._who = who
+        self._store = store
+        self._lock = threading.Lock()
+        self._model: Fingerprint | None = None
+        self._good = True
+        self._unsure: list[bytes] = []
+        self._cost_seconds = 0.0
+        self._due = 0.0
+
+    def look(self) -> Fingerprint:
+        """Return who would answer now."""
+        started = time.perf_counter()
+        model = self._who.look()
+        self._cost_seconds = time.perf_counter() - started
+        return model
+
+    def unchanged(self, since: Fingerprint) -> bool:
+        """Within a call, whether nothing else was seen so far; else as the model itself says."""
+        return self._good and self._model == since if self._model is not None else self._who.unchanged(since)
+
+    def begin(self, model: Fingerprint) -> None:
+        """A call to this model begins."""
+        self._model, self._good, self._unsure = model, True, []
+        self._due = time.perf_counter() + self._cost_seconds / _SHARE
+
+    def kept(self, asked: Sequence[Asked]) -> None:
+        """These answers were kept."""
+        with self._lock:
+            self._unsure += [each.key for each in asked]
+
+    def check_if_due(self) -> None:
+        """Look at the model if it is time to."""
+        if self._model is not None and self._good and time.perf_counter() >= self._due:
+            self._check()
+
+    def end(self) -> bool:
+        """The call is over, and all its answers are kept; returns whether they were the model's."""
+        if self._model is None:
+            return True
+        if self._good:
+            self._check()
+        good, self._model = self._good, None
+        return good
+
+    def _check(self) -> None:
+        assert self._model is not None
+        started = time.perf_counter()
+        with self._lock:
+            keys, self._unsure = self._unsure, []
+        if not self._who.unchanged(self._model):
+            self._good = False
+            with self._lock:
+                keys, self._unsure = keys + self._unsure, []
+            self._store.delete_many(keys)
+            for key in keys:
+                self._store.events.drop(KIND, key, DropReason.MODEL_CHANGED)
+            self._store.events.warn_once(
+                "lm_eval model changed",
+                "lmstash: the model changed while it was evaluated; what it answered meanwhile is not kept",
+            )
+        now = time.perf_counter()
+        self._cost_seconds = now - started
+        self._due = now + self._cost_seconds / _SHARE

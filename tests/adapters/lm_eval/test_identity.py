@@ -1,0 +1,204 @@
+"""Who answers: local models by content, models behind an API by what they were given, all others by declaration."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from lmstash.adapters.lm_eval import CachedLM
+from lmstash.adapters.lm_eval.identity import who_answers
+from lmstash.errors import UnsupportedModelError
+
+from .conftest import Scripted, echo, generations, instance, tiny_model
+
+
+def test_the_same_model_under_another_path_or_as_an_object_is_the_same(tmp_path, tokenizer, hflm):
+    transformers = pytest.importorskip("transformers")
+    model = tiny_model()
+    for name in ("a", "b"):
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    from lm_eval.models.huggingface import HFLM
+
+    paths = [who_answers(HFLM(pretrained=str(tmp_path / name), device="cpu")).look() for name in ("a", "b")]
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "a")
+    words = transformers.AutoTokenizer.from_pretrained(tmp_path / "b")
+    given = who_answers(HFLM(pretrained=loaded, tokenizer=words)).look()
+    assert paths[0] == paths[1]
+    assert not given.explain(paths[0])
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 7}, {"max_batch_size": 3}, {"logits_cache": False}])
+def test_how_a_local_model_is_run_makes_no_difference(hflm, options):
+    assert who_answers(hflm(**options)).look() == who_answers(hflm()).look()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_length": 64},
+        {"truncation": True},
+        {"add_bos_token": True},
+        {"prefix_token_id": 5},
+        {"think_end_token": "</think>"},
+        {"softmax_dtype": "float64"},
+        {"mixed_precision_dtype": "bfloat16"},
+    ],
+    ids=str,
+)
+def test_what_changes_the_answers_of_a_local_model_counts(hflm, options):
+    assert who_answers(hflm(**options)).look() != who_answers(hflm()).look()
+
+
+def test_its_generation_defaults_and_its_tokenizer_count_as_they_are_now(hflm, tokenizer):
+    import copy
+
+    lm = hflm(tokenizer=copy.deepcopy(tokenizer))
+    who = who_answers(lm)
+    first = who.look()
+    lm.model.generation_config.repetition_penalty = 1.3
+    second = who.look()
+    assert first != second
+    lm.tokenizer.add_tokens(["<new>"])
+    assert who.look() not in (first, second)
+    assert not who.unchanged(first)
+
+
+def test_a_dtype_counts(hflm):
+    import torch
+
+    half = tiny_model().to(torch.bfloat16)
+    assert who_answers(hflm(model=half)).look() != who_answers(hflm()).look()
+
+
+def test_a_class_of_ones_own_counts_by_its_code(tokenizer):
+    from lm_eval.models.huggingface import HFLM
+
+    def make(factor: float) -> Any:
+        class Mine(HFLM):
+            scale = factor
+
+            def tok_decode(self, tokens: Any, skip_special_tokens: bool = True) -> Any:
+                return super().tok_decode(tokens, skip_special_tokens) * int(self.scale)
+
+        return who_answers(Mine(pretrained=tiny_model(), tokenizer=tokenizer)).look()
+
+    assert make(1) == make(1)
+    assert make(1) != make(2)
+
+
+# --- behind an API ------------------------------------------------------------------------------------------------
+
+
+class Server(BaseHTTPRequestHandler):
+    """Completes prompts; says what it was asked."""
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append((asked, dict(self.headers)))  # pyright: ignore[reportAttributeAccessIssue]
+        prompts = asked["prompt"] if isinstance(asked["prompt"], list) else [asked["prompt"]]
+        said = self.server.say  # pyright: ignore[reportAttributeAccessIssue]
+        choices = [{"index": i, "text": said(asked, each)} for i, each in enumerate(prompts)]
+        data = json.dumps({"choices": choices}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Any]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as opened:
+        opened.asked = []  # pyright: ignore[reportAttributeAccessIssue]
+        opened.say = lambda asked, prompt: f"{asked['model']}: {prompt}"  # pyright: ignore[reportAttributeAccessIssue]
+        thread = threading.Thread(target=opened.serve_forever)
+        thread.start()
+        yield opened
+        opened.shutdown()
+        thread.join()
+
+
+def remote(server: Any, **options: Any) -> Any:
+    pytest.importorskip("tenacity")
+    from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+    url = f"http://127.0.0.1:{server.server_address[1]}/v1/completions"
+    given = {"model": "m", "base_url": url, "tokenizer_backend": None, "tokenized_requests": False, **options}
+    return LocalCompletionsAPI(**given)
+
+
+@pytest.mark.parametrize("n_concurrent", [1, 3])
+def test_a_server_is_asked_once(stash, server, n_concurrent):
+    said = CachedLM(remote(server, num_concurrent=n_concurrent), stash).generate_until(generations(5))
+    assert len(server.asked) == 5
+    again = CachedLM(remote(server, batch_size=2, timeout=9, max_retries=1), stash)
+    assert again.generate_until(generations(5)) == said
+    assert len(server.asked) == 5
+
+
+@pytest.mark.parametrize(
+    "change", [{"model": "n"}, {"seed": 7}, {"max_gen_toks": 9}, {"header": {"X-Model-Version": "2"}}], ids=str
+)
+def test_what_is_said_of_a_server_counts(stash, server, change):
+    CachedLM(remote(server), stash).generate_until(generations(2))
+    CachedLM(remote(server, **change), stash).generate_until(generations(2))
+    assert len(server.asked) == 4
+
+
+def test_a_declared_revision_counts(stash, server):
+    for revision in ("2026-10", "2026-11", "2026-11"):
+        CachedLM(remote(server), stash, revision=revision).generate_until(generations(1))
+    assert len(server.asked) == 2
+
+
+def test_another_address_is_another_model(server):
+    other = remote(server, base_url="http://127.0.0.1:1/v1/completions")
+    assert who_answers(other).look() != who_answers(remote(server)).look()
+
+
+def test_keys_are_neither_identity_nor_kept(tmp_path, stash, server, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-one")
+    lm = CachedLM(remote(server, auth_token="secret-two", header={"Authorization": "Bearer secret-three"}), stash)
+    lm.generate_until(generations(2))
+    again = CachedLM(remote(server), stash)
+    again.generate_until(generations(2))
+    assert again.counts.computed == 0
+    stash.flush()
+    everything = b"".join(each.read_bytes() for each in tmp_path.rglob("*") if each.is_file())
+    assert b"prompt 1" in everything
+    assert b"secret-" not in everything
+
+
+def test_a_server_that_says_nothing_is_asked_again(stash, server):
+    server.say = lambda asked, prompt: None
+    for _ in range(2):
+        assert CachedLM(remote(server), stash).generate_until(generations(2)) == ["", ""]
+    assert len(server.asked) == 4
+
+
+# --- all others ---------------------------------------------------------------------------------------------------
+
+
+def test_nobody_guesses(hflm):
+    with pytest.raises(UnsupportedModelError, match="Declare which"):
+        who_answers(Scripted(echo))
+    from lm_eval.models.dummy import DummyLM
+
+    with pytest.raises(UnsupportedModelError):
+        who_answers(DummyLM())
+
+
+def test_a_declaration_stands_before_what_can_be_seen(stash, hflm):
+    CachedLM(hflm(0), stash, model="mine").loglikelihood([instance("loglikelihood", "a", " b")])
+    again = CachedLM(hflm(1), stash, model="mine")
+    again.loglikelihood([instance("loglikelihood", "a", " b")])
+    assert again.counts.hits == 1
