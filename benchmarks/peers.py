@@ -29,6 +29,13 @@ _LMCACHE_IMPORTS = (
     *("msgspec", "nvtx", "prometheus_client", "psutil", "py-cpuinfo", "pyyaml", "pyzmq", "redis", "sortedcontainers"),
     *("uvicorn", "opentelemetry-api", "opentelemetry-sdk", "numba", "cryptography", "setuptools"),
 )
+# What lmms-eval's evaluator, command line and text metrics import; its other dependencies are those of single models.
+_LMMS_IMPORTS = (
+    *("transformers==5.23.0", "accelerate>=0.29.1", "datasets>=2.19.0", "evaluate>=0.4.0", "httpx", "jsonlines"),
+    *("numexpr", "pytablewriter", "sacrebleu", "scikit-learn", "pillow", "pyyaml", "Jinja2", "loguru", "tenacity>=8.3.0"),
+    *("aiohttp", "pandas", "pytz", "dill", "packaging", "protobuf", "python-dotenv", "requests", "sympy", "pydantic"),
+    *("tqdm-multiprocess", "einops"),
+)
 
 # For each peer the steps of `pip install`, in order. torch comes first and by plain pip, so that what follows keeps it.
 STEPS: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -52,6 +59,11 @@ STEPS: dict[str, tuple[tuple[str, ...], ...]] = {
         (_TORCH,),
         # The extra `hf` without granite-switch, which asks for an older transformers, and trl, which is for training.
         (*_OURS, *_TESTS, _TORCH, "transformers==5.23.0", "mellea==0.8.0", *_MELLEA_HF),
+    ),
+    "lmms_eval": (
+        (_TORCH,),
+        (*_OURS, *_TESTS, _TORCH, *_LMMS_IMPORTS),
+        ("--no-deps", "lmms-eval==0.7.3"),
     ),
     # Without what `import sglang` needs: `sglang_tree` loads its radix tree alone.
     "sglang": (
