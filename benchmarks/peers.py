@@ -34,7 +34,7 @@ _LMMS_IMPORTS = (
     *("transformers==5.23.0", "accelerate>=0.29.1", "datasets>=2.19.0", "evaluate>=0.4.0", "httpx", "jsonlines"),
     *("numexpr", "pytablewriter", "sacrebleu", "scikit-learn", "pillow", "pyyaml", "Jinja2", "loguru", "tenacity>=8.3.0"),
     *("aiohttp", "pandas", "pytz", "dill", "packaging", "protobuf", "python-dotenv", "requests", "sympy", "pydantic"),
-    *("tqdm-multiprocess", "einops"),
+    *("tqdm-multiprocess", "einops", "filelock<3.20"),
 )
 
 # For each peer the steps of `pip install`, in order. torch comes first and by plain pip, so that what follows keeps it.

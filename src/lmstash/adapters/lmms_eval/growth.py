@@ -1,0 +1,46 @@
+"""Counters and logs: what a model changes about itself while it answers, without answering otherwise.
+
+Numbers that only go up, and lists, sets and dicts that are only added to. Whatever else changes may be why the next
+answer is another one.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Mapping
+from copy import copy
+from types import FunctionType
+from typing import Any
+
+_KINDS = (int, float, list, dict, set)
+
+
+def countable(named: Mapping[str, Any]) -> dict[str, Any]:
+    """Return copies (one level deep) of the values that may turn out to be counters or logs."""
+    return {name: copy(value) for name, value in named.items() if type(value) in _KINDS or isinstance(value, Counter)}
+
+
+def grew(before: Any, now: Any) -> bool:
+    """Whether `now` is `before` counted up or added to, and nothing else."""
+    if type(before) is not type(now) or isinstance(before, bool):
+        return False
+    if isinstance(before, int | float):
+        return now > before
+    if isinstance(before, list):
+        return len(now) > len(before) and all(map(operator.is_, before, now))
+    if isinstance(before, dict):
+        return all(name in now and (now[name] is value or grew(value, now[name])) for name, value in before.items())
+    return isinstance(before, set) and before <= now
+
+
+def globals_of(kind: type) -> dict[str, Any]:
+    """Return the globals that a class's own methods name, as `identity.code` calls them: `module.function:name`."""
+    named: dict[str, Any] = {}
+    for base in kind.__mro__:
+        for member in vars(base).values():
+            if isinstance(member, FunctionType):
+                module = member.__globals__.get("__name__")
+                for name in set(member.__code__.co_names) & member.__globals__.keys():
+                    named[f"{module}.{member.__code__.co_qualname}:{name}"] = member.__globals__[name]
+    return named

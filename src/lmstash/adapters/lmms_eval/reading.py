@@ -1,0 +1,236 @@
+"""What can be told of a harness's model object: its class, its attributes, its modules, its tokenizers."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lmstash.adapters.lmms_eval.growth import countable, globals_of
+from lmstash.caches.responses.requests import SECRETS
+from lmstash.errors import UnsupportedModelError
+from lmstash.identity.code import CodeGraph
+from lmstash.identity.describe import Describer
+from lmstash.identity.encoding import Component, encode
+from lmstash.identity.fingerprint import Fingerprint
+
+if TYPE_CHECKING:
+    from lmstash.identity.watch import ModelWatch
+
+HARMLESS = frozenset(
+    {
+        *("task_dict", "cache_hook", "accelerator", "pbar", "_rank", "_world_size", "rank", "world_size"),
+        *("device", "_device", "device_map", "batch_size", "_batch_size", "batch_size_per_gpu", "max_batch_size"),
+        *("batch_sizes", "verbosity", "timeout", "request_timeout", "max_retries", "retry_backoff_s", "num_concurrent"),
+    }
+)
+"""Attributes and model arguments that say where, how many at once and how patiently it is computed."""
+
+TOKENS = frozenset({"token", "hf_token", "huggingface_hub_token", "huggingfacehub_api_token"})
+_PLACES = frozenset({"pretrained", "model_path", "model_name_or_path", "name_or_path", "tokenizer_path", "processor_path"})
+"""Attributes that say where a module was loaded from: its weights and its tokenizer are read instead."""
+
+_CLIENTS = frozenset(
+    {
+        *("openai", "anthropic", "google", "httpx", "requests", "aiohttp", "litellm", "vllm", "sglang", "ray", "boto3"),
+        *("botocore", "urllib3", "grpc", "dashscope", "reka", "zhipuai", "mistralai", "cohere", "together"),
+    }
+)
+"""Packages whose objects stand for something that computes elsewhere."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A model object as it was at one moment."""
+
+    parts: Mapping[str, bytes]
+    """Digests of what was read, by name: `attribute:...`, `code:...`, `module:...`."""
+    watches: tuple[tuple[ModelWatch, Fingerprint], ...]
+    graph: CodeGraph
+    counts: Mapping[str, Any]
+    """Copies of numbers and containers among the attributes and globals."""
+
+    @property
+    def has_module(self) -> bool:
+        """Whether a torch module computes the answers."""
+        return bool(self.watches)
+
+
+class Opaque(UnsupportedModelError):
+    """A model object holds something that nobody can take apart."""
+
+
+def is_secret(name: str) -> bool:
+    """Whether a name is that of something that is neither kept nor counts: a key, a token, a password."""
+    return SECRETS.fullmatch(name) is not None or name.lower() in TOKENS or name.lower().endswith("api_key")
+
+
+def read_parts(lm: Any, harmless: frozenset[str], *, whole: bool) -> Parts:
+    """Read a model object. Costs milliseconds to a second the first time, and reading the weights of modules.
+
+    Args:
+        lm: The object.
+        harmless: Names of further attributes that change no answer.
+        whole: Read every weight of modules that are watched already, instead of some.
+
+    Raises:
+        Opaque: It holds something that cannot be taken apart, and no module.
+        UnsupportedModelError: It holds a module that cannot be identified safely.
+    """
+    graph = CodeGraph()
+    describer = _LmDescriber(graph, lenient=False)
+    parts = {"class": _digest(graph.add(type(lm)))}
+    attributes = attributes_of(lm, harmless)
+    holds_module = any(_is_module(value) for value in attributes.values())
+    try:
+        for name in sorted(attributes):
+            if not (holds_module and name in _PLACES):
+                parts[f"attribute:{name}"] = _digest(describer.value(attributes[name], name))
+        while left := sorted(graph.objects.keys() - {name[7:] for name in parts if name.startswith("global:")}):
+            for place in left:
+                parts[f"global:{place}"] = _digest(describer.value(graph.objects[place], place))
+    except UnsupportedModelError as error:
+        if holds_module:
+            raise
+        raise Opaque(str(error)) from None
+    for name, tensor in sorted(describer.tensors.items()):
+        parts[f"tensor:{name}"] = _tensor(tensor)
+    watches: list[tuple[ModelWatch, Fingerprint]] = []
+    for path, module in describer.modules:
+        from lmstash.identity.watch import watch_model
+
+        watch = watch_model(module)
+        fingerprint = watch.refresh() if whole else watch.recognise()
+        watches.append((watch, fingerprint))
+        parts[f"module:{path}"] = fingerprint.digest
+    parts |= {f"code:{name}": _digest(digest) for name, digest in graph.components().items()}
+    parts |= {f"package:{name}": _digest(version) for name, version in graph.packages().items()}
+    counts = {f"attribute:{name}": value for name, value in attributes.items()}
+    counts |= {f"code:{name}": value for name, value in globals_of(type(lm)).items()}
+    return Parts(parts, tuple(watches), graph, countable(counts))
+
+
+def attributes_of(lm: Any, harmless: frozenset[str]) -> dict[str, Any]:
+    """Return the attributes of a model object that may change what it answers."""
+    found = getattr(lm, "__dict__", {})
+    skipped = HARMLESS | harmless
+    return {name: value for name, value in found.items() if name not in skipped and not is_secret(name)}
+
+
+def is_client(value: Any) -> bool:
+    """Whether an object stands for something that computes elsewhere."""
+    return type(value).__module__.partition(".")[0] in _CLIENTS
+
+
+def stamp(lm: Any, harmless: frozenset[str]) -> bytes:
+    """Return what is equal as long as attributes, taken apart as far as they can be, are. Costs about 20 us each."""
+    describer = _LmDescriber(CodeGraph(), lenient=True, follow_code=False, by_id=True)
+    attributes = attributes_of(lm, harmless)
+    return encode([[name, describer.value(attributes[name], name)] for name in sorted(attributes)])
+
+
+class _LmDescriber(Describer):
+    """Describes what hangs on a model object: tokenizers by what they make of texts, modules by their weights."""
+
+    def __init__(self, code: CodeGraph, *, lenient: bool, follow_code: bool = True, by_id: bool = False) -> None:
+        super().__init__(code, lenient=lenient, follow_code=follow_code)
+        self._by_id = by_id
+        self._inside: dict[int, str] = {}
+
+    def value(self, value: Any, path: str) -> Component:
+        if is_client(value):
+            if self._by_id:
+                return ["client", id(value)]
+            raise UnsupportedModelError(f"its {path} is a {type(value).__module__}.{type(value).__qualname__}")
+        if _is_tokenizer(value):
+            return ["tokenizer", *(_glance(value) if self._by_id else _fingerprint(value))]
+        if type(value).__module__.partition(".")[0] == "accelerate":
+            return "accelerate"
+        return super().value(value, path)
+
+    def module(self, module: Any, path: str) -> Component:
+        """Return a module by where it was met; a part of one that was met before is read with that."""
+        inner = module.module if type(module).__name__ in ("DistributedDataParallel", "DataParallel") else module
+        if id(inner) not in self._inside:
+            self.modules.append((path, inner))
+            self._alive.append(inner)
+            for name, each in inner.named_modules():
+                self._inside.setdefault(id(each), f"{path}.{name}")
+        return ["module", id(inner)] if self._by_id else ["module at", self._inside[id(inner)]]
+
+
+def _is_module(value: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.nn.Module)
+
+
+def _is_tokenizer(value: Any) -> bool:
+    return callable(getattr(type(value), "get_vocab", None)) and hasattr(value, "encode")
+
+
+def _fingerprint(tokenizer: Any) -> list[Component]:
+    from lmstash.identity.tokenizer import fingerprint_tokenizer
+
+    return [fingerprint_tokenizer(tokenizer).digest]
+
+
+def _glance(tokenizer: Any) -> list[Component]:
+    """Return what most changes to a tokenizer show in; it is read wholly from time to time, and before keeping."""
+    told = [repr(getattr(tokenizer, name, None)) for name in ("chat_template", "special_tokens_map")]
+    try:
+        told.append(str(len(tokenizer)))
+    except TypeError:
+        pass
+    return [id(tokenizer), *told]
+
+
+def _tensor(tensor: Any) -> bytes:
+    from lmstash.identity.weights import content_digest
+
+    return _digest([str(tensor.dtype), list(tensor.shape), content_digest(tensor)])
+
+
+def _digest(value: Component) -> bytes:
+    """Return a digest, so that no part shows what a model holds."""
+    return hashlib.sha256(encode(value)).digest()
+
+
+_PASSWORD = re.compile(r"(token|secret|password)$", re.IGNORECASE)
+
+
+def declared_arguments(arguments: Mapping[str, Any], harmless: frozenset[str]) -> dict[str, Component]:
+    """Return what counts of the arguments that a model was made with, secrets as digests at most.
+
+    Files and folders that they name count by size and time, so that other weights at one path are another model.
+    """
+    from lmstash.caches.responses.who import plain_url
+
+    told: dict[str, Component] = {}
+    for name in sorted(arguments):
+        value = arguments[name]
+        if name in HARMLESS | harmless or is_secret(name):
+            continue
+        if isinstance(value, str) and value.startswith(("http://", "https://")):
+            value = plain_url(value)
+        if _PASSWORD.search(name):
+            value = hashlib.sha256(repr(value).encode()).hexdigest()
+        elif isinstance(value, str) and os.path.sep in value and os.path.exists(value):
+            value = [value, *_files(value)]
+        told[name] = value if isinstance(value, int | float | list | str | None) else repr(value)
+    return told
+
+
+def _files(path: str) -> list[Component]:
+    if os.path.isfile(path):
+        return [[os.stat(path).st_size, os.stat(path).st_mtime_ns]]
+    found: list[Component] = []
+    for here, folders, files in os.walk(path):
+        folders.sort()
+        for file in sorted(files):
+            stat = os.stat(os.path.join(here, file))
+            found.append([os.path.relpath(os.path.join(here, file), path), stat.st_size, stat.st_mtime_ns])
+    return found
