@@ -11,17 +11,20 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from lmstash.adapters.lmms_eval.growth import grew
-from lmstash.adapters.lmms_eval.reading import Opaque, Parts, attributes_of, declared_arguments, is_client, read_parts
+from lmstash.adapters.lmms_eval.reading import Memory, Opaque, Parts, attributes_of, declared_arguments, is_client, read_parts
 from lmstash.adapters.lmms_eval.reading import stamp as stamp_of
 from lmstash.errors import UnsupportedModelError
 from lmstash.events import logger
 from lmstash.identity.fingerprint import Fingerprint
 from lmstash.identity.keys import Key
 from lmstash.store.base import Store
+
+if TYPE_CHECKING:
+    from lmstash.identity.watch import ModelWatch
 
 STATE = "lmms_eval/state"
 """Where it is kept which attributes of which class are counters and logs."""
@@ -62,6 +65,7 @@ class ModelObject:
         self._declared: Fingerprint | None = None
         self._state: frozenset[str] | None = None
         self._refused = ""
+        self._memory = Memory()
         self._known: dict[bytes, Parts] = {}
         """What fingerprints were made of."""
 
@@ -104,12 +108,11 @@ class ModelObject:
             if before is None or self._refused:
                 return False
             try:
-                now = read_parts(self._lm, self._harmless, whole=True)
+                now = self._read_all(lambda watch: watch.fingerprint)
             except UnsupportedModelError:
                 return False
-            for watch, fingerprint in before.watches:
-                if not watch.unchanged(fingerprint):
-                    return False
+            if not all(watch.unchanged(fingerprint) for watch, fingerprint in before.watches):
+                return False
             changed = _changed(before, now) - (self._load_state(now) or frozenset())
             if not changed:
                 return True
@@ -128,8 +131,10 @@ class ModelObject:
             if before is None or self._refused:
                 return False
             try:
-                now = read_parts(self._lm, self._harmless, whole=True)
+                now = self._read_all(lambda watch: watch.fingerprint)
             except UnsupportedModelError:
+                return False
+            if not all(watch.unchanged(fingerprint) for watch, fingerprint in before.watches):
                 return False
             changed = _changed(before, now)
             return self._learn(before, now, changed)
@@ -143,7 +148,7 @@ class ModelObject:
         read = self._read
         fresh = read is not None and started < self._due and seen == self._stamp and read.graph.unchanged()
         if read is None or not fresh:
-            read = read_parts(self._lm, self._harmless, whole=self._read is None)
+            read = self._read_all(lambda watch: watch.recognise())
             now = time.monotonic()
             self._due = now + (now - started) / _SHARE
             self._read, self._stamp = read, stamp_of(self._lm, self._harmless)
@@ -155,6 +160,9 @@ class ModelObject:
         fingerprint = self._name_it(read)
         self._known[fingerprint.digest] = read
         return fingerprint
+
+    def _read_all(self, look: Callable[[ModelWatch], Fingerprint]) -> Parts:
+        return read_parts(self._lm, self._harmless, self._memory, look)
 
     def _name_it(self, read: Parts) -> Fingerprint:
         state = self._load_state(read) or frozenset()

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -69,20 +69,35 @@ def is_secret(name: str) -> bool:
     return SECRETS.fullmatch(name) is not None or name.lower() in TOKENS or name.lower().endswith("api_key")
 
 
-def read_parts(lm: Any, harmless: frozenset[str], *, whole: bool) -> Parts:
+class Memory:
+    """What need not be read anew of one model object.
+
+    Attributes:
+        tokenizers: By `id`: each, how it looked, and its fingerprint then.
+        watches: Of modules, by `id`; a watch keeps its module, so that no other one gets its id.
+    """
+
+    def __init__(self) -> None:
+        """Remember nothing."""
+        self.tokenizers: dict[int, tuple[Any, bytes, bytes]] = {}
+        self.watches: dict[int, ModelWatch] = {}
+
+
+def read_parts(lm: Any, harmless: frozenset[str], memory: Memory, look: Callable[[ModelWatch], Fingerprint]) -> Parts:
     """Read a model object. Costs milliseconds to a second the first time, and reading the weights of modules.
 
     Args:
         lm: The object.
         harmless: Names of further attributes that change no answer.
-        whole: Read every weight of modules that are watched already, instead of some.
+        memory: Of what was read before of this object.
+        look: Says of a watched module who it is.
 
     Raises:
         Opaque: It holds something that cannot be taken apart, and no module.
         UnsupportedModelError: It holds a module that cannot be identified safely.
     """
     graph = CodeGraph()
-    describer = _LmDescriber(graph, lenient=False)
+    describer = _LmDescriber(graph, lenient=False, memory=memory)
     parts = {"class": _digest(graph.add(type(lm)))}
     attributes = attributes_of(lm, harmless)
     holds_module = any(_is_module(value) for value in attributes.values())
@@ -101,10 +116,12 @@ def read_parts(lm: Any, harmless: frozenset[str], *, whole: bool) -> Parts:
         parts[f"tensor:{name}"] = _tensor(tensor)
     watches: list[tuple[ModelWatch, Fingerprint]] = []
     for path, module in describer.modules:
-        from lmstash.identity.watch import watch_model
+        watch = memory.watches.get(id(module))
+        if watch is None:
+            from lmstash.identity.watch import watch_model
 
-        watch = watch_model(module)
-        fingerprint = watch.refresh() if whole else watch.recognise()
+            watch = memory.watches[id(module)] = watch_model(module)
+        fingerprint = look(watch)
         watches.append((watch, fingerprint))
         parts[f"module:{path}"] = fingerprint.digest
     parts |= {f"code:{name}": _digest(digest) for name, digest in graph.components().items()}
@@ -128,7 +145,7 @@ def is_client(value: Any) -> bool:
 
 def stamp(lm: Any, harmless: frozenset[str]) -> bytes:
     """Return what is equal as long as attributes, taken apart as far as they can be, are. Costs about 20 us each."""
-    describer = _LmDescriber(CodeGraph(), lenient=True, follow_code=False, by_id=True)
+    describer = _LmDescriber(CodeGraph(), lenient=True, follow_code=False)
     attributes = attributes_of(lm, harmless)
     return encode([[name, describer.value(attributes[name], name)] for name in sorted(attributes)])
 
@@ -136,9 +153,12 @@ def stamp(lm: Any, harmless: frozenset[str]) -> bytes:
 class _LmDescriber(Describer):
     """Describes what hangs on a model object: tokenizers by what they make of texts, modules by their weights."""
 
-    def __init__(self, code: CodeGraph, *, lenient: bool, follow_code: bool = True, by_id: bool = False) -> None:
+    def __init__(
+        self, code: CodeGraph, *, lenient: bool, follow_code: bool = True, memory: Memory | None = None
+    ) -> None:
         super().__init__(code, lenient=lenient, follow_code=follow_code)
-        self._by_id = by_id
+        self._by_id = memory is None
+        self._memory = memory
         self._inside: dict[int, str] = {}
 
     def value(self, value: Any, path: str) -> Component:
@@ -147,7 +167,7 @@ class _LmDescriber(Describer):
                 return ["client", id(value)]
             raise UnsupportedModelError(f"its {path} is a {type(value).__module__}.{type(value).__qualname__}")
         if _is_tokenizer(value):
-            return ["tokenizer", *(_glance(value) if self._by_id else _fingerprint(value))]
+            return ["tokenizer", *(_glance(value) if self._memory is None else _read(value, self._memory.tokenizers))]
         if type(value).__module__.partition(".")[0] == "accelerate":
             return "accelerate"
         return super().value(value, path)
@@ -172,10 +192,17 @@ def _is_tokenizer(value: Any) -> bool:
     return callable(getattr(type(value), "get_vocab", None)) and hasattr(value, "encode")
 
 
-def _fingerprint(tokenizer: Any) -> list[Component]:
+def _read(tokenizer: Any, known: dict[int, tuple[Any, bytes, bytes]]) -> list[Component]:
+    """Return a tokenizer's fingerprint; of one that looks as it did to the last rule and word, the one it had."""
     from lmstash.identity.tokenizer import fingerprint_tokenizer
 
-    return [fingerprint_tokenizer(tokenizer).digest]
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    text = backend.to_str() if hasattr(backend, "to_str") else repr(sorted(tokenizer.get_vocab().items()))
+    looks = hashlib.sha256(f"{text}\0{vars(tokenizer)!r}".encode("utf-8", "surrogatepass")).digest()
+    before = known.get(id(tokenizer))
+    if before is None or before[0] is not tokenizer or before[1] != looks:
+        before = known[id(tokenizer)] = (tokenizer, looks, fingerprint_tokenizer(tokenizer).digest)
+    return [before[2]]
 
 
 def _glance(tokenizer: Any) -> list[Component]:
