@@ -32,7 +32,17 @@ _LMCACHE_IMPORTS = (
 # What lmms-eval's evaluator, command line and text metrics import; its other dependencies are those of single models.
 _LMMS_IMPORTS = (
     *("transformers==5.23.0", "accelerate>=0.29.1", "datasets>=2.19.0", "evaluate>=0.4.0", "httpx", "jsonlines"),
-    *("numexpr", "pytablewriter", "sacrebleu", "scikit-learn", "pillow", "pyyaml", "Jinja2", "loguru", "tenacity>=8.3.0"),
+    *(
+        "numexpr",
+        "pytablewriter",
+        "sacrebleu",
+        "scikit-learn",
+        "pillow",
+        "pyyaml",
+        "Jinja2",
+        "loguru",
+        "tenacity>=8.3.0",
+    ),
     *("aiohttp", "pandas", "pytz", "dill", "packaging", "protobuf", "python-dotenv", "requests", "sympy", "pydantic"),
     *("tqdm-multiprocess", "einops", "filelock<3.20"),
 )

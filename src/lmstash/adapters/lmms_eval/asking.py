@@ -1,5 +1,4 @@
-"""A harness's request as what is asked of the model: every argument, what its functions make of the document, and the
-document itself.
+"""A harness's request as what is asked of the model: arguments, document, and what functions make of it.
 
 Models of lmms-eval get a task's name, a split, a document's number and functions, and read the document themselves:
 most only through the functions, but some take fields of it (`whisper_vllm` its language, `cambrians_vsc_streaming` its
@@ -23,7 +22,7 @@ from lmstash.errors import InvalidArgumentError
 from lmstash.identity.media import Media, bytes_media, media_of
 
 SHOWN = frozenset({"generate_until", "loglikelihood"})
-"""Methods that call a function only once, with the document: what it returns says all. Elsewhere its code counts, too."""
+"""Methods that call a function once, with the document: what it returns says all. Elsewhere its code counts, too."""
 
 _LONG_BYTES = 4096
 _MOST_FILES = 10_000

@@ -32,7 +32,7 @@ def source_of(function: Callable[..., Any]) -> str:
     seen: set[str] = set()
     while left := sorted(graph.objects.keys() - seen):  # describing one may lead to more code
         for place in left:
-            told.append([place, describer.value(graph.objects[place], place)])
+            told.append([place, describer.value(graph.objects[place], place)])  # noqa: PERF401 (it changes meanwhile)
         seen.update(left)
     return hashlib.sha256(encode([told, graph.components(), graph.packages()])).hexdigest()
 

@@ -15,7 +15,15 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from lmstash.adapters.lmms_eval.growth import grew
-from lmstash.adapters.lmms_eval.reading import Memory, Opaque, Parts, attributes_of, declared_arguments, is_client, read_parts
+from lmstash.adapters.lmms_eval.reading import (
+    Memory,
+    Opaque,
+    Parts,
+    attributes_of,
+    declared_arguments,
+    is_client,
+    read_parts,
+)
 from lmstash.adapters.lmms_eval.reading import stamp as stamp_of
 from lmstash.errors import UnsupportedModelError
 from lmstash.events import logger
@@ -97,7 +105,9 @@ class ModelObject:
             except UnsupportedModelError:
                 raise
             except Exception as error:
-                raise UnsupportedModelError(f"its model object cannot be read: {type(error).__name__}: {error}") from error
+                raise UnsupportedModelError(
+                    f"its model object cannot be read: {type(error).__name__}: {error}"
+                ) from error
 
     def unchanged(self, since: Fingerprint) -> bool:
         """Whether it is still who it was, but for counters and logs. Reads every weight."""

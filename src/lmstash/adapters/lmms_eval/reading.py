@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -31,7 +32,9 @@ HARMLESS = frozenset(
 """Attributes and model arguments that say where, how many at once and how patiently it is computed."""
 
 TOKENS = frozenset({"token", "hf_token", "huggingface_hub_token", "huggingfacehub_api_token"})
-_PLACES = frozenset({"pretrained", "model_path", "model_name_or_path", "name_or_path", "tokenizer_path", "processor_path"})
+_PLACES = frozenset(
+    {"pretrained", "model_path", "model_name_or_path", "name_or_path", "tokenizer_path", "processor_path"}
+)
 """Attributes that say where a module was loaded from: its weights and its tokenizer are read instead."""
 
 _CLIENTS = frozenset(
@@ -208,10 +211,8 @@ def _read(tokenizer: Any, known: dict[int, tuple[Any, bytes, bytes]]) -> list[Co
 def _glance(tokenizer: Any) -> list[Component]:
     """Return what most changes to a tokenizer show in; it is read wholly from time to time, and before keeping."""
     told = [repr(getattr(tokenizer, name, None)) for name in ("chat_template", "special_tokens_map")]
-    try:
+    with contextlib.suppress(TypeError):
         told.append(str(len(tokenizer)))
-    except TypeError:
-        pass
     return [id(tokenizer), *told]
 
 

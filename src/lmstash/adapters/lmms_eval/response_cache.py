@@ -130,7 +130,7 @@ class ResponseCache:
         return answers
 
     def finalize(self, *, success: bool, dist_backend: str = "accelerate", accelerator: Any = None) -> None:
-        """Log what was served, and let go of the stash. Nothing is left to be merged, whether the run succeeded or not."""
+        """Log what was served, and let go of the stash. Nothing is left to be merged, also after a failure."""
         stats = self.get_stats()
         logger.info(
             "lmstash: %d answers served, %d computed (%.1f %% served)",
@@ -168,9 +168,7 @@ class ResponseCache:
             return
         self._lm = lm
         store = self.stash.store
-        self._who = ModelObject(
-            lm, store, name=self._name, arguments=self._arguments, harmless=self._harmless
-        )
+        self._who = ModelObject(lm, store, name=self._name, arguments=self._arguments, harmless=self._harmless)
         self._responses = self.stash.responses(
             self._who,
             sampled_by_default=samples_by_default(lm, self._arguments),
@@ -203,7 +201,9 @@ class ResponseCache:
         def compute(chunk: list[Any]) -> list[Any]:
             chosen = [places[id(each)] for each in chunk]
             computed.update(chosen)
-            return chunks.timed(lambda part: _listed(getattr(lm, method)(part), len(part)), [requests[n] for n in chosen])
+            return chunks.timed(
+                lambda part: _listed(getattr(lm, method)(part), len(part)), [requests[n] for n in chosen]
+            )
 
         rest = self._first(asked, occurrences, tags, compute)
         for number, answer in rest[0]:
@@ -277,7 +277,11 @@ def _tags(request: Any) -> dict[str, Any]:
     metadata = getattr(request, "metadata", None)
     split = metadata.get("split") if isinstance(metadata, Mapping) else None
     doc = getattr(request, "doc_id", None)
-    return {"task": getattr(request, "task_name", None), "doc": doc if isinstance(doc, int | str) else None, "split": split}
+    return {
+        "task": getattr(request, "task_name", None),
+        "doc": doc if isinstance(doc, int | str) else None,
+        "split": split,
+    }
 
 
 def _listed(answers: Any, n_asked: int) -> list[Any]:
