@@ -16,11 +16,12 @@ from lmstash.identity.keys import Key
 
 METRICS = frozenset(
     {
-        *("metric_list", "process_results", "process_results_use_image", "filter_list", "task_alias", "group_alias"),
-        *("tag", "group", "score_key", "should_decontaminate", "doc_to_decontamination_query", "reasoning_tags"),
+        *("process_results", "process_results_use_image", "filter_list", "task_alias", "group_alias", "tag", "group"),
+        *("score_key", "cluster_key", "should_decontaminate", "doc_to_decontamination_query", "reasoning_tags"),
+        "auto_strip_thinking",
     }
 )
-"""Fields of a task's configuration that requests do not hang on."""
+"""Fields of a task's configuration that requests do not hang on (of the metrics, one asks for requests of its own)."""
 
 
 def fingerprint_of(value: Any) -> str:

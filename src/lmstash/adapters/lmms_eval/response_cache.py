@@ -13,8 +13,10 @@ from lmstash.adapters.lmms_eval.model import ModelObject
 from lmstash.adapters.lmms_eval.sampling import samples_by_default
 from lmstash.adapters.lmms_eval.types import is_worth_keeping, register_types
 from lmstash.caches.responses import MISSING, Responses
+from lmstash.caches.responses.who import Declared, named
 from lmstash.errors import InvalidArgumentError
 from lmstash.events import MissReason, logger
+from lmstash.identity.fingerprint import Fingerprint
 from lmstash.stash import Stash
 
 _WINDOW = 1024
@@ -45,6 +47,8 @@ class ResponseCache:
         *,
         model: Any = None,
         model_args: str | Mapping[str, Any] | None = None,
+        revision: str | None = None,
+        declared: str | None = None,
         harmless: Sequence[str] = (),
         keep_sampled: bool = False,
         chunk_size: int | None = None,
@@ -56,6 +60,8 @@ class ResponseCache:
             stash: A stash, or the folder of one; default: as `lmstash.open()` finds it.
             model: The name that the harness makes the model by, or the model object.
             model_args: What it is made with.
+            revision: What is declared of a model that computes elsewhere: a version, a date.
+            declared: A name that you vouch for, for a model that nobody can identify: all answers are that one's.
             harmless: Names of the model's attributes and arguments that change no answer, besides the known ones.
             keep_sampled: Keep sampled answers that have no seed, too, each under its number among its repeats.
             chunk_size: Requests that the model gets at once; default: some of its batches, about ten seconds of work.
@@ -67,12 +73,14 @@ class ResponseCache:
         self.stash = stash if isinstance(stash, Stash) else open_place(stash)
         self._name = model if isinstance(model, str) else None
         self._arguments = _parsed(model_args)
+        self._revision = revision
+        self._declared = declared
         self._harmless = frozenset(harmless)
         self._keep_sampled = keep_sampled
         self._chunk_size = chunk_size
         self._refresh = refresh
         self._lm: Any = None
-        self._who: ModelObject | None = None
+        self._who: ModelObject | Declared | None = None
         self._responses: Responses | None = None
         self._chunks: Chunks | None = None
         self._hits = 0
@@ -113,7 +121,7 @@ class ResponseCache:
             InvalidArgumentError: The model did not return one answer for each request.
         """
         register_types()
-        self._meet(lm)
+        self.meet(lm)
         assert self._responses is not None
         if _is_sharded(lm):  # its ranks compute together, so all have to be called equally often
             self.stash.store.events.warn_once(
@@ -163,12 +171,26 @@ class ResponseCache:
         else:
             self.stash.flush()
 
-    def _meet(self, lm: Any) -> None:
+    @property
+    def model_name(self) -> str:
+        """The name that the harness was given for the model, else that of its class."""
+        return self._name or type(self._lm).__name__
+
+    def identity(self) -> Fingerprint | None:
+        """Return who answers now; None where nobody can say. Call `meet` before."""
+        return None if self._responses is None else self._responses.asker.look()
+
+    def meet(self, lm: Any) -> None:
+        """Get to know the model that answers; `execute` does so itself."""
         if lm is self._lm:
             return
         self._lm = lm
         store = self.stash.store
-        self._who = ModelObject(lm, store, name=self._name, arguments=self._arguments, harmless=self._harmless)
+        if self._declared is not None:
+            self._who = Declared(named(self._declared, revision=self._revision))
+        else:
+            given = {**self._arguments, **({} if self._revision is None else {"revision declared": self._revision})}
+            self._who = ModelObject(lm, store, name=self._name, arguments=given, harmless=self._harmless)
         self._responses = self.stash.responses(
             self._who,
             sampled_by_default=samples_by_default(lm, self._arguments),
@@ -235,7 +257,7 @@ class ResponseCache:
         assert chunks is not None
         assert who is not None
         model = responses.asker.look()
-        if model is None or who.settled:
+        if model is None or isinstance(who, Declared) or who.settled:
             return [], list(range(len(asked)))
         n = min(chunks.size(), len(asked))
         first = asked[:n]

@@ -246,6 +246,12 @@ def _place() -> Stash:
         return found
 
 
+def default_place() -> str:
+    """Return where things are saved now, as `lmstash.open` takes it."""
+    path = getattr(_place().store, "folder_path", None)
+    return "memory://" if path is None else str(path)
+
+
 def _report_pickles(place: Stash, file_name: str) -> None:
     """Say once that there are files of the harness's own cache, which nobody should load."""
     folders = [_folder()]
