@@ -1,12 +1,11 @@
 """Counters and logs: what a model changes about itself while it answers, without answering otherwise.
 
-Numbers that only go up, and lists, sets and dicts that are only added to. Whatever else changes may be why the next
-answer is another one.
+Numbers that go up from 0, and containers that were empty. Whatever else changes may be why the next answer is another
+one.
 """
 
 from __future__ import annotations
 
-import operator
 from collections import Counter
 from collections.abc import Mapping
 from copy import copy
@@ -22,16 +21,13 @@ def countable(named: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def grew(before: Any, now: Any) -> bool:
-    """Whether `now` is `before` counted up or added to, and nothing else."""
-    if type(before) is not type(now) or isinstance(before, bool):
+    """Whether `now` is `before` counted up or added to, from nothing: a number from 0, a container that was empty.
+
+    What was something before may be a setting: a seed that is counted up, options that are completed.
+    """
+    if type(before) is not type(now) or isinstance(before, bool) or before:
         return False
-    if isinstance(before, int | float):
-        return now > before
-    if isinstance(before, list):
-        return len(now) > len(before) and all(map(operator.is_, before, now))
-    if isinstance(before, dict):
-        return all(name in now and (now[name] is value or grew(value, now[name])) for name, value in before.items())
-    return isinstance(before, set) and before <= now
+    return now > 0 if isinstance(now, int | float) else bool(now)
 
 
 def globals_of(kind: type) -> dict[str, Any]:

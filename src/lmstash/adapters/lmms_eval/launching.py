@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from lmstash.adapters.lmms_eval.requests import Request
-from lmstash.adapters.lmms_eval.response_cache import ResponseCache
+from lmstash.adapters.lmms_eval.response_cache import ResponseCache, is_padding
 from lmstash.adapters.lmms_eval.saved import delete_cache, save_to_cache
 from lmstash.caches.responses.asking import namespace_of
 from lmstash.errors import InvalidArgumentError
@@ -140,7 +140,7 @@ class RunCache(ResponseCache):
             self._clear(lm)
         answers = super().execute(lm, reqtype, requests)
         for each, answer in zip(requests, answers, strict=True):
-            if not (each.metadata or {}).get("__padding_only__"):
+            if not is_padding(each):
                 answered = Request(each.args, getattr(answer, "text", answer), each.task_name, each.doc_id, reqtype)
                 self.groups.setdefault((each.task_name, each.doc_id), []).append(answered)
         return answers

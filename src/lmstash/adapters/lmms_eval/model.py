@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 STATE = "lmms_eval/state"
 """Where it is kept which attributes of which class are counters and logs."""
+DRIFTS = "*"
+"""Stands among them for: it changes other attributes, too."""
 _SHARE = 0.05
 """Of the time that goes into reading the object wholly."""
 _CHANGING = ("attribute:", "global:", "code:", "tensor:")
@@ -117,17 +119,9 @@ class ModelObject:
             before = self._known.get(since.digest)
             if before is None or self._refused:
                 return False
-            try:
-                now = self._read_all(lambda watch: watch.fingerprint)
-            except UnsupportedModelError:
-                return False
-            if not all(watch.unchanged(fingerprint) for watch, fingerprint in before.watches):
-                return False
-            changed = _changed(before, now) - (self._load_state(now) or frozenset())
-            if not changed:
-                return True
-            self._learn(before, now, changed)
-            return False  # it was named with what turned out to be a counter: another name is right
+            known = len(self._state or ())
+            # Named with what now turns out to be a counter, it would not be found again: another name is right.
+            return self._learn(before) and len(self._state or ()) == known
 
     def settle(self, since: Fingerprint) -> bool:
         """Find out, after its first answers, what they changed; returns whether they may be kept.
@@ -138,41 +132,42 @@ class ModelObject:
             if self._declared is not None:
                 return True
             before = self._known.get(since.digest)
-            if before is None or self._refused:
-                return False
-            try:
-                now = self._read_all(lambda watch: watch.fingerprint)
-            except UnsupportedModelError:
-                return False
-            if not all(watch.unchanged(fingerprint) for watch, fingerprint in before.watches):
-                return False
-            changed = _changed(before, now)
-            return self._learn(before, now, changed)
+            return before is not None and not self._refused and self._learn(before)
 
     def _look(self) -> Fingerprint:
         opaque = [name for name, each in attributes_of(self._lm, self._harmless).items() if is_client(each)]
         if opaque:
             raise Opaque(f"its {opaque[0]} stands for something that computes elsewhere")
         started = time.monotonic()
-        seen = stamp_of(self._lm, self._harmless)
+        seen = stamp_of(self._lm, self._skipped())
         read = self._read
-        fresh = read is not None and started < self._due and seen == self._stamp and read.graph.unchanged()
+        fresh = read is not None and started < self._due and seen == self._stamp and read.same_code()
         if read is None or not fresh:
             read = self._read_all(lambda watch: watch.recognise())
             now = time.monotonic()
             self._due = now + (now - started) / _SHARE
-            self._read, self._stamp = read, stamp_of(self._lm, self._harmless)
+            self._read, self._stamp = read, stamp_of(self._lm, self._skipped())
         elif read.watches:
             fingerprints = [watch.recognise() for watch, _ in read.watches]
             if fingerprints != [each for _, each in read.watches]:
                 self._read = None
                 return self._look()
+        if DRIFTS in (self._load_state(read) or ()):
+            self._drift(read.has_module, "something")
+            return self.look()
+        if self._state and any(f"attribute:{name}" in read.parts for name in self._skipped()):
+            self._read = None  # what is a counter was not known yet
+            return self._look()
         fingerprint = self._name_it(read)
         self._known[fingerprint.digest] = read
         return fingerprint
 
-    def _read_all(self, look: Callable[[ModelWatch], Fingerprint]) -> Parts:
-        return read_parts(self._lm, self._harmless, self._memory, look)
+    def _read_all(self, look: Callable[[ModelWatch], Fingerprint], also: frozenset[str] = frozenset()) -> Parts:
+        return read_parts(self._lm, self._skipped() | also, self._memory, look)
+
+    def _skipped(self) -> frozenset[str]:
+        """Return the names of attributes that change no answer."""
+        return self._harmless | {name[10:] for name in self._state or () if name.startswith("attribute:")}
 
     def _name_it(self, read: Parts) -> Fingerprint:
         state = self._load_state(read) or frozenset()
@@ -201,26 +196,43 @@ class ModelObject:
         self._declared = Fingerprint(Key(parts), {"name": self._name})
         return self._declared
 
-    def _learn(self, before: Parts, now: Parts, changed: set[str]) -> bool:
-        """Remember counters and logs among what changed; returns whether there was nothing else."""
-        logs = {name for name in changed if grew(before.counts.get(name), now.counts.get(name))}
+    def _learn(self, before: Parts) -> bool:
+        """Remember the counters and logs among what changed; returns whether nothing else did."""
+        held = getattr(self._lm, "__dict__", {})
+        counted = {name for name in before.counts if name.startswith("attribute:")} - (self._state or frozenset())
+        logs = {name for name in counted if grew(before.counts[name], held.get(name[10:]))}
+        try:  # logs may hold anything: they are not read
+            now = self._read_all(lambda watch: watch.fingerprint, frozenset(name[10:] for name in logs))
+        except UnsupportedModelError:
+            return False
+        if not all(watch.unchanged(fingerprint) for watch, fingerprint in before.watches):
+            return False
+        changed = _changed(before, now) - logs - (self._state or frozenset())
+        logs |= {name for name in changed if grew(before.counts.get(name), now.counts.get(name))}
         others = sorted(name.partition(":")[2] for name in changed - logs)
         if others:
-            why = f"{type(self._lm).__name__} changes its {', '.join(others)} while it answers"
-            if self._name is not None and not now.has_module:
-                logger.info("lmstash: %s: it is known by its name and arguments", why)
-                self._declare(why)
-                return True
-            self._refused = f"{why}. If that changes no answer, say so: ResponseCache(..., harmless=[...])."
-            return False
-        self._save_state(now, (self._load_state(now) or frozenset()) | logs)
-        self._read = None
+            self._save_state(now, (self._state or frozenset()) | {DRIFTS})
+            return self._drift(now.has_module, ", ".join(others[:5]))
+        if logs or self._state is None:
+            self._save_state(now, (self._state or frozenset()) | logs)
+            self._read = None
         return True
+
+    def _drift(self, has_module: bool, what: str) -> bool:
+        """Know an object that changes itself by its name, if it has one; returns whether it has."""
+        why = f"{type(self._lm).__name__} changes its {what} while it answers"
+        if self._name is not None and not has_module:
+            logger.info("lmstash: %s: it is known by its name and arguments", why)
+            self._declare(why)
+            return True
+        self._refused = f"{why}. If that changes no answer, say so: ResponseCache(..., harmless=[...])."
+        return False
 
     def _state_key(self, read: Parts) -> bytes:
         kind = type(self._lm)  # and its code, without the globals that this names
         code = {name: data for name, data in read.parts.items() if name.startswith("code:") and ":" not in name[5:]}
-        return Key({"what": STATE, "class": f"{kind.__module__}.{kind.__qualname__}", "code": {**code}}).digest
+        name = f"{kind.__module__}.{kind.__qualname__}"
+        return Key({"what": STATE, "class": name, "code": {**code}, "harmless": sorted(self._harmless)}).digest
 
     def _load_state(self, read: Parts) -> frozenset[str] | None:
         if self._state is None:

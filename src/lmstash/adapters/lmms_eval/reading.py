@@ -53,7 +53,7 @@ class Parts:
     parts: Mapping[str, bytes]
     """Digests of what was read, by name: `attribute:...`, `code:...`, `module:...`."""
     watches: tuple[tuple[ModelWatch, Fingerprint], ...]
-    graph: CodeGraph
+    graphs: tuple[CodeGraph, ...]
     counts: Mapping[str, Any]
     """Copies of numbers and containers among the attributes and globals."""
 
@@ -61,6 +61,10 @@ class Parts:
     def has_module(self) -> bool:
         """Whether a torch module computes the answers."""
         return bool(self.watches)
+
+    def same_code(self) -> bool:
+        """Whether the code that was read has not been replaced since."""
+        return all(graph.unchanged() for graph in self.graphs)
 
 
 class Opaque(UnsupportedModelError):
@@ -86,12 +90,12 @@ class Memory:
         self.watches: dict[int, ModelWatch] = {}
 
 
-def read_parts(lm: Any, harmless: frozenset[str], memory: Memory, look: Callable[[ModelWatch], Fingerprint]) -> Parts:
+def read_parts(lm: Any, skipped: frozenset[str], memory: Memory, look: Callable[[ModelWatch], Fingerprint]) -> Parts:
     """Read a model object. Costs milliseconds to a second the first time, and reading the weights of modules.
 
     Args:
         lm: The object.
-        harmless: Names of further attributes that change no answer.
+        skipped: Names of further attributes that change no answer.
         memory: Of what was read before of this object.
         look: Says of a watched module who it is.
 
@@ -99,26 +103,21 @@ def read_parts(lm: Any, harmless: frozenset[str], memory: Memory, look: Callable
         Opaque: It holds something that cannot be taken apart, and no module.
         UnsupportedModelError: It holds a module that cannot be identified safely.
     """
-    graph = CodeGraph()
-    describer = _LmDescriber(graph, lenient=False, memory=memory)
-    parts = {"class": _digest(graph.add(type(lm)))}
-    attributes = attributes_of(lm, harmless)
+    walk = _Walk(memory)
+    attributes = attributes_of(lm, skipped)
     holds_module = any(_is_module(value) for value in attributes.values())
+    parts: dict[str, bytes] = {}
     try:
         for name in sorted(attributes):
             if not (holds_module and name in _PLACES):
-                parts[f"attribute:{name}"] = _digest(describer.value(attributes[name], name))
-        while left := sorted(graph.objects.keys() - {name[7:] for name in parts if name.startswith("global:")}):
-            for place in left:
-                parts[f"global:{place}"] = _digest(describer.value(graph.objects[place], place))
+                parts[f"attribute:{name}"] = walk.read(attributes[name], name)
+        parts |= walk.read_class(type(lm))
     except UnsupportedModelError as error:
         if holds_module:
             raise
         raise Opaque(str(error)) from None
-    for name, tensor in sorted(describer.tensors.items()):
-        parts[f"tensor:{name}"] = _tensor(tensor)
     watches: list[tuple[ModelWatch, Fingerprint]] = []
-    for path, module in describer.modules:
+    for path, module in walk.modules:
         watch = memory.watches.get(id(module))
         if watch is None:
             from lmstash.identity.watch import watch_model
@@ -127,11 +126,9 @@ def read_parts(lm: Any, harmless: frozenset[str], memory: Memory, look: Callable
         fingerprint = look(watch)
         watches.append((watch, fingerprint))
         parts[f"module:{path}"] = fingerprint.digest
-    parts |= {f"code:{name}": _digest(digest) for name, digest in graph.components().items()}
-    parts |= {f"package:{name}": _digest(version) for name, version in graph.packages().items()}
     counts = {f"attribute:{name}": value for name, value in attributes.items()}
     counts |= {f"code:{name}": value for name, value in globals_of(type(lm)).items()}
-    return Parts(parts, tuple(watches), graph, countable(counts))
+    return Parts(parts, tuple(watches), tuple(walk.graphs), countable(counts))
 
 
 def attributes_of(lm: Any, harmless: frozenset[str]) -> dict[str, Any]:
@@ -146,31 +143,73 @@ def is_client(value: Any) -> bool:
     return type(value).__module__.partition(".")[0] in _CLIENTS
 
 
-def stamp(lm: Any, harmless: frozenset[str]) -> bytes:
+def stamp(lm: Any, skipped: frozenset[str]) -> bytes:
     """Return what is equal as long as attributes, taken apart as far as they can be, are. Costs about 20 us each."""
-    describer = _LmDescriber(CodeGraph(), lenient=True, follow_code=False)
-    attributes = attributes_of(lm, harmless)
+    describer = _LmDescriber(CodeGraph(), None)
+    attributes = attributes_of(lm, skipped)
     return encode([[name, describer.value(attributes[name], name)] for name in sorted(attributes)])
 
 
-class _LmDescriber(Describer):
-    """Describes what hangs on a model object: tokenizers by what they make of texts, modules by their weights."""
+class _Walk:
+    """One reading of a model object."""
 
-    def __init__(
-        self, code: CodeGraph, *, lenient: bool, follow_code: bool = True, memory: Memory | None = None
-    ) -> None:
-        super().__init__(code, lenient=lenient, follow_code=follow_code)
-        self._by_id = memory is None
-        self._memory = memory
-        self._inside: dict[int, str] = {}
+    def __init__(self, memory: Memory) -> None:
+        self.memory = memory
+        self.modules: list[tuple[str, Any]] = []
+        self.inside: dict[int, str] = {}
+        """Modules by `id`: the path that each is read at."""
+        self.graphs: list[CodeGraph] = []
+
+    def read(self, value: Any, name: str) -> bytes:
+        """Return a digest of an attribute, and of all code and tensors that it leads to."""
+        describer, graph = self._begin()
+        told = [describer.value(value, name)]
+        _follow(graph, describer, lambda _, described: told.append(described))
+        tensors = [[path, _tensor(tensor)] for path, tensor in sorted(describer.tensors.items())]
+        return _digest([told, graph.components(), graph.packages(), tensors])
+
+    def read_class(self, kind: type) -> dict[str, bytes]:
+        """Return digests of a class's code, and of the globals that this names, by name."""
+        describer, graph = self._begin()
+        parts = {"class": _digest(graph.add(kind))}
+        _follow(graph, describer, lambda place, described: parts.update({f"global:{place}": _digest(described)}))
+        parts |= {f"tensor:{path}": _tensor(tensor) for path, tensor in describer.tensors.items()}
+        parts |= {f"code:{name}": _digest(digest) for name, digest in graph.components().items()}
+        return parts | {f"package:{name}": _digest(version) for name, version in graph.packages().items()}
+
+    def _begin(self) -> tuple[Describer, CodeGraph]:
+        graph = CodeGraph()
+        self.graphs.append(graph)
+        return _LmDescriber(graph, self), graph
+
+
+def _follow(graph: CodeGraph, describer: Describer, tell: Callable[[str, Component], None]) -> None:
+    """Describe what code names as globals; that may lead to more code."""
+    seen: set[str] = set()
+    while left := sorted(graph.objects.keys() - seen):
+        for place in left:
+            tell(place, describer.value(graph.objects[place], place))
+        seen.update(left)
+
+
+class _LmDescriber(Describer):
+    """Describes what hangs on a model object: tokenizers by what they make of texts, modules by their weights.
+
+    Without a walk, for comparing within one process: what is costly to read stands by its `id`.
+    """
+
+    def __init__(self, code: CodeGraph, walk: _Walk | None) -> None:
+        super().__init__(code, lenient=walk is None, follow_code=walk is not None)
+        self._walk = walk
 
     def value(self, value: Any, path: str) -> Component:
         if is_client(value):
-            if self._by_id:
+            if self._walk is None:
                 return ["client", id(value)]
             raise UnsupportedModelError(f"its {path} is a {type(value).__module__}.{type(value).__qualname__}")
         if _is_tokenizer(value):
-            return ["tokenizer", *(_glance(value) if self._memory is None else _read(value, self._memory.tokenizers))]
+            known = None if self._walk is None else self._walk.memory.tokenizers
+            return ["tokenizer", *(_glance(value) if known is None else _read(value, known))]
         if type(value).__module__.partition(".")[0] == "accelerate":
             return "accelerate"
         return super().value(value, path)
@@ -178,12 +217,14 @@ class _LmDescriber(Describer):
     def module(self, module: Any, path: str) -> Component:
         """Return a module by where it was met; a part of one that was met before is read with that."""
         inner = module.module if type(module).__name__ in ("DistributedDataParallel", "DataParallel") else module
-        if id(inner) not in self._inside:
-            self.modules.append((path, inner))
-            self._alive.append(inner)
+        walk = self._walk
+        if walk is None:
+            return ["module", id(inner)]
+        if id(inner) not in walk.inside:
+            walk.modules.append((path, inner))
             for name, each in inner.named_modules():
-                self._inside.setdefault(id(each), f"{path}.{name}")
-        return ["module", id(inner)] if self._by_id else ["module at", self._inside[id(inner)]]
+                walk.inside.setdefault(id(each), f"{path}.{name}")
+        return ["module at", walk.inside[id(inner)]]
 
 
 def _is_module(value: Any) -> bool:

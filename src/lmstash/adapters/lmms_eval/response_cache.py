@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lmstash.adapters.lmms_eval.asking import Reader
+from lmstash.adapters.lmms_eval.asking import Reader, Unnameable
 from lmstash.adapters.lmms_eval.chunks import Chunks, batch_size_of
 from lmstash.adapters.lmms_eval.model import ModelObject
 from lmstash.adapters.lmms_eval.sampling import samples_by_default
@@ -210,15 +210,18 @@ class ResponseCache:
         answers: list[Any],
     ) -> None:
         """Answer the requests of some numbers into `answers`."""
-        responses, chunks, who = self._responses, self._chunks, self._who
+        responses, chunks = self._responses, self._chunks
         assert responses is not None
         assert chunks is not None
-        assert who is not None
         asked = [reader.read(requests[number], repeats[number]) for number in numbers]
+        for each in asked:
+            if isinstance(each, Unnameable):
+                self.stash.store.events.warn_once("unnameable", "lmstash: a request is not cached: %s", each.reason)
         occurrences = None if self._keep_sampled and len(requests) == 1 else [repeats[number] for number in numbers]
         tags = [_tags(requests[number]) for number in numbers]
         places = {id(each): number for each, number in zip(asked, numbers, strict=True)}
         computed: set[int] = set()
+        answered: set[int] = set()
 
         def compute(chunk: list[Any]) -> list[Any]:
             chosen = [places[id(each)] for each in chunk]
@@ -227,10 +230,11 @@ class ResponseCache:
                 lambda part: _listed(getattr(lm, method)(part), len(part)), [requests[n] for n in chosen]
             )
 
-        rest = self._first(asked, occurrences, tags, compute)
-        for number, answer in rest[0]:
-            answers[numbers[number]] = answer
-        left = rest[1]
+        first = [place for place, number in enumerate(numbers) if not is_padding(requests[number])][: chunks.size()]
+        for place, answer in self._first(first, asked, occurrences, tags, compute):
+            answers[numbers[place]] = answer
+            answered.add(place)
+        left = [place for place in range(len(numbers)) if place not in answered]
         if left:
             for place, answer in responses.stream(
                 [asked[each] for each in left],
@@ -245,51 +249,52 @@ class ResponseCache:
         self._hits += len(numbers) - len(computed)
 
     def _first(
-        self, asked: list[Any], occurrences: list[int] | None, tags: list[Any], compute: Any
-    ) -> tuple[list[tuple[int, Any]], list[int]]:
+        self, places: list[int], asked: list[Any], occurrences: list[int] | None, tags: list[Any], compute: Any
+    ) -> list[tuple[int, Any]]:
         """Have a model that nobody has seen answer yet answer a chunk, to see what that changes about it.
 
         Returns:
-            Answers by place, and the places that are left.
+            Answers by place; none for a model that is known.
         """
-        responses, chunks, who = self._responses, self._chunks, self._who
+        responses, who = self._responses, self._who
         assert responses is not None
-        assert chunks is not None
-        assert who is not None
         model = responses.asker.look()
-        if model is None or isinstance(who, Declared) or who.settled:
-            return [], list(range(len(asked)))
-        n = min(chunks.size(), len(asked))
-        first = asked[:n]
-        numbers = None if occurrences is None else occurrences[:n]
-        found = [MISSING] * n if self._refresh else responses.get_many(first, occurrences=numbers)
-        missing = [place for place, each in enumerate(found) if each is MISSING]
+        if model is None or not isinstance(who, ModelObject) or who.settled or not places:
+            return []
+        first = [asked[place] for place in places]
+        numbers = None if occurrences is None else [occurrences[place] for place in places]
+        found = [MISSING] * len(first) if self._refresh else responses.get_many(first, occurrences=numbers)
+        missing = [k for k, each in enumerate(found) if each is MISSING]
         started = time.perf_counter()
-        fresh = compute([first[place] for place in missing]) if missing else []
+        fresh = compute([first[k] for k in missing]) if missing else []
         seconds = time.perf_counter() - started
         if missing and who.settle(model):
             responses.put_many(
-                [first[place] for place in missing],
+                [first[k] for k in missing],
                 fresh,
-                occurrences=None if numbers is None else [numbers[place] for place in missing],
-                tags=[tags[place] for place in missing],
+                occurrences=None if numbers is None else [numbers[k] for k in missing],
+                tags=[tags[places[k]] for k in missing],
                 compute_seconds=seconds,
             )
-        for place, answer in zip(missing, fresh, strict=True):
-            found[place] = answer
-        return list(enumerate(found)), list(range(n, len(asked)))
+        for k, answer in zip(missing, fresh, strict=True):
+            found[k] = answer
+        return list(zip(places, found, strict=True))
+
+
+def is_padding(request: Any) -> bool:
+    """Whether a rank's requests were filled up with this one, whose answer is thrown away."""
+    return bool((getattr(request, "metadata", None) or {}).get("__padding_only__"))
 
 
 def _repeats(requests: Sequence[Any]) -> list[int]:
     """Return the how-manieth time each request is asked in this call: harnesses repeat the same object.
 
-    What ranks are padded with (lmms-eval marks it) is asked for the first time: its answer is thrown away.
+    Padding is asked for the first time, so that it is what has been answered.
     """
     seen: dict[int, int] = {}
     out: list[int] = []
     for each in requests:
-        padding = (getattr(each, "metadata", None) or {}).get("__padding_only__")
-        number = 0 if padding else seen.get(id(each), 0)
+        number = 0 if is_padding(each) else seen.get(id(each), 0)
         seen[id(each)] = number + 1
         out.append(number)
     return out
