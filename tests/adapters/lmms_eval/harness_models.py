@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ class Seeing(lmms):
         self.word = word
         self.batch_size = int(batch_size)
         self.n_asked = 0
+        _note(self)
         self.device = torch.device("cpu")
 
     def clean(self) -> None:
@@ -27,7 +29,7 @@ class Seeing(lmms):
     def see(self, request: Any) -> list[Any]:
         context, kwargs, doc_to_visual, doc_id, task, split = request.args
         doc = self.task_dict[task][split][doc_id]
-        return [context, sorted(kwargs), *[each.tobytes() for each in doc_to_visual(doc)]]
+        return [context, sorted(kwargs.items(), key=repr), *[each.tobytes() for each in doc_to_visual(doc)]]
 
     def generate_until(self, requests: list[Any]) -> list[Any]:
         self.n_asked += len(requests)
@@ -54,7 +56,7 @@ class Talking(Seeing):
         _, doc_to_messages, kwargs, doc_id, task, split = request.args
         messages = doc_to_messages(self.task_dict[task][split][doc_id])
         shown = [part["url"].tobytes() if part["type"] == "image" else part for part in messages[0]["content"]]
-        return [sorted(kwargs), *shown]
+        return [sorted(kwargs.items(), key=repr), *shown]
 
 
 class SmolLM(lmms):
@@ -89,3 +91,7 @@ class SmolLM(lmms):
             with open(self.log, "a") as file:
                 file.writelines(f"{each.doc_id}\n" for each in part)
         return out
+
+
+def _note(model: Any) -> None:
+    sys.lmms_made = model  # not a global of this module: that would be part of who the model is

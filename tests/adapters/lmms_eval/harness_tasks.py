@@ -44,7 +44,9 @@ def write_task(
     folder.mkdir(parents=True, exist_ok=True)
     data = folder / f"{name}.jsonl"
     rows = [{"question": f"{question}{k} + 1", "answer": f"{answer}{k}"} for k in range(n_docs)]
-    data.write_text("".join(json.dumps(each) + "\n" for each in rows))
+    text = "".join(json.dumps(each) + "\n" for each in rows)
+    if not data.exists() or data.read_text() != text:
+        data.write_text(text)  # `datasets` goes by the time of a file
     utils = f"{name}_utils"
     body = UTILS.format(SUFFIX=suffix, COLOUR=colour, SCORING=scoring)
     (folder / f"{utils}.py").write_text(body)

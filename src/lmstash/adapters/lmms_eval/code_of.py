@@ -8,8 +8,8 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+from lmstash.adapters.lmms_eval.pinned import harness_code
 from lmstash.errors import UnsupportedModelError
-from lmstash.identity.code import CodeGraph
 from lmstash.identity.describe import Describer
 from lmstash.identity.encoding import Component, encode
 
@@ -26,7 +26,7 @@ def source_of(function: Callable[..., Any]) -> str:
     Raises:
         UnsupportedModelError: It is bound to something that cannot be taken apart.
     """
-    graph = CodeGraph()
+    graph = harness_code()
     describer = Describer(graph, lenient=True)
     told: list[Component] = [_describe(function, describer)]
     seen: set[str] = set()

@@ -7,8 +7,8 @@ from typing import Any
 
 from lmstash.adapters.lmms_eval.asking import plain
 from lmstash.adapters.lmms_eval.code_of import source_of, task_functions
+from lmstash.adapters.lmms_eval.pinned import harness_code
 from lmstash.caches.responses.requests import read_request
-from lmstash.identity.code import CodeGraph
 from lmstash.identity.describe import Describer
 from lmstash.identity.encoding import encode
 from lmstash.identity.fingerprint import Fingerprint
@@ -57,7 +57,7 @@ def task_fingerprint(task: Any, **told: Any) -> str:
     Its configuration without what only metrics use, its functions' source, its dataset as `datasets` fingerprints it,
     the state of its few-shot sampler, its code; and what else is `told`.
     """
-    graph = CodeGraph()
+    graph = harness_code()
     describer = Describer(graph, lenient=True)
     config = {name: value for name, value in vars(task.config).items() if name not in METRICS}
     parts: dict[Any, Any] = {

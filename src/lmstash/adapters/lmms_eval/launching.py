@@ -54,6 +54,7 @@ def run(argv: Sequence[str], place: str | None = None, **options: Any) -> tuple[
     class Launched(RunCache):
         made: ClassVar[list[RunCache]] = []
         clear = any(each in CLEAR_CACHE for each in argv)
+        started = time.time()
         declared = options.get("model")
         revision = options.get("revision")
 
@@ -95,12 +96,14 @@ class RunCache(ResponseCache):
     Attributes:
         made: Those that were made in this run.
         clear: Whether to remove first what is kept of this run's model and tasks.
+        started: When the run began (Unix seconds).
         declared: Who answers, where somebody vouches for it.
         revision: Which version of it.
     """
 
     made: ClassVar[list[RunCache]] = []
     clear = False
+    started = 0.0
     declared: str | None = None
     revision: str | None = None
 
@@ -159,7 +162,7 @@ class RunCache(ResponseCache):
     def _clear(self, lm: Any) -> None:
         """Remove what was kept of this model and these tasks before this run began; each rank may do so."""
         self.meet(lm)
-        started = _run_started(self.part[1])
+        started = self.started if self.part[1] == 1 else min(self.started, _parent_started())
         fingerprint = self.identity()
         if fingerprint is not None:
             removed = self.stash.store.prune(
@@ -185,11 +188,10 @@ def _default_place() -> str:
     return default_place()
 
 
-def _run_started(world_size: int) -> float:
-    """Return when this run began (Unix seconds): before any of its ranks, which one process has started."""
-    pid = os.getppid() if world_size > 1 else os.getpid()
+def _parent_started() -> float:
+    """Return when the process began that started this rank and the others (Unix seconds)."""
     try:
-        ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+        ticks = int(Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()[19])
         booted = time.time() - float(Path("/proc/uptime").read_text().split()[0])
         return booted + ticks / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, IndexError):  # not Linux

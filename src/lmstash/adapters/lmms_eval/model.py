@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from lmstash.adapters.lmms_eval.growth import grew
+from lmstash.adapters.lmms_eval.pinned import harness_code
 from lmstash.adapters.lmms_eval.reading import (
     Memory,
     Opaque,
@@ -101,15 +102,15 @@ class ModelObject:
             if self._declared is not None:
                 return self._declared
             try:
-                return self._look()
-            except Opaque as error:
-                return self._declare(str(error))
+                try:
+                    return self._look()
+                except Opaque as error:
+                    return self._declare(str(error))
             except UnsupportedModelError:
                 raise
             except Exception as error:
-                raise UnsupportedModelError(
-                    f"its model object cannot be read: {type(error).__name__}: {error}"
-                ) from error
+                why = f"its model object cannot be read: {type(error).__name__}: {error}"
+                raise UnsupportedModelError(why) from error
 
     def unchanged(self, since: Fingerprint) -> bool:
         """Whether it is still who it was, but for counters and logs. Reads every weight."""
@@ -186,9 +187,7 @@ class ModelObject:
                 "Give the harness its name and arguments instead."
             )
             raise UnsupportedModelError(self._refused)
-        from lmstash.identity.code import CodeGraph
-
-        graph = CodeGraph()
+        graph = harness_code()
         graph.add(type(self._lm))
         arguments = declared_arguments(self._arguments or {}, self._harmless)
         code = Key({"code": graph.components(), "packages": graph.packages()}).digest
@@ -203,7 +202,7 @@ class ModelObject:
         logs = {name for name in counted if grew(before.counts[name], held.get(name[10:]))}
         try:  # logs may hold anything: they are not read
             now = self._read_all(lambda watch: watch.fingerprint, frozenset(name[10:] for name in logs))
-        except UnsupportedModelError:
+        except Exception:  # then it cannot be what it was
             return False
         if not all(watch.unchanged(fingerprint) for watch, fingerprint in before.watches):
             return False

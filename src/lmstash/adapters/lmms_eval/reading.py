@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lmstash.adapters.lmms_eval.growth import countable, globals_of
+from lmstash.adapters.lmms_eval.pinned import harness_code
 from lmstash.caches.responses.requests import SECRETS
 from lmstash.errors import UnsupportedModelError
 from lmstash.identity.code import CodeGraph
@@ -145,7 +146,7 @@ def is_client(value: Any) -> bool:
 
 def stamp(lm: Any, skipped: frozenset[str]) -> bytes:
     """Return what is equal as long as attributes, taken apart as far as they can be, are. Costs about 20 us each."""
-    describer = _LmDescriber(CodeGraph(), None)
+    describer = _LmDescriber(harness_code(), None)
     attributes = attributes_of(lm, skipped)
     return encode([[name, describer.value(attributes[name], name)] for name in sorted(attributes)])
 
@@ -178,7 +179,7 @@ class _Walk:
         return parts | {f"package:{name}": _digest(version) for name, version in graph.packages().items()}
 
     def _begin(self) -> tuple[Describer, CodeGraph]:
-        graph = CodeGraph()
+        graph = harness_code()
         self.graphs.append(graph)
         return _LmDescriber(graph, self), graph
 
