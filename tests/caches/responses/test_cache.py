@@ -388,7 +388,7 @@ def test_a_private_stash_keeps_no_request(tmp_path: Path) -> None:
     assert b"confidential" not in everything
 
 
-def test_a_batch_may_be_as_large_as_somebody_says(store: Store) -> None:
+def test_a_batch_may_be_as_large_as_somebody_says(stash: Stash) -> None:
     sizes = iter([1, 2, 2, 4, 4, 4, 4, 8, 8, 8, 8, 8, 8, 8, 8])
     asked: list[int] = []
 
@@ -396,6 +396,6 @@ def test_a_batch_may_be_as_large_as_somebody_says(store: Store) -> None:
         asked.append(len(requests))
         return ["a"] * len(requests)
 
-    responses = Responses(store, "provider/model")
+    responses = stash.responses("provider/model")
     responses.map([{"prompt": str(k)} for k in range(10)], answer, batch_size=lambda: next(sizes))
     assert asked == [1, 2, 4, 3]
