@@ -178,13 +178,13 @@ def _walk(value: Any, looking: bool) -> Any:
 
 
 def _text(value: str, looking: bool) -> Any:
+    if not looking and value[:1] != "/":  # most texts
+        return value
     if len(value) > _LONG_BYTES or "\n" in value or "\0" in value or not value:
         return value
     path = value
     if looking and value.startswith("file://"):
         path = urllib.parse.unquote(urllib.parse.urlsplit(value).path)
-    elif not looking and not os.path.isabs(value):
-        return value
     try:
         if os.path.isfile(path):
             return ["file", os.path.basename(path) if looking else value, media_of(Path(path))]
