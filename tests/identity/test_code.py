@@ -16,7 +16,7 @@ def compiled(module: str, source: str, name: str, **given: Any) -> Any:
 def read(helper_body: str, version: str | None) -> dict[Any, Any]:
     helper = compiled("library.helpers", f"def helper():\n    return {helper_body}", "helper")
     function = compiled("mine", "def function():\n    return helper()", "function", helper=helper)
-    graph = CodeGraph(lambda module: ["library", version] if version and module.startswith("library.") else None)
+    graph = CodeGraph(pin_of=lambda module: ["library", version] if version and module.startswith("library.") else None)
     graph.add(function)
     return graph.components()
 

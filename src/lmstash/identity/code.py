@@ -42,15 +42,13 @@ class CodeGraph:
     Reading is done once per object; `unchanged` says whether anything that was read has been replaced since.
     """
 
-    def __init__(
-        self, *, installed_by_version: bool = False, pin_of: Callable[[str], Component] | None = None
-    ) -> None:
+    def __init__(self, *, installed_by_version: bool = False, pin_of: Callable[[str], Component] | None = None) -> None:
         """Begin with nothing.
 
         Args:
             installed_by_version: Follow no code of installed packages that say their version; that stands for it. Then
                 `unchanged` also looks at what functions have closed over, and whether their code was swapped.
-            pin_of: Given a module's name, what stands for all code in it, which is not followed then; None to follow it.
+            pin_of: Given a module's name, what stands for all its code, which is not followed then; None to follow it.
         """
         self._by_version = installed_by_version
         self._pin_of = pin_of
@@ -199,7 +197,7 @@ class CodeGraph:
 
     def _pinned(self, module: str) -> bool:
         """Whether a module's code follows from the version of its package."""
-        if not self._by_version or not _is_installed(module):
+        if not self._by_version or not is_installed(module):
             return False
         return isinstance(getattr(sys.modules.get(_owner(module)), "__version__", None), str)
 
