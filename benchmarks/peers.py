@@ -29,6 +29,23 @@ _LMCACHE_IMPORTS = (
     *("msgspec", "nvtx", "prometheus_client", "psutil", "py-cpuinfo", "pyyaml", "pyzmq", "redis", "sortedcontainers"),
     *("uvicorn", "opentelemetry-api", "opentelemetry-sdk", "numba", "cryptography", "setuptools"),
 )
+# What lmms-eval's evaluator, command line and text metrics import; its other dependencies are those of single models.
+_LMMS_IMPORTS = (
+    *("transformers==5.23.0", "accelerate>=0.29.1", "datasets>=2.19.0", "evaluate>=0.4.0", "httpx", "jsonlines"),
+    *(
+        "numexpr",
+        "pytablewriter",
+        "sacrebleu",
+        "scikit-learn",
+        "pillow",
+        "pyyaml",
+        "Jinja2",
+        "loguru",
+        "tenacity>=8.3.0",
+    ),
+    *("aiohttp", "pandas", "pytz", "dill", "packaging", "protobuf", "python-dotenv", "requests", "sympy", "pydantic"),
+    *("tqdm-multiprocess", "einops", "filelock<3.20"),
+)
 
 # For each peer the steps of `pip install`, in order. torch comes first and by plain pip, so that what follows keeps it.
 STEPS: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -56,6 +73,11 @@ STEPS: dict[str, tuple[tuple[str, ...], ...]] = {
     "lm_eval": (
         (_TORCH,),
         (*_OURS, *_TESTS, _TORCH, "transformers==5.23.0", "lm-eval==0.4.13", "accelerate>=1.9.0", "tenacity>=9"),
+    ),
+    "lmms_eval": (
+        (_TORCH,),
+        (*_OURS, *_TESTS, _TORCH, *_LMMS_IMPORTS),
+        ("--no-deps", "lmms-eval==0.7.3"),
     ),
     # Without what `import sglang` needs: `sglang_tree` loads its radix tree alone.
     "sglang": (

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.campaign
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("peer", ["genlm", "mellea"])
+@pytest.mark.parametrize("peer", ["genlm", "lmms_eval", "mellea"])
 def test_with_the_peer_itself(peer: str) -> None:
     folder = ROOT / ".cache/peers" / peer
     if not (folder / ".ready").exists():

@@ -19,7 +19,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from itertools import chain
 from operator import is_, methodcaller
@@ -42,14 +42,16 @@ class CodeGraph:
     Reading is done once per object; `unchanged` says whether anything that was read has been replaced since.
     """
 
-    def __init__(self, *, installed_by_version: bool = False) -> None:
+    def __init__(self, *, installed_by_version: bool = False, pin_of: Callable[[str], Component] | None = None) -> None:
         """Begin with nothing.
 
         Args:
             installed_by_version: Follow no code of installed packages that say their version; that stands for it. Then
                 `unchanged` also looks at what functions have closed over, and whether their code was swapped.
+            pin_of: Given a module's name, what stands for all its code, which is not followed then; None to follow it.
         """
         self._by_version = installed_by_version
+        self._pin_of = pin_of
         self._units: dict[str, str] = {}
         self._seen: dict[int, str] = {}
         self._alive: list[Any] = []  # what was read, so that its id stays its own
@@ -97,6 +99,9 @@ class CodeGraph:
         known = self._seen.get(id(code))
         if known is not None:
             return known
+        pin = None if self._pin_of is None else self._pin_of(_defined_in(code))
+        if pin is not None:
+            return self._note(code, f"{_defined_in(code)}.{code.__qualname__}", "pinned", pin)
         if isinstance(code, type):
             return self._add_class(code)
         if isinstance(code, FunctionType):
@@ -192,7 +197,7 @@ class CodeGraph:
 
     def _pinned(self, module: str) -> bool:
         """Whether a module's code follows from the version of its package."""
-        if not self._by_version or not _is_installed(module):
+        if not self._by_version or not is_installed(module):
             return False
         return isinstance(getattr(sys.modules.get(_owner(module)), "__version__", None), str)
 
@@ -215,7 +220,7 @@ class CodeGraph:
                 self._link(name, self.add(value))
         elif (data := _encoded(value)) is not None:
             self._units[name] = hashlib.sha256(data).hexdigest()
-        elif not _is_installed(str(function.__globals__.get("__name__"))):
+        elif not is_installed(str(function.__globals__.get("__name__"))):
             self.objects[name] = value
 
 
@@ -309,7 +314,7 @@ def _encoded(value: Any) -> bytes | None:
 
 
 @lru_cache(maxsize=4096)
-def _is_installed(module: str) -> bool:
+def is_installed(module: str) -> bool:
     """Return whether a module belongs to an installed package, whose version pins what its globals hold."""
     path = str(getattr(sys.modules.get(module), "__file__", ""))
     return _owner(module) in {*_BY_NAME, "transformers"} or "site-packages" in path or "dist-packages" in path

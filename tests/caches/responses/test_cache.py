@@ -386,3 +386,16 @@ def test_a_private_stash_keeps_no_request(tmp_path: Path) -> None:
         assert stash.responses(model="m").get({"prompt": "confidential"}) == "answer"
     everything = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert b"confidential" not in everything
+
+
+def test_a_batch_may_be_as_large_as_somebody_says(stash: Stash) -> None:
+    sizes = iter([1, 2, 2, 4, 4, 4, 4, 8, 8, 8, 8, 8, 8, 8, 8])
+    asked: list[int] = []
+
+    def answer(requests: list[Any]) -> list[str]:
+        asked.append(len(requests))
+        return ["a"] * len(requests)
+
+    responses = stash.responses("provider/model")
+    responses.map([{"prompt": str(k)} for k in range(10)], answer, batch_size=lambda: next(sizes))
+    assert asked == [1, 2, 4, 3]

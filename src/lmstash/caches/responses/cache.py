@@ -293,7 +293,7 @@ class Responses:
         requests: Sequence[Any],
         fn: Callable[[list[Any]], Sequence[Any]],
         *,
-        batch_size: int = 1,
+        batch_size: int | Callable[[], int] = 1,
         tags: Sequence[Tags | None] | Callable[[Any], Tags | None] | None = None,
         occurrences: Sequence[int] | None = None,
         refresh: bool = False,
@@ -305,7 +305,7 @@ class Responses:
         Args:
             requests: The requests.
             fn: Takes a list of at most `batch_size` requests and returns one answer for each.
-            batch_size: Requests in a call.
+            batch_size: Requests in a call, or what says how many the next one takes.
             tags: Facts to find each by, or what says them of a request.
             occurrences: Which of several answers to one sampled request, for each.
             refresh: Compute anew and replace what is kept.

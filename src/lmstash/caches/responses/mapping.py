@@ -55,14 +55,14 @@ class Mapped:
         self,
         cache: Responses,
         requests: Sequence[Any],
-        batch_size: int,
+        batch_size: int | Callable[[], int],
         tags: Sequence[Tags | None] | Callable[[Any], Tags | None] | None = None,
         occurrences: Sequence[int] | None = None,
         refresh: bool = False,
         ttl_seconds: float | None = None,
         progress: bool = False,
     ) -> None:
-        if batch_size < 1:
+        if not callable(batch_size) and batch_size < 1:
             raise InvalidArgumentError(f"batch_size= is 1 or more; got {batch_size}")
         self._cache = cache
         self._requests = requests
@@ -125,7 +125,7 @@ class Mapped:
                 later.append(each)
                 continue
             batch.append(each)
-            if len(batch) == self._batch_size:
+            if len(batch) >= (self._batch_size() if callable(self._batch_size) else self._batch_size):
                 yield from self._run(batch)
                 batch = []
         if batch:

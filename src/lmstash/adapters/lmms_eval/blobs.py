@@ -1,0 +1,182 @@
+"""Images, arrays, tensors and long bytes as entries of their own, under their content: each once, whoever holds it."""
+
+from __future__ import annotations
+
+import struct
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lmstash.codecs.records import decode_record, encode_record
+from lmstash.errors import CorruptEntryError, InvalidArgumentError, LmstashError
+from lmstash.identity.keys import KeyFamily
+from lmstash.identity.media import media_of
+from lmstash.store.base import Buffer, Store, Write
+
+NAMESPACE = "lmms_eval/media"
+_LONG_BYTES = 4096
+_HEAD = struct.Struct("<I")
+
+
+class MissingBlobError(LmstashError):
+    """A saved value holds media that are no longer kept."""
+
+
+class Blobs:
+    """The media of one value that is saved or loaded.
+
+    Args:
+        store: Where they are kept.
+        salt: Of the stash.
+        compress: Makes bytes smaller, if they are to be.
+    """
+
+    def __init__(self, store: Store, salt: str | bytes | None, compress: Callable[[Any], bytes] | None = None) -> None:
+        self._store = store
+        self._family = KeyFamily({"what": NAMESPACE, "salt": salt}, ("digest",))
+        self._compress = compress
+        self._read: dict[str, Any] = {}
+        self._writes: dict[bytes, Write] = {}
+        self.names: list[str] = []
+        """Digests of what the value holds."""
+
+    def take(self, value: Any) -> tuple[str, str] | None:
+        """Return the kind and the name of a piece of media, which is written by `flush`; None for anything else.
+
+        Raises:
+            InvalidArgumentError: It is media that cannot be kept by value.
+        """
+        kind = _kind(value)
+        if kind is None:
+            return None
+        found = media_of(value)
+        if found is None:
+            return None
+        name = found.digest
+        key = self._family.digest(name)
+        if name not in self._read:
+            self._read[name] = value
+            self.names.append(name)
+            if not self._store.contains(key):
+                parts: Sequence[Buffer] = _encode(kind, value)
+                packed = [b"z", self._compress(parts)] if self._compress is not None else [b"-", *parts]
+                self._writes[key] = Write(
+                    key, packed, namespace=NAMESPACE, meta={"media": kind, "about": list(found.facts)}
+                )
+        return kind, name
+
+    def flush(self) -> bool:
+        """Write what is new; returns whether all of it is kept."""
+        writes = list(self._writes.values())
+        self._writes.clear()
+        return not writes or self._store.put_many(writes, replace=False) >= len(writes)
+
+    def give(self, kind: str, name: str) -> Any:
+        """Return a piece of media, the same object each time.
+
+        Raises:
+            MissingBlobError: It is not kept any more.
+            CorruptEntryError: What is kept is not such a piece.
+        """
+        if name not in self._read:
+            value = self._store.get(self._family.digest(name))
+            if value is None:
+                raise MissingBlobError(f"media {name[:16]} of a saved value are not kept any more")
+            self._read[name] = _decode(kind, _plain(value))
+        return self._read[name]
+
+    def key(self, name: str) -> bytes:
+        """Return where a piece of media is kept."""
+        return self._family.digest(name)
+
+
+def _kind(value: Any) -> str | None:
+    if isinstance(value, bytes | bytearray):
+        return "bytes" if len(value) >= _LONG_BYTES and type(value) is bytes else None
+    pil, numpy, torch = (sys.modules.get(name) for name in ("PIL.Image", "numpy", "torch"))
+    if pil is not None and isinstance(value, pil.Image):
+        return "image"
+    if numpy is not None and isinstance(value, numpy.ndarray | numpy.generic):
+        return "scalar" if isinstance(value, numpy.generic) else "array"
+    if torch is not None and isinstance(value, torch.Tensor):
+        return "tensor"
+    return None
+
+
+def _encode(kind: str, value: Any) -> Sequence[Buffer]:
+    if kind == "bytes":
+        return [value]
+    if kind == "image":
+        return _encode_image(value)
+    from lmstash.codecs.tensors import encode_tensors
+
+    if kind == "tensor":
+        return encode_tensors({"value": value.detach().resolve_conj().resolve_neg()})
+    import numpy
+
+    array = numpy.asarray(value)
+    if array.dtype.kind in "US":
+        text = encode_record([array.dtype.str, list(array.shape), array.reshape(-1).tolist()])
+        return [b"text", text]
+    return encode_tensors({"value": array})
+
+
+def _decode(kind: str, value: memoryview) -> Any:
+    if kind == "bytes":
+        return bytes(value)
+    if kind == "image":
+        return _decode_image(value)
+    from lmstash.codecs.tensors import decode_tensors
+
+    if kind == "tensor":
+        return decode_tensors(value, framework="torch", copy=True)["value"]
+    import numpy
+
+    if bytes(value[:4]) == b"text":
+        dtype, shape, items = decode_record(value[4:])
+        array = numpy.array(items, dtype=dtype).reshape(shape)
+    else:
+        array = decode_tensors(value, framework="numpy", copy=True)["value"]
+    return array[()] if kind == "scalar" else array
+
+
+def _encode_image(image: Any) -> Sequence[Buffer]:
+    if int(getattr(image, "n_frames", 1)) != 1:
+        raise InvalidArgumentError("an image of several frames cannot be kept by value: keep its frames, or its path")
+    info = {name: value for name, value in image.info.items() if isinstance(value, str | bytes | int | float | tuple)}
+    exif = image.getexif().tobytes() if hasattr(image, "getexif") else b""
+    palette = image.palette
+    told = {
+        "mode": image.mode,
+        "size": list(image.size),
+        "palette": None if palette is None else [palette.mode, bytes(palette.palette)],
+        "info": {name: value for name, value in info.items() if name != "exif"},
+        "exif": exif,
+    }
+    head = encode_record(told)
+    return [_HEAD.pack(len(head)), head, image.tobytes()]
+
+
+def _decode_image(value: memoryview) -> Any:
+    from PIL import Image
+
+    try:
+        (length,) = _HEAD.unpack_from(value)
+        told = decode_record(value[_HEAD.size : _HEAD.size + length])
+        image = Image.frombytes(told["mode"], tuple(told["size"]), bytes(value[_HEAD.size + length :]))
+        if told["palette"] is not None:
+            image.putpalette(told["palette"][1], told["palette"][0])
+        image.info.update(told["info"])
+        if told["exif"]:
+            image.info["exif"] = told["exif"]
+    except (struct.error, KeyError, TypeError, ValueError) as error:
+        raise CorruptEntryError(f"a kept image cannot be read: {error}") from error
+    return image
+
+
+def _plain(value: memoryview) -> memoryview:
+    if bytes(value[:1]) == b"z":
+        from lmstash.codecs.compression import decompress
+
+        return decompress(value[1:], 1 << 40)
+    return value[1:]

@@ -1,0 +1,79 @@
+"""`fingerprint=`: what a saved value hangs on, so that it is not served once that has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lmstash.adapters.lmms_eval.asking import plain
+from lmstash.adapters.lmms_eval.code_of import source_of, task_functions
+from lmstash.adapters.lmms_eval.pinned import harness_code
+from lmstash.caches.responses.requests import read_request
+from lmstash.identity.describe import Describer
+from lmstash.identity.encoding import encode
+from lmstash.identity.fingerprint import Fingerprint
+from lmstash.identity.keys import Key
+
+METRICS = frozenset(
+    {
+        *("process_results", "process_results_use_image", "filter_list", "task_alias", "group_alias", "tag", "group"),
+        *("score_key", "cluster_key", "should_decontaminate", "doc_to_decontamination_query", "reasoning_tags"),
+        "auto_strip_thinking",
+    }
+)
+"""Fields of a task's configuration that requests do not hang on (of the metrics, one asks for requests of its own)."""
+
+
+def fingerprint_of(value: Any) -> str:
+    """Return 64 hex digits for what a value hangs on.
+
+    Args:
+        value: A `lmstash.fingerprint`, a function (by its source), a task of the harness (by all that its requests are
+            made of), or any value that JSON can say, with media and with these in it.
+
+    Raises:
+        InvalidArgumentError: Nobody knows how to tell it from another one of its kind.
+    """
+    return Key({"what": "lmms_eval fingerprint", "of": read_request(_told(value)).text}).hex
+
+
+def _told(value: Any) -> Any:
+    if isinstance(value, Fingerprint):
+        return ["fingerprint", value.hex]
+    if hasattr(value, "config") and hasattr(value, "build_all_requests"):
+        return ["task", task_fingerprint(value)]
+    if callable(value):
+        return ["function", source_of(value)]
+    if type(value) in (list, tuple):
+        return type(value)(_told(each) for each in value)
+    if isinstance(value, Mapping):
+        return {name: _told(each) for name, each in value.items()}
+    return plain(value)
+
+
+def task_fingerprint(task: Any, **told: Any) -> str:
+    """Return 64 hex digits for all that a task's requests are made of.
+
+    Its configuration without what only metrics use, its functions' source, its dataset as `datasets` fingerprints it,
+    the state of its few-shot sampler, its code; and what else is `told`.
+    """
+    graph = harness_code()
+    describer = Describer(graph, lenient=True)
+    config = {name: value for name, value in vars(task.config).items() if name not in METRICS}
+    parts: dict[Any, Any] = {
+        "class": describer.code(type(task)),
+        "config": {name: describer.value(value, name) for name, value in sorted(config.items())},
+        "functions": task_functions(task, describer),
+        "dataset": _dataset(task),
+        "few shots": repr(getattr(getattr(task, "fewshot_rnd", None), "getstate", lambda: None)()),
+        "told": describer.value(told, "told"),
+    }
+    parts["code"] = graph.components()
+    return Key({"what": "lmms_eval task", "parts": encode(parts)}).hex
+
+
+def _dataset(task: Any) -> Any:
+    splits = getattr(task, "dataset", None)
+    if not isinstance(splits, Mapping):
+        return None
+    return {str(name): str(getattr(split, "_fingerprint", None)) for name, split in splits.items()}

@@ -1,0 +1,253 @@
+"""Who answers a harness: the model object that it calls, read before each use, or the name that it was made by.
+
+An object whose attributes can be read is known by them: its class and code, its settings, the weights of its modules,
+its tokenizers. Then it is the same whether the harness made it from a name or was handed it. One that stands for
+something elsewhere (a client of a server) is known by the name and the arguments that the harness was given; handed in
+as an object, nobody can say who it is, and nothing is kept.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from lmstash.adapters.lmms_eval.growth import grew
+from lmstash.adapters.lmms_eval.pinned import harness_code
+from lmstash.adapters.lmms_eval.reading import (
+    Memory,
+    Opaque,
+    Parts,
+    attributes_of,
+    declared_arguments,
+    is_client,
+    read_parts,
+)
+from lmstash.adapters.lmms_eval.reading import stamp as stamp_of
+from lmstash.errors import UnsupportedModelError
+from lmstash.events import logger
+from lmstash.identity.fingerprint import Fingerprint
+from lmstash.identity.keys import Key
+from lmstash.store.base import Store
+
+if TYPE_CHECKING:
+    from lmstash.identity.watch import ModelWatch
+
+STATE = "lmms_eval/state"
+"""Where it is kept which attributes of which class are counters and logs."""
+DRIFTS = "*"
+"""Stands among them for: it changes other attributes, too."""
+_SHARE = 0.05
+"""Of the time that goes into reading the object wholly."""
+_CHANGING = ("attribute:", "global:", "code:", "tensor:")
+
+
+class ModelObject:
+    """Says who a harness's model object is now; what `lmstash.caches.responses` takes as `model=`.
+
+    Args:
+        lm: The object.
+        store: Remembers which of its attributes are counters and logs.
+        name: What the harness was given as the model's name, if it was given one.
+        arguments: What it was made with.
+        harmless: Names of attributes and arguments that change no answer, besides the known ones.
+    """
+
+    def __init__(
+        self,
+        lm: Any,
+        store: Store,
+        *,
+        name: str | None = None,
+        arguments: Mapping[str, Any] | None = None,
+        harmless: frozenset[str] = frozenset(),
+    ) -> None:
+        self._lm = lm
+        self._store = store
+        self._name = name
+        self._arguments = arguments
+        self._harmless = harmless
+        self._lock = threading.RLock()
+        self._read: Parts | None = None
+        self._stamp = b""
+        self._due = 0.0
+        self._declared: Fingerprint | None = None
+        self._state: frozenset[str] | None = None
+        self._refused = ""
+        self._memory = Memory()
+        self._known: dict[bytes, Parts] = {}
+        """What fingerprints were made of."""
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is known which attributes are counters and logs: an object of this class has answered before.
+
+        Ask after `look`.
+        """
+        if self._declared is not None or self._refused:
+            return True
+        return self._read is None or self._load_state(self._read) is not None
+
+    def look(self) -> Fingerprint:
+        """Return who it is now.
+
+        Raises:
+            UnsupportedModelError: Nobody can say.
+        """
+        with self._lock:
+            if self._refused:
+                raise UnsupportedModelError(self._refused)
+            if self._declared is not None:
+                return self._declared
+            try:
+                try:
+                    return self._look()
+                except Opaque as error:
+                    return self._declare(str(error))
+            except UnsupportedModelError:
+                raise
+            except Exception as error:
+                why = f"its model object cannot be read: {type(error).__name__}: {error}"
+                raise UnsupportedModelError(why) from error
+
+    def unchanged(self, since: Fingerprint) -> bool:
+        """Whether it is still who it was, but for counters and logs. Reads every weight."""
+        with self._lock:
+            if self._declared is not None:
+                return since == self._declared
+            before = self._known.get(since.digest)
+            if before is None or self._refused:
+                return False
+            known = len(self._state or ())
+            # Named with what now turns out to be a counter, it would not be found again: another name is right.
+            return self._learn(before) and len(self._state or ()) == known
+
+    def settle(self, since: Fingerprint) -> bool:
+        """Find out, after its first answers, what they changed; returns whether they may be kept.
+
+        Call `look` afterwards: its name may be another one.
+        """
+        with self._lock:
+            if self._declared is not None:
+                return True
+            before = self._known.get(since.digest)
+            return before is not None and not self._refused and self._learn(before)
+
+    def _look(self) -> Fingerprint:
+        opaque = [name for name, each in attributes_of(self._lm, self._harmless).items() if is_client(each)]
+        if opaque:
+            raise Opaque(f"its {opaque[0]} stands for something that computes elsewhere")
+        started = time.monotonic()
+        seen = stamp_of(self._lm, self._skipped())
+        read = self._read
+        fresh = read is not None and started < self._due and seen == self._stamp and read.same_code()
+        if read is None or not fresh:
+            read = self._read_all(lambda watch: watch.recognise())
+            now = time.monotonic()
+            self._due = now + (now - started) / _SHARE
+            self._read, self._stamp = read, stamp_of(self._lm, self._skipped())
+        elif read.watches:
+            fingerprints = [watch.recognise() for watch, _ in read.watches]
+            if fingerprints != [each for _, each in read.watches]:
+                self._read = None
+                return self._look()
+        if DRIFTS in (self._load_state(read) or ()):
+            self._drift(read.has_module, "something")
+            return self.look()
+        if self._state and any(f"attribute:{name}" in read.parts for name in self._skipped()):
+            self._read = None  # what is a counter was not known yet
+            return self._look()
+        fingerprint = self._name_it(read)
+        self._known[fingerprint.digest] = read
+        return fingerprint
+
+    def _read_all(self, look: Callable[[ModelWatch], Fingerprint], also: frozenset[str] = frozenset()) -> Parts:
+        return read_parts(self._lm, self._skipped() | also, self._memory, look)
+
+    def _skipped(self) -> frozenset[str]:
+        """Return the names of attributes that change no answer."""
+        return self._harmless | {name[10:] for name in self._state or () if name.startswith("attribute:")}
+
+    def _name_it(self, read: Parts) -> Fingerprint:
+        state = self._load_state(read) or frozenset()
+        parts = {name: data for name, data in read.parts.items() if name not in state}
+        kind = type(self._lm)
+        recorded = {"name": self._called(), "class": f"{kind.__module__}.{kind.__qualname__}"}
+        return Fingerprint(Key({"kind": "lmms_eval model object", **parts}), recorded)
+
+    def _called(self) -> str:
+        return self._name or type(self._lm).__name__
+
+    def _declare(self, why: str) -> Fingerprint:
+        if self._name is None:
+            self._refused = (
+                f"{why}, and the model was handed in as an object, so that nobody can say who answers. "
+                "Give the harness its name and arguments instead."
+            )
+            raise UnsupportedModelError(self._refused)
+        graph = harness_code()
+        graph.add(type(self._lm))
+        arguments = declared_arguments(self._arguments or {}, self._harmless)
+        code = Key({"code": graph.components(), "packages": graph.packages()}).digest
+        parts = {"kind": "lmms_eval declared model", "name": self._name, "arguments": {**arguments}, "code": code}
+        self._declared = Fingerprint(Key(parts), {"name": self._name})
+        return self._declared
+
+    def _learn(self, before: Parts) -> bool:
+        """Remember the counters and logs among what changed; returns whether nothing else did."""
+        held = getattr(self._lm, "__dict__", {})
+        counted = {name for name in before.counts if name.startswith("attribute:")} - (self._state or frozenset())
+        logs = {name for name in counted if grew(before.counts[name], held.get(name[10:]))}
+        try:  # logs may hold anything: they are not read
+            now = self._read_all(lambda watch: watch.fingerprint, frozenset(name[10:] for name in logs))
+        except Exception:  # then it cannot be what it was
+            return False
+        if not all(watch.unchanged(fingerprint) for watch, fingerprint in before.watches):
+            return False
+        changed = _changed(before, now) - logs - (self._state or frozenset())
+        logs |= {name for name in changed if grew(before.counts.get(name), now.counts.get(name))}
+        others = sorted(name.partition(":")[2] for name in changed - logs)
+        if others:
+            self._save_state(now, (self._state or frozenset()) | {DRIFTS})
+            return self._drift(now.has_module, ", ".join(others[:5]))
+        if logs or self._state is None:
+            self._save_state(now, (self._state or frozenset()) | logs)
+            self._read = None
+        return True
+
+    def _drift(self, has_module: bool, what: str) -> bool:
+        """Know an object that changes itself by its name, if it has one; returns whether it has."""
+        why = f"{type(self._lm).__name__} changes its {what} while it answers"
+        if self._name is not None and not has_module:
+            logger.info("lmstash: %s: it is known by its name and arguments", why)
+            self._declare(why)
+            return True
+        self._refused = f"{why}. If that changes no answer, say so: ResponseCache(..., harmless=[...])."
+        return False
+
+    def _state_key(self, read: Parts) -> bytes:
+        kind = type(self._lm)  # and its code, without the globals that this names
+        code = {name: data for name, data in read.parts.items() if name.startswith("code:") and ":" not in name[5:]}
+        name = f"{kind.__module__}.{kind.__qualname__}"
+        return Key({"what": STATE, "class": name, "code": {**code}, "harmless": sorted(self._harmless)}).digest
+
+    def _load_state(self, read: Parts) -> frozenset[str] | None:
+        if self._state is None:
+            key = self._state_key(read)
+            kept = self._store.get(key) if self._store.contains(key) else None
+            try:
+                self._state = None if kept is None else frozenset(map(str, json.loads(bytes(kept))))
+            except (ValueError, TypeError):
+                self._state = None
+        return self._state
+
+    def _save_state(self, read: Parts, state: frozenset[str]) -> None:
+        self._state = state
+        self._store.put(self._state_key(read), json.dumps(sorted(state)).encode(), namespace=STATE)
+
+
+def _changed(before: Parts, now: Parts) -> set[str]:
+    names = {name for name in before.parts.keys() | now.parts.keys() if name.startswith(_CHANGING)}
+    return {name for name in names if before.parts.get(name) != now.parts.get(name)}

@@ -1,0 +1,144 @@
+"""Any value of a harness as a record, and back: types kept, live objects left alone, nothing ever unpickled."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import sys
+import types
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
+
+from lmstash.adapters.lmms_eval.attaching import Attaching, DetachedError
+from lmstash.adapters.lmms_eval.blobs import Blobs
+from lmstash.adapters.lmms_eval.requests import Record, Request
+from lmstash.errors import CorruptEntryError
+
+INSTANCES = "lmms_eval.api.instance"
+_OF_HARNESS = ("Instance", "GenerationResult", "TokenCounts")
+_MEDIA = frozenset({"image", "array", "scalar", "tensor", "bytes"})
+_PLAIN: dict[type, Any] = {str: str, bytes: bytes, int: int, float: float}
+_FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, functools.partial)
+
+
+class Packer:
+    """Takes objects apart and puts them together, as `lmstash.codecs.records` asks for it.
+
+    Args:
+        blobs: Keeps media.
+        attaching: Finds functions again.
+    """
+
+    def __init__(self, blobs: Blobs, attaching: Attaching) -> None:
+        self._blobs = blobs
+        self._attaching = attaching
+        self.tasks: set[str] = set()
+        """Names of tasks that were met."""
+
+    def take_apart(self, value: Any) -> tuple[str, Any] | None:
+        """Return what an object is made of; of one that nobody knows, its class's name and attributes."""
+        kind = type(value)
+        media = self._blobs.take(value)
+        if media is not None:
+            return media
+        if kind is Request:
+            self.tasks.add(str(value.task))
+            return "request", dict(vars(value))
+        if kind.__module__ == INSTANCES and kind.__name__ in _OF_HARNESS:
+            if kind.__name__ == "Instance":
+                self.tasks.add(str(value.task_name))
+            return kind.__name__, dict(vars(value))
+        if isinstance(value, (_FUNCTIONS, type)):
+            return "function", self._attaching.describe(value)
+        if kind is set or kind is frozenset:
+            return kind.__name__, sorted(value, key=repr)
+        if isinstance(value, datetime.datetime | datetime.date | datetime.time):
+            return kind.__name__, value.isoformat()
+        if isinstance(value, PurePath):
+            return "path", str(value)
+        if isinstance(value, Mapping):
+            return "mapping", [_name(kind), dict(value.items())]
+        for base, exact in _PLAIN.items():
+            if isinstance(value, base):
+                return "plain", [_name(kind), exact(value)]
+        if isinstance(value, list | tuple):
+            return "sequence", [_name(kind), list(value) if isinstance(value, list) else tuple(value)]
+        return "object", [_name(kind), _attributes(value)]
+
+    def put_together(self, name: str, made_of: Any) -> Any:
+        """Return the object.
+
+        Raises:
+            CorruptEntryError: There is no such kind of object.
+            DetachedError: It is a function that is not what it was.
+        """
+        if name in _MEDIA:
+            return self._blobs.give(name, made_of)
+        if name == "request":
+            return Request(**made_of)
+        if name in _OF_HARNESS:
+            return _of_harness(name, made_of)
+        if name == "function":
+            return self._attaching.find(made_of)
+        if name in ("set", "frozenset"):
+            return set(made_of) if name == "set" else frozenset(made_of)
+        if name in ("datetime", "date", "time"):
+            return getattr(datetime, name).fromisoformat(made_of)
+        if name == "path":
+            from pathlib import Path
+
+            return Path(made_of)
+        if name in ("mapping", "plain", "sequence"):
+            return made_of[1]
+        if name == "object":
+            return Record(*made_of)
+        raise CorruptEntryError(f"a saved value holds a {name}, which this version does not know")
+
+
+def _of_harness(name: str, fields: Mapping[str, Any]) -> Any:
+    """Return an object of the harness where that is loaded; else a `Request`, or a plain record."""
+    module = sys.modules.get(INSTANCES)
+    if module is not None:
+        made = object.__new__(getattr(module, name))
+        made.__dict__.update(fields)
+        return made
+    if name != "Instance":
+        return Record(f"{INSTANCES}.{name}", fields)
+    known = {"arguments", "resps", "task_name", "doc_id", "request_type"}
+    return Request(
+        arguments=fields.get("arguments", ()),
+        response=answer_of(fields.get("resps")),
+        task=fields.get("task_name"),
+        doc_id=fields.get("doc_id"),
+        request_type=fields.get("request_type"),
+        metadata={key: value for key, value in fields.items() if key not in known},
+    )
+
+
+def answer_of(answers: Any) -> Any:
+    """Return the answer among an instance's: the one, or the list where it was asked repeatedly."""
+    if not answers:
+        return None
+    return answers[0] if len(answers) == 1 else list(answers)
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.nn.Module):
+        return {"text": repr(value)}
+    found: dict[str, Any] = {}
+    for base in type(value).__mro__:
+        slots = vars(base).get("__slots__", ())
+        for slot in (slots,) if isinstance(slots, str) else slots:
+            if slot not in ("__dict__", "__weakref__") and hasattr(value, slot):
+                found[slot] = getattr(value, slot)
+    found |= getattr(value, "__dict__", {})
+    return {str(name): each for name, each in found.items()} or {"text": repr(value)}
+
+
+def _name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+__all__ = ["DetachedError", "Packer", "answer_of"]

@@ -1,0 +1,306 @@
+"""What can be told of a harness's model object: its class, its attributes, its modules, its tokenizers."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lmstash.adapters.lmms_eval.growth import countable, globals_of
+from lmstash.adapters.lmms_eval.pinned import harness_code
+from lmstash.caches.responses.requests import SECRETS
+from lmstash.errors import UnsupportedModelError
+from lmstash.identity.code import CodeGraph
+from lmstash.identity.describe import Describer
+from lmstash.identity.encoding import Component, encode
+from lmstash.identity.fingerprint import Fingerprint
+
+if TYPE_CHECKING:
+    from lmstash.identity.watch import ModelWatch
+
+HARMLESS = frozenset(
+    {
+        *("task_dict", "cache_hook", "accelerator", "pbar", "_rank", "_world_size", "rank", "world_size"),
+        *("device", "_device", "device_map", "batch_size", "_batch_size", "batch_size_per_gpu", "max_batch_size"),
+        *("batch_sizes", "verbosity", "timeout", "request_timeout", "max_retries", "retry_backoff_s", "num_concurrent"),
+    }
+)
+"""Attributes and model arguments that say where, how many at once and how patiently it is computed."""
+
+TOKENS = frozenset({"token", "hf_token", "huggingface_hub_token", "huggingfacehub_api_token"})
+_PLACES = frozenset(
+    {"pretrained", "model_path", "model_name_or_path", "name_or_path", "tokenizer_path", "processor_path"}
+)
+"""Attributes that say where a module was loaded from: its weights and its tokenizer are read instead."""
+
+_CLIENTS = frozenset(
+    {
+        *("openai", "anthropic", "google", "httpx", "requests", "aiohttp", "litellm", "vllm", "sglang", "ray", "boto3"),
+        *("botocore", "urllib3", "grpc", "dashscope", "reka", "zhipuai", "mistralai", "cohere", "together"),
+    }
+)
+"""Packages whose objects stand for something that computes elsewhere."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A model object as it was at one moment."""
+
+    parts: Mapping[str, bytes]
+    """Digests of what was read, by name: `attribute:...`, `code:...`, `module:...`."""
+    watches: tuple[tuple[ModelWatch, Fingerprint], ...]
+    graphs: tuple[CodeGraph, ...]
+    counts: Mapping[str, Any]
+    """Copies of numbers and containers among the attributes and globals."""
+
+    @property
+    def has_module(self) -> bool:
+        """Whether a torch module computes the answers."""
+        return bool(self.watches)
+
+    def same_code(self) -> bool:
+        """Whether the code that was read has not been replaced since."""
+        return all(graph.unchanged() for graph in self.graphs)
+
+
+class Opaque(UnsupportedModelError):
+    """A model object holds something that nobody can take apart."""
+
+
+def is_secret(name: str) -> bool:
+    """Whether a name is that of something that is neither kept nor counts: a key, a token, a password."""
+    return SECRETS.fullmatch(name) is not None or name.lower() in TOKENS or name.lower().endswith("api_key")
+
+
+class Memory:
+    """What need not be read anew of one model object.
+
+    Attributes:
+        tokenizers: By `id`: each, how it looked, and its fingerprint then.
+        watches: Of modules, by `id`; a watch keeps its module, so that no other one gets its id.
+    """
+
+    def __init__(self) -> None:
+        """Remember nothing."""
+        self.tokenizers: dict[int, tuple[Any, bytes, bytes]] = {}
+        self.watches: dict[int, ModelWatch] = {}
+
+
+def read_parts(lm: Any, skipped: frozenset[str], memory: Memory, look: Callable[[ModelWatch], Fingerprint]) -> Parts:
+    """Read a model object. Costs milliseconds to a second the first time, and reading the weights of modules.
+
+    Args:
+        lm: The object.
+        skipped: Names of further attributes that change no answer.
+        memory: Of what was read before of this object.
+        look: Says of a watched module who it is.
+
+    Raises:
+        Opaque: It holds something that cannot be taken apart, and no module.
+        UnsupportedModelError: It holds a module that cannot be identified safely.
+    """
+    walk = _Walk(memory)
+    attributes = attributes_of(lm, skipped)
+    holds_module = any(_is_module(value) for value in attributes.values())
+    parts: dict[str, bytes] = {}
+    try:
+        for name in sorted(attributes):
+            if not (holds_module and name in _PLACES):
+                parts[f"attribute:{name}"] = walk.read(attributes[name], name)
+        parts |= walk.read_class(type(lm))
+    except UnsupportedModelError as error:
+        if holds_module:
+            raise
+        raise Opaque(str(error)) from None
+    watches: list[tuple[ModelWatch, Fingerprint]] = []
+    for path, module in walk.modules:
+        watch = memory.watches.get(id(module))
+        if watch is None:
+            from lmstash.identity.watch import watch_model
+
+            watch = memory.watches[id(module)] = watch_model(module)
+        fingerprint = look(watch)
+        watches.append((watch, fingerprint))
+        parts[f"module:{path}"] = fingerprint.digest
+    counts = {f"attribute:{name}": value for name, value in attributes.items()}
+    counts |= {f"code:{name}": value for name, value in globals_of(type(lm)).items()}
+    return Parts(parts, tuple(watches), tuple(walk.graphs), countable(counts))
+
+
+def attributes_of(lm: Any, harmless: frozenset[str]) -> dict[str, Any]:
+    """Return the attributes of a model object that may change what it answers."""
+    found = getattr(lm, "__dict__", {})
+    skipped = HARMLESS | harmless
+    return {name: value for name, value in found.items() if name not in skipped and not is_secret(name)}
+
+
+def is_client(value: Any) -> bool:
+    """Whether an object stands for something that computes elsewhere."""
+    return type(value).__module__.partition(".")[0] in _CLIENTS
+
+
+def stamp(lm: Any, skipped: frozenset[str]) -> bytes:
+    """Return what is equal as long as attributes, taken apart as far as they can be, are. Costs about 20 us each."""
+    describer = _LmDescriber(harness_code(), None)
+    attributes = attributes_of(lm, skipped)
+    return encode([[name, describer.value(attributes[name], name)] for name in sorted(attributes)])
+
+
+class _Walk:
+    """One reading of a model object."""
+
+    def __init__(self, memory: Memory) -> None:
+        self.memory = memory
+        self.modules: list[tuple[str, Any]] = []
+        self.inside: dict[int, str] = {}
+        """Modules by `id`: the path that each is read at."""
+        self.graphs: list[CodeGraph] = []
+
+    def read(self, value: Any, name: str) -> bytes:
+        """Return a digest of an attribute, and of all code and tensors that it leads to."""
+        describer, graph = self._begin()
+        told = [describer.value(value, name)]
+        _follow(graph, describer, lambda _, described: told.append(described))
+        tensors = [[path, _tensor(tensor)] for path, tensor in sorted(describer.tensors.items())]
+        return _digest([told, graph.components(), graph.packages(), tensors])
+
+    def read_class(self, kind: type) -> dict[str, bytes]:
+        """Return digests of a class's code, and of the globals that this names, by name."""
+        describer, graph = self._begin()
+        parts = {"class": _digest(graph.add(kind))}
+        _follow(graph, describer, lambda place, described: parts.update({f"global:{place}": _digest(described)}))
+        parts |= {f"tensor:{path}": _tensor(tensor) for path, tensor in describer.tensors.items()}
+        parts |= {f"code:{name}": _digest(digest) for name, digest in graph.components().items()}
+        return parts | {f"package:{name}": _digest(version) for name, version in graph.packages().items()}
+
+    def _begin(self) -> tuple[Describer, CodeGraph]:
+        graph = harness_code()
+        self.graphs.append(graph)
+        return _LmDescriber(graph, self), graph
+
+
+def _follow(graph: CodeGraph, describer: Describer, tell: Callable[[str, Component], None]) -> None:
+    """Describe what code names as globals; that may lead to more code."""
+    seen: set[str] = set()
+    while left := sorted(graph.objects.keys() - seen):
+        for place in left:
+            tell(place, describer.value(graph.objects[place], place))
+        seen.update(left)
+
+
+class _LmDescriber(Describer):
+    """Describes what hangs on a model object: tokenizers by what they make of texts, modules by their weights.
+
+    Without a walk, for comparing within one process: what is costly to read stands by its `id`.
+    """
+
+    def __init__(self, code: CodeGraph, walk: _Walk | None) -> None:
+        super().__init__(code, lenient=walk is None, follow_code=walk is not None)
+        self._walk = walk
+
+    def value(self, value: Any, path: str) -> Component:
+        if is_client(value):
+            if self._walk is None:
+                return ["client", id(value)]
+            raise UnsupportedModelError(f"its {path} is a {type(value).__module__}.{type(value).__qualname__}")
+        if _is_tokenizer(value):
+            known = None if self._walk is None else self._walk.memory.tokenizers
+            return ["tokenizer", *(_glance(value) if known is None else _read(value, known))]
+        if type(value).__module__.partition(".")[0] == "accelerate":
+            return "accelerate"
+        return super().value(value, path)
+
+    def module(self, module: Any, path: str) -> Component:
+        """Return a module by where it was met; a part of one that was met before is read with that."""
+        inner = module.module if type(module).__name__ in ("DistributedDataParallel", "DataParallel") else module
+        walk = self._walk
+        if walk is None:
+            return ["module", id(inner)]
+        if id(inner) not in walk.inside:
+            walk.modules.append((path, inner))
+            for name, each in inner.named_modules():
+                walk.inside.setdefault(id(each), f"{path}.{name}")
+        return ["module at", walk.inside[id(inner)]]
+
+
+def _is_module(value: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.nn.Module)
+
+
+def _is_tokenizer(value: Any) -> bool:
+    return callable(getattr(type(value), "get_vocab", None)) and hasattr(value, "encode")
+
+
+def _read(tokenizer: Any, known: dict[int, tuple[Any, bytes, bytes]]) -> list[Component]:
+    """Return a tokenizer's fingerprint; of one that looks as it did to the last rule and word, the one it had."""
+    from lmstash.identity.tokenizer import fingerprint_tokenizer
+
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    text = backend.to_str() if hasattr(backend, "to_str") else repr(sorted(tokenizer.get_vocab().items()))
+    looks = hashlib.sha256(f"{text}\0{vars(tokenizer)!r}".encode("utf-8", "surrogatepass")).digest()
+    before = known.get(id(tokenizer))
+    if before is None or before[0] is not tokenizer or before[1] != looks:
+        before = known[id(tokenizer)] = (tokenizer, looks, fingerprint_tokenizer(tokenizer).digest)
+    return [before[2]]
+
+
+def _glance(tokenizer: Any) -> list[Component]:
+    """Return what most changes to a tokenizer show in; it is read wholly from time to time, and before keeping."""
+    told = [repr(getattr(tokenizer, name, None)) for name in ("chat_template", "special_tokens_map")]
+    with contextlib.suppress(TypeError):
+        told.append(str(len(tokenizer)))
+    return [id(tokenizer), *told]
+
+
+def _tensor(tensor: Any) -> bytes:
+    from lmstash.identity.weights import content_digest
+
+    return _digest([str(tensor.dtype), list(tensor.shape), content_digest(tensor)])
+
+
+def _digest(value: Component) -> bytes:
+    """Return a digest, so that no part shows what a model holds."""
+    return hashlib.sha256(encode(value)).digest()
+
+
+_PASSWORD = re.compile(r"(token|secret|password)$", re.IGNORECASE)
+
+
+def declared_arguments(arguments: Mapping[str, Any], harmless: frozenset[str]) -> dict[str, Component]:
+    """Return what counts of the arguments that a model was made with, secrets as digests at most.
+
+    Files and folders that they name count by size and time, so that other weights at one path are another model.
+    """
+    from lmstash.caches.responses.who import plain_url
+
+    told: dict[str, Component] = {}
+    for name in sorted(arguments):
+        value = arguments[name]
+        if name in HARMLESS | harmless or is_secret(name):
+            continue
+        if isinstance(value, str) and value.startswith(("http://", "https://")):
+            value = plain_url(value)
+        if _PASSWORD.search(name):
+            value = hashlib.sha256(repr(value).encode()).hexdigest()
+        elif isinstance(value, str) and os.path.sep in value and os.path.exists(value):
+            value = [value, *_files(value)]
+        told[name] = value if isinstance(value, int | float | list | str | None) else repr(value)
+    return told
+
+
+def _files(path: str) -> list[Component]:
+    if os.path.isfile(path):
+        return [[os.stat(path).st_size, os.stat(path).st_mtime_ns]]
+    found: list[Component] = []
+    for here, folders, files in os.walk(path):
+        folders.sort()
+        for file in sorted(files):
+            stat = os.stat(os.path.join(here, file))
+            found.append([os.path.relpath(os.path.join(here, file), path), stat.st_size, stat.st_mtime_ns])
+    return found

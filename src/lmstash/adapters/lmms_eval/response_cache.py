@@ -1,0 +1,343 @@
+"""`ResponseCache`: in the place of lmms-eval's own, answers that are kept as they come, by what was really asked."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lmstash.adapters.lmms_eval.asking import Reader, Unnameable
+from lmstash.adapters.lmms_eval.chunks import Chunks, batch_size_of
+from lmstash.adapters.lmms_eval.model import ModelObject
+from lmstash.adapters.lmms_eval.sampling import samples_by_default
+from lmstash.adapters.lmms_eval.types import is_worth_keeping, register_types
+from lmstash.caches.responses import MISSING, Responses
+from lmstash.caches.responses.who import Declared, named
+from lmstash.errors import InvalidArgumentError
+from lmstash.events import MissReason, logger
+from lmstash.identity.fingerprint import Fingerprint
+from lmstash.stash import Stash
+
+_WINDOW = 1024
+"""So many requests are read and looked up before the first of them is computed."""
+
+
+class ResponseCache:
+    """What lmms-eval calls `ResponseCache`: `create`, `execute`, `finalize`, `get_stats`, `close`.
+
+        lmms_eval.evaluator.ResponseCache = ResponseCache           # then use_cache="FOLDER" and --use_cache FOLDER
+        lmms_eval.evaluator.evaluate(lm, tasks, response_cache=ResponseCache("FOLDER"))
+
+    An answer is kept under the model (see `model.ModelObject`) and all that it was asked (see `asking.Reader`), and as
+    soon as the chunk that it is in has been answered: a run that is killed loses at most that chunk, whatever it ran as
+    and however it is started again. Ranks and runs write into one stash; nothing is merged.
+
+    Not kept: empty answers, and sampled ones without a seed, which each run samples anew.
+
+    Used by one thread, as the harness does; any number of processes.
+
+    Attributes:
+        stash: Where answers are kept.
+    """
+
+    def __init__(
+        self,
+        stash: Stash | str | os.PathLike[str] | None = None,
+        *,
+        model: Any = None,
+        model_args: str | Mapping[str, Any] | None = None,
+        revision: str | None = None,
+        declared: str | None = None,
+        harmless: Sequence[str] = (),
+        keep_sampled: bool = False,
+        chunk_size: int | None = None,
+        refresh: bool = False,
+    ) -> None:
+        """Open where answers are kept; nothing is read yet.
+
+        Args:
+            stash: A stash, or the folder of one; default: as `lmstash.open()` finds it.
+            model: The name that the harness makes the model by, or the model object.
+            model_args: What it is made with.
+            revision: What is declared of a model that computes elsewhere: a version, a date.
+            declared: A name that you vouch for, for a model that nobody can identify: all answers are that one's.
+            harmless: Names of the model's attributes and arguments that change no answer, besides the known ones.
+            keep_sampled: Keep sampled answers that have no seed, too, each under its number among its repeats.
+            chunk_size: Requests that the model gets at once; default: some of its batches, about ten seconds of work.
+            refresh: Compute anew and replace what is kept.
+        """
+        from lmstash.adapters.lmms_eval.places import open_place
+
+        self._owns = not isinstance(stash, Stash)
+        self.stash = stash if isinstance(stash, Stash) else open_place(stash)
+        self._name = model if isinstance(model, str) else None
+        self._arguments = _parsed(model_args)
+        self._revision = revision
+        self._declared = declared
+        self._harmless = frozenset(harmless)
+        self._keep_sampled = keep_sampled
+        self._chunk_size = chunk_size
+        self._refresh = refresh
+        self._lm: Any = None
+        self._who: ModelObject | Declared | None = None
+        self._responses: Responses | None = None
+        self._chunks: Chunks | None = None
+        self._hits = 0
+        self._computed = 0
+
+    @classmethod
+    def create(
+        cls,
+        cache_root: str | os.PathLike[str],
+        *,
+        model: Any = "",
+        model_args: str | Mapping[str, Any] = "",
+        task_dict: Mapping[str, Any] | None = None,
+        world_size: int = 1,
+        global_rank: int = 0,
+    ) -> ResponseCache:
+        """Make one as the harness does.
+
+        Args:
+            cache_root: A folder, or a file `FOLDER/name.db`, which stands for its folder.
+            model: The model's name, or the model object.
+            model_args: What the harness makes it with.
+            task_dict: The tasks; they are not part of what is kept.
+            world_size: Of a distributed run.
+            global_rank: Of this process in it.
+        """
+        return cls(cache_root, model=model, model_args=model_args)
+
+    def execute(self, lm: Any, reqtype: str, requests: Sequence[Any]) -> list[Any]:
+        """Return an answer for each request, in their order; calls the model with those that are not kept.
+
+        Args:
+            lm: The harness's model.
+            reqtype: Its method, for instance `generate_until`.
+            requests: The harness's `Instance`s. The same object several times is a request that is repeated.
+
+        Raises:
+            InvalidArgumentError: The model did not return one answer for each request.
+        """
+        register_types()
+        self.meet(lm)
+        assert self._responses is not None
+        if _is_sharded(lm):  # its ranks compute together, so all have to be called equally often
+            self.stash.store.events.warn_once(
+                "sharded model", "lmstash: a model that is sharded over ranks is called for every request"
+            )
+            self.stash.store.events.misses([b""] * len(requests), MissReason.UNSUPPORTED)
+            return _listed(getattr(lm, reqtype)(list(requests)), len(requests))
+        repeats = _repeats(requests)
+        reader = Reader(lm, reqtype)
+        answers: list[Any] = [None] * len(requests)
+        for start in range(0, len(requests), _WINDOW):
+            numbers = range(start, min(start + _WINDOW, len(requests)))
+            self._window(lm, reqtype, reader, requests, repeats, numbers, answers)
+        return answers
+
+    def finalize(self, *, success: bool, dist_backend: str = "accelerate", accelerator: Any = None) -> None:
+        """Log what was served, and let go of the stash. Nothing is left to be merged, also after a failure."""
+        stats = self.get_stats()
+        logger.info(
+            "lmstash: %d answers served, %d computed (%.1f %% served)",
+            stats["hits"],
+            stats["misses"],
+            100 * stats["hit_rate"],
+        )
+        self.close()
+
+    def get_stats(self) -> dict[str, Any]:
+        """Return counts by the names that lmms-eval gives them, and lmstash's own under `lmstash`."""
+        info = self.stash.info()
+        kept = sum(each.entries for each in info.namespaces if each.namespace.startswith("responses/"))
+        asked = self._hits + self._computed
+        own = self.stash.stats
+        return {
+            "hits": self._hits,
+            "hits_shared": 0,
+            "misses": self._computed,
+            "skipped_non_deterministic": own.misses[MissReason.SAMPLED],
+            "hit_rate": self._hits / max(1, asked),
+            "total_cached_entries": kept,
+            "lmstash": own.as_dict(),
+        }
+
+    def close(self) -> None:
+        """Let go of the stash; answers that were returned are kept already."""
+        if self._owns:
+            self.stash.close()
+        else:
+            self.stash.flush()
+
+    @property
+    def model_name(self) -> str:
+        """The name that the harness was given for the model, else that of its class."""
+        return self._name or type(self._lm).__name__
+
+    def identity(self) -> Fingerprint | None:
+        """Return who answers now; None where nobody can say. Call `meet` before."""
+        return None if self._responses is None else self._responses.asker.look()
+
+    def meet(self, lm: Any) -> None:
+        """Get to know the model that answers; `execute` does so itself."""
+        if lm is self._lm:
+            return
+        self._lm = lm
+        store = self.stash.store
+        if self._declared is not None:
+            self._who = Declared(named(self._declared, revision=self._revision))
+        else:
+            given = {**self._arguments, **({} if self._revision is None else {"revision declared": self._revision})}
+            self._who = ModelObject(lm, store, name=self._name, arguments=given, harmless=self._harmless)
+        self._responses = self.stash.responses(
+            self._who,
+            sampled_by_default=samples_by_default(lm, self._arguments),
+            keep_sampled=self._keep_sampled,
+            keep_if=is_worth_keeping,
+        )
+        self._chunks = Chunks(batch_size_of(lm), self._chunk_size)
+
+    def _window(
+        self,
+        lm: Any,
+        method: str,
+        reader: Reader,
+        requests: Sequence[Any],
+        repeats: Sequence[int],
+        numbers: Sequence[int],
+        answers: list[Any],
+    ) -> None:
+        """Answer the requests of some numbers into `answers`."""
+        responses, chunks = self._responses, self._chunks
+        assert responses is not None
+        assert chunks is not None
+        asked = [reader.read(requests[number], repeats[number]) for number in numbers]
+        for each in asked:
+            if isinstance(each, Unnameable):
+                self.stash.store.events.warn_once("unnameable", "lmstash: a request is not cached: %s", each.reason)
+        occurrences = None if self._keep_sampled and len(requests) == 1 else [repeats[number] for number in numbers]
+        tags = [_tags(requests[number]) for number in numbers]
+        places = {id(each): number for each, number in zip(asked, numbers, strict=True)}
+        computed: set[int] = set()
+        answered: set[int] = set()
+
+        def compute(chunk: list[Any]) -> list[Any]:
+            chosen = [places[id(each)] for each in chunk]
+            computed.update(chosen)
+            return chunks.timed(
+                lambda part: _listed(getattr(lm, method)(part), len(part)), [requests[n] for n in chosen]
+            )
+
+        first = [place for place, number in enumerate(numbers) if not is_padding(requests[number])][: chunks.size()]
+        for place, answer in self._first(first, asked, occurrences, tags, compute):
+            answers[numbers[place]] = answer
+            answered.add(place)
+        left = [place for place in range(len(numbers)) if place not in answered]
+        if left:
+            for place, answer in responses.stream(
+                [asked[each] for each in left],
+                compute,
+                batch_size=chunks.size,
+                tags=[tags[each] for each in left],
+                occurrences=None if occurrences is None else [occurrences[each] for each in left],
+                refresh=self._refresh,
+            ):
+                answers[numbers[left[place]]] = answer
+        self._computed += len(computed)
+        self._hits += len(numbers) - len(computed)
+
+    def _first(
+        self, places: list[int], asked: list[Any], occurrences: list[int] | None, tags: list[Any], compute: Any
+    ) -> list[tuple[int, Any]]:
+        """Have a model that nobody has seen answer yet answer a chunk, to see what that changes about it.
+
+        Returns:
+            Answers by place; none for a model that is known.
+        """
+        responses, who = self._responses, self._who
+        assert responses is not None
+        model = responses.asker.look()
+        if model is None or not isinstance(who, ModelObject) or who.settled or not places:
+            return []
+        first = [asked[place] for place in places]
+        numbers = None if occurrences is None else [occurrences[place] for place in places]
+        found = [MISSING] * len(first) if self._refresh else responses.get_many(first, occurrences=numbers)
+        missing = [k for k, each in enumerate(found) if each is MISSING]
+        started = time.perf_counter()
+        fresh = compute([first[k] for k in missing]) if missing else []
+        seconds = time.perf_counter() - started
+        if missing and who.settle(model):
+            responses.put_many(
+                [first[k] for k in missing],
+                fresh,
+                occurrences=None if numbers is None else [numbers[k] for k in missing],
+                tags=[tags[places[k]] for k in missing],
+                compute_seconds=seconds,
+            )
+        for k, answer in zip(missing, fresh, strict=True):
+            found[k] = answer
+        return list(zip(places, found, strict=True))
+
+
+def is_padding(request: Any) -> bool:
+    """Whether a rank's requests were filled up with this one, whose answer is thrown away."""
+    return bool((getattr(request, "metadata", None) or {}).get("__padding_only__"))
+
+
+def _repeats(requests: Sequence[Any]) -> list[int]:
+    """Return the how-manieth time each request is asked in this call: harnesses repeat the same object.
+
+    Padding is asked for the first time, so that it is what has been answered.
+    """
+    seen: dict[int, int] = {}
+    out: list[int] = []
+    for each in requests:
+        number = 0 if is_padding(each) else seen.get(id(each), 0)
+        seen[id(each)] = number + 1
+        out.append(number)
+    return out
+
+
+def _tags(request: Any) -> dict[str, Any]:
+    metadata = getattr(request, "metadata", None)
+    split = metadata.get("split") if isinstance(metadata, Mapping) else None
+    doc = getattr(request, "doc_id", None)
+    return {
+        "task": getattr(request, "task_name", None),
+        "doc": doc if isinstance(doc, int | str) else None,
+        "split": split,
+    }
+
+
+def _listed(answers: Any, n_asked: int) -> list[Any]:
+    listed = list(answers) if answers is not None else []
+    if len(listed) != n_asked:
+        raise InvalidArgumentError(
+            f"the model returned {len(listed)} answers to {n_asked} requests: it has to return one for each, in their "
+            "order (nobody could say which answer belongs to which request)"
+        )
+    return listed
+
+
+def _parsed(model_args: str | Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the model's arguments as the harness reads them."""
+    if isinstance(model_args, Mapping):
+        return dict(model_args)
+    if not model_args:
+        return {}
+    try:
+        from lmms_eval.utils import simple_parse_args_string  # pyright: ignore[reportMissingImports]
+
+        return dict(simple_parse_args_string(model_args))
+    except Exception:  # without the harness, or not as it writes them
+        parts = [each.split("=", 1) for each in model_args.split(",")]
+        return {each[0].strip(): each[1] if len(each) == 2 else None for each in parts}
+
+
+def _is_sharded(lm: Any) -> bool:
+    if int(getattr(lm, "world_size", 1) or 1) == 1:
+        return False
+    kind = str(getattr(getattr(lm, "accelerator", None), "distributed_type", ""))
+    return kind.rpartition(".")[2] in {"FSDP", "DEEPSPEED", "MEGATRON_LM", "TP"}
