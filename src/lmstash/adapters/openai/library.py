@@ -166,6 +166,7 @@ class Library:
                     sampled_by_default=question.endpoint.samples,
                     keep_sampled=keep_sampled,
                     keep_if=lambda _answer: True,  # `Case.keep` has judged it
+                    urls="trust",  # `read_question` lets no others through
                     **options,
                 )
             self._caches[name] = found  # the one used last is at the end
