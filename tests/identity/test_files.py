@@ -16,6 +16,7 @@ from lmstash.identity.files import file_digest, read_ahead, stamp_of
 def test_a_digest_is_of_the_bytes_and_read_once(tmp_path, monkeypatch):
     path = tmp_path / "model.gguf"
     path.write_bytes(b"weights" * 1000)
+    monkeypatch.setattr(files, "_FRESH_NS", 0)  # as if it had been so for long
     stamp = stamp_of(str(path))
     assert stamp is not None
     assert file_digest(str(path), stamp) == hashlib.sha256(b"weights" * 1000).digest()
@@ -37,6 +38,18 @@ def test_a_file_replaced_since_it_was_stamped_has_no_digest(tmp_path):
         file_digest(str(path), stamp)
 
 
+def test_a_file_that_changes_within_a_tick_of_its_clock_has_the_digest_of_what_it_holds(tmp_path, monkeypatch):
+    path = tmp_path / "frame.bmp"
+    path.write_bytes(b"first")
+    stamp = stamp_of(str(path))
+    assert stamp is not None
+    assert file_digest(str(path), stamp) == hashlib.sha256(b"first").digest()
+    path.write_bytes(b"other")
+    # Stamps of clocks that tick too slowly to tell the two.
+    monkeypatch.setattr(files.Stamp, "of", classmethod(lambda cls, status: stamp))
+    assert file_digest(str(path), stamp) == hashlib.sha256(b"other").digest()
+
+
 def test_a_time_of_writing_put_back_hides_nothing(tmp_path):
     path = tmp_path / "model.gguf"
     path.write_bytes(b"weights")
@@ -51,6 +64,7 @@ def test_a_time_of_writing_put_back_hides_nothing(tmp_path):
 def test_reading_ahead_leaves_nothing_to_read(tmp_path, monkeypatch):
     path = tmp_path / "model.gguf"
     path.write_bytes(b"ahead" * 1000)
+    monkeypatch.setattr(files, "_FRESH_NS", 0)
     read_ahead([str(tmp_path / "missing"), str(path)])
     stamp = stamp_of(str(path))
     assert stamp is not None

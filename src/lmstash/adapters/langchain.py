@@ -60,8 +60,15 @@ class StashCache(BaseCache):
 
     def update(self, prompt: str, llm_string: str, return_val: Sequence[Generation]) -> None:
         """Keep an answer."""
-        if self._may_keep(prompt) and all(type(each) in _KNOWN for each in return_val):
-            self._responses.put(_request(prompt, llm_string), [_plain(each) for each in return_val])
+        if not self._may_keep(prompt) or any(type(each) not in _KNOWN for each in return_val):
+            return
+        try:
+            plain = [_plain(each) for each in return_val]
+        except Exception as error:  # a message of a class of one's own, say: it is not kept, and no chain ends for it
+            events = self._responses.store.events
+            events.warn_once("langchain answer", "lmstash: an answer of LangChain is not kept: %s", error)
+            return
+        self._responses.put(_request(prompt, llm_string), plain)
 
     def clear(self, **kwargs: Any) -> None:
         """Remove every answer of this scope. Takes no arguments of LangChain's."""
@@ -86,7 +93,7 @@ class StashCache(BaseCache):
             return True
         try:
             messages = json.loads(prompt)  # a chat: messages as LangChain writes them
-        except ValueError:
+        except (ValueError, RecursionError):
             return True
         return not (points_at_urls(messages) or points_at_uploads(messages))
 

@@ -20,6 +20,11 @@ DICTIONARY_BYTES = 32 << 10
 _LEVEL = 3
 
 
+def digest_id(data: Buffer) -> bytes:
+    """Return what names a dictionary."""
+    return hashlib.sha256(data).digest()[:ID_BYTES]
+
+
 class Dictionary:
     """A trained dictionary. Threads may share it.
 
@@ -36,7 +41,7 @@ class Dictionary:
         """
         self._zstandard = zstandard_module()
         self.data = data
-        self.id = hashlib.sha256(data).digest()[:ID_BYTES]
+        self.id = digest_id(data)
         trained: Any = self._zstandard.ZstdCompressionDict(data)
         self._compressor: Any = self._zstandard.ZstdCompressor(level=_LEVEL, dict_data=trained, write_dict_id=False)
         self._decompressor: Any = self._zstandard.ZstdDecompressor(dict_data=trained)

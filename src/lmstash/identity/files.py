@@ -19,6 +19,8 @@ _SETTLED_NS = 60 * 10**9
 
 A change within one tick of a file system's clock leaves the stamp as it was (git calls such an entry racy), and that
 clock may be another machine's."""
+_FRESH_NS = 2 * 10**9
+"""A file that changed so lately may change again within the same tick, which no stamp would tell (FAT's is 2 s)."""
 _PROBES, _PROBE_BYTES = 256, 4096
 
 
@@ -65,8 +67,12 @@ class _Digests:
             with self._lock:
                 known = self._known.get(stamp)
                 if known is None:
-                    is_settled = time.time_ns() - max(stamp.mtime_ns, stamp.ctime_ns) > _SETTLED_NS
-                    known = self._known[stamp] = _read(path, stamp, self.unwanted)
+                    now = time.time_ns()
+                    is_settled = now - max(stamp.mtime_ns, stamp.ctime_ns) > _SETTLED_NS
+                    is_fresh = now - stamp.ctime_ns < _FRESH_NS
+                    known = _read(path, stamp, self.unwanted)
+                    if not is_fresh:
+                        self._known[stamp] = known
                     if is_settled:
                         self.settled.add(stamp)
         return known
@@ -75,7 +81,8 @@ class _Digests:
 def file_digest(path: str, stamp: Stamp) -> bytes:
     """Return the SHA-256 of a file, which must still be as `stamp` says, before and after it is read.
 
-    Costs about a second for 1 to 2 GB the first time; then nothing while the file is the same.
+    Costs about a second for 1 to 2 GB the first time; then nothing while the file is the same. What changed less than
+    two seconds ago is read each time.
 
     Raises:
         UnsupportedModelError: The file is gone, was changed, or cannot be read.

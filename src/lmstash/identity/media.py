@@ -47,7 +47,12 @@ def media_of(value: Any) -> Media | None:
         InvalidArgumentError: It is media, but its content cannot be read.
     """
     for known in _READERS:
-        found = known(value)
+        try:
+            found = known(value)
+        except InvalidArgumentError:
+            raise
+        except Exception as error:  # other packages' objects: a lost device, a lazy file that is gone
+            raise InvalidArgumentError(f"a {type(value).__qualname__} cannot be read: {error}") from error
         if found is not None:
             return found
     return None
@@ -99,11 +104,14 @@ def _frame(image: Any) -> tuple[tuple[Component, ...], bytes]:
     """Return what a frame needs to be understood, and its pixels."""
     data = image.tobytes()
     palette = image.getpalette(None) if image.mode in ("P", "PA") else None
+    # A program that writes the image into a file again takes these along, and a decoder may heed them.
+    profile, exif = image.info.get("icc_profile"), image.info.get("exif")
+    beside = tuple(each if isinstance(each, bytes) else None for each in (profile, exif))
     orientation = image.getexif().get(0x0112) if hasattr(image, "getexif") else None
     transparency = image.info.get("transparency")
     if not isinstance(transparency, bytes | int | tuple | str | None):
         transparency = repr(transparency)
-    return (image.mode, *image.size, palette, orientation, transparency), data
+    return (image.mode, *image.size, palette, orientation, transparency, *beside), data
 
 
 def _array(value: Any) -> Media | None:

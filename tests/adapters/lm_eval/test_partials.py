@@ -145,7 +145,7 @@ def answers(stash: Stash) -> int:
     return sum(each.namespace.startswith("responses/") for each in stash.store.entries())
 
 
-def kept_by(method: str, arguments: list[Any], reports: list[Any]) -> dict[int, Any]:
+def kept_by(method: str, arguments: list[Any], reports: list[Any], *, alone: bool = True) -> dict[int, Any]:
     found: dict[int, Any] = {}
     lock = threading.Lock()
 
@@ -153,7 +153,7 @@ def kept_by(method: str, arguments: list[Any], reports: list[Any]) -> dict[int, 
         with lock:
             found.update(zip(numbers, values, strict=True))
 
-    pending = Pending(method, arguments, keep)
+    pending = Pending(method, arguments, keep, alone=alone)
     for each in reports:
         pending.report(*each)
     pending.end()
@@ -178,6 +178,9 @@ def test_a_report_that_could_be_of_two_requests_is_of_none():
     pictures = [("<image>", {"until": []}, {"visual": [1]}), ("<image>", {"until": []}, {"visual": [2]})]
     assert kept_by("generate_until", pictures, [("generate_until", ("<image>", {"until": []}), 1)]) == {}
     assert kept_by("generate_until", pictures[:1], [("generate_until", ("<image>", {"until": []}), 1)]) == {0: 1}
+    # Beside what fills up a rank's calls, it may be the answer to that.
+    report = ("generate_until", ("<image>", {"until": []}), 1)
+    assert kept_by("generate_until", pictures[:1], [report], alone=False) == {}
 
 
 def test_reports_of_another_method_or_of_half_a_pair_are_nobodys():

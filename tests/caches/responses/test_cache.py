@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import lmstash
-from lmstash.caches.responses import MISSING
+from lmstash.caches.responses import MISSING, register
 from lmstash.errors import InvalidArgumentError
 from lmstash.stash import Stash
 
@@ -81,6 +81,8 @@ def test_what_a_caller_does_with_an_answer_changes_nothing(stash: Stash) -> None
         ({"prompt": "a", "stop": None}, {"prompt": "a"}),
         ({"schema": {"a": 1, "b": 2}}, {"schema": {"b": 2, "a": 1}}),
         ({"prompt": b"a"}, {"prompt": "a"}),
+        ({"q": "which?", "options": {"A": "yes", "B": "no"}}, {"q": "which?", "options": {"B": "no", "A": "yes"}}),
+        ({"prompt": "a", "authorization": "admin"}, {"prompt": "a", "authorization": "guest"}),
         ("a", {"prompt": "a"}),
     ],
 )
@@ -138,6 +140,14 @@ def test_what_is_answered_by_chance_is_kept_only_under_a_seed_or_when_asked(stas
     assert [asked.get_or_compute(hot, lambda: next(drawn)) for _ in range(3)] == [5, 6, 7]
     again = stash.responses(model="m", keep_sampled=True)  # as a second run of the program
     assert [again.get_or_compute(hot, lambda: next(drawn)) for _ in range(4)] == [5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("holder", ["options", "parameters", "gen_kwargs", "extra_body"])
+def test_sampling_is_noticed_where_generation_arguments_lie(stash: Stash, holder: str) -> None:
+    responses = stash.responses(model="m")
+    assert not responses.put({"prompt": "a", holder: {"temperature": 0.7}}, "drawn")
+    assert responses.put({"prompt": "a", holder: {"temperature": 0}}, "fixed")
+    assert not responses.put({"prompt": "a", "options": {holder: {"temperature": 0.7}}}, "drawn")
 
 
 @pytest.mark.parametrize("answer", [None, "", [], {}, {"error": {"code": 429}}])
@@ -357,6 +367,60 @@ def test_a_request_that_cannot_be_named_is_passed_on(tmp_path: Path) -> None:
         assert responses.map([{"x": object()}], lambda batch: ["a"]) == ["a"]
         assert model.calls == 2
         assert stash.stats.misses["unsupported"] == 3
+
+
+class Stubborn:
+    """An object that fails when it is looked at."""
+
+    @property
+    def __class__(self) -> Any:
+        raise RuntimeError("do not look")
+
+
+def _holding_itself() -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    options["options"] = options
+    return {"options": options}
+
+
+@pytest.mark.parametrize(
+    "request_", [{"x": Path("a\0b")}, {"x": Stubborn()}, _holding_itself()], ids=["path", "object", "cycle"]
+)
+def test_whatever_a_request_does_when_it_is_read_the_answer_comes(tmp_path: Path, request_: Any) -> None:
+    with lmstash.open(tmp_path) as stash:
+        responses = stash.responses(model="m")
+        assert responses.get_or_compute(request_, Counted()) == "four"
+        assert stash.stats.misses["unsupported"] == 1
+
+
+class Fragile:
+    """A registered type that cannot be taken apart, or not be put together again."""
+
+    def __init__(self, apart: bool) -> None:
+        self.apart = apart
+
+
+def _take_apart(value: Fragile) -> Any:
+    if not value.apart:
+        raise RuntimeError("not to be taken apart")
+    return {"apart": True}
+
+
+def _put_together(plain: Any) -> Fragile:
+    raise RuntimeError("not to be put together")
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_an_answer_whose_type_fails_is_handed_over_all_the_same(tmp_path: Path, apart: bool) -> None:
+    register(Fragile, to_plain=_take_apart, from_plain=_put_together)
+    with lmstash.open(tmp_path) as stash:
+        responses, answer = stash.responses(model="m"), Fragile(apart)
+        assert responses.get_or_compute("q", lambda: answer) is answer
+        assert responses.get_or_compute("q", lambda: answer) is answer
+        assert responses.map(["p", "p"], lambda batch: [answer] * len(batch)) == [answer, answer]
+        model = Counted(answer, seconds=0.1)
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(lambda _: responses.get_or_compute("r", model), range(4))) == [answer] * 4
 
 
 def test_a_store_that_keeps_nothing_computes_each_time() -> None:

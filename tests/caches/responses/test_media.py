@@ -52,10 +52,16 @@ def test_any_change_of_a_picture_is_another_name() -> None:
     other_palette.putpalette(colours)
     turned = picture.copy()
     turned.getexif()[0x0112] = 6
+    profiled, described = picture.copy(), picture.copy()
+    profiled.info["icc_profile"] = b"profile"
+    exif = Image.Exif()
+    exif[0x010E] = "described"
+    described.info["exif"] = exif.tobytes()
     see_through = palette.copy()
     see_through.info["transparency"] = 3
     flat = Image.frombytes("RGB", (5, 7), picture.tobytes())
     changed = [point, picture.convert("L"), picture.convert("RGBA"), palette, other_palette, turned, see_through, flat]
+    changed += [profiled, described]
     names = {name(each) for each in [picture, *changed]}
     assert len(names) == 1 + len(changed)
     assert len({name(pixels(mode=mode)) for mode in ("RGB", "YCbCr", "HSV", "LAB")}) == 4

@@ -29,7 +29,13 @@ class Pending:
     """What one call to the backend waits for. The backend's thread or threads report; another one keeps."""
 
     def __init__(
-        self, method: str, arguments: Sequence[Sequence[Any]], keep: Keep, batch_size: int | None = None
+        self,
+        method: str,
+        arguments: Sequence[Sequence[Any]],
+        keep: Keep,
+        batch_size: int | None = None,
+        *,
+        alone: bool = True,
     ) -> None:
         """Wait for results.
 
@@ -38,6 +44,8 @@ class Pending:
             arguments: Of each request that waits.
             keep: See `Keep`.
             batch_size: How many results the backend reports together, if that is known.
+            alone: Whether the backend is asked nothing else meanwhile; else a context alone does not tell whose a
+                result is.
         """
         self._batch_size = batch_size or len(arguments) + 1
         self._cost_seconds = 0.0
@@ -47,7 +55,8 @@ class Pending:
         self._by_context: dict[Any, list[int]] = {}
         for number, each in enumerate(arguments):
             self._exact.setdefault(same_arguments(each), []).append(number)
-            self._by_context.setdefault(context_of(each), []).append(number)
+            if alone:
+                self._by_context.setdefault(context_of(each), []).append(number)
         self.reported: dict[int, Any] = {}
         """What came so far, by the number of the request."""
         self._fresh: list[int] = []

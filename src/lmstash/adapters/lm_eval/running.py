@@ -84,7 +84,8 @@ def _call(
     def keep_here(numbers: list[int], answers: list[Any], seconds: float) -> None:
         keep([start + number for number in numbers], answers, seconds)
 
-    hook.pending = pending = Pending(method, [each.args for each in wanted], keep_here, _size_of(lm))
+    arguments, alone = [each.args for each in wanted], len(wanted) == len(part)
+    hook.pending = pending = Pending(method, arguments, keep_here, _size_of(lm), alone=alone)
     started = time.perf_counter()
     try:
         answers = list(getattr(lm, method)(part))

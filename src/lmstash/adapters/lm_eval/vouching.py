@@ -54,8 +54,12 @@ class Vouched:
 
     def kept(self, asked: Sequence[Asked]) -> None:
         """These answers were kept."""
+        keys = [each.key for each in asked]
         with self._lock:
-            self._unsure += [each.key for each in asked]
+            if self._good:
+                self._unsure += keys
+                return
+        self._take_back(keys)  # the model was found changed while they were written
 
     def check_if_due(self) -> None:
         """Look at the model if it is time to."""
@@ -77,12 +81,10 @@ class Vouched:
         with self._lock:
             keys, self._unsure = self._unsure, []
         if not self._who.unchanged(self._model):
-            self._good = False
             with self._lock:
+                self._good = False
                 keys, self._unsure = keys + self._unsure, []
-            self._store.delete_many(keys)
-            for key in keys:
-                self._store.events.drop(KIND, key, DropReason.MODEL_CHANGED)
+            self._take_back(keys)
             self._store.events.warn_once(
                 "lm_eval model changed",
                 "lmstash: the model changed while it was evaluated; what it answered meanwhile is not kept",
@@ -90,3 +92,8 @@ class Vouched:
         now = time.perf_counter()
         self._cost_seconds = now - started
         self._due = now + self._cost_seconds / _SHARE
+
+    def _take_back(self, keys: list[bytes]) -> None:
+        self._store.delete_many(keys)
+        for key in keys:
+            self._store.events.drop(KIND, key, DropReason.MODEL_CHANGED)

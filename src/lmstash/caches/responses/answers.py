@@ -106,6 +106,14 @@ def decode_answer(data: Buffer) -> Any:
     return decode_record(data, _put_together)
 
 
+def copy_of(encoded: bytes, answer: Any) -> Any:
+    """Return an answer of the caller's own, made of its encoded form; `answer` itself where that cannot be."""
+    try:
+        return decode_answer(encoded)
+    except LmstashError:
+        return answer
+
+
 def pack(answer: bytes, request: bytes) -> list[bytes]:
     """Return the value that is kept, in parts: of an encoded answer and an encoded request."""
     return [_HEAD.pack(PLAIN, len(answer)), answer, request]
@@ -147,7 +155,12 @@ def is_kept(answer: Any) -> bool:
 
 def _take_apart(value: Any) -> tuple[str, Any] | None:
     codec = _by_class.get(type(value))
-    return None if codec is None else (codec.name, codec.to_plain(value))
+    if codec is None:
+        return None
+    try:
+        return codec.name, codec.to_plain(value)
+    except Exception as error:
+        raise InvalidArgumentError(f"an answer of type {codec.name} cannot be taken apart: {error}") from error
 
 
 def _put_together(name: str, plain: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from lmstash.caches.responses.requests import HARMLESS, Request, read_request
 from lmstash.caches.responses.sampling import is_sampled, seed_of
 from lmstash.caches.responses.who import Who
-from lmstash.errors import InvalidArgumentError, UnsupportedModelError
+from lmstash.errors import UnsupportedModelError
 from lmstash.events import EventLog, MissReason
 from lmstash.identity.fingerprint import Fingerprint
 from lmstash.identity.keys import KeyFamily
@@ -79,7 +79,7 @@ class Asker:
                 read = request
             else:
                 read = read_request(request, self._harmless, self._urls)
-        except InvalidArgumentError as error:
+        except Exception as error:  # other people's objects are looked at; whatever they do, nothing is cached
             self._events.warn_once(f"request {type(error)}", "lmstash: a request is not cached: %s", error)
             return self._miss(MissReason.UNSUPPORTED)
         number = 0

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Itera
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lmstash.caches.responses.answers import decode_answer
+from lmstash.caches.responses.answers import copy_of, decode_answer
 from lmstash.caches.responses.asking import KIND, Asked
 from lmstash.caches.responses.flights import Flight
 from lmstash.caches.responses.shelf import MISSING
@@ -178,7 +178,7 @@ class Mapped:
             one = encoded.get(id(each))
             yield self._answered(each.numbers[0], answer)
             for number in each.numbers[1:]:
-                yield self._answered(number, answer if one is None else decode_answer(one))
+                yield self._answered(number, answer if one is None else copy_of(one, answer))
 
     def _await(self, wanted: _Wanted) -> Generator[Any, Any, None]:
         """Wait until somebody else's computation is over, or it took too long."""

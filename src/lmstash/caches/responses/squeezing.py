@@ -12,7 +12,7 @@ import threading
 from collections.abc import Sequence
 from typing import Final
 
-from lmstash.codecs.dictionary import ID_BYTES, Dictionary
+from lmstash.codecs.dictionary import ID_BYTES, Dictionary, digest_id
 from lmstash.errors import CorruptEntryError
 from lmstash.identity.keys import Key
 from lmstash.store.base import Buffer, Store, Write
@@ -94,11 +94,9 @@ class Squeezer:
 
     def _find(self, name: bytes) -> Dictionary | None:
         data = self._store.get(self._key(name))
-        if data is None:
+        if data is None or digest_id(data) != name:
             return None
         dictionary = Dictionary(bytes(data))
-        if dictionary.id != name:
-            return None
         self._known[name] = dictionary
         return dictionary
 

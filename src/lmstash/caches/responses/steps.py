@@ -114,13 +114,15 @@ def fly(
         refresh: Whether what is kept does not count.
         wait_seconds: How long to wait for another one.
     """
-    from lmstash.caches.responses.answers import decode_answer
+    from lmstash.caches.responses.answers import copy_of, decode_answer
+    from lmstash.caches.responses.shelf import MISSING
 
     flight, leads = flights.join(asked.key)
     if not leads:
         encoded = None if flight.own() else (yield Wait(flight.landed, wait_seconds))
-        if encoded is not None:
-            return decode_answer(encoded)
+        theirs = MISSING if encoded is None else copy_of(encoded, MISSING)
+        if theirs is not MISSING:
+            return theirs
         answer, _encoded = yield from compute()  # it failed, or takes too long: as if there were no cache
         return answer
     encoded = None
