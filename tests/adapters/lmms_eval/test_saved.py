@@ -78,6 +78,15 @@ def test_the_variable_is_read_at_each_call(monkeypatch: pytest.MonkeyPatch, tmp_
     assert load_from_cache("a") is None
     save_to_cache("a", [3])
     assert load_from_cache("a") == [3]
+    monkeypatch.setenv("LMSTASH_DIR", str(tmp_path / "another default"))
+    assert load_from_cache("a") is None
+    save_to_cache("a", [4])
+    monkeypatch.setenv("LMSTASH_SALT", "another salt")
+    assert load_from_cache("a") is None
+    monkeypatch.delenv("LMSTASH_SALT")
+    assert load_from_cache("a") == [4]
+    monkeypatch.delenv("LMSTASH_DIR")
+    assert load_from_cache("a") == [3]
 
 
 def test_cache_management() -> None:

@@ -19,6 +19,7 @@ from lmstash.codecs.records import decode_record, encode_record
 from lmstash.errors import CorruptEntryError, FormatError, InvalidArgumentError, LmstashError
 from lmstash.events import DropReason, MissReason
 from lmstash.identity.keys import Key
+from lmstash.settings import resolve_all
 from lmstash.stash import Stash, open_stash
 from lmstash.store.base import EntryInfo, Write
 
@@ -26,7 +27,7 @@ NAMESPACE = "lmms_eval/saved"
 _HEAD = struct.Struct("<BI")
 _FORM = 0
 
-_opened: dict[str, Stash] = {}
+_opened: dict[tuple[Any, ...], Stash] = {}
 _lock = threading.Lock()
 
 
@@ -235,14 +236,17 @@ def _exists() -> bool:
 
 
 def _place() -> Stash:
-    """Return the stash that the variable names at this moment; each is opened once in a process."""
+    """Return the stash that the variables name at this moment, as they set it up; each is opened once in a process."""
     folder = _folder()
-    where = str(folder / SUBFOLDER) if folder is not None else ""
+    settings = {name: setting.value for name, setting in resolve_all().items()}
+    where = str(folder / SUBFOLDER) if folder is not None else settings["dir"]
+    settings["dir"] = where
+    named = tuple(settings.values())
     with _lock:
-        found = _opened.get(where)
+        found = _opened.get(named)
         path = None if found is None else getattr(found.store, "folder_path", None)
         if found is None or (path is not None and not Path(path).is_dir()):
-            found = _opened[where] = open_stash(where) if where else open_stash()
+            found = _opened[named] = open_stash(where)
         return found
 
 
