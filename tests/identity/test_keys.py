@@ -177,6 +177,8 @@ def test_a_family_gives_the_digests_of_its_keys(components, data):
     assert family.digest(*[components[name] for name in varying]) == Key(components).digest
     changed = {**components, **dict.fromkeys(varying, b"other")}
     assert family.digest(*[b"other"] * len(varying)) == Key(changed).digest
+    if len(varying) == 1:
+        assert family.digest_of_bytes(b"other") == Key(changed).digest
 
 
 def test_a_family_refuses_names_given_twice_and_missing_values():
@@ -184,6 +186,8 @@ def test_a_family_refuses_names_given_twice_and_missing_values():
         KeyFamily({"a": 1}, ["a"])
     with pytest.raises(InvalidArgumentError, match="expected 2 values"):
         KeyFamily({"a": 1}, ["b", "c"]).digest(1)
+    with pytest.raises(InvalidArgumentError, match="expected 2 values"):
+        KeyFamily({"a": 1}, ["b", "c"]).digest_of_bytes(b"1")
 
 
 def test_the_schema_has_not_drifted():

@@ -8,7 +8,7 @@ from typing import Any
 
 from lmstash.caches.models import ModelNames, fingerprint_of, read_digests
 from lmstash.caches.responses.answers import decode_record
-from lmstash.caches.responses.asking import KIND, family_of
+from lmstash.caches.responses.asking import KIND, Namer
 from lmstash.caches.responses.finding import Conditions, occurrence_of, scan
 from lmstash.caches.responses.requests import read_request
 from lmstash.cli.models import explain_models
@@ -37,7 +37,7 @@ def by_request(store: Store, request: str, model: str | None, occurrence: int) -
     asked = decode_record(text, _media)
     names, models = ModelNames(store), read_digests(store)
     digits = list(models) if model is None else names.having(model)
-    keys = {family_of(models[each], None).digest(text, occurrence) for each in digits if each in models}
+    keys = {Namer(models[each], None).name(text, occurrence) for each in digits if each in models}
     expired: list[EntryInfo] = []
     total = 0
 

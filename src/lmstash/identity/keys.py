@@ -20,6 +20,9 @@ SCHEMA_VERSION: Final = 1
 
 _PREFIX = b"lmstash key\0" + struct.pack(">I", SCHEMA_VERSION)
 _pack_length = struct.Struct(">Q").pack
+_BYTES_HEAD = struct.Struct(">QcQ")
+_pack_bytes = _BYTES_HEAD.pack
+"""The length of an encoded value, and the beginning of one that is bytes: as `identity.encoding` writes it."""
 
 
 class Absent:
@@ -195,6 +198,15 @@ class KeyFamily:
             pieces[hole] = _pack_length(len(data)) + data
         state = self._start()
         state.update(b"".join(pieces))
+        return state.digest()
+
+    def digest_of_bytes(self, value: bytes) -> bytes:
+        """As `digest`, of a family with one varying component, for a value that is bytes; in half its time."""
+        if len(self._holes) != 1:
+            raise InvalidArgumentError(f"expected {len(self._varying)} values ({', '.join(self._varying)})")
+        size = len(value)
+        state = self._start()
+        state.update(_pack_bytes(size + _BYTES_HEAD.size - 8, b"b", size) + value + self._pieces[1])
         return state.digest()
 
 

@@ -1,64 +1,43 @@
-"""The quick way of writing requests, against the general one."""
+"""What the harness asks, as requests."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from hypothesis import given
-from hypothesis import strategies as st
-
-from lmstash.adapters.lm_eval.questions import Questions, Writer
-from lmstash.caches.responses.requests import Request, read_request
+from lmstash.adapters.lm_eval.questions import Questions
+from lmstash.caches.responses.reading import RequestReader
 
 from .conftest import instance
 
-NAMES = st.sampled_from(["until", "temperature", "max_gen_toks", "do_sample", "top_p", "api_key", "$odd"])
-VALUES = (
-    st.none()
-    | st.booleans()
-    | st.integers(-3, 3)
-    | st.floats(allow_nan=False)
-    | st.text(max_size=5)
-    | st.lists(st.text(max_size=3), max_size=2)
-    | st.tuples(st.text(max_size=2))
-)
-TEXTS = st.text(max_size=20) | st.just("data:image/png;base64," + "A" * 5000) | st.just('{"api_key":"' + "x" * 5000)
+PLAIN = {"until": ["\n"], "do_sample": False, "temperature": 0.0}
+SAMPLED = {"until": ["\n"], "do_sample": True, "temperature": 0.5}
 
 
-@given(st.lists(st.tuples(TEXTS, st.dictionaries(NAMES, VALUES, max_size=4)), max_size=6))
-def test_generations_are_written_as_they_are_read(asked: list[tuple[str, dict[str, Any]]]):
-    write = Writer()
-    for context, options in asked:
-        found = write.plain("generate_until", (context, options))
-        if found is not None:
-            plain = {"method": "generate_until", "context": context, "gen_kwargs": options}
-            assert found.text == read_request(plain).text
+def test_a_request_names_what_is_asked_and_nothing_of_the_task():
+    asked = Questions("generate_until", [instance("generate_until", "p", PLAIN)], world_size=1, seed=None).part(0, 1)
+    assert asked == [{"method": "generate_until", "context": "p", "gen_kwargs": PLAIN}]
+    asked = Questions("loglikelihood", [instance("loglikelihood", "p", " c")], world_size=1, seed=None).part(0, 1)
+    assert asked == [{"method": "loglikelihood", "context": "p", "continuation": " c"}]
 
 
-@given(TEXTS, TEXTS)
-def test_likelihoods_are_written_as_they_are_read(context: str, continuation: str):
-    found = Writer().plain("loglikelihood", (context, continuation))
-    if found is not None:
-        plain = {"method": "loglikelihood", "context": context, "continuation": continuation}
-        assert found.text == read_request(plain).text
+def test_sampled_requests_name_their_document_and_the_seed_and_repeats_their_number():
+    once = instance("generate_until", "p", SAMPLED)
+    questions = Questions("generate_until", [once, once], world_size=1, seed=7)
+    first, again = [*questions.part(0, 1), *questions.part(1, 2)]
+    assert first["doc"] == [once.task_name, once.doc_id, once.idx]
+    assert first["seed"] == 7
+    assert again == {**first, "repeat": 1}
 
 
-def test_the_usual_requests_are_written_the_quick_way_and_sampled_ones_are_not():
-    usual = instance("generate_until", "p", {"until": ["\n"], "do_sample": False, "temperature": 0.0})
-    sampled = instance("generate_until", "p", {"until": ["\n"], "temperature": 0.5})
-    asked = Questions("generate_until", [sampled, usual, usual], world_size=1, seed=None)
-    kinds = [type(each) for start in range(3) for each in asked.part(start, start + 1)]
-    assert kinds == [dict, Request, dict]
+def test_padding_asks_again_what_was_asked():
+    first, last = instance("loglikelihood", "p", " c"), instance("loglikelihood", "q", " c")
+    asked = Questions("loglikelihood", [first, last, last], world_size=2, seed=None).part(0, 3)
+    assert asked[1] == asked[2]
 
 
-def test_what_looks_the_same_but_is_not_is_not_taken_for_it():
-    class Liar(str):
-        def __repr__(self) -> str:
-            return "'a'"
+def test_usual_requests_of_the_harness_are_read_quickly(monkeypatch):
+    from lmstash.caches.responses import reading
 
-    write = Writer()
-    assert write.plain("generate_until", ("p", {"until": "a"})) is not None
-    assert write.plain("generate_until", ("p", {"until": Liar("b")})) is None
-    assert write.plain("generate_until", ("p", {"until": [Liar("b")]})) is None
-    assert write.plain("generate_until", (Liar("p"), {"until": "a"})) is None
-    assert write.plain("generate_until", ("p", {Liar("until"): "a"})) is None
+    monkeypatch.setattr(reading, "read_request", None)
+    reader = RequestReader()
+    for method, second in (("generate_until", PLAIN), ("generate_until", SAMPLED), ("loglikelihood", " c")):
+        for each in Questions(method, [instance(method, "p", second)], world_size=1, seed=None).part(0, 1):
+            assert reader.read(each).text

@@ -11,13 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lmstash.caches.responses.requests import Request, read_request
 from lmstash.caches.responses.sampling import is_sampled, seed_of
-from lmstash.codecs.records import encode_record
-
-_SIMPLE = frozenset((type(None), bool, int, float, str))
-_NO_ARGUMENTS: dict[str, Any] = {}
-"""None that would matter: what is written so is not sampled."""
 
 
 class Questions:
@@ -38,23 +32,21 @@ class Questions:
         self._last = instances[-1] if instances and world_size > 1 else None
         self._asked: dict[int, int] = {}
         self._nameless: dict[int, int] = {}
-        self._writer = Writer()
 
     def part(self, start: int, end: int) -> list[Any]:
         """Return these requests, as the responses cache takes them; parts have to be asked for in order."""
         out: list[Any] = []
-        asked, last, plain, method = self._asked, self._last, self._writer.plain, self._method
+        asked, last = self._asked, self._last
         for each in self._instances[start:end]:
             number = asked.get(id(each), 0)
             asked[id(each)] = number + 1
             if number and each is last and each.repeats:
                 number %= each.repeats  # padding asks again what was asked already
-            arguments = each.args
-            read = None if number else plain(method, arguments)
-            out.append(self._general(each, arguments, number) if read is None else read)
+            out.append(self._request(each, number))
         return out
 
-    def _general(self, instance: Any, arguments: tuple[Any, ...], number: int) -> dict[str, Any]:
+    def _request(self, instance: Any, number: int) -> dict[str, Any]:
+        arguments = instance.args
         request = _plain_request(self._method, arguments)
         if self._method == "generate_until" and len(arguments) > 1 and isinstance(arguments[1], dict):
             options = arguments[1]
@@ -67,50 +59,6 @@ class Questions:
         if number:
             request["repeat"] = number
         return request
-
-
-class Writer:
-    """Writes the usual requests, of texts alone and not sampled, as `read_request` does, in a quarter of its time.
-
-    For the requests of one call: most of them have the same generation arguments, which are written once.
-    """
-
-    def __init__(self) -> None:
-        self._options: dict[str, bytes | None] = {}
-
-    def plain(self, method: str, arguments: tuple[Any, ...]) -> Request | None:
-        """Return a request that is numbered 0, read; None for one that is not of the usual kind."""
-        if len(arguments) != 2:
-            return None
-        first, second = arguments
-        if type(first) is not str or first.startswith("data:"):
-            return None
-        if method == "loglikelihood":
-            if type(second) is not str or second.startswith("data:"):
-                return None
-            middle = b'"continuation":' + encode_record(second)
-        elif method == "generate_until" and type(second) is dict:
-            known = self._written(second)
-            if known is None:
-                return None
-            middle = known
-        else:
-            return None
-        text = b'{"context":%b,%b,"method":"%b"}' % (encode_record(first), middle, method.encode())
-        return Request(text, _NO_ARGUMENTS)
-
-    def _written(self, options: dict[Any, Any]) -> bytes | None:
-        """Return generation arguments as they stand in a request; None where asking twice may give two answers."""
-        for name, value in options.items():
-            if type(name) is not str:
-                return None
-            if type(value) not in _SIMPLE and (type(value) is not list or not {str}.issuperset(map(type, value))):
-                return None  # two that are not equal may look the same
-        look = repr(options)
-        if look not in self._options:
-            sampled = is_sampled(options)
-            self._options[look] = None if sampled else read_request({"gen_kwargs": options}).text[1:-1]
-        return self._options[look]
 
 
 def tags_of(instance: Any) -> dict[str, Any]:

@@ -7,7 +7,8 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lmstash.caches.responses.requests import HARMLESS, Request, read_request
+from lmstash.caches.responses.reading import RequestReader
+from lmstash.caches.responses.requests import HARMLESS, Request
 from lmstash.caches.responses.sampling import is_sampled, seed_of
 from lmstash.caches.responses.who import Who
 from lmstash.errors import UnsupportedModelError
@@ -47,11 +48,10 @@ class Asker:
         self.who = who
         self._events = events
         self.salt = salt
-        self._harmless = HARMLESS | harmless
-        self._urls = urls
+        self._reader = RequestReader(HARMLESS | harmless, urls)
         self._by_default = sampled_by_default
         self._keep_sampled = keep_sampled
-        self._families: dict[bytes, KeyFamily] = {}
+        self._namers: dict[bytes, Namer] = {}
         self._counts: dict[bytes, int] = {}
         self._lock = threading.Lock()
 
@@ -75,19 +75,16 @@ class Asker:
         if model is None:
             return self._miss(MissReason.UNSUPPORTED)
         try:
-            if type(request) is Request:
-                read = request
-            else:
-                read = read_request(request, self._harmless, self._urls)
+            read = request if type(request) is Request else self._reader.read(request)
         except Exception as error:  # other people's objects are looked at; whatever they do, nothing is cached
             self._events.warn_once(f"request {type(error)}", "lmstash: a request is not cached: %s", error)
             return self._miss(MissReason.UNSUPPORTED)
-        number = 0
+        number, text = 0, read.text
         if is_sampled(read.arguments, self._by_default):
             if seed_of(read.arguments) is None and not self._keep_sampled:
                 return self._miss(MissReason.SAMPLED)
-            number = self._next(read.text, read.arguments) if occurrence is None else occurrence
-        return Asked(self._family(model).digest(read.text, number), read.text, model, number)
+            number = self._next(text, read.arguments) if occurrence is None else occurrence
+        return Asked(self._namer(model).name(text, number), text, model, number)
 
     def ask_many(
         self, model: Fingerprint | None, requests: Sequence[Any], occurrences: Sequence[int] | None = None
@@ -97,11 +94,11 @@ class Asker:
             return [self.ask(model, request) for request in requests]
         return [self.ask(model, *each) for each in zip(requests, occurrences, strict=True)]
 
-    def _family(self, model: Fingerprint) -> KeyFamily:
-        family = self._families.get(model.digest)
-        if family is None:
-            family = self._families[model.digest] = family_of(model.digest, self.salt)
-        return family
+    def _namer(self, model: Fingerprint) -> Namer:
+        namer = self._namers.get(model.digest)
+        if namer is None:
+            namer = self._namers[model.digest] = Namer(model.digest, self.salt)
+        return namer
 
     def _next(self, text: bytes, arguments: Mapping[str, Any]) -> int:
         if seed_of(arguments) is not None:
@@ -118,9 +115,20 @@ class Asker:
         self._events.miss(KIND, b"", reason)
 
 
-def family_of(model: bytes, salt: str | bytes | None) -> KeyFamily:
-    """Return what makes the keys of a model's answers of a request's text and the number of the occurrence."""
-    return KeyFamily({"kind": KIND, "model": model, "salt": salt, "version": 1}, ("request", "occurrence"))
+class Namer:
+    """Makes the keys of one model's answers. Threads may share it."""
+
+    __slots__ = ("_any", "_first")
+
+    def __init__(self, model: bytes, salt: str | bytes | None) -> None:
+        """Take what belongs to every key: the digest of the model's fingerprint, and a tenant's secret."""
+        parts = {"kind": KIND, "model": model, "salt": salt, "version": 1}
+        self._any = KeyFamily(parts, ("request", "occurrence"))
+        self._first = KeyFamily({**parts, "occurrence": 0}, ("request",)).digest_of_bytes
+
+    def name(self, text: bytes, occurrence: int) -> bytes:
+        """Return the key of a request's text and the number of the occurrence."""
+        return self._any.digest(text, occurrence) if occurrence else self._first(text)
 
 
 def namespace_of(model: Fingerprint) -> str:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from typing import TYPE_CHECKING, Any
 
 from lmstash.caches.responses.answers import is_kept
-from lmstash.caches.responses.asking import KIND, Asker, family_of, namespace_of
+from lmstash.caches.responses.asking import KIND, Asker, Namer, namespace_of
 from lmstash.caches.responses.flights import flights_of
 from lmstash.caches.responses.shelf import MISSING, Shelf, Tags
 from lmstash.caches.responses.steps import CALL, Steps, drive, drive_async, fly
@@ -233,8 +233,8 @@ class Responses:
         model = self.asker.look()
         if model is None:
             return None
-        family = None if self.asker.salt is None else family_of(model.digest, self.asker.salt)
-        return {"namespace": namespace_of(model), "family": family, "salt": self.asker.salt}
+        namer = None if self.asker.salt is None else Namer(model.digest, self.asker.salt)
+        return {"namespace": namespace_of(model), "namer": namer, "salt": self.asker.salt}
 
     # --- many requests ----------------------------------------------------------------------------------------------
 

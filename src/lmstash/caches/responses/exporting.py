@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from lmstash.caches.models import ModelNames, fingerprint_of, name_model, read_digests
 from lmstash.caches.responses.answers import pack, read_back
-from lmstash.caches.responses.asking import KIND, family_of
+from lmstash.caches.responses.asking import KIND, Namer
 from lmstash.caches.responses.finding import Conditions, occurrence_of, scan
 from lmstash.caches.tags import NAMED
 from lmstash.errors import FormatError, InvalidArgumentError, MissingDependencyError
@@ -173,7 +173,7 @@ def _read_row(
     if row["request"] is None or len(model) != 32 or type(occurrence) is not int:
         done.unproven += 1
         return None
-    if family_of(model, salt).digest(request, occurrence) != key:
+    if Namer(model, salt).name(request, occurrence) != key:
         done.unproven += 1
         return None
     if model not in described:

@@ -10,12 +10,11 @@ from itertools import islice
 from typing import Any
 
 from lmstash.caches.responses.answers import UnknownTypeError, decode_answer, read_back, unpack
-from lmstash.caches.responses.asking import KIND
+from lmstash.caches.responses.asking import KIND, Namer
 from lmstash.caches.responses.squeezing import Squeezer
 from lmstash.caches.tags import NAMED, has_tag, is_like
 from lmstash.codecs.records import decode_record
 from lmstash.errors import FormatError, InvalidArgumentError
-from lmstash.identity.keys import KeyFamily
 from lmstash.store.base import Buffer, EntryInfo, Removed, Store
 
 _AT_ONCE = 256
@@ -101,7 +100,7 @@ def scan(
     conditions: Conditions,
     *,
     namespace: str = f"{KIND}/",
-    family: KeyFamily | None = None,
+    namer: Namer | None = None,
     salt: str | bytes | None = None,
     also: Callable[[EntryInfo], bool] | None = None,
 ) -> Iterator[Kept]:
@@ -114,7 +113,7 @@ def scan(
         store: Where they are kept.
         conditions: Which.
         namespace: Of one model, or every model's.
-        family: Makes the keys of whom may see them; others, and those without a request, are left out.
+        namer: Makes the keys of whom may see them; others, and those without a request, are left out.
         salt: What compressed values were kept under.
         also: A further condition.
     """
@@ -126,7 +125,7 @@ def scan(
             place = entry.namespace
             squeezer = squeezers.get(place) or squeezers.setdefault(place, Squeezer(store, place, salt))
             kept = None if value is None else _open(entry, value, squeezer)
-            if kept is None or (family is not None and not _makes(family, kept)):
+            if kept is None or (namer is not None and not _makes(namer, kept)):
                 continue
             if holds is None or holds.within(kept.request) or holds.within(kept.answer):
                 yield kept
@@ -171,7 +170,7 @@ def prune(
     conditions: Conditions,
     *,
     namespace: str,
-    family: KeyFamily | None = None,
+    namer: Namer | None = None,
     salt: str | bytes | None = None,
     dry_run: bool = False,
 ) -> Removed:
@@ -184,9 +183,9 @@ def prune(
         raise InvalidArgumentError(
             "prune() of responses needs a condition: tag=, task=, doc=, split=, run=, user=, text= or older_than="
         )
-    if conditions.text is None and family is None:
+    if conditions.text is None and namer is None:
         return store.prune(conditions.selector(), namespace=namespace, dry_run=dry_run)
-    found = [kept.entry for kept in scan(store, conditions, namespace=namespace, family=family, salt=salt)]
+    found = [kept.entry for kept in scan(store, conditions, namespace=namespace, namer=namer, salt=salt)]
     return remove(store, found, dry_run=dry_run)
 
 
@@ -266,5 +265,5 @@ def _open(entry: EntryInfo, value: Buffer, squeezer: Squeezer) -> Kept | None:
     return Kept(entry, bytes(answer), bytes(request))
 
 
-def _makes(family: KeyFamily, kept: Kept) -> bool:
-    return bool(kept.request) and family.digest(kept.request, occurrence_of(kept.entry)) == kept.entry.key
+def _makes(namer: Namer, kept: Kept) -> bool:
+    return bool(kept.request) and namer.name(kept.request, occurrence_of(kept.entry)) == kept.entry.key

@@ -35,7 +35,7 @@ SECRETS = re.compile(
 ARGUMENTS = frozenset({"gen_kwargs", "generation_kwargs", "generation_config", "sampling_params", "extra_body"})
 """Fields of a request that hold generation arguments, and nothing else."""
 
-_MAY_HOLD_ARGUMENTS = ARGUMENTS | {"options", "parameters"}
+MAY_HOLD_ARGUMENTS = ARGUMENTS | {"options", "parameters"}
 """These are looked through for what says sampling; `options` may also be answers to choose from: their order counts."""
 
 NUMBERS = frozenset(
@@ -46,13 +46,13 @@ NUMBERS = frozenset(
 )
 """Sampling arguments of which `0` and `0.0` are the same."""
 
-_EXACT = 2**53
+EXACT = 2**53
 """Whole numbers under this are the same as int and as float."""
-_LONG = 4096
+LONG = 4096
 """Bytes, and texts that are media (`data:` URLs), of this length or more stand in a request as their digests."""
 _PAIR = re.compile(rb'(key|token|secret|zation|bearer|cookie|password|phrase)","', re.IGNORECASE)
 """A secret's name as the first of two texts, as headers are written."""
-_URL, _SECRET = 1, 2
+URL, SECRET = 1, 2
 
 
 class Request:
@@ -88,12 +88,12 @@ def read_request(request: Any, harmless: frozenset[str] = HARMLESS, urls: str = 
     text = encode_record(request, _take_apart)
     notable = 0
     for part in text.split(b'":')[:-1]:  # each ends with the name of a field
-        notable |= _notable(part[part.rfind(b'"') + 1 :])
-    if notable & _URL and urls != "trust" and b"://" in text:
+        notable |= may_hold(part[part.rfind(b'"') + 1 :])
+    if notable & URL and urls != "trust" and b"://" in text:
         known = resolve_urls(request, urls)
         if known is not request:
             request, text = known, encode_record(known, _take_apart)
-    if notable & _SECRET or len(text) > _LONG or (b'["' in text and _PAIR.search(text)):
+    if notable & SECRET or len(text) > LONG or (b'["' in text and _PAIR.search(text)):
         text = encode_record(_shorten(request), _take_apart)
     return Request(text, arguments)
 
@@ -106,15 +106,15 @@ def _sort(given: dict[Any, Any], harmless: frozenset[str], flat: dict[str, Any])
         names = list(given)
     kept: dict[Any, Any] = {}
     for name in names:
-        if name in harmless or (type(name) is str and _is_credential(name)):
+        if name in harmless or (type(name) is str and is_credential(name)):
             continue
         value = given[name]
         kind = type(value)
-        if kind is int and name in NUMBERS and abs(value) < _EXACT:
+        if kind is int and name in NUMBERS and abs(value) < EXACT:
             value = float(value)
         elif kind is dict and name in ARGUMENTS:
             value = _sort(value, frozenset(), flat)
-        elif kind is dict and name in _MAY_HOLD_ARGUMENTS:
+        elif kind is dict and name in MAY_HOLD_ARGUMENTS:
             _note_arguments(value, flat)
         kept[name] = value
     flat |= kept
@@ -123,40 +123,42 @@ def _sort(given: dict[Any, Any], harmless: frozenset[str], flat: dict[str, Any])
 
 def _note_arguments(held: dict[Any, Any], flat: dict[str, Any]) -> None:
     for name, value in held.items():
-        if type(value) is dict and name in _MAY_HOLD_ARGUMENTS:
+        if type(value) is dict and name in MAY_HOLD_ARGUMENTS:
             _note_arguments(value, flat)
         else:
             flat[name] = value
 
 
 @lru_cache(maxsize=4096)
-def _is_credential(name: str) -> bool:
+def is_credential(name: str) -> bool:
+    """Whether a field of this name lets a request through and changes no answer."""
     return CREDENTIALS.fullmatch(name) is not None
 
 
 @lru_cache(maxsize=4096)
-def _is_secret(name: str) -> bool:
+def is_secret(name: str) -> bool:
+    """Whether the value of a field of this name is never stored."""
     return SECRETS.fullmatch(name) is not None
 
 
 @lru_cache(maxsize=8192)
-def _notable(name: bytes) -> int:
+def may_hold(name: bytes) -> int:
     """Return what a field of this name may hold."""
     if name == b"$dict":  # its names are written as the values are
-        return _URL | _SECRET
+        return URL | SECRET
     text = name.decode("utf-8", "replace")
-    return (_URL if is_place(text) else 0) | (_SECRET if _is_secret(text) else 0)
+    return (URL if is_place(text) else 0) | (SECRET if is_secret(text) else 0)
 
 
 def _shorten(value: Any) -> Any:
     """Return a container with long texts of media and secrets in it as digests; the same object if there are none."""
     kind = type(value)
     if kind is str:
-        return text_media(value) if len(value) >= _LONG and value.startswith("data:") else value
+        return text_media(value) if len(value) >= LONG and value.startswith("data:") else value
     if kind is bytes:
-        return bytes_media(value) if len(value) >= _LONG else value
+        return bytes_media(value) if len(value) >= LONG else value
     if kind is list or kind is tuple:
-        if len(value) == 2 and type(value[0]) is str and type(value[1]) is str and _is_secret(value[0]):
+        if len(value) == 2 and type(value[0]) is str and type(value[1]) is str and is_secret(value[0]):
             return kind([value[0], text_media(value[1])])  # headers are written so
         shorter = [_shorten(each) for each in value]
         same = all(new is old for new, old in zip(shorter, value, strict=True))
@@ -170,7 +172,7 @@ def _shorten(value: Any) -> Any:
 def _field(name: Any, value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | Media):
         return value
-    if type(name) is str and _is_secret(name):
+    if type(name) is str and is_secret(name):
         return text_media(value) if type(value) is str else bytes_media(encode_record(value, _take_apart))
     return _shorten(value)
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 _SEEDS = ("seed", "random_seed")
+NAMES = frozenset({"do_sample", "temperature", *_SEEDS})
+"""The arguments that this is told by."""
 
 
 def is_sampled(arguments: Mapping[str, Any], by_default: bool = False) -> bool:

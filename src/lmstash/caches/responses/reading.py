@@ -1,0 +1,189 @@
+"""Requests read quickly: those of texts, numbers, lists and dicts alone are written in one pass.
+
+`RequestReader.read` gives what `requests.read_request` gives, at a third of its cost for what is usual: what can be said
+of a dict by its names alone (their order, which do not count, which may hold a URL or a secret) is found once for each
+set of names. Whatever is not usual is left to `read_request`.
+"""
+
+from __future__ import annotations
+
+import marshal
+from json.encoder import encode_basestring
+from math import isfinite
+from typing import Any, Final, NamedTuple
+
+from lmstash.caches.responses.requests import (
+    ARGUMENTS,
+    EXACT,
+    HARMLESS,
+    LONG,
+    MAY_HOLD_ARGUMENTS,
+    NUMBERS,
+    SECRET,
+    URL,
+    Request,
+    is_credential,
+    is_secret,
+    may_hold,
+    read_request,
+)
+from lmstash.caches.responses.sampling import NAMES as SAMPLING
+
+_MOST_LAYOUTS = 1024
+_MOST_NAMES = 64
+_MOST_NESTED = 16
+_TEXT: Final = frozenset((str,))
+
+_VALUE, _NUMBER, _OPTIONS, _EITHER = range(4)
+"""What a field holds: anything; a number that is the same as int and as float; generation arguments; maybe these."""
+
+
+class _UnusualError(Exception):
+    """The general way has to be gone."""
+
+
+class _Layout(NamedTuple):
+    """How a dict of certain names is written."""
+
+    template: str
+    fields: tuple[tuple[str, int], ...]
+    """Names in the order of the template's holes, and what they hold."""
+    telling: tuple[str, ...]
+    """The names among them that may say sampling."""
+
+
+_Layouts = dict[tuple[str, ...], _Layout | None]
+"""By the names of a dict, in their order; None where how it is written depends on its values."""
+
+
+class RequestReader:
+    """Reads requests under one set of rules. Threads may share it."""
+
+    def __init__(self, harmless: frozenset[str] = HARMLESS, urls: str = "refuse") -> None:
+        """Take the rules, as `read_request` does."""
+        self._harmless = harmless
+        self._urls = urls
+        self._of_requests: _Layouts = {}
+        self._of_options: _Layouts = {}
+        self._of_dicts: _Layouts = {}
+        self._written: dict[bytes, tuple[str, dict[str, Any]]] = {}
+
+    def read(self, request: Any) -> Request:
+        """As `read_request`; costs about 4 us for a short request, and 7 us per kilobyte of text."""
+        if type(request) is dict:
+            arguments: dict[str, Any] = {}
+            try:
+                text = self._keywords(request, self._of_requests, arguments, _MOST_NESTED).encode()
+                return Request(text, arguments)
+            except (_UnusualError, UnicodeEncodeError):
+                pass
+        return read_request(request, self._harmless, self._urls)
+
+    def _keywords(self, given: dict[Any, Any], layouts: _Layouts, arguments: dict[str, Any], depth: int) -> str:
+        """Write keyword arguments; adds to `arguments` what may say sampling."""
+        template, fields, telling = self._layout(given, layouts)
+        pieces: list[str] = []
+        for name, holds in fields:
+            value = given[name]
+            kind = type(value)
+            if kind is str and len(value) < LONG:
+                pieces.append(encode_basestring(value))
+            elif holds == _NUMBER and kind is int and -EXACT < value < EXACT:
+                pieces.append(float.__repr__(float(value)))
+            elif holds >= _OPTIONS and kind is dict:
+                if holds != _OPTIONS or depth <= 0:
+                    raise _UnusualError
+                pieces.append(self._options(value, arguments, depth - 1))
+            else:
+                pieces.append(self._write(value, depth))
+        for name in telling:
+            arguments[name] = given[name]
+        return template % tuple(pieces)
+
+    def _options(self, given: dict[Any, Any], arguments: dict[str, Any], depth: int) -> str:
+        """Write generation arguments: the same ones with many requests, so what was written once is remembered."""
+        try:
+            # As memory of what a value was: it tells all types apart that are written here. Never read back.
+            look = marshal.dumps(given, 2)
+        except ValueError:
+            raise _UnusualError from None
+        known = self._written.get(look)
+        if known is None:
+            said: dict[str, Any] = {}
+            known = self._keywords(given, self._of_options, said, depth), said
+            if len(look) < LONG:
+                if len(self._written) >= _MOST_LAYOUTS:
+                    self._written.clear()
+                self._written[look] = known
+        arguments.update(known[1])
+        return known[0]
+
+    def _write(self, value: Any, depth: int) -> str:
+        kind = type(value)
+        if kind is str:
+            if len(value) >= LONG and value.startswith("data:"):
+                raise _UnusualError
+            return encode_basestring(value)
+        if kind is dict:
+            if depth <= 0:
+                raise _UnusualError
+            template = self._layout(value, self._of_dicts).template
+            return template % tuple([self._write(each, depth - 1) for each in value.values()])
+        if kind is list:
+            if depth <= 0 or (
+                len(value) == 2 and type(value[0]) is str and type(value[1]) is str and is_secret(value[0])
+            ):
+                raise _UnusualError
+            return "[" + ",".join([self._write(each, depth - 1) for each in value]) + "]"
+        if kind is int and value.bit_length() <= 64:
+            return int.__repr__(value)
+        if kind is float and isfinite(value):
+            return float.__repr__(value)
+        if value is None:
+            return "null"
+        if kind is bool:
+            return "true" if value else "false"
+        raise _UnusualError
+
+    def _layout(self, given: dict[Any, Any], layouts: _Layouts) -> _Layout:
+        if not _TEXT.issuperset(map(type, given)):  # before it is looked for: others may equal a text
+            raise _UnusualError
+        names = tuple(given)
+        layout = layouts.get(names)
+        if layout is None and names not in layouts:
+            if len(names) > _MOST_NAMES:
+                raise _UnusualError
+            if len(layouts) >= _MOST_LAYOUTS:
+                layouts.clear()
+            layout = layouts[names] = self._lay_out(names, layouts)
+        if layout is None:
+            raise _UnusualError
+        return layout
+
+    def _lay_out(self, names: tuple[str, ...], layouts: _Layouts) -> _Layout | None:
+        """Say how a dict of these names is written; None where it depends on its values."""
+        kept = list(names)
+        if layouts is not self._of_dicts:
+            harmless = self._harmless if layouts is self._of_requests else frozenset()
+            kept = [name for name in sorted(names) if name not in harmless and not is_credential(name)]
+            if SAMPLING & (set(names) - set(kept)):
+                return None
+        worrying = SECRET if self._urls == "trust" else SECRET | URL
+        for name in kept:
+            try:
+                encoded = name.encode()
+            except UnicodeEncodeError:
+                return None
+            if name[:1] == "$" or may_hold(encoded) & worrying:
+                return None
+        holes = [encode_basestring(name).replace("%", "%%") + ":%s" for name in kept]
+        fields = tuple((name, _holds(name)) for name in kept)
+        return _Layout("{" + ",".join(holes) + "}", fields, tuple(name for name in kept if name in SAMPLING))
+
+
+def _holds(name: str) -> int:
+    if name in NUMBERS:
+        return _NUMBER
+    if name in ARGUMENTS:
+        return _OPTIONS
+    return _EITHER if name in MAY_HOLD_ARGUMENTS else _VALUE

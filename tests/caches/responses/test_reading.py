@@ -1,0 +1,129 @@
+"""The quick way of reading requests, against the general one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmstash.caches.responses import reading
+from lmstash.caches.responses.reading import RequestReader
+from lmstash.caches.responses.requests import ARGUMENTS, HARMLESS, LONG, MAY_HOLD_ARGUMENTS, NUMBERS, read_request
+from lmstash.caches.responses.sampling import is_sampled, seed_of
+from lmstash.errors import InvalidArgumentError
+
+NAMES = st.sampled_from(
+    [
+        *("prompt", "messages", "content", "role", "100%s", "%", "q\"'", "\ud800", "", "$dict", "$odd"),
+        *("seed", "random_seed", "do_sample", "api_key", "authorization", "x-api-key", "password", "url", "image_url"),
+        *("type", "options", *sorted(HARMLESS), *sorted(NUMBERS)[-4:], *sorted(ARGUMENTS)),
+    ]
+)
+LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 3)
+    | st.sampled_from([2**53 - 1, 2**53, 2**64 - 1, 2**64, -(2**64), 1e300, -0.0, float("nan"), float("inf")])
+    | st.floats()
+    | st.text(max_size=6)
+    | st.sampled_from(["http://a/b.png", "image_url", "token", "authorization", "\ud800", "%s", "data:x"])
+    | st.sampled_from(["data:image/png;base64," + "A" * LONG, "x" * LONG, '{"api_key":"' + "x" * LONG])
+    | st.binary(max_size=3)
+)
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.lists(inner, max_size=2).map(tuple) | st.dictionaries(NAMES, inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+REQUESTS = st.dictionaries(NAMES, VALUES, max_size=5) | VALUES
+
+
+def outcome(read: Callable[[], Any], by_default: bool) -> Any:
+    try:
+        found = read()
+    except InvalidArgumentError as error:
+        return str(error)
+    return found.text, is_sampled(found.arguments, by_default), seed_of(found.arguments)
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(REQUESTS, min_size=1, max_size=4), st.sampled_from(["refuse", "trust"]), st.booleans(), st.data())
+def test_both_ways_read_the_same(requests: list[Any], urls: str, by_default: bool, data: st.DataObject) -> None:
+    harmless = HARMLESS | data.draw(st.frozensets(NAMES, max_size=2))
+    reader = RequestReader(harmless, urls)
+    for request in requests:
+        expected = outcome(lambda request=request: read_request(request, harmless, urls), by_default)
+        for _again in range(2):
+            assert outcome(lambda request=request: reader.read(request), by_default) == expected
+
+
+@pytest.fixture
+def only_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    def general(*_: Any) -> None:
+        raise AssertionError("read the general way")
+
+    monkeypatch.setattr(reading, "read_request", general)
+
+
+CHAT = {
+    "model": "m",
+    "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2?"}],
+    "temperature": 0,
+    "extra_body": {"top_k": 1, "seed": 3},
+    "stop": ["\n", "Q:"],
+    "stream": False,
+    "tools": [{"type": "function", "function": {"name": "f", "parameters": {"x": {"type": "integer"}}}}],
+}
+
+
+@pytest.mark.usefixtures("only_quick")
+@pytest.mark.parametrize("request_", [CHAT, {"prompt": "p", "max_tokens": 3, "temperature": 0.5, "n": None}, {}])
+def test_usual_requests_are_read_the_quick_way(request_: dict[str, Any]) -> None:
+    found = RequestReader().read(request_)
+    assert found.text == read_request(request_).text
+    assert seed_of(found.arguments) == (3 if request_ is CHAT else None)
+
+
+def test_a_name_that_only_equals_a_text_is_not_taken_for_it() -> None:
+    class Name(StrEnum):
+        PROMPT = "prompt"
+
+    reader = RequestReader()
+    assert reader.read({"prompt": "p"}).text == b'{"prompt":"p"}'
+    for odd in ({Name.PROMPT: "p"}, {"a": {Name.PROMPT: "p"}}, {"prompt": Name.PROMPT}):
+        with pytest.raises(InvalidArgumentError):
+            reader.read(odd)
+
+
+def test_layouts_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "_MOST_LAYOUTS", 4)
+    reader = RequestReader()
+    for number in range(40):
+        asked = {f"name{number}": {"x": {str(number): 1}}}
+        assert reader.read(asked).text == read_request(asked).text
+    assert len(reader._of_requests) <= 4
+    assert len(reader._of_dicts) <= 4
+
+
+def test_what_holds_itself_or_nests_deep_is_left_to_the_general_way() -> None:
+    within: dict[str, Any] = {}
+    within["a"] = within
+    with pytest.raises(InvalidArgumentError):
+        RequestReader().read(within)
+    deep: Any = "x"
+    for _ in range(60):
+        deep = [deep]
+    assert RequestReader().read({"a": deep}).text == read_request({"a": deep}).text
+
+
+def test_arguments_are_no_longer_the_callers() -> None:
+    asked = {"temperature": 0.0}
+    found = RequestReader().read(asked)
+    asked["temperature"] = 1.0
+    assert not is_sampled(found.arguments)
