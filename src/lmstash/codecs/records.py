@@ -18,6 +18,7 @@ import json
 import math
 import struct
 from collections.abc import Callable
+from json.encoder import encode_basestring
 from typing import Any
 
 from lmstash.errors import CorruptEntryError, InvalidArgumentError
@@ -58,7 +59,7 @@ def encode_record(value: Any, take_apart: TakeApart | None = None) -> bytes:
     try:
         if _is_simple(value, MAX_DEPTH):
             try:
-                return _dumps(value).encode()
+                return (encode_basestring(value) if type(value) is str else _dumps(value)).encode()
             except ValueError:  # a float that is no number, or text with lone surrogates
                 pass
         return _dumps(_tag(value, MAX_DEPTH, take_apart)).encode()
@@ -78,7 +79,14 @@ def decode_record(data: bytes | bytearray | memoryview, put_together: PutTogethe
     """
     try:
         text = str(data, "utf-8")
-        value = _loads(text)
+        try:
+            value, end = _scan(text, 0)
+        except StopIteration:
+            value, end = None, -1
+        if end != len(text):
+            value = _decoder.decode(text)  # white space is around it, or it is no JSON, which this says
+        if type(value) is str:
+            return value
         if '"$' not in text and text.count("[") + text.count("{") <= MAX_DEPTH:
             return value  # no tags, and not too deep
         return _untag(value, MAX_DEPTH, put_together)
@@ -193,7 +201,8 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-_loads = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant).decode
+_decoder = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
+_scan = _decoder.scan_once
 
 
 def _encodable(text: str) -> bool:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lmstash.caches.responses import reading
 from lmstash.caches.responses.reading import RequestReader
-from lmstash.caches.responses.requests import ARGUMENTS, HARMLESS, LONG, MAY_HOLD_ARGUMENTS, NUMBERS, read_request
+from lmstash.caches.responses.requests import ARGUMENTS, HARMLESS, LONG, NUMBERS, read_request
 from lmstash.caches.responses.sampling import is_sampled, seed_of
 from lmstash.errors import InvalidArgumentError
 

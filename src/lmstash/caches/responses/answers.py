@@ -20,6 +20,7 @@ from lmstash.store.base import Buffer
 
 PLAIN: Final = 0
 _HEAD = struct.Struct("<BI")
+_read_head = _HEAD.unpack_from
 
 
 class UnknownTypeError(LmstashError):
@@ -126,13 +127,29 @@ def unpack(value: Buffer) -> tuple[memoryview, memoryview]:
         CorruptEntryError: It is no such value.
     """
     view = memoryview(value)
-    if len(view) < _HEAD.size:
-        raise CorruptEntryError("a kept answer is cut short")
-    form, length = _HEAD.unpack_from(view)
-    if form != PLAIN or _HEAD.size + length > len(view):
-        raise CorruptEntryError("a kept answer is not laid out as this version knows it")
-    end = _HEAD.size + length
+    end = _end_of_answer(view)
     return view[_HEAD.size : end], view[end:]
+
+
+def read_answer(value: Buffer) -> Any:
+    """Return the answer of a kept value; it is the caller's own.
+
+    Raises:
+        CorruptEntryError: It is no such value.
+        UnknownTypeError: It holds something of a type that is not registered here.
+    """
+    return decode_record(value[_HEAD.size : _end_of_answer(value)], _put_together)
+
+
+def _end_of_answer(value: Buffer) -> int:
+    try:
+        form, length = _read_head(value)
+    except struct.error:
+        raise CorruptEntryError("a kept answer is cut short") from None
+    end = _HEAD.size + length
+    if form != PLAIN or end > len(value):
+        raise CorruptEntryError("a kept answer is not laid out as this version knows it")
+    return end
 
 
 def read_back(data: Buffer) -> Any:

@@ -90,9 +90,22 @@ class Asker:
         self, model: Fingerprint | None, requests: Sequence[Any], occurrences: Sequence[int] | None = None
     ) -> list[Asked | None]:
         """As `ask`, for many."""
-        if occurrences is None:
-            return [self.ask(model, request) for request in requests]
-        return [self.ask(model, *each) for each in zip(requests, occurrences, strict=True)]
+        if occurrences is not None:
+            return [self.ask(model, *each) for each in zip(requests, occurrences, strict=True)]
+        if model is None:
+            return [self.ask(None, request) for request in requests]
+        write, name, by_default = self._reader.write, self._namer(model).name, self._by_default
+        make = tuple.__new__  # what Asked(...) does, at half its cost
+        out: list[Asked | None] = []
+        arguments: dict[str, Any] = {}
+        for request in requests:
+            arguments.clear()
+            text = write(request, arguments)
+            if text is None or is_sampled(arguments, by_default):
+                out.append(self.ask(model, request))
+            else:
+                out.append(make(Asked, (name(text, 0), text, model, 0)))
+        return out
 
     def _namer(self, model: Fingerprint) -> Namer:
         namer = self._namers.get(model.digest)

@@ -1,8 +1,8 @@
 """Requests read quickly: those of texts, numbers, lists and dicts alone are written in one pass.
 
-`RequestReader.read` gives what `requests.read_request` gives, at a third of its cost for what is usual: what can be said
-of a dict by its names alone (their order, which do not count, which may hold a URL or a secret) is found once for each
-set of names. Whatever is not usual is left to `read_request`.
+`RequestReader.read` gives what `requests.read_request` gives, at a third of its cost for what is usual: what can be
+said of a dict by its names alone (their order, which do not count, which may hold a URL or a secret) is found once for
+each set of names. Whatever is not usual is left to `read_request`.
 """
 
 from __future__ import annotations
@@ -70,14 +70,18 @@ class RequestReader:
 
     def read(self, request: Any) -> Request:
         """As `read_request`; costs about 4 us for a short request, and 7 us per kilobyte of text."""
-        if type(request) is dict:
-            arguments: dict[str, Any] = {}
-            try:
-                text = self._keywords(request, self._of_requests, arguments, _MOST_NESTED).encode()
-                return Request(text, arguments)
-            except (_UnusualError, UnicodeEncodeError):
-                pass
-        return read_request(request, self._harmless, self._urls)
+        arguments: dict[str, Any] = {}
+        text = self.write(request, arguments)
+        return read_request(request, self._harmless, self._urls) if text is None else Request(text, arguments)
+
+    def write(self, request: Any, arguments: dict[str, Any]) -> bytes | None:
+        """Return the text of a usual request, None for others; adds to `arguments` what may say sampling."""
+        if type(request) is not dict:
+            return None
+        try:
+            return self._keywords(request, self._of_requests, arguments, _MOST_NESTED).encode()
+        except (_UnusualError, UnicodeEncodeError):
+            return None
 
     def _keywords(self, given: dict[Any, Any], layouts: _Layouts, arguments: dict[str, Any], depth: int) -> str:
         """Write keyword arguments; adds to `arguments` what may say sampling."""
@@ -88,8 +92,8 @@ class RequestReader:
             kind = type(value)
             if kind is str and len(value) < LONG:
                 pieces.append(encode_basestring(value))
-            elif holds == _NUMBER and kind is int and -EXACT < value < EXACT:
-                pieces.append(float.__repr__(float(value)))
+            elif kind is int and -EXACT < value < EXACT:
+                pieces.append(repr(float(value) if holds == _NUMBER else value))
             elif holds >= _OPTIONS and kind is dict:
                 if holds != _OPTIONS or depth <= 0:
                     raise _UnusualError
@@ -136,9 +140,9 @@ class RequestReader:
                 raise _UnusualError
             return "[" + ",".join([self._write(each, depth - 1) for each in value]) + "]"
         if kind is int and value.bit_length() <= 64:
-            return int.__repr__(value)
+            return repr(value)
         if kind is float and isfinite(value):
-            return float.__repr__(value)
+            return repr(value)
         if value is None:
             return "null"
         if kind is bool:

@@ -23,7 +23,7 @@ def is_sampled(arguments: Mapping[str, Any], by_default: bool = False) -> bool:
         return True
     temperature = arguments.get("temperature")
     if temperature is not None:
-        return not _is_zero(temperature)
+        return not isinstance(temperature, (int, float)) or temperature != 0
     return by_default and "do_sample" not in arguments
 
 
@@ -34,7 +34,3 @@ def seed_of(arguments: Mapping[str, Any]) -> Any:
         if seed is not None and seed != -1:  # -1: llama.cpp and others choose one
             return seed
     return None
-
-
-def _is_zero(value: Any) -> bool:
-    return isinstance(value, int | float) and value == 0

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lmstash.caches.models import describe_model
-from lmstash.caches.responses.answers import UnknownTypeError, decode_answer, encode_answer, pack, unpack
+from lmstash.caches.responses.answers import UnknownTypeError, encode_answer, pack, read_answer, unpack
 from lmstash.caches.responses.asking import KIND, Asked, namespace_of
 from lmstash.caches.responses.squeezing import SQUEEZED, Squeezer
 from lmstash.caches.responses.who import Who
@@ -171,7 +171,7 @@ class Shelf:
     def _open(self, asked: Asked, value: Buffer) -> Any:
         events = self.store.events
         try:
-            return decode_answer(unpack(self._plain(asked, value))[0])
+            return read_answer(self._plain(asked, value))
         except (UnknownTypeError, MissingDependencyError) as error:
             events.warn_once(f"answer {type(error)}", "lmstash: a kept answer cannot be served here: %s", error)
             events.miss(KIND, asked.key, MissReason.MISMATCH)

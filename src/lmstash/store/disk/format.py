@@ -265,22 +265,21 @@ def parse_head(buffer: Buffer, start: int = 0) -> Header:
     )
 
 
-def check_small(buffer: bytearray, key: bytes, head: int, size: int, owner: int) -> float | None:
+def check_small(buffer: bytearray, payload: memoryview, key: bytes, head: int, owner: int) -> float | None:
     """Return the compute seconds of the one-chunk record that fills `buffer`; None if it is not the one expected.
 
     Args:
         buffer: The record.
+        payload: Its payload in there.
         key: Its key.
         head: Bytes of its header.
-        size: Bytes of its payload.
         owner: Digest of its namespace.
     """
-    if head < HEADER.size:
-        return None
     begin, found_head, _, found_size, found, seconds, namespace, checksum = _ESSENCE.unpack_from(buffer, 8)
+    size = len(payload)
     if begin != _PLAIN_ENTRY or found_head != head or found_size != size or found != key or namespace != owner:
         return None  # another record, or a pinned one: the slow way tells
-    return seconds if seconds >= 0 and xxh3(memoryview(buffer)[head:]) == checksum else None
+    return seconds if seconds >= 0 and xxh3(payload) == checksum else None
 
 
 def check_payload(header: Header, payload: memoryview) -> None:

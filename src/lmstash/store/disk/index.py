@@ -41,6 +41,7 @@ PRAGMA user_version = {SCHEMA_VERSION};
 """
 _COLUMNS = "k, key, seg, off, head, size, slot, gen, exp, pinned"
 _FIND = f"SELECT {_COLUMNS} FROM entries WHERE k = ?"
+_SPOT = "SELECT key, seg, off, head, size, slot, exp FROM entries WHERE k = ?"
 _FIND_MANY = f"SELECT {_COLUMNS} FROM carray(?) AS asked CROSS JOIN entries ON entries.k = asked.value"
 _EXPIRIES = "SELECT key, exp FROM carray(?) AS asked CROSS JOIN entries ON entries.k = asked.value"
 _LOCATE = (
@@ -78,6 +79,7 @@ class Index:
         self.write_lock = threading.RLock()
         with self.translated():
             self.reader = self._connect()
+            self._spotting = self.reader.cursor()
             self.writer = self.reader if read_only else self._connect()
             self._prepare()
         self.inode = folder.index_inode()
@@ -134,6 +136,15 @@ class Index:
         if not found or found[0][1] != key:
             return None
         return Row._make(found[0])
+
+    def spot(self, key: bytes) -> tuple[Any, ...] | None:
+        """As `find`, in two thirds of its time: (key, segment, offset, head, size, slot, expiry), not looked at."""
+        try:
+            with self.read_lock:
+                found = self._spotting.execute(_SPOT, (row_id(key),)).fetchall()
+        except apsw.Error as error:
+            raise in_our_words(error, self._folder) from error
+        return found[0] if found and found[0][0] == key else None
 
     def find_many(self, keys: Sequence[bytes]) -> dict[bytes, Row]:
         """Return where each key is that is there."""

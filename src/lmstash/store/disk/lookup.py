@@ -10,7 +10,7 @@ from lmstash.errors import FormatError
 from lmstash.events import EventLog, MissReason
 from lmstash.store.base import Entry
 from lmstash.store.disk.folder import Folder
-from lmstash.store.disk.format import Header, check_small, parse_head
+from lmstash.store.disk.format import HEADER, Header, check_small, parse_head
 from lmstash.store.disk.index import Index
 from lmstash.store.disk.reading import check_record, groups, read_group, read_one
 from lmstash.store.disk.recency import Recency
@@ -89,22 +89,24 @@ class Lookup:
     def value(self, key: bytes) -> memoryview | None:
         """As `load`, for the value alone, as a read-only view; a small one costs half as much.
 
-        What is used of its header is compared with what is known, so the header's own checksum would add nothing.
+        What is used of its header is compared with what is known, so the header's own checksum would add nothing. Of a
+        damaged index anything may come here: it is refused, or raises, and the slow way says which it is.
         """
-        row = self._index.find(key)
-        if row is None:
+        found = self._index.spot(key)
+        if found is None:
             self._events.miss("", key, MissReason.ABSENT)
             return None
-        _, _, seg, off, head, size, slot, _, exp, _ = row
-        if sane(row) and not exp and size <= _SMALL_BYTES and head <= _SMALL_BYTES:
+        _, seg, off, head, size, slot, exp = found
+        if exp == 0 <= size <= _SMALL_BYTES and HEADER.size <= head <= _SMALL_BYTES and slot >= 0:
             file = self.file(seg)
             buffer = bytearray(head + size)
-            if file is not None and os.preadv(file.fd, [buffer], off) == head + size:
-                seconds = check_small(buffer, key, head, size, file.namespace_hash)
+            if file is not None and os.preadv(file.fd, (buffer,), off) == head + size:
+                payload = memoryview(buffer)[head:]
+                seconds = check_small(buffer, payload, key, head, file.namespace_hash)
                 if seconds is not None:
                     self._recency.touch(slot)
                     self._events.hit(file.namespace, key, size, seconds)
-                    return memoryview(buffer)[head:].toreadonly()
+                    return payload.toreadonly()
         loaded = self.load(key)  # expired, large, damaged, moved or gone: this says which, and heals
         return None if loaded is None else loaded[1].toreadonly()
 
@@ -150,9 +152,9 @@ class Lookup:
 
     def _let_go_of_unlinked(self) -> None:
         """Close files that another process has unlinked, at most once a second: their room is given back then."""
-        removals, now = self._recency.removals(), time.monotonic()
-        if removals != self._removals and now - self._looked > 1.0:
-            self._removals, self._looked = removals, now
+        removals = self._recency.removals()
+        if removals != self._removals and time.monotonic() - self._looked > 1.0:
+            self._removals, self._looked = removals, time.monotonic()
             self._files.drop_unlinked()
 
     def close(self) -> None:

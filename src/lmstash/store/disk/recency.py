@@ -75,8 +75,10 @@ class Recency:
             if self._read_only or not self._catch_up(slot):
                 return
             slots = self._slots
-        with contextlib.suppress(ValueError):  # another thread has just closed the store
+        try:
             slots[slot] = (int(time.time() * 1000) << 16) | min((slots[slot] & 0xFFFF) + 1, 0xFFFF)
+        except ValueError:  # another thread has just closed the store
+            return
 
     def touch_array(self, slots: np.ndarray) -> None:
         """As `touch_many`, for an array of distinct slots."""

@@ -185,9 +185,10 @@ class DiskStore:
 
     def get(self, key: bytes) -> memoryview | None:
         """Return the value as a read-only view of memory of its own, or None."""
-        with contextlib.suppress(*_FAULTS):  # met again below, where they are told apart
+        try:
             return self._ready().lookup.value(key)
-        return self.get_many((key,))[0]
+        except _FAULTS:  # met again below, where they are told apart
+            return self.get_many((key,))[0]
 
     def get_many(self, keys: Sequence[bytes]) -> list[memoryview | None]:
         """Return the values as read-only views, None where there is none. Small ones share memory (1 MiB)."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from lmstash.events import EventLog, MissReason
 from lmstash.store.base import KEY_BYTES
-from lmstash.store.disk.format import HEADER, xxh3
+from lmstash.store.disk.format import HEADER, RECORD_ALIGN, xxh3
 from lmstash.store.disk.index import Index
 from lmstash.store.disk.lookup import Lookup
 from lmstash.store.disk.recency import Recency
@@ -26,6 +26,9 @@ _SMALL_BYTES = 16 << 10
 _GAP_BYTES = 8 << 10
 _MEMORY_BYTES = 1 << 20
 """At most this much is read at a time, so that a value that is held on to holds no more."""
+_WORD = 8
+_HEADER_WORDS = np.arange(HEADER.size // _WORD)
+assert HEADER.size % _WORD == 0 == RECORD_ALIGN % _WORD
 _K, _SEG, _OFF, _HEAD, _SIZE, _SLOT, _EXP = range(7)
 
 
@@ -59,7 +62,7 @@ class ValueReader:
             return out
         wanted = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES)
         expired = (found[:, _EXP] > 0) & (found[:, _EXP] <= int(time.time() * 1e6))
-        slow = expired | (found[:, _SIZE] >= _SMALL_BYTES)
+        slow = expired | (found[:, _SIZE] >= _SMALL_BYTES) | (found[:, _HEAD] >= _SMALL_BYTES)
         odd: list[int] = places[slow].tolist()
         order = np.lexsort((found[:, _OFF], found[:, _SEG]))
         order = order[~slow[order]]
@@ -94,7 +97,8 @@ class ValueReader:
             return
         heads, sizes = rows[:, _HEAD], rows[:, _SIZE]
         whole = memory.data.toreadonly()
-        fixed = memory[starts[:, None] + np.arange(HEADER.size)].view(HEADER_DTYPE)[:, 0]
+        words = memory.view(np.uint64)[starts[:, None] // _WORD + _HEADER_WORDS]
+        fixed = words.view(HEADER_DTYPE)[:, 0]
         begins = (starts + heads).tolist()
         values = [whole[begin : begin + size] for begin, size in zip(begins, sizes.tolist(), strict=True)]
         good = as_expected(file, rows, keys[places], fixed) & whole_there
@@ -108,9 +112,9 @@ class ValueReader:
                     out[place] = value
                 else:
                     odd.append(place)
-        self._count(file, rows[good], fixed[good], [keys[place] for place in places[good]])
+        self._count(file, rows[good], fixed[good], keys[places[good]])
 
-    def _count(self, file: SegmentFile, rows: np.ndarray, fixed: np.ndarray, keys: list[np.ndarray]) -> None:
+    def _count(self, file: SegmentFile, rows: np.ndarray, fixed: np.ndarray, keys: np.ndarray) -> None:
         self._recency.touch_array(rows[:, _SLOT])
         seconds = sane_seconds(fixed["seconds"])
         if self._events.listening:
@@ -128,7 +132,7 @@ def _read_runs(file: SegmentFile, rows: np.ndarray) -> tuple[np.ndarray, np.ndar
     cuts = ((gaps > _GAP_BYTES) | (gaps < 0)).nonzero()[0] + 1
     firsts = np.concatenate(([0], cuts))
     lasts = np.concatenate((cuts, [len(rows)])) - 1
-    lengths = ends[lasts] - offsets[firsts]
+    lengths = -(-(ends[lasts] - offsets[firsts]) // _WORD) * _WORD  # so that every header begins at a whole word
     run_ends = lengths.cumsum()
     memory = np.empty(int(run_ends[-1]), np.uint8)
     whole, fd, short = memory.data, file.fd, False
