@@ -75,15 +75,19 @@ class Asker:
         if model is None:
             return self._miss(MissReason.UNSUPPORTED)
         try:
-            read = request if type(request) is Request else self._reader.read(request)
+            arguments: Mapping[str, Any] = {}
+            text = self._reader.write(request, arguments)
+            if text is None:
+                read = request if type(request) is Request else self._reader.read(request)
+                text, arguments = read.text, read.arguments
         except Exception as error:  # other people's objects are looked at; whatever they do, nothing is cached
             self._events.warn_once(f"request {type(error)}", "lmstash: a request is not cached: %s", error)
             return self._miss(MissReason.UNSUPPORTED)
-        number, text = 0, read.text
-        if is_sampled(read.arguments, self._by_default):
-            if seed_of(read.arguments) is None and not self._keep_sampled:
+        number = 0
+        if is_sampled(arguments, self._by_default):
+            if seed_of(arguments) is None and not self._keep_sampled:
                 return self._miss(MissReason.SAMPLED)
-            number = self._next(text, read.arguments) if occurrence is None else occurrence
+            number = self._next(text, arguments) if occurrence is None else occurrence
         return Asked(self._namer(model).name(text, number), text, model, number)
 
     def ask_many(
@@ -94,7 +98,7 @@ class Asker:
             return [self.ask(model, *each) for each in zip(requests, occurrences, strict=True)]
         if model is None:
             return [self.ask(None, request) for request in requests]
-        write, name, by_default = self._reader.write, self._namer(model).name, self._by_default
+        write, name, by_default = self._reader.write, self._namer(model).first, self._by_default
         make = tuple.__new__  # what Asked(...) does, at half its cost
         out: list[Asked | None] = []
         arguments: dict[str, Any] = {}
@@ -104,7 +108,7 @@ class Asker:
             if text is None or is_sampled(arguments, by_default):
                 out.append(self.ask(model, request))
             else:
-                out.append(make(Asked, (name(text, 0), text, model, 0)))
+                out.append(make(Asked, (name(text), text, model, 0)))
         return out
 
     def _namer(self, model: Fingerprint) -> Namer:
@@ -131,17 +135,18 @@ class Asker:
 class Namer:
     """Makes the keys of one model's answers. Threads may share it."""
 
-    __slots__ = ("_any", "_first")
+    __slots__ = ("_any", "first")
 
     def __init__(self, model: bytes, salt: str | bytes | None) -> None:
         """Take what belongs to every key: the digest of the model's fingerprint, and a tenant's secret."""
         parts = {"kind": KIND, "model": model, "salt": salt, "version": 1}
         self._any = KeyFamily(parts, ("request", "occurrence"))
-        self._first = KeyFamily({**parts, "occurrence": 0}, ("request",)).digest_of_bytes
+        self.first = KeyFamily({**parts, "occurrence": 0}, ("request",)).digest_of_bytes()
+        """As `name`, for the first occurrence."""
 
     def name(self, text: bytes, occurrence: int) -> bytes:
         """Return the key of a request's text and the number of the occurrence."""
-        return self._any.digest(text, occurrence) if occurrence else self._first(text)
+        return self._any.digest(text, occurrence) if occurrence else self.first(text)
 
 
 def namespace_of(model: Fingerprint) -> str:
