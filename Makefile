@@ -37,8 +37,8 @@ $(MODEL)/config.json: | $(READY)
 demo: model ## The main job: activations of a real model, computed once and read again by a new process
 	$(PYTHON) -m lmstash demo --model $(MODEL)
 
-test: model ## Every test but the campaigns
-	$(PYTHON) -m pytest -m "not campaign"
+test: model ## Every test but the campaigns, on two cores
+	$(PYTHON) -m pytest -m "not campaign" -n 2 --dist worksteal
 
 check: model ## Lint, types, import contracts, the documents' examples, a clean install of the wheel
 	$(PYTHON) -m ruff check .

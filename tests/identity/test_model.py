@@ -446,11 +446,14 @@ def test_a_registered_attention_function_counts_by_its_code(build_llama):
         return output * 2, weights
 
     found = set()
-    for function in (first, second):
-        AttentionInterface.register("lmstash_test", function)
-        model = build_llama()
-        model.config._attn_implementation = "lmstash_test"
-        found.add(fingerprint_model(model))
+    try:
+        for function in (first, second):
+            AttentionInterface.register("lmstash_test", function)
+            model = build_llama()
+            model.config._attn_implementation = "lmstash_test"
+            found.add(fingerprint_model(model))
+    finally:  # what is registered counts for every model
+        AttentionInterface._global_mapping.pop("lmstash_test")
     assert len(found) == 2
 
 

@@ -80,8 +80,8 @@ def decode_record(data: bytes | bytearray | memoryview, put_together: PutTogethe
     try:
         text = str(data, "utf-8")
         try:
-            value, end = _scan(text, 0)
-        except StopIteration:
+            value, end = _decoder.raw_decode(text)
+        except ValueError:
             value, end = None, -1
         if end != len(text):
             value = _decoder.decode(text)  # white space is around it, or it is no JSON, which this says
@@ -202,7 +202,6 @@ def _no_constant(name: str) -> None:
 
 
 _decoder = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
-_scan = _decoder.scan_once
 
 
 def _encodable(text: str) -> bool:

@@ -24,6 +24,7 @@ from lmstash.identity.media import Media, bytes_media, media_of
 SHOWN = frozenset({"generate_until", "loglikelihood"})
 """Methods that call a function once, with the document: what it returns says all. Elsewhere its code counts, too."""
 
+_NUMBERS = frozenset((type(None), bool, int, float))
 _LONG_BYTES = 4096
 _MOST_FILES = 10_000
 
@@ -150,7 +151,7 @@ def media(value: Any) -> Any:
 
 def _walk(value: Any, looking: bool) -> Any:
     kind = type(value)
-    if value is None or kind is bool or kind is int or kind is float:
+    if kind in _NUMBERS:
         return value
     if kind is str:
         return _text(value, looking)
@@ -158,7 +159,12 @@ def _walk(value: Any, looking: bool) -> Any:
         return bytes_media(value) if len(value) >= _LONG_BYTES else value
     if kind is list or kind is tuple:
         return kind([_walk(each, looking) for each in value])
-    if isinstance(value, Mapping):
+    if kind is dict and not looking:
+        return {
+            name: each if type(each) in _NUMBERS or (type(each) is str and each[:1] != "/") else _walk(each, False)
+            for name, each in value.items()
+        }
+    if kind is dict or isinstance(value, Mapping):
         shown = looking and value.get("type") != "text"
         walked = {name: _walk(each, shown and name != "role") for name, each in value.items()}
         return walked if kind is dict else [_name(kind), walked]

@@ -218,10 +218,12 @@ class ResponseCache:
             if isinstance(each, Unnameable):
                 self.stash.store.events.warn_once("unnameable", "lmstash: a request is not cached: %s", each.reason)
         occurrences = None if self._keep_sampled and len(requests) == 1 else [repeats[number] for number in numbers]
-        tags = [_tags(requests[number]) for number in numbers]
         places = {id(each): number for each, number in zip(asked, numbers, strict=True)}
         computed: set[int] = set()
         answered: set[int] = set()
+
+        def tags(question: Any) -> dict[str, Any]:
+            return _tags(requests[places[id(question)]])
 
         def compute(chunk: list[Any]) -> list[Any]:
             chosen = [places[id(each)] for each in chunk]
@@ -240,7 +242,7 @@ class ResponseCache:
                 [asked[each] for each in left],
                 compute,
                 batch_size=chunks.size,
-                tags=[tags[each] for each in left],
+                tags=tags,
                 occurrences=None if occurrences is None else [occurrences[each] for each in left],
                 refresh=self._refresh,
             ):
@@ -249,7 +251,7 @@ class ResponseCache:
         self._hits += len(numbers) - len(computed)
 
     def _first(
-        self, places: list[int], asked: list[Any], occurrences: list[int] | None, tags: list[Any], compute: Any
+        self, places: list[int], asked: list[Any], occurrences: list[int] | None, tags: Any, compute: Any
     ) -> list[tuple[int, Any]]:
         """Have a model that nobody has seen answer yet answer a chunk, to see what that changes about it.
 
@@ -273,7 +275,7 @@ class ResponseCache:
                 [first[k] for k in missing],
                 fresh,
                 occurrences=None if numbers is None else [numbers[k] for k in missing],
-                tags=[tags[places[k]] for k in missing],
+                tags=[tags(first[k]) for k in missing],
                 compute_seconds=seconds,
             )
         for k, answer in zip(missing, fresh, strict=True):

@@ -11,7 +11,7 @@ from lmstash.caches.responses.reading import RequestReader
 from lmstash.caches.responses.requests import HARMLESS, Request
 from lmstash.caches.responses.sampling import is_sampled, seed_of
 from lmstash.caches.responses.who import Who
-from lmstash.errors import UnsupportedModelError
+from lmstash.errors import InvalidArgumentError, UnsupportedModelError
 from lmstash.events import EventLog, MissReason
 from lmstash.identity.fingerprint import Fingerprint
 from lmstash.identity.keys import KeyFamily
@@ -94,19 +94,19 @@ class Asker:
         self, model: Fingerprint | None, requests: Sequence[Any], occurrences: Sequence[int] | None = None
     ) -> list[Asked | None]:
         """As `ask`, for many."""
-        if occurrences is not None:
-            return [self.ask(model, *each) for each in zip(requests, occurrences, strict=True)]
+        if occurrences is not None and len(occurrences) != len(requests):
+            raise InvalidArgumentError(f"{len(requests)} requests have {len(occurrences)} occurrences")
         if model is None:
             return [self.ask(None, request) for request in requests]
         write, name, by_default = self._reader.write, self._namer(model).first, self._by_default
         make = tuple.__new__  # what Asked(...) does, at half its cost
         out: list[Asked | None] = []
         arguments: dict[str, Any] = {}
-        for request in requests:
+        for number, request in enumerate(requests):
             arguments.clear()
             text = write(request, arguments)
             if text is None or is_sampled(arguments, by_default):
-                out.append(self.ask(model, request))
+                out.append(self.ask(model, request, None if occurrences is None else occurrences[number]))
             else:
                 out.append(make(Asked, (name(text), text, model, 0)))
         return out

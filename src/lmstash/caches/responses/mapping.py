@@ -121,15 +121,12 @@ class Mapped:
             if not patient and not self._lead(each):
                 later.append(each)
                 continue
-            if self._led_too_late(each):
-                later.append(each)
-                continue
             batch.append(each)
             if len(batch) >= (self._batch_size() if callable(self._batch_size) else self._batch_size):
-                yield from self._run(batch)
+                yield from self._run(self._not_kept(batch, later))
                 batch = []
         if batch:
-            yield from self._run(batch)
+            yield from self._run(self._not_kept(batch, later))
         return later
 
     def _lead(self, wanted: _Wanted) -> bool:
@@ -145,14 +142,24 @@ class Mapped:
         self._end(wanted, None)
         return False
 
-    def _led_too_late(self, wanted: _Wanted) -> bool:
-        """Whether another one has kept it between the look-up and now; it is read with the rest then."""
-        if wanted.flight is None or self._refresh or not self._cache.store.contains(wanted.flight.key):
-            return False
-        self._end(wanted, None)
-        return True
+    def _not_kept(self, batch: list[_Wanted], later: list[_Wanted]) -> list[_Wanted]:
+        """Return what is still to be computed; what others have kept since the look-up is read with the rest."""
+        led = [] if self._refresh else [each for each in batch if each.flight is not None]
+        if not led:
+            return batch
+        there = self._cache.store.contains_many([each.flight.key for each in led if each.flight is not None])
+        late = [each for each, kept in zip(led, there, strict=True) if kept]
+        if not late:
+            return batch
+        for each in late:
+            self._end(each, None)
+        later += late
+        known = set(map(id, late))
+        return [each for each in batch if id(each) not in known]
 
     def _run(self, batch: list[_Wanted]) -> Generator[Any, Any, None]:
+        if not batch:
+            return
         cache, requests = self._cache, [self._requests[each.numbers[0]] for each in batch]
         started = time.perf_counter()
         answers = yield Batch(requests)

@@ -7,8 +7,8 @@ each set of names. Whatever is not usual is left to `read_request`.
 
 from __future__ import annotations
 
-import marshal
 from json.encoder import encode_basestring
+from marshal import dumps
 from math import isfinite
 from typing import Any, Final, NamedTuple
 
@@ -108,7 +108,7 @@ class RequestReader:
         """Write generation arguments: the same ones with many requests, so what was written once is remembered."""
         try:
             # As memory of what a value was: it tells all types apart that are written here. Never read back.
-            look = marshal.dumps(given, 2)
+            look = dumps(given, 2)
         except ValueError:
             raise _UnusualError from None
         known = self._written.get(look)

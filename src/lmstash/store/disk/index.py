@@ -133,9 +133,7 @@ class Index:
                 found = self.reader.execute(_FIND, (row_id(key),)).fetchall()
         except apsw.Error as error:
             raise in_our_words(error, self._folder) from error
-        if not found or found[0][1] != key:
-            return None
-        return Row._make(found[0])
+        return Row._make(found[0]) if found and found[0][1] == key else None
 
     def spot(self, key: bytes) -> tuple[Any, ...] | None:
         """As `find`, in two thirds of its time: (key, segment, offset, head, size, slot, expiry), not looked at."""
@@ -164,12 +162,10 @@ class Index:
 
     def page(self, after: int | None) -> list[Row]:
         """Return up to 1,000 rows whose id follows `after`, in their order."""
-        start = -(2**63) - 1 if after is None else after
+        start = -(2**63) if after is None else after
         with self.read_lock, self.translated():
-            if after is None:
-                sql = _PAGE.replace("k > ?", "k >= ?")
-                return [Row._make(each) for each in self.reader.execute(sql, (start + 1,))]
-            return [Row._make(each) for each in self.reader.execute(_PAGE, (start,))]
+            sql = _PAGE.replace("k > ?", "k >= ?") if after is None else _PAGE
+            return [Row._make(each) for each in self.reader.execute(sql, (start,))]
 
     def rows(self) -> Iterator[Row]:
         """Yield every row, in pages, so that no long read holds up the log."""
@@ -384,8 +380,6 @@ class Index:
 
 
 def _find_many(connection: apsw.Connection, keys: Sequence[bytes]) -> dict[bytes, Row]:
-    if not keys:
-        return {}
     asked = {key for key in keys if isinstance(key, bytes)}
     make = tuple.__new__  # what Row._make does, at a third of its cost
     ids = array("q", [row_id(key) for key in asked])

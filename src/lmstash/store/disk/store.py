@@ -202,8 +202,7 @@ class DiskStore:
 
         Small values that lie together share one allocation of up to 1 MiB, which lives as long as any of them.
         """
-        loaded = zip(keys, self._load_many(keys), strict=True)
-        return [None if found is None else entry_of(key, found) for key, found in loaded]
+        return [found and entry_of(key, found) for key, found in zip(keys, self._load_many(keys), strict=True)]
 
     def fetch_sheets(self, keys: Sequence[bytes]) -> Iterator[Found]:
         """Yield what is kept of distinct keys in sheets: see `lmstash.store.sheets.fetch_sheets`."""
