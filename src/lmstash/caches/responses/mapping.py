@@ -193,7 +193,7 @@ class Mapped:
         flights, deadline = self._cache.flights, time.monotonic() + self._cache.wait_seconds
         while time.monotonic() < deadline:
             flight, leads = flights.join(wanted.asked.key)
-            if not leads:
+            if flight.landed is not None and not leads:
                 yield Wait(flight.landed, max(deadline - time.monotonic(), 0.0))
                 return
             if flights.lock(flight):

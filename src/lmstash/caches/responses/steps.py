@@ -119,7 +119,8 @@ def fly(
 
     flight, leads = flights.join(asked.key)
     if not leads:
-        encoded = None if flight.own() else (yield Wait(flight.landed, wait_seconds))
+        landed = None if flight.own() else flight.landed
+        encoded = None if landed is None else (yield Wait(landed, wait_seconds))
         theirs = MISSING if encoded is None else copy_of(encoded, MISSING)
         if theirs is not MISSING:
             return theirs
