@@ -2,8 +2,8 @@
 
 Threads and tasks of one process wait for a future. Processes that share a folder hold a lock on one byte of a file, the
 byte that the key names: no lock is left behind by a process that dies, and no file is needed for a key (byte-range
-locks of open files, `F_OFD_SETLK` of Linux; elsewhere `lockf`). There are 32 files, since the kernel walks through all of
-a file's locks for each: 4,096 in one file cost 55 us each, in 32 files 5.
+locks of open files, `F_OFD_SETLK` of Linux; elsewhere `lockf`). There are 32 files, since for each the kernel looks at
+all of a file's locks: 4,096 in one file cost 55 us each, in 32 files 5.
 """
 
 from __future__ import annotations
