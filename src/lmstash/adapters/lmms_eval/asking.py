@@ -75,7 +75,10 @@ class Reader:
         documented = self._open(args)
         arguments: list[Any] = []
         for place, value in enumerate(args):
-            if type(value) is dict and "gen_kwargs" not in request:
+            kind = type(value)
+            if kind in _NUMBERS or (kind is str and value[:1] != "/"):
+                arguments.append(value)
+            elif kind is dict and "gen_kwargs" not in request:
                 request["gen_kwargs"] = plain(value)
                 arguments.append(["gen_kwargs"])
             elif callable(value):

@@ -7,6 +7,7 @@ each set of names. Whatever is not usual is left to `read_request`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from json.encoder import encode_basestring
 from marshal import dumps
 from math import isfinite
@@ -124,30 +125,34 @@ class RequestReader:
 
     def _write(self, value: Any, depth: int) -> str:
         kind = type(value)
-        if kind is str:
-            if len(value) >= LONG and value.startswith("data:"):
+        if kind is dict and depth > 0:
+            return self._layout(value, self._of_dicts).template % tuple(self._pieces(value.values(), depth - 1))
+        if kind is list and depth > 0:
+            if len(value) == 2 and type(value[0]) is str is type(value[1]) and is_secret(value[0]):
                 raise _UnusualError
-            return encode_basestring(value)
-        if kind is dict:
-            if depth <= 0:
+            return "[" + ",".join(self._pieces(value, depth - 1)) + "]"
+        return self._pieces((value,), depth)[0]
+
+    def _pieces(self, values: Iterable[Any], depth: int) -> list[str]:
+        """Write each value."""
+        out: list[str] = []
+        for value in values:
+            kind = type(value)
+            if kind is str:
+                if len(value) >= LONG and value.startswith("data:"):
+                    raise _UnusualError
+                out.append(encode_basestring(value))
+            elif (kind is int and value.bit_length() <= 64) or (kind is float and isfinite(value)):
+                out.append(repr(value))
+            elif value is None:
+                out.append("null")
+            elif kind is bool:
+                out.append("true" if value else "false")
+            elif (kind is dict or kind is list) and depth > 0:
+                out.append(self._write(value, depth))
+            else:
                 raise _UnusualError
-            template = self._layout(value, self._of_dicts).template
-            return template % tuple([self._write(each, depth - 1) for each in value.values()])
-        if kind is list:
-            if depth <= 0 or (
-                len(value) == 2 and type(value[0]) is str and type(value[1]) is str and is_secret(value[0])
-            ):
-                raise _UnusualError
-            return "[" + ",".join([self._write(each, depth - 1) for each in value]) + "]"
-        if kind is int and value.bit_length() <= 64:
-            return repr(value)
-        if kind is float and isfinite(value):
-            return repr(value)
-        if value is None:
-            return "null"
-        if kind is bool:
-            return "true" if value else "false"
-        raise _UnusualError
+        return out
 
     def _layout(self, given: dict[Any, Any], layouts: _Layouts) -> _Layout:
         if not _TEXT.issuperset(map(type, given)):  # before it is looked for: others may equal a text
