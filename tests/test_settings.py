@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from lmstash.errors import InvalidArgumentError
-from lmstash.settings import DEFAULT_CAPACITY_BYTES, config_file, parse_bool, parse_bytes, resolve, resolve_all
+from lmstash.settings import (
+    DEFAULT_CAPACITY_BYTES,
+    config_file,
+    parse_bool,
+    parse_bytes,
+    resolve,
+    resolve_all,
+    settings_stamp,
+)
 
 
 @pytest.mark.parametrize(
@@ -80,3 +88,20 @@ def test_the_folder_follows_the_xdg_base_directories(monkeypatch: pytest.MonkeyP
     assert resolve("dir").value == str(tmp_path / "xdg" / "lmstash")
     monkeypatch.setenv("LMSTASH_DIR", str(tmp_path / "mine"))
     assert resolve("dir").value == str(tmp_path / "mine")
+
+
+def test_a_stamp_changes_with_whatever_a_setting_comes_from(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    seen = [settings_stamp()]
+    assert settings_stamp() == seen[0]
+    monkeypatch.setenv("LMSTASH_SALT", "a")
+    seen.append(settings_stamp())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    seen.append(settings_stamp())
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    seen.append(settings_stamp())
+    config_file().parent.mkdir(parents=True)
+    config_file().write_text("strict = true")
+    seen.append(settings_stamp())
+    config_file().write_text("strict = false")
+    seen.append(settings_stamp())
+    assert len(set(seen)) == 6

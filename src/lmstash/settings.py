@@ -138,6 +138,18 @@ def resolve_all() -> dict[str, Setting]:
     return {name: resolve(name) for name in _NAMES}
 
 
+def settings_stamp() -> tuple[Any, ...]:
+    """Return what is equal as long as no setting has changed: variables, and how the config file looks. Costs about 50 us."""
+    path = config_file()
+    try:
+        stat = path.stat()
+        looks: tuple[int, ...] = stat.st_mtime_ns, stat.st_size, stat.st_ino
+    except OSError:
+        looks = ()
+    named = [os.environ.get(f"LMSTASH_{name.upper()}") for name in _NAMES]
+    return *named, str(path), looks, str(default_folder())
+
+
 def _read_config() -> dict[str, Any]:
     path = config_file()
     try:

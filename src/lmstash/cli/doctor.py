@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import re
 import shutil
 import stat
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ REPAIR = "Run: lmstash verify --repair"
 FIXED_SQLITE = (3, 51, 3)
 """The first SQLite without the WAL-reset bug."""
 OPTIONAL = ("torch", "transformers", "safetensors", "zstandard")
+FLIGHTS = re.compile(r"flights(-\d\d)?\.lock")
 OURS = {"stash.json", "CACHEDIR.TAG", "recency", "repair.lock", "segments", "index.db", "index.db-wal", "index.db-shm"}
 
 
@@ -138,7 +140,7 @@ def check_folder(folder: Folder) -> Iterator[Finding]:
         yield Finding("stash", NOTE, "no stash in this folder yet", "It is made on first use.")
         return
     yield from check_index(folder)
-    strangers = sorted(set(os.listdir(folder.path)) - OURS)
+    strangers = sorted(name for name in set(os.listdir(folder.path)) - OURS if not FLIGHTS.fullmatch(name))
     if strangers:
         yield Finding("other files", NOTE, f"{', '.join(strangers[:5])}: not lmstash's, and left alone")
 

@@ -142,6 +142,36 @@ def test_what_is_answered_by_chance_is_kept_only_under_a_seed_or_when_asked(stas
     assert [again.get_or_compute(hot, lambda: next(drawn)) for _ in range(4)] == [5, 6, 7, 8]
 
 
+class Unclear:
+    """What numpy's arrays are in a condition."""
+
+    def __bool__(self) -> bool:
+        raise ValueError("truth is ambiguous")
+
+    __eq__ = __ne__ = lambda self, other: self  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("odd", [{"do_sample": Unclear()}, {"seed": Unclear(), "temperature": 1.0}])
+def test_what_cannot_say_whether_it_samples_is_computed(stash: Stash, odd: dict[str, Any]) -> None:
+    responses = stash.responses(model="m")
+    request = {"prompt": "p", **odd}
+    assert responses.get(request, MISSING) is MISSING
+    assert responses.get_many([request]) == [MISSING]
+    assert responses.get_or_compute(request, lambda: "computed") == "computed"
+
+
+def test_an_occurrence_may_be_any_integer(stash: Stash) -> None:
+    class Number:
+        def __index__(self) -> int:
+            return 1
+
+    responses, request = stash.responses(model="m"), {"prompt": "p", "temperature": 1.0, "seed": 1}
+    assert responses.put(request, "second", occurrence=1)
+    number: Any = Number()
+    assert responses.get(request, occurrence=number) == "second"
+
+
 @pytest.mark.parametrize("holder", ["options", "parameters", "gen_kwargs", "extra_body"])
 def test_sampling_is_noticed_where_generation_arguments_lie(stash: Stash, holder: str) -> None:
     responses = stash.responses(model="m")

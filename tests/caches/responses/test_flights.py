@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 
 import lmstash
-from lmstash.caches.responses import Responses
+from lmstash.caches.responses import Responses, answers, register
 from lmstash.stash import Stash
 
 
@@ -265,3 +266,29 @@ def test_tasks_of_one_thread_that_need_each_others_answers_do_not_hang(responses
     got = within(30, lambda: asyncio.run(scene()))
     assert got[0].startswith("a with ")
     assert got[1].startswith("b with ")
+
+
+def test_a_map_computes_what_is_kept_and_cannot_be_read_here(stash: Stash) -> None:
+    @dataclasses.dataclass
+    class Local:
+        x: int
+
+    register(Local, name="known elsewhere")
+    responses = stash.responses(model="m", wait_seconds=0.2)
+    asked = [{"q": n} for n in range(5)]
+    assert responses.put_many(asked, [Local(n) for n in range(5)]) == 5
+    del answers._by_name["known elsewhere"]
+    calls: list[int] = []
+
+    def compute(batch: list[Any]) -> list[str]:
+        calls.append(len(batch))
+        return ["fresh"] * len(batch)
+
+    assert within(10, lambda: responses.map([*asked, {"q": "new"}], compute, batch_size=6)) == ["fresh"] * 6
+    assert sum(calls) == 6
+    assert responses.get(asked[4]) == "fresh"
+
+
+def test_a_tag_that_cannot_be_said_is_no_reason_to_lose_an_answer(responses: Responses) -> None:
+    assert responses.map([{"q": 1}], lambda batch: ["a"], tags=lambda request: request["nothing"]) == ["a"]
+    assert responses.get({"q": 1}) == "a"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+import sys
 from collections.abc import Callable
 from enum import StrEnum
 from typing import Any
@@ -12,7 +15,7 @@ from hypothesis import strategies as st
 
 from lmstash.caches.responses import reading
 from lmstash.caches.responses.reading import RequestReader
-from lmstash.caches.responses.requests import ARGUMENTS, HARMLESS, LONG, NUMBERS, read_request
+from lmstash.caches.responses.requests import ARGUMENTS, HARMLESS, LONG, NUMBERS, Request, read_request
 from lmstash.caches.responses.sampling import is_sampled, seed_of
 from lmstash.errors import InvalidArgumentError
 
@@ -44,6 +47,13 @@ VALUES = st.recursive(
 REQUESTS = st.dictionaries(NAMES, VALUES, max_size=5) | VALUES
 
 
+def read(reader: RequestReader, request: Any) -> Request:
+    """Read a request as those do who look it up: quickly, or the general way."""
+    arguments: dict[str, Any] = {}
+    text = reader.write(request, arguments)
+    return reader.read(request) if text is None else Request(text, arguments)
+
+
 def outcome(read: Callable[[], Any], by_default: bool) -> Any:
     try:
         found = read()
@@ -60,7 +70,7 @@ def test_both_ways_read_the_same(requests: list[Any], urls: str, by_default: boo
     for request in requests:
         expected = outcome(lambda request=request: read_request(request, harmless, urls), by_default)
         for _again in range(2):
-            assert outcome(lambda request=request: reader.read(request), by_default) == expected
+            assert outcome(lambda request=request: read(reader, request), by_default) == expected
 
 
 @pytest.fixture
@@ -85,7 +95,7 @@ CHAT = {
 @pytest.mark.usefixtures("only_quick")
 @pytest.mark.parametrize("request_", [CHAT, {"prompt": "p", "max_tokens": 3, "temperature": 0.5, "n": None}, {}])
 def test_usual_requests_are_read_the_quick_way(request_: dict[str, Any]) -> None:
-    found = RequestReader().read(request_)
+    found = read(RequestReader(), request_)
     assert found.text == read_request(request_).text
     assert seed_of(found.arguments) == (3 if request_ is CHAT else None)
 
@@ -95,10 +105,10 @@ def test_a_name_that_only_equals_a_text_is_not_taken_for_it() -> None:
         PROMPT = "prompt"
 
     reader = RequestReader()
-    assert reader.read({"prompt": "p"}).text == b'{"prompt":"p"}'
+    assert read(reader, {"prompt": "p"}).text == b'{"prompt":"p"}'
     for odd in ({Name.PROMPT: "p"}, {"a": {Name.PROMPT: "p"}}, {"prompt": Name.PROMPT}):
         with pytest.raises(InvalidArgumentError):
-            reader.read(odd)
+            read(reader, odd)
 
 
 def test_layouts_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +116,7 @@ def test_layouts_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     reader = RequestReader()
     for number in range(40):
         asked = {f"name{number}": {"x": {str(number): 1}}}
-        assert reader.read(asked).text == read_request(asked).text
+        assert read(reader, asked).text == read_request(asked).text
     assert len(reader._of_requests) <= 4
     assert len(reader._of_dicts) <= 4
 
@@ -115,15 +125,36 @@ def test_what_holds_itself_or_nests_deep_is_left_to_the_general_way() -> None:
     within: dict[str, Any] = {}
     within["a"] = within
     with pytest.raises(InvalidArgumentError):
-        RequestReader().read(within)
+        read(RequestReader(), within)
     deep: Any = "x"
     for _ in range(60):
         deep = [deep]
-    assert RequestReader().read({"a": deep}).text == read_request({"a": deep}).text
+    assert read(RequestReader(), {"a": deep}).text == read_request({"a": deep}).text
 
 
 def test_arguments_are_no_longer_the_callers() -> None:
     asked = {"temperature": 0.0}
-    found = RequestReader().read(asked)
+    found = read(RequestReader(), asked)
     asked["temperature"] = 1.0
     assert not is_sampled(found.arguments)
+
+
+def test_what_is_remembered_of_options_does_not_change_with_the_callers_values() -> None:
+    reader, odd = RequestReader(), [1]
+    assert is_sampled(read(reader, {"gen_kwargs": {"do_sample": odd}}).arguments)
+    odd.clear()
+    assert is_sampled(read(reader, {"gen_kwargs": {"do_sample": [1]}}).arguments)
+
+
+def test_near_the_recursion_limit_it_is_not_usual() -> None:
+    asked = {"a": [[[["x"]]]], "gen_kwargs": {"b": [["y"]]}}
+    reader = RequestReader()
+
+    def descend(left: int) -> bytes | None:
+        return descend(left - 1) if left else reader.write(asked, {})
+
+    found: set[bytes | None] = set()
+    for room in range(100):
+        with contextlib.suppress(RecursionError):  # of `descend` itself
+            found.add(descend(sys.getrecursionlimit() - len(inspect.stack(0)) + 20 - room))
+    assert found == {None, read_request(asked).text}

@@ -83,6 +83,7 @@ PARTS: list[Any] = [
     {"content": [{"type": "input_file", "file_url": URL}]},
     {"content": [{"type": "image", "source": {"type": "url", "url": URL}}]},
     {"content": [{"type": "image", "url": URL}]},
+    {"messages": {"type": "image", "source": URL}},
     {"content": ({"type": "video", "video": ["https://host/1.png", "https://host/2.png"]},)},
     {"parts": [{"fileData": {"file_uri": "gs://bucket/cat.mp4"}}]},
     {"image_url": URL},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import random
@@ -302,3 +303,53 @@ def test_an_interrupt_as_a_transaction_is_entered_ends_it_although_the_traceback
     thread.start()
     thread.join()
     assert time.monotonic() - began < 4, "a lock stayed taken"
+
+
+def test_an_interrupted_look_up_leaves_no_old_view_behind(tmp_path: Path, tools: Any) -> None:
+    class StopError(Exception):
+        pass
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        if armed:
+            raise StopError
+
+    keys = [tools.key(n) for n in range(50)]
+    armed = False
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        with contextlib.closing(DiskStore(tmp_path)) as store, contextlib.closing(DiskStore(tmp_path)) as other:
+            store.put_many([Write(key, b"old") for key in keys])
+            for round_ in range(60):
+                armed = True
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, 0.0003)
+                    while True:
+                        for key in keys:
+                            store.get(key)
+                except StopError:
+                    armed = False
+                now = b"%d" % round_
+                assert other.put_many([Write(key, now) for key in keys]) == len(keys)
+                assert set(map(bytes, filter(None, store.get_many(keys)))) == {now}
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_look_up_within_a_look_up_is_none_of_its_business(tmp_path: Path, tools: Any) -> None:
+    keys = [tools.key(n) for n in range(50)]
+    within: list[bool] = []
+    store = DiskStore(tmp_path)
+    store.put_many([Write(key, b"value") for key in keys])
+    before = signal.signal(signal.SIGALRM, lambda *_: within.append(store.get(keys[7]) is not None))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.001, 0.0005)
+        deadline = time.monotonic() + 0.5
+        while time.monotonic() < deadline:
+            assert all(store.get(key) is not None for key in keys)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        store.close()
+    assert within
+    assert all(within)

@@ -19,7 +19,7 @@ from lmstash.codecs.records import decode_record, encode_record
 from lmstash.errors import CorruptEntryError, FormatError, InvalidArgumentError, LmstashError
 from lmstash.events import DropReason, MissReason
 from lmstash.identity.keys import Key
-from lmstash.settings import resolve_all
+from lmstash.settings import settings_stamp
 from lmstash.stash import Stash, open_stash
 from lmstash.store.base import EntryInfo, Write
 
@@ -35,7 +35,7 @@ def load_from_cache(file_name: str, *, fingerprint: Any = None, stash: Stash | N
     """Return what was saved under a name, or None.
 
     Objects are the caller's own. Functions are found again inside the harness, in the task that it builds; outside it
-    they are None. Costs about 10 us and 5 us per request.
+    they are None. Costs about 0.1 ms and 5 us per request.
 
     Args:
         file_name: The name, exactly.
@@ -238,15 +238,13 @@ def _exists() -> bool:
 def _place() -> Stash:
     """Return the stash that the variables name at this moment, as they set it up; each is opened once in a process."""
     folder = _folder()
-    settings = {name: setting.value for name, setting in resolve_all().items()}
-    where = str(folder / SUBFOLDER) if folder is not None else settings["dir"]
-    settings["dir"] = where
-    named = tuple(settings.values())
+    where = str(folder / SUBFOLDER) if folder is not None else ""
+    named = where, settings_stamp()
     with _lock:
         found = _opened.get(named)
         path = None if found is None else getattr(found.store, "folder_path", None)
         if found is None or (path is not None and not Path(path).is_dir()):
-            found = _opened[named] = open_stash(where)
+            found = _opened[named] = open_stash(where) if where else open_stash()
         return found
 
 

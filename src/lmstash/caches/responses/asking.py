@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Mapping, Sequence
+from operator import index
 from typing import Any, NamedTuple
 
 from lmstash.caches.responses.reading import RequestReader
@@ -74,21 +75,9 @@ class Asker:
         """
         if model is None:
             return self._miss(MissReason.UNSUPPORTED)
-        try:
-            arguments: Mapping[str, Any] = {}
-            text = self._reader.write(request, arguments)
-            if text is None:
-                read = request if type(request) is Request else self._reader.read(request)
-                text, arguments = read.text, read.arguments
-        except Exception as error:  # other people's objects are looked at; whatever they do, nothing is cached
-            self._events.warn_once(f"request {type(error)}", "lmstash: a request is not cached: %s", error)
-            return self._miss(MissReason.UNSUPPORTED)
-        number = 0
-        if is_sampled(arguments, self._by_default):
-            if seed_of(arguments) is None and not self._keep_sampled:
-                return self._miss(MissReason.SAMPLED)
-            number = self._next(text, arguments) if occurrence is None else occurrence
-        return Asked(self._namer(model).name(text, number), text, model, number)
+        arguments: dict[str, Any] = {}
+        text = self._reader.write(request, arguments)
+        return self._name(model, request, text, arguments, occurrence)
 
     def ask_many(
         self, model: Fingerprint | None, requests: Sequence[Any], occurrences: Sequence[int] | None = None
@@ -97,7 +86,7 @@ class Asker:
         if occurrences is not None and len(occurrences) != len(requests):
             raise InvalidArgumentError(f"{len(requests)} requests have {len(occurrences)} occurrences")
         if model is None:
-            return [self.ask(None, request) for request in requests]
+            return [self._miss(MissReason.UNSUPPORTED) for _ in requests]
         write, name, by_default = self._reader.write, self._namer(model).first, self._by_default
         make = tuple.__new__  # what Asked(...) does, at half its cost
         out: list[Asked | None] = []
@@ -106,10 +95,34 @@ class Asker:
             arguments.clear()
             text = write(request, arguments)
             if text is None or is_sampled(arguments, by_default):
-                out.append(self.ask(model, request, None if occurrences is None else occurrences[number]))
+                occurrence = None if occurrences is None else occurrences[number]
+                out.append(self._name(model, request, text, arguments, occurrence))
             else:
                 out.append(make(Asked, (name(text), text, model, 0)))
         return out
+
+    def _name(
+        self,
+        model: Fingerprint,
+        request: Any,
+        text: bytes | None,
+        arguments: Mapping[str, Any],
+        occurrence: int | None,
+    ) -> Asked | None:
+        """Do what `ask` does, for a request that was written, or for one that is not usual (`text` is None)."""
+        try:
+            if text is None:
+                read = request if type(request) is Request else self._reader.read(request)
+                text, arguments = read.text, read.arguments
+            number = 0
+            if is_sampled(arguments, self._by_default):
+                if seed_of(arguments) is None and not self._keep_sampled:
+                    return self._miss(MissReason.SAMPLED)
+                number = self._next(text, arguments) if occurrence is None else index(occurrence)
+            return Asked(self._namer(model).name(text, number), text, model, number)
+        except Exception as error:  # other people's objects are looked at; whatever they do, nothing is cached
+            self._events.warn_once(f"request {type(error)}", "lmstash: a request is not cached: %s", error)
+            return self._miss(MissReason.UNSUPPORTED)
 
     def _namer(self, model: Fingerprint) -> Namer:
         namer = self._namers.get(model.digest)

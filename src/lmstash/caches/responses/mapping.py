@@ -46,6 +46,8 @@ class _Wanted:
     numbers: list[int]
     asked: Asked | None
     flight: Flight | None = None
+    unreadable: bool = False
+    """Something is kept under its name, and nobody here can read it."""
 
 
 class Mapped:
@@ -144,7 +146,7 @@ class Mapped:
 
     def _not_kept(self, batch: list[_Wanted], later: list[_Wanted]) -> list[_Wanted]:
         """Return what is still to be computed; what others have kept since the look-up is read with the rest."""
-        led = [] if self._refresh else [each for each in batch if each.flight is not None]
+        led = [each for each in batch if each.flight is not None and not (self._refresh or each.unreadable)]
         if not led:
             return batch
         there = self._cache.store.contains_many([each.flight.key for each in led if each.flight is not None])
@@ -207,13 +209,15 @@ class Mapped:
     def _again(self, later: list[_Wanted]) -> Generator[Any, Any, list[_Wanted]]:
         """Yield what others have kept meanwhile, and compute what they have not."""
         found: list[bytes | None] = [None] * len(later)
+        there = [False] * len(later)
         if not self._refresh:
             there = self._cache.store.contains_many([each.asked.key for each in later if each.asked is not None])
             names = [each.asked if one else None for each, one in zip(later, there, strict=True)]
             found = self._cache.shelf.read_encoded(names)
         rest: list[_Wanted] = []
-        for each, packed in zip(later, found, strict=True):
+        for each, packed, kept in zip(later, found, there, strict=True):
             if packed is None:
+                each.unreadable |= kept
                 rest.append(each)
                 continue
             self._end(each, packed)
@@ -231,7 +235,13 @@ class Mapped:
     def _about(self, number: int) -> Tags | None:
         if self._tags is None:
             return None
-        return self._tags(self._requests[number]) if callable(self._tags) else self._tags[number]
+        if not callable(self._tags):
+            return self._tags[number]
+        try:
+            return self._tags(self._requests[number])
+        except Exception as error:  # a tag is no reason to lose an answer
+            self._cache.store.events.warn_once(f"tags {type(error)}", "lmstash: an answer has no tags: %r", error)
+            return None
 
     def _answered(self, number: int, answer: Any) -> Answered:
         if self._bar is not None:

@@ -1,8 +1,8 @@
 """Requests read quickly: those of texts, numbers, lists and dicts alone are written in one pass.
 
-`RequestReader.read` gives what `requests.read_request` gives, at a third of its cost for what is usual: what can be
-said of a dict by its names alone (their order, which do not count, which may hold a URL or a secret) is found once for
-each set of names. Whatever is not usual is left to `read_request`.
+`RequestReader.write` gives the text that `requests.read_request` gives, at a third of its cost: what can be said of a
+dict by its names alone (their order, which do not count, which may hold a URL or a secret) is found once for each set
+of names. Whatever is not usual is left to `read_request`.
 """
 
 from __future__ import annotations
@@ -69,20 +69,21 @@ class RequestReader:
         self._of_dicts: _Layouts = {}
         self._written: dict[bytes, tuple[str, dict[str, Any]]] = {}
 
-    def read(self, request: Any) -> Request:
-        """As `read_request`; costs about 4 us for a short request, and 7 us per kilobyte of text."""
-        arguments: dict[str, Any] = {}
-        text = self.write(request, arguments)
-        return read_request(request, self._harmless, self._urls) if text is None else Request(text, arguments)
-
     def write(self, request: Any, arguments: dict[str, Any]) -> bytes | None:
-        """Return the text of a usual request, None for others; adds to `arguments` what may say sampling."""
+        """Return the text of a usual request, None for others; adds to `arguments` what says sampling.
+
+        Never raises. Costs about 4 us for a short request, and 7 us per kilobyte of text.
+        """
         if type(request) is not dict:
             return None
         try:
             return self._keywords(request, self._of_requests, arguments, _MOST_NESTED).encode()
-        except (_UnusualError, UnicodeEncodeError):
-            return None
+        except (_UnusualError, ValueError, LookupError, RuntimeError, MemoryError):
+            return None  # whoever reads it the general way finds out why
+
+    def read(self, request: Any) -> Request:
+        """As `read_request`, under these rules: the general way."""
+        return read_request(request, self._harmless, self._urls)
 
     def _keywords(self, given: dict[Any, Any], layouts: _Layouts, arguments: dict[str, Any], depth: int) -> str:
         """Write keyword arguments; adds to `arguments` what may say sampling."""
@@ -102,7 +103,10 @@ class RequestReader:
             else:
                 pieces.append(self._write(value, depth))
         for name in telling:
-            arguments[name] = given[name]
+            value = given[name]
+            if isinstance(value, (list, dict)):  # what is remembered of it may change
+                raise _UnusualError
+            arguments[name] = value
         return template % tuple(pieces)
 
     def _options(self, given: dict[Any, Any], arguments: dict[str, Any], depth: int) -> str:

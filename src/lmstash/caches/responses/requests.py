@@ -61,7 +61,8 @@ class Request:
     Attributes:
         text: UTF-8 of a record (`lmstash.codecs.records`): what is hashed into the key, and what is stored. Media and
             long bytes are in it as digests, secrets not at all.
-        arguments: Every field that may name a sampling argument, of the request and of its generation arguments.
+        arguments: At least the fields that say sampling (`sampling.NAMES`), of the request and of its generation
+            arguments.
     """
 
     __slots__ = ("arguments", "text")

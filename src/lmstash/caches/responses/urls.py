@@ -33,7 +33,7 @@ class UnreadUrlError(InvalidArgumentError):
 
 def is_place(name: str) -> bool:
     """Whether a field of this name may hold the URL of media."""
-    return _FIELDS.fullmatch(name) is not None or name in _PLACES
+    return _FIELDS.fullmatch(name) is not None or name in _PLACES or name == "source"
 
 
 def resolve_urls(request: Any, policy: str, fetch: Callable[[str], Media] | None = None) -> Any:
