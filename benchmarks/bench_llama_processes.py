@@ -1,8 +1,9 @@
 """States of llama.cpp over processes: what many users' prompts take, and what a restart costs, on SmolLM2-135M Q4_1.
 
 Users: 50 that share one system prompt of 1,000 tokens: bytes on disk, and memory against what the cache reports. What
-llama.cpp and a cache need to work, whatever is kept, is there before the count begins: two users were served by another
-cache. llama-cpp-python's own caches have 5 users; 50 would take 6 GB.
+llama.cpp and a cache need to work, whatever is kept, is there before the count begins: twelve users were served by
+another cache (llama.cpp itself takes 4 MB more when one of them asks longer). llama-cpp-python's own caches have 5
+users; 50 would take 6 GB.
 
 Restart: the first completion of a new process over a kept prefix, and two after it, each after an unrelated prompt.
 Loading the model is not counted, reading its file for its identity is, where it is not done by then.
@@ -43,7 +44,7 @@ def serve(task: dict[str, Any]) -> dict[str, Any]:
     make = library.LlamaRAMCache if names[1] == "RAM" else lambda: library.LlamaDiskCache(task["folder"])
     system = words.system()
     llm.set_cache(library.LlamaRAMCache())  # what a cache needs to work, whatever is in it, is not what it keeps
-    for number in range(2):
+    for number in range(12):
         say(llm, words.unrelated(number, 64), 1)
         say(llm, system + words.question(1000 + number), NEW)
     llm.set_cache(None)

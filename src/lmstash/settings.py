@@ -139,7 +139,7 @@ def resolve_all() -> dict[str, Setting]:
 
 
 def settings_stamp() -> tuple[Any, ...]:
-    """Return what is equal as long as no setting has changed: variables, and how the config file looks. Costs about 50 us."""
+    """Return what is equal as long as no setting has changed: variables, how the config file looks. Costs 50 us."""
     path = config_file()
     try:
         stat = path.stat()

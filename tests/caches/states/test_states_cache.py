@@ -181,6 +181,31 @@ def test_a_lost_entry_shortens_what_is_restored(states_in, store, tokens, kind):
     assert restored(states, asked) == len(asked)
 
 
+def test_what_leans_on_a_lost_entry_is_not_promised_again(states_in, store, tokens):
+    states = states_in(store)
+    keep(states, tokens(150))
+    asked = [*tokens(140), *tokens(10, seed=1)]
+    keep(states, asked)
+    assert store.delete(states.names.path(tokens(150)).tail(2))
+    assert restored(states, asked) == 128  # what it leans on is found to be gone
+    assert states.match(asked).n_tokens == 128
+
+
+def test_an_entry_found_damaged_by_one_opener_is_kept_anew_by_another(states_in, tmp_path, tokens):
+    with lmstash.open(tmp_path) as one, lmstash.open(tmp_path) as other:
+        ours, theirs = states_in(one.store), states_in(other.store)
+        keep(ours, tokens(300))
+        assert restored(theirs, tokens(300)) == 300
+        (path,) = [path for path in (tmp_path / "segments").iterdir() if b"states/" in path.read_bytes()[:200]]
+        block = one.store.get(theirs.names.path(tokens(300)).blocks[1])
+        data = bytearray(path.read_bytes())
+        data[data.index(bytes(block)) + len(block) // 2] ^= 1
+        path.write_bytes(data)
+        assert restored(ours, tokens(300)) == 64
+        keep(theirs, tokens(300))
+        assert restored(ours, tokens(300)) == restored(theirs, tokens(300)) == 300
+
+
 def test_eviction_keeps_beginnings(states_in, tokens):
     store = MemoryStore(200_000)
     states = states_in(store)

@@ -198,6 +198,26 @@ def test_a_deleted_segment_is_gone_and_refilled(folder: Path, tools: Any) -> Non
     store.close()
 
 
+def test_who_remembers_what_is_kept_hears_of_damage_and_loss(folder: Path, tools: Any) -> None:
+    values = expected(tools, large=False)
+    store, other = DiskStore(folder), DiskStore(folder)
+    path = tools.segments(folder)[0]
+    before = other.removals()
+    for place in range(64, path.stat().st_size, 97):
+        flip(path, place, 1)
+    assert read_all(store, values) < len(values)
+    assert store.events.stats.damaged
+    assert other.removals() != before
+    before = other.removals()
+    for each in tools.segments(folder):
+        each.unlink()
+    fresh = DiskStore(folder)
+    assert read_all(fresh, values) == 0
+    assert other.removals() != before
+    for each in (store, other, fresh):
+        each.close()
+
+
 def test_a_segment_deleted_before_opening_is_noticed_when_opening(folder: Path, tools: Any) -> None:
     values = expected(tools, large=False)
     for path in tools.segments(folder):

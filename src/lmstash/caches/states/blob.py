@@ -100,7 +100,7 @@ def cut(state: State, first: int, last: int) -> np.ndarray:
 
     Costs a copy of its bytes.
     """
-    out = np.empty((last - first) * state.layout.token_bytes, np.uint8)
+    out = buffer((last - first) * state.layout.token_bytes)
     n_tokens = last - first
     for (cells, sides), (kept_ext, kept_sides) in zip(
         _blob_views(state.data, state.layout, state.n_tokens, state.starts),

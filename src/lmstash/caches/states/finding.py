@@ -225,6 +225,7 @@ class Finder:
             piece = found.pieces.get(key)
             spans = None if piece is None else self._spans(piece, path.chain[block], path.tokens(block), asked, found)
             if piece is None or not spans:
+                self._give_up(piece, found)
                 break
             found.spans += spans
             found.n_tokens += asked
@@ -242,8 +243,19 @@ class Finder:
         if piece is not None and piece.base:
             self._fetch({piece.base: piece.parent}, found)
         if piece is None or self._spans(piece, path.chain[block], path.tokens(block), match.common, found) is None:
+            self._give_up(piece, found)
             return None
         return piece if all(check() for check in found.checks) else None
+
+    def _give_up(self, piece: Piece | None, found: Found) -> None:
+        """Ask again what is kept, since something is gone that was there.
+
+        An entry that leans on one that is gone is removed: it would be promised, and hold up what replaces it.
+        """
+        if piece is not None and piece.base and piece.base not in found.pieces:
+            if not getattr(self._store, "read_only", False):
+                self._store.delete(piece.key)
+        self.known.forget()
 
     def _fetch(self, wanted: dict[bytes, bytes], found: Found) -> None:
         """Read entries, each of which must follow the block whose key is beside its own."""

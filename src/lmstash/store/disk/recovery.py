@@ -87,6 +87,7 @@ class Recovery:
                     self._events.damage(segment.namespace, None, detail)
                 self._index.delete_rows(rows)
                 connection.execute("DELETE FROM segments WHERE id = ?", (segment.id,))
+                self._recency.note_removal()
 
     def _finish_removals(self) -> None:
         # Segments are made in transactions, and nobody else can be in one: a file without a row is a remainder.
