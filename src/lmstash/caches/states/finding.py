@@ -252,9 +252,9 @@ class Finder:
 
         An entry that leans on one that is gone is removed: it would be promised, and hold up what replaces it.
         """
-        if piece is not None and piece.base and piece.base not in found.pieces:
-            if not getattr(self._store, "read_only", False):
-                self._store.delete(piece.key)
+        read_only = getattr(self._store, "read_only", False)
+        if piece is not None and piece.base and piece.base not in found.pieces and not read_only:
+            self._store.delete(piece.key)
         self.known.forget()
 
     def _fetch(self, wanted: dict[bytes, bytes], found: Found) -> None:
