@@ -11,7 +11,6 @@ Loading the model is not counted, reading its file for its identity is, where it
 
 from __future__ import annotations
 
-import gc
 import json
 import statistics
 import time
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_work import NEW, TOUCH_BYTES, is_ours, needs_llama
-from measuring import Report, Scratch, Timing, arguments, drop_pages, in_new_process, ratio, reset_peak
+from measuring import Report, Scratch, Timing, arguments, drop_pages, in_new_process, private_bytes, ratio
 
 PARTS = ("users", "restart")
 GOAL_BYTES, GOAL_MEMORY = 1.2, 0.05
@@ -48,7 +47,7 @@ def serve(task: dict[str, Any]) -> dict[str, Any]:
         say(llm, words.unrelated(number, 64), 1)
         say(llm, system + words.question(1000 + number), NEW)
     llm.set_cache(None)
-    before = reset_peak()
+    before = private_bytes()
     cache = make()
     llm.set_cache(cache)
     kept = 0
@@ -56,8 +55,7 @@ def serve(task: dict[str, Any]) -> dict[str, Any]:
         ids = system + words.question(number)
         say(llm, ids, NEW)
         kept += len(ids) + NEW - 1 - PREFIX  # the last token is not evaluated
-    gc.collect()
-    after = reset_peak()
+    after = private_bytes()
     store = getattr(cache, "store", None)
     if store is not None:
         flush = getattr(store, "flush", None)

@@ -188,6 +188,12 @@ def reset_peak() -> int:
     return _status("VmRSS")
 
 
+def private_bytes() -> int:
+    """Return what this process holds in memory of its own; pages of mapped files come and go as the system likes."""
+    gc.collect()
+    return _status("RssAnon")
+
+
 def _status(name: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
