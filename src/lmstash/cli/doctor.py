@@ -30,7 +30,7 @@ REPAIR = "Run: lmstash verify --repair"
 FIXED_SQLITE = (3, 51, 3)
 """The first SQLite without the WAL-reset bug."""
 OPTIONAL = ("torch", "transformers", "safetensors", "zstandard")
-FLIGHTS = re.compile(r"flights(-\d\d)?\.lock")
+FLIGHTS = re.compile(r"flights-\d\d\.lock")
 OURS = {"stash.json", "CACHEDIR.TAG", "recency", "repair.lock", "segments", "index.db", "index.db-wal", "index.db-shm"}
 
 
@@ -231,6 +231,6 @@ def check_index(folder: Folder) -> Iterator[Finding]:
 
 
 def _our_files(folder: Folder) -> list[Path]:
-    files = [folder.path / name for name in OURS if name != "segments"]
+    files = [folder.path / name for name in os.listdir(folder.path) if name in OURS or FLIGHTS.fullmatch(name)]
     files += [folder.segment(name) for name in folder.segment_names()]
     return [each for each in files if each.is_file()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import threading
 import time
 from collections import OrderedDict
@@ -22,7 +21,6 @@ from lmstash.store.base import (
     StoreInfo,
     VerifyReport,
     Write,
-    byte_views,
     check_write,
     decode_meta,
     join,
@@ -32,17 +30,13 @@ from lmstash.store.base import (
 if TYPE_CHECKING:
     from lmstash.store.loans import Loan
 
-_LARGE_BYTES = 256 << 10
-"""From here on a value gets memory from the system, which has it back when it leaves: malloc keeps what it is given
-back in such sizes, so that a process would take twice what its cache says."""
-
 ENTRY_OVERHEAD_BYTES = 512
 """What one entry costs in RAM beside its value (objects, dict slot), counted against the limit."""
 
 
 @dataclass(slots=True)
 class _Kept:
-    value: bytes | memoryview
+    value: bytes
     namespace: str
     meta_bytes: bytes
     parent: bytes
@@ -276,7 +270,7 @@ class MemoryStore:
 
     def _put(self, write: Write, replace: bool) -> bool:
         meta_bytes, lifetime = check_write(write)
-        value = _copied(write.value)
+        value = join(write.value)
         now = time.time()
         kept = _Kept(
             value=value,
@@ -339,25 +333,6 @@ def _info(key: bytes, kept: _Kept) -> EntryInfo:
         parent=kept.parent,
         meta=decode_meta(kept.meta_bytes),
     )
-
-
-def _copied(value: Buffer | Sequence[Buffer]) -> bytes | memoryview:
-    """Return a value as memory that nobody writes into."""
-    if isinstance(value, bytes):
-        return value
-    parts = byte_views(value)
-    size = sum(map(len, parts))
-    if size < _LARGE_BYTES or not hasattr(mmap, "MAP_ANONYMOUS"):
-        return join(parts)
-    try:
-        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except OSError:  # malloc may still find room
-        return join(parts)
-    start = 0
-    for part in parts:
-        memory[start : start + len(part)] = part
-        start += len(part)
-    return memoryview(memory).toreadonly()
 
 
 def _entry(key: bytes, kept: _Kept, value: memoryview) -> Entry:

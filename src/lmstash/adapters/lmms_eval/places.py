@@ -10,9 +10,7 @@ from lmstash.stash import Stash, open_stash
 VARIABLE = "LM_HARNESS_CACHE_PATH"
 """Names the folder of saved requests; both harnesses read it, lmstash at each call."""
 SUBFOLDER = "lmstash"
-_OWN_FILES = (
-    *("CACHEDIR.TAG", "segments", "stash.json", "index.db", "recency", "repair.lock", "flights-", "flights.lock", "."),
-)
+_OWN_FILES = ("CACHEDIR.TAG", "segments", "stash.json", "index.db", "recency", "repair.lock", "flights-", ".")
 
 
 def open_place(where: str | os.PathLike[str] | None) -> Stash:

@@ -164,7 +164,7 @@ class RequestReader:
         names = tuple(given)
         layout = layouts.get(names)
         if layout is None and names not in layouts:
-            if len(names) > _MOST_NAMES:
+            if len(names) > _MOST_NAMES or sum(map(len, names)) > LONG:  # they are remembered
                 raise _UnusualError
             if len(layouts) >= _MOST_LAYOUTS:
                 layouts.clear()

@@ -52,6 +52,7 @@ LONG = 4096
 """Bytes, and texts that are media (`data:` URLs), of this length or more stand in a request as their digests."""
 _PAIR = re.compile(rb'(key|token|secret|zation|bearer|cookie|password|phrase)","', re.IGNORECASE)
 """A secret's name as the first of two texts, as headers are written."""
+_LONG_NAME = 256
 URL, SECRET = 1, 2
 
 
@@ -136,9 +137,14 @@ def is_credential(name: str) -> bool:
     return CREDENTIALS.fullmatch(name) is not None
 
 
-@lru_cache(maxsize=4096)
 def is_secret(name: str) -> bool:
     """Whether the value of a field of this name is never stored."""
+    # Long texts come here, too, as the first of two; they are not remembered.
+    return _is_secret(name) if len(name) <= _LONG_NAME else SECRETS.fullmatch(name) is not None
+
+
+@lru_cache(maxsize=4096)
+def _is_secret(name: str) -> bool:
     return SECRETS.fullmatch(name) is not None
 
 

@@ -179,7 +179,7 @@ class Intake:
                 self._reclaimer.recover()
                 self._bury([row])
                 self._index.delete_rows([row])
-                self._recency.note_removal()  # who remembers that it is there has to ask again
+        self._recency.note_removal()  # who remembers that it is there has to ask again, now that it is gone
 
     def pin(self, keys: Sequence[bytes], pinned: bool) -> int:
         """Protect entries from eviction or stop doing so; returns how many are kept."""
