@@ -2,8 +2,8 @@
 
 Users: 50 that share one system prompt of 1,000 tokens: bytes on disk, and memory against what the cache reports. What
 llama.cpp and a cache need to work, whatever is kept, is there before the count begins: twelve users were served by
-another cache (llama.cpp itself takes 4 MB more when one of them asks longer). llama-cpp-python's own caches have 5
-users; 50 would take 6 GB.
+another cache, which stays, since malloc would fill what it leaves (llama.cpp itself takes 4 MB more when one of them
+asks longer). llama-cpp-python's own caches have 5 users; 50 would take 6 GB.
 
 Restart: the first completion of a new process over a kept prefix, and two after it, each after an unrelated prompt.
 Loading the model is not counted, reading its file for its identity is, where it is not done by then.
@@ -42,7 +42,8 @@ def serve(task: dict[str, Any]) -> dict[str, Any]:
     library = ours if kind == "ours" else llama_cpp
     make = library.LlamaRAMCache if names[1] == "RAM" else lambda: library.LlamaDiskCache(task["folder"])
     system = words.system()
-    llm.set_cache(library.LlamaRAMCache())  # what a cache needs to work, whatever is in it, is not what it keeps
+    first = library.LlamaRAMCache()
+    llm.set_cache(first)  # what a cache needs to work, whatever is in it, is not what it keeps
     for number in range(12):
         say(llm, words.unrelated(number, 64), 1)
         say(llm, system + words.question(1000 + number), NEW)
@@ -56,6 +57,7 @@ def serve(task: dict[str, Any]) -> dict[str, Any]:
         say(llm, ids, NEW)
         kept += len(ids) + NEW - 1 - PREFIX  # the last token is not evaluated
     after = private_bytes()
+    del first
     store = getattr(cache, "store", None)
     if store is not None:
         flush = getattr(store, "flush", None)

@@ -231,6 +231,7 @@ def check_index(folder: Folder) -> Iterator[Finding]:
 
 
 def _our_files(folder: Folder) -> list[Path]:
-    files = [folder.path / name for name in os.listdir(folder.path) if name in OURS or FLIGHTS.fullmatch(name)]
+    there = os.listdir(folder.path) if folder.path.is_dir() else []
+    files = [folder.path / name for name in there if name in OURS or FLIGHTS.fullmatch(name)]
     files += [folder.segment(name) for name in folder.segment_names()]
     return [each for each in files if each.is_file()]
