@@ -143,6 +143,38 @@ def test_what_is_answered_by_chance_is_kept_only_under_a_seed_or_when_asked(stas
     assert [again.get_or_compute(hot, lambda: next(drawn)) for _ in range(4)] == [5, 6, 7, 8]
 
 
+def test_a_look_that_finds_nothing_uses_up_no_occurrence(stash: Stash) -> None:
+    hot, cold = {"prompt": "a", "temperature": 0.7}, {"prompt": "a"}
+
+    def ask(answers: list[str]) -> list[Any]:
+        """As a program does that looks and puts by itself."""
+        cache, out = stash.responses(model="m", keep_sampled=True), []
+        for answer in answers:
+            found = cache.get(hot, MISSING)
+            if found is MISSING:
+                assert cache.put(hot, answer)
+            out.append(answer if found is MISSING else found)
+        return out
+
+    assert ask(["one", "two"]) == ["one", "two"]
+    assert ask(["1", "2", "three"]) == ["one", "two", "three"]
+    cache = stash.responses(model="m", keep_sampled=True)
+    assert cache.get_many([hot, cold, hot, hot, hot, hot]) == ["one", MISSING, "two", "three", MISSING, MISSING]
+    assert cache.put_many([hot, hot], ["four", "five"]) == 2
+    assert cache.get(hot, MISSING) is MISSING  # all five were handed out
+    assert stash.responses(model="m", keep_sampled=True).get_many([hot] * 6)[3:] == ["four", "five", MISSING]
+
+
+def test_an_occurrence_that_somebody_else_went_past_stays_used_up(stash: Stash) -> None:
+    hot = {"prompt": "a", "temperature": 0.7}
+    stash.responses(model="m", keep_sampled=True).put(hot, "second", occurrence=1)
+    cache = stash.responses(model="m", keep_sampled=True)
+    assert cache.get_many([hot, hot]) == [MISSING, "second"]
+    assert cache.get(hot, MISSING) is MISSING
+    cache.put(hot, "third")
+    assert stash.responses(model="m", keep_sampled=True).get(hot, occurrence=2) == "third"
+
+
 @pytest.mark.parametrize("odd", [{"do_sample": np.ones(2)}, {"seed": np.ones(2), "temperature": 1.0}])
 def test_what_cannot_say_whether_it_samples_is_computed(stash: Stash, odd: dict[str, Any]) -> None:
     responses = stash.responses(model="m")

@@ -51,7 +51,7 @@ class Asker:
         self.salt = salt
         self._reader = RequestReader(HARMLESS | harmless, urls)
         self._by_default = sampled_by_default
-        self._keep_sampled = keep_sampled
+        self.keep_sampled = keep_sampled
         self._namers: dict[bytes, Namer] = {}
         self._counts: dict[bytes, int] = {}
         self._lock = threading.Lock()
@@ -116,7 +116,7 @@ class Asker:
                 text, arguments = read.text, read.arguments
             number = 0
             if is_sampled(arguments, self._by_default):
-                if seed_of(arguments) is None and not self._keep_sampled:
+                if seed_of(arguments) is None and not self.keep_sampled:
                     return self._miss(MissReason.SAMPLED)
                 number = self._next(text, arguments) if occurrence is None else index(occurrence)
             return Asked(self._namer(model).name(text, number), text, model, number)
@@ -140,6 +140,18 @@ class Asker:
             number = self._counts.get(name, 0)
             self._counts[name] = number + 1
             return number
+
+    def give_back(self, asked: Sequence[Asked | None]) -> None:
+        """Take back the occurrences that the last look-ups got by default and found nothing under.
+
+        So that what is put next gets them. What somebody else has asked after meanwhile stays used up.
+        """
+        for each in reversed(asked):
+            if each is not None:
+                name = hashlib.sha256(each.text).digest()[:16]
+                with self._lock:
+                    if self._counts.get(name) == each.occurrence + 1:
+                        self._counts[name] = each.occurrence
 
     def _miss(self, reason: MissReason) -> None:
         self._events.miss(KIND, b"", reason)
