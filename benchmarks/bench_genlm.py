@@ -21,10 +21,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import peers
-
-if __name__ == "__main__":
-    peers.run_inside("genlm")
-
 import torch
 import workloads
 from measuring import ROOT, Report, arguments

@@ -19,10 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import peers
-
-if __name__ == "__main__":
-    peers.run_inside("genlm")
-
 import torch
 import workloads
 from measuring import Report, Scratch, Timing, arguments, interleave, ratio

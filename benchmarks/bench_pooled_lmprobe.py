@@ -14,11 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import peers
-
-if __name__ == "__main__":
-    peers.run_inside("lmprobe")
-
 import torch
 import workloads
 from measuring import (

@@ -13,11 +13,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import peers
-
-if __name__ == "__main__":
-    peers.run_inside("lmprobe")
-
 import numpy as np
 import torch
 import workloads

@@ -18,11 +18,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import peers
-
-if __name__ == "__main__":
-    peers.run_inside("lmcache")  # for diskcache
-
 from measuring import Report, Scratch, Timing, arguments, interleave, ratio, sync_files
 
 COUNT = 100_000

@@ -21,11 +21,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import peers
-
-if __name__ == "__main__":
-    peers.run_inside("lm_eval")
-
 import lm_eval.api.model
 import torch
 from lm_eval.api.instance import Instance

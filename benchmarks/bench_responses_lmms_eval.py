@@ -18,11 +18,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import peers
-
-if __name__ == "__main__":
-    peers.run_inside("lmms_eval")
-
 from lmms_eval.api.instance import Instance
 from lmms_eval.caching.response_cache import ResponseCache as Theirs
 from measuring import Report, Timing, arguments, interleave

@@ -16,11 +16,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import peers
-
-if __name__ == "__main__":
-    peers.run_inside("lmcache")  # for diskcache
-
 from measuring import Report, Scratch, Timing, arguments, drop_pages, in_new_process, ratio, sync_files
 
 VALUE_BYTES = 1024

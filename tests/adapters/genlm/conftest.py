@@ -13,10 +13,10 @@ FILES = Path(__file__).parents[3] / ".cache/peers/files"
 
 
 def released(version: str) -> ModuleType:
-    """The cache.py of a release; skips the test where `benchmarks/peers.py` has not fetched it."""
+    """The cache.py of a release; skips the test where `make env` has not fetched it."""
     file = FILES / f"genlm-backend=={version}" / "genlm/backend/cache.py"
     if not file.exists():
-        pytest.skip(f"needs {file}: python benchmarks/peers.py genlm-files")
+        pytest.skip(f"needs {file}: make env")
     spec = importlib.util.spec_from_file_location(f"genlm_cache_{version.replace('.', '_')}", file)
     assert spec is not None
     assert spec.loader is not None

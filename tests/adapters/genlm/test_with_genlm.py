@@ -21,7 +21,7 @@ import lmstash
 from lmstash.stash import Stash
 from lmstash.store.memory import MemoryStore
 
-pytest.importorskip("genlm.backend", reason="needs genlm-backend: runs in its environment, see tests/adapters")
+pytest.importorskip("genlm.backend", reason="needs genlm-backend: make env")
 transformers = pytest.importorskip("transformers")
 
 from genlm.backend.llm import AsyncTransformer as Released  # noqa: E402

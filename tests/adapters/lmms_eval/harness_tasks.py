@@ -19,6 +19,13 @@ def doc_to_messages(doc, lmms_eval_specific_kwargs=None):
     text = {{"type": "text", "text": doc_to_text(doc)}}
     return [{{"role": "user", "content": [{{"type": "image", "url": doc_to_visual(doc)[0]}}, text]}}]
 
+def doc_to_step(doc, lmms_eval_specific_kwargs=None, previous_output=None, round_idx=None, previous_round_info=None):
+    if previous_output is None:
+        return doc_to_text(doc)
+    info = {{"state": {{}}, "tool_calls": round_idx}}
+    context = f"Round {{round_idx}}{SUFFIX} after {{previous_output[-1]}}"
+    return doc_to_visual(doc), context, round_idx == 3, list(previous_output), info
+
 def process_results(doc, results):
     {SCORING}
     return {{"acc": 1.0, "length": float(len(results[0]))}}
@@ -38,6 +45,7 @@ def write_task(
     metrics: tuple[str, ...] = ("acc",),
     kwargs: dict[str, Any] | None = None,
     chat: bool = False,
+    agentic: bool = False,
     lines: tuple[str, ...] = (),
 ) -> Path:
     """Write a task; returns the folder to include."""
@@ -60,8 +68,8 @@ def write_task(
                 "  data_files:",
                 f"    test: {data}",
                 "test_split: test",
-                "output_type: generate_until",
-                f"doc_to_text: !function {utils}.doc_to_text",
+                f"output_type: generate_until{'_agentic' if agentic else ''}",
+                f"doc_to_text: !function {utils}.{'doc_to_step' if agentic else 'doc_to_text'}",
                 f"doc_to_visual: !function {utils}.doc_to_visual",
                 *shown,
                 'doc_to_target: "answer"',

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("lmms_eval")
+pytest.importorskip("lmms_eval", reason="needs lmms-eval: make env")
 
 import lmms_eval.__main__ as command_line
 import lmms_eval.evaluator as evaluator
@@ -57,6 +57,7 @@ def _own_places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LM_HARNESS_CACHE_PATH", str(tmp_path / "requests"))
     monkeypatch.setattr(evaluator, "ResponseCache", ResponseCache)
     monkeypatch.setattr(command_line, "TaskManager", functools.partial(TaskManager, include_defaults=False))
+    monkeypatch.setattr("tenacity.nap.time.sleep", lambda _seconds: None)  # the harness tries again five times
 
 
 @pytest.fixture
@@ -192,6 +193,35 @@ def test_choices(run: Any) -> None:
     first, computed = run(lines=lines)
     assert computed == 24
     again, recomputed = run(lines=lines)
+    assert recomputed == 0
+    assert answers(again) == answers(first)
+
+
+@pytest.mark.parametrize(("model", "chat"), [("seeing", False), ("talking", True)])
+def test_each_round_of_an_agent_is_kept(run: Any, model: str, chat: bool) -> None:
+    first, computed = run(model, chat=chat, agentic=True)
+    assert computed == 36
+    again, recomputed = run(model, chat=chat, agentic=True)
+    assert recomputed == 0
+    assert answers(again) == answers(first)
+    other, computed = run(model, chat=chat, agentic=True, suffix="?")  # the first round's question, too
+    assert computed == 36
+    assert answers(other) != answers(first)
+    _, computed = run(model, chat=chat, agentic=True, colour=2)
+    assert computed == 36
+
+
+def test_sampled_rounds_of_an_agent_are_numbered_as_they_come(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class KeepSampled(ResponseCache):
+        @classmethod
+        def create(cls, cache_root: Any, *, model: Any = "", model_args: Any = "", **_: Any) -> ResponseCache:
+            return cls(cache_root, model=model, model_args=model_args, keep_sampled=True)
+
+    monkeypatch.setattr(evaluator, "ResponseCache", KeepSampled)
+    sampled = {"kwargs": {"max_new_tokens": 8, "temperature": 1.0, "do_sample": True}, "repeats": 2, "agentic": True}
+    first, computed = run(**sampled)
+    assert computed == 72
+    again, recomputed = run(**sampled)
     assert recomputed == 0
     assert answers(again) == answers(first)
 

@@ -17,7 +17,7 @@ from lmstash.errors import InvalidArgumentError
 from lmstash.stash import Stash
 from lmstash.store.memory import MemoryStore
 
-pytest.importorskip("mellea", reason="needs mellea: runs in its environment, see tests/adapters/test_peers.py")
+pytest.importorskip("mellea", reason="needs mellea: make env")
 
 from mellea import MelleaSession
 from mellea.backends import ModelOption
