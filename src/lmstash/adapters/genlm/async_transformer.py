@@ -18,7 +18,7 @@ from lmstash.errors import InvalidArgumentError, LmstashError, UnsupportedModelE
 from lmstash.stash import Stash, open_stash
 
 try:
-    from genlm.backend.llm.hf import AsyncTransformer as _Released  # pyright: ignore[reportMissingImports]
+    from genlm.backend.llm.hf import AsyncTransformer as _Released
 except ImportError as error:
     needs = "lmstash.adapters.genlm.AsyncTransformer extends genlm-backend's: pip install 'genlm-backend>=0.3'"
     raise ImportError(f"{needs} ({error})") from error

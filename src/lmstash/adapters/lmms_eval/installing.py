@@ -26,9 +26,9 @@ def installed(response_cache: type[ResponseCache] = ResponseCache, *, delete_req
         response_cache: What `use_cache=` makes.
         delete_requests: Remove the saved requests of each task that is built.
     """
-    import lmms_eval.api.task as tasks  # pyright: ignore[reportMissingImports]
-    import lmms_eval.caching.cache as theirs  # pyright: ignore[reportMissingImports]
-    import lmms_eval.evaluator as evaluator  # pyright: ignore[reportMissingImports]
+    import lmms_eval.api.task as tasks
+    import lmms_eval.caching.cache as theirs
+    import lmms_eval.evaluator as evaluator
 
     build = tasks.Task.build_all_requests
     ours = {"load_from_cache": load_from_cache, "save_to_cache": save_to_cache, "delete_cache": delete_cache}

@@ -41,8 +41,8 @@ def run(argv: Sequence[str], place: str | None = None, **options: Any) -> tuple[
     if unknown:
         raise InvalidArgumentError(f"{', '.join(sorted(unknown))} cannot be used with lmms_eval")
     try:
-        import lmms_eval.evaluator as evaluator  # pyright: ignore[reportMissingImports]
-        from lmms_eval.__main__ import cli_evaluate  # pyright: ignore[reportMissingImports]
+        import lmms_eval.evaluator as evaluator
+        from lmms_eval.__main__ import cli_evaluate
     except ModuleNotFoundError as error:
         raise InvalidArgumentError(f"lmms_eval cannot be imported in {sys.prefix}: {error}") from error
     from lmstash.adapters.lmms_eval.installing import installed

@@ -330,7 +330,7 @@ def _parsed(model_args: str | Mapping[str, Any] | None) -> dict[str, Any]:
     if not model_args:
         return {}
     try:
-        from lmms_eval.utils import simple_parse_args_string  # pyright: ignore[reportMissingImports]
+        from lmms_eval.utils import simple_parse_args_string
 
         return dict(simple_parse_args_string(model_args))
     except Exception:  # without the harness, or not as it writes them

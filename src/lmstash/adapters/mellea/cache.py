@@ -72,7 +72,7 @@ def _join_mellea() -> None:
     try:
         if importlib.util.find_spec("mellea") is None:
             return
-        from mellea.backends import cache as theirs  # pyright: ignore[reportMissingImports]
+        from mellea.backends import cache as theirs
     except Exception:  # a broken installation of theirs is not ours to report
         return
     theirs.Cache.register(Cache)

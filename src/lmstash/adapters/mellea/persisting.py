@@ -123,7 +123,7 @@ def _put_together(record: Any, tensor: Callable[[int], Any], device: Any) -> Any
 
         return DynamicCache(parts)
     if kind == "mellea":
-        from mellea.backends.huggingface import HFAloraCacheInfo  # pyright: ignore[reportMissingImports]
+        from mellea.backends.huggingface import HFAloraCacheInfo
 
         return HFAloraCacheInfo(**dict(zip(_FIELDS, parts, strict=True)))
     raise FormatError(f"unknown kind {kind!r}")
