@@ -23,6 +23,7 @@ from inspect_ai.model import (
     GenerateConfig,
     Model,
     ModelAPI,
+    ModelCall,
     ModelOutput,
     ModelUsage,
     get_model,
@@ -30,7 +31,7 @@ from inspect_ai.model import (
 )
 from inspect_ai.scorer import includes
 from inspect_ai.solver import generate, use_tools
-from inspect_ai.tool import Tool, tool
+from inspect_ai.tool import Tool, ToolFunction, tool
 from PIL import Image
 
 import lmstash
@@ -79,7 +80,7 @@ def made(stash: Stash) -> Callable[..., Model]:
     """Makes a model that keeps its answers in `stash`."""
 
     def make(name: str = "counting/one", *, config: GenerateConfig = GREEDY, **options: Any) -> Model:
-        given = {key: options.pop(key) for key in list(options) if key in ("base_url", "version")}
+        given = {key: options.pop(key) for key in list(options) if key in ("base_url", "version", "folder")}
         return attach(get_model(name, config=config, memoize=False, **given), stash, **options)
 
     return make
@@ -264,6 +265,90 @@ def test_a_closed_stash_is_no_reason_to_stop(made: Any, tmp_path: Path) -> None:
         model = attach(get_model("counting/one", config=GREEDY, memoize=False), other)
     run(model, tmp_path)
     assert model.api.asked == 3
+
+
+def test_a_forced_tool_counts(made: Any, stash: Stash) -> None:
+    async def ask(choice: Any) -> int:
+        model = made()
+        await model.generate("What?", tools=[add()], tool_choice=choice)
+        return model.api.asked
+
+    asked = [asyncio.run(ask(choice)) for choice in ("auto", "auto", ToolFunction("add"), ToolFunction("add"))]
+    assert asked == [1, 0, 1, 0]
+    assert "unsupported" not in stash.stats.misses
+
+
+def test_of_those_who_ask_at_one_time_one_asks_the_model(made: Any) -> None:
+    model = made()
+
+    async def ask() -> list[str]:
+        return [each.completion for each in await asyncio.gather(*[model.generate("What?") for _ in range(5)])]
+
+    assert len(set(asyncio.run(ask()))) == 1
+    assert model.api.asked == 1
+
+
+def test_errors_come_through_and_are_not_kept(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made()
+    returned = RuntimeError("overloaded"), ModelCall.create({}, {})
+
+    async def fails(self: Any, **given: Any) -> Any:
+        self.asked += 1
+        if self.asked % 2:
+            raise ValueError("broken")
+        return returned
+
+    monkeypatch.setattr(Counting, "generate", fails)
+    model = made()
+    given = {"input": [ChatMessageUser(content="?")], "tools": [], "tool_choice": "auto", "config": GREEDY}
+    for _ in range(2):
+        with pytest.raises(ValueError, match="broken"):
+            asyncio.run(model.api.generate(**given))
+        assert asyncio.run(model.api.generate(**given)) is returned
+    assert model.api.asked == 4
+
+
+class Local(Counting):
+    """Has weights, and may train while it answers."""
+
+    def __init__(self, model_name: str, *options: Any, folder: str = "", **model_args: Any) -> None:
+        import torch
+        from transformers import AutoTokenizer
+
+        super().__init__(model_name, *options)
+        self.model = torch.nn.Linear(2, 2)
+        torch.nn.init.ones_(self.model.weight)
+        torch.nn.init.ones_(self.model.bias)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.trains = False
+
+    async def generate(self, input: Any, tools: Any, tool_choice: Any, config: GenerateConfig) -> ModelOutput:
+        output = await super().generate(input, tools, tool_choice, config)
+        if self.trains:
+            self.model.weight.data.add_(1)
+        return output
+
+
+modelapi("local")(lambda: Local)
+
+
+@pytest.mark.model
+def test_what_a_model_said_before_it_changed_is_not_kept(made: Any, smollm2_folder: Path, tmp_path: Path) -> None:
+    def make() -> Model:
+        model = made("local/any", folder=str(smollm2_folder))
+        model.api.model.eval().requires_grad_(False)
+        return model
+
+    model = make()
+    model.api.trains = True
+    run(model, tmp_path, QUESTIONS[:1])
+    model.api.trains = False
+    for expected in (2, 2):
+        run(model, tmp_path, QUESTIONS[:1])
+        assert model.api.asked == expected
+    fresh = make()
+    run(fresh, tmp_path, QUESTIONS[:1])
+    assert fresh.api.asked == 1
 
 
 @pytest.mark.model

@@ -11,12 +11,14 @@ its weights and code (`lmstash.fingerprint`), any other its name and server; arg
 from __future__ import annotations
 
 import sys
+from asyncio import _get_running_loop
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from inspect_ai.model import GenerateConfig, Model, ModelOutput
 
-from lmstash.caches.responses import MISSING, Responses, register
+from lmstash.caches.responses import Responses, register
 from lmstash.errors import InvalidArgumentError, LmstashError, UnsupportedModelError
 from lmstash.events import MissReason
 from lmstash.identity.code import CodeGraph
@@ -47,7 +49,8 @@ def attach(
 
     Takes the place of `model.api.generate`; `detach` puts it back. Answers that are served have no `usage`, so that
     they count for no limit of tokens. Refusals, empty answers and errors are not kept. Faults are misses: the model is
-    called as before. Costs a millisecond a call, for a long conversation some more.
+    called as before, and so is one that runs on another loop than asyncio's. Costs about a millisecond a call, and for
+    a local model a look at its weights (`ModelWatch.refresh`).
 
     Args:
         model: As `get_model` returns it.
@@ -88,6 +91,10 @@ def detach(model: Model) -> None:
         del model.api.generate
 
 
+class _NoAnswerError(Exception):
+    """A provider returned an error."""
+
+
 class _Generate:
     """Stands in the place of `ModelAPI.generate`."""
 
@@ -99,16 +106,28 @@ class _Generate:
         self._about = about
 
     async def __call__(self, input: Any, tools: Any, tool_choice: Any, config: GenerateConfig) -> Any:
-        responses = self._responses
-        request = self._request(input, tools, tool_choice, config)
-        # Without a flight: those end on asyncio's loop, and inspect-ai may run on another one's.
-        if request is not None and (kept := responses.get(request, MISSING)) is not MISSING:
-            return kept.model_copy(update={"usage": None})
-        result = await self._generate(input=input, tools=tools, tool_choice=tool_choice, config=config)
-        output = result[0] if isinstance(result, tuple) else result
-        if request is not None and isinstance(output, ModelOutput):
-            responses.put(request, output, compute_seconds=output.time or 0.0)
-        return result
+        async def generate() -> Any:
+            return await self._generate(input=input, tools=tools, tool_choice=tool_choice, config=config)
+
+        # Another loop than asyncio's cannot wait for whoever computes the same.
+        request = None if _get_running_loop() is None else self._request(input, tools, tool_choice, config)
+        if request is None:
+            return await generate()
+        result: Any = None
+
+        async def compute() -> ModelOutput:
+            nonlocal result
+            result = await generate()
+            output = result[0] if isinstance(result, tuple) else result
+            if not isinstance(output, ModelOutput):  # an error, beside the call that it ended
+                raise _NoAnswerError
+            return output
+
+        try:
+            answer = await self._responses.get_or_compute_async(request, compute)
+        except _NoAnswerError:
+            return result
+        return answer.model_copy(update={"usage": None}) if result is None else result
 
     def _request(self, input: Any, tools: Any, tool_choice: Any, config: GenerateConfig) -> dict[str, Any] | None:
         """Return what is asked as a request; None, counted and logged once, where that cannot be told."""
@@ -119,7 +138,7 @@ class _Generate:
                 **self._about.components(),
                 "messages": [_message(each) for each in input],
                 "tools": [each.model_dump(mode="json", exclude_none=True) for each in tools],
-                "tool_choice": tool_choice if isinstance(tool_choice, str) else tool_choice.model_dump(mode="json"),
+                "tool_choice": tool_choice if isinstance(tool_choice, str) else asdict(tool_choice),
                 "generation_config": given,
             }
         except Exception as error:  # other people's objects: whatever they do, nothing is cached
