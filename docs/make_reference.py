@@ -50,7 +50,6 @@ PAGES: list[tuple[str, str, list[str]]] = [
     ("lmstash.adapters.openai", "adapters/openai/clients.py", ["http_client", "async_http_client"]),
     ("lmstash.adapters.openai", "adapters/openai/transport.py", ["CachingTransport", "AsyncCachingTransport"]),
     ("lmstash.adapters.openai.library", "adapters/openai/library.py", ["Library"]),
-    ("lmstash.adapters.inspect_ai", "adapters/inspect_ai.py", ["attach", "detach"]),
     ("lmstash.adapters.langchain", "adapters/langchain.py", ["StashCache"]),
     ("lmstash.adapters.mellea", "adapters/mellea/attach.py", ["attach", "Attachment"]),
     ("lmstash.adapters.mellea", "adapters/mellea/byte_cache.py", ["ByteLRUCache"]),
