@@ -404,6 +404,36 @@ def test_weights_changed_in_place_are_another_model(place: str, llama: Any) -> N
     assert evaluate(place, lm, Task(questions()))[1] == 0
 
 
+def test_what_a_module_generates_by_counts(place: str, llama: Any) -> None:
+    def run(lm: Any) -> int:
+        return evaluate(place, lm, Task(questions()))[1]
+
+    def made(penalty: float | None) -> Any:
+        module = llama(0)
+        module.generation_config.repetition_penalty = penalty
+        return WithModule(module)
+
+    lm = made(None)
+    assert [run(lm), run(lm), run(made(1.7)), run(made(1.7)), run(made(None))] == [10, 0, 10, 0, 0]
+    lm._model.generation_config.repetition_penalty = 1.7
+    assert run(lm) == 0
+    lm._model.generation_config.repetition_penalty = 1.2
+    assert run(lm) == 10
+
+
+def test_what_was_said_while_a_module_changed_what_it_generates_by_is_not_kept(place: str, llama: Any) -> None:
+    class Setting(WithModule):
+        def generate_until(self, requests: Any) -> list[Any]:
+            self._model.generation_config.repetition_penalty = 1.7
+            return super().generate_until(requests)
+
+    assert evaluate(place, Setting(llama(0)), Task(questions()), chunk_size=20)[1] == 10
+    undone = Setting(llama(0))
+    assert evaluate(place, undone, Task(questions()), chunk_size=20)[1] == 10
+    assert evaluate(place, undone, Task(questions()))[1] == 10  # by now it is what it says
+    assert evaluate(place, undone, Task(questions()))[1] == 0
+
+
 def test_a_model_that_changes_while_it_answers_keeps_nothing(
     place: str, llama: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

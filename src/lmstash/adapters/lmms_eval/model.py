@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from lmstash.adapters.lmms_eval.growth import grew
 from lmstash.adapters.lmms_eval.pinned import harness_code
 from lmstash.adapters.lmms_eval.reading import (
+    GENERATION,
     Memory,
     Opaque,
     Parts,
@@ -215,6 +216,9 @@ class ModelObject:
         if logs or self._state is None:
             self._save_state(now, (self._state or frozenset()) | logs)
             self._read = None
+        if any(now.parts.get(name) != data for name, data in before.parts.items() if name.startswith(GENERATION)):
+            self._read = None  # some models set what they generate by when they are first asked
+            return False
         return True
 
     def _drift(self, has_module: bool, what: str) -> bool:

@@ -19,6 +19,7 @@ from lmstash.identity.code import CodeGraph
 from lmstash.identity.describe import Describer
 from lmstash.identity.encoding import Component, encode
 from lmstash.identity.fingerprint import Fingerprint
+from lmstash.identity.generation import GenerationDefaults
 
 if TYPE_CHECKING:
     from lmstash.identity.watch import ModelWatch
@@ -66,6 +67,10 @@ class Parts:
     def same_code(self) -> bool:
         """Whether the code that was read has not been replaced since."""
         return all(graph.unchanged() for graph in self.graphs)
+
+
+GENERATION = "generation:"
+"""Begins the names of what modules generate by."""
 
 
 class Opaque(UnsupportedModelError):
@@ -127,6 +132,7 @@ def read_parts(lm: Any, skipped: frozenset[str], memory: Memory, look: Callable[
         fingerprint = look(watch)
         watches.append((watch, fingerprint))
         parts[f"module:{path}"] = fingerprint.digest
+        parts[f"{GENERATION}{path}"] = _digest(GenerationDefaults(module).read())
     counts = {f"attribute:{name}": value for name, value in attributes.items()}
     counts |= {f"code:{name}": value for name, value in globals_of(type(lm)).items()}
     return Parts(parts, tuple(watches), tuple(walk.graphs), countable(counts))
@@ -220,7 +226,7 @@ class _LmDescriber(Describer):
         inner = module.module if type(module).__name__ in ("DistributedDataParallel", "DataParallel") else module
         walk = self._walk
         if walk is None:
-            return ["module", id(inner)]
+            return ["module", id(inner), GenerationDefaults(inner).read()]
         if id(inner) not in walk.inside:
             walk.modules.append((path, inner))
             for name, each in inner.named_modules():

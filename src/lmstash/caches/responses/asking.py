@@ -50,11 +50,15 @@ class Asker:
         self._events = events
         self.salt = salt
         self._reader = RequestReader(HARMLESS | harmless, urls)
-        self._by_default = sampled_by_default
+        self._sampled_by_default = sampled_by_default
         self.keep_sampled = keep_sampled
         self._namers: dict[bytes, Namer] = {}
         self._counts: dict[bytes, int] = {}
         self._lock = threading.Lock()
+
+    @property
+    def _by_default(self) -> bool:
+        return self._sampled_by_default or bool(getattr(self.who, "samples", False))
 
     def look(self) -> Fingerprint | None:
         """Return who would answer now; None where that cannot be said safely, which is logged once."""

@@ -54,7 +54,8 @@ class Responses:
 
         Args:
             store: Where answers are kept.
-            model: A name such as `provider/model`, the `lmstash.fingerprint` of a local model, or a torch module.
+            model: A name such as `provider/model`; a torch module, which is its weights, code and `generation_config`;
+                or the `lmstash.fingerprint` of one, which says nothing of its `generation_config`.
             base_url: Where a named model is served.
             revision: What is declared of a named model: a version, a date.
             variant: Your own name for a difference that lmstash cannot see.
@@ -62,7 +63,8 @@ class Responses:
             assume_frozen: For a torch module: it never changes.
             harmless: Names of the requests' own fields that change no answer, besides `timeout`, `request_timeout` and
                 `max_retries`.
-            sampled_by_default: Whether the model samples where a request says nothing of it.
+            sampled_by_default: Whether the model samples where a request says nothing of it. A torch module's
+                `generation_config` says so, too.
             keep_sampled: Keep sampled answers that have no seed, too, each under the number of its occurrence.
             keep_if: Which answers are kept; by default those that are not empty and do not report an error.
             compress: Compress with zstd, by a dictionary that is trained on the first thousand answers and kept in the

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit, urlunsplit
 
-from lmstash.errors import InvalidArgumentError
+from lmstash.errors import InvalidArgumentError, UnsupportedModelError
 from lmstash.identity.fingerprint import Fingerprint
 from lmstash.identity.keys import Key
 
 if TYPE_CHECKING:
+    from lmstash.identity.encoding import Component
     from lmstash.identity.watch import ModelWatch
 
 
@@ -42,19 +43,41 @@ class Declared:
 
 
 class Watched:
-    """A torch model, which may change in place."""
+    """A torch model, which may change in place: its weights and code, and what it generates by."""
 
-    def __init__(self, watch: ModelWatch) -> None:
-        """Take its watch."""
+    def __init__(self, model: Any, watch: ModelWatch) -> None:
+        """Take the model and its watch."""
+        from lmstash.identity.generation import GenerationDefaults
+
         self._watch = watch
+        self._defaults = GenerationDefaults(model)
+        self._last: tuple[bytes, dict[Component, Component], Fingerprint] | None = None
 
     def look(self) -> Fingerprint:
         """Return its fingerprint, having looked (0.3 ms for most calls)."""
-        return self._watch.recognise()
+        return self._with_defaults(self._watch.recognise())
 
     def unchanged(self, since: Fingerprint) -> bool:
         """Read every weight and say whether it is still the same model."""
-        return self._watch.unchanged(since)
+        try:
+            return self._watch.unchanged() and self._with_defaults(self._watch.fingerprint) == since
+        except UnsupportedModelError:
+            return False
+
+    @property
+    def samples(self) -> bool:
+        """Whether it samples where a request does not say."""
+        return self._defaults.samples
+
+    def _with_defaults(self, module: Fingerprint) -> Fingerprint:
+        defaults = self._defaults.read()
+        if not defaults:
+            return module
+        last = self._last
+        if last is None or last[0] != module.digest or last[1] != defaults:
+            key = Key({"kind": "generating model", "module": module.digest, "generation": defaults})
+            last = self._last = module.digest, defaults, Fingerprint(key, module.recorded)
+        return last[2]
 
 
 def who_is(
@@ -95,7 +118,7 @@ def who_is(
         from lmstash.identity.watch import watch_model
 
         options: dict[str, Any] = {"strict_numerics": strict_numerics, "assume_frozen": assume_frozen}
-        return Watched(watch_model(model, variant=variant, **options))
+        return Watched(model, watch_model(model, variant=variant, **options))
     raise InvalidArgumentError(f"model= takes a name, a fingerprint or a torch module, not a {type(model).__name__}")
 
 
