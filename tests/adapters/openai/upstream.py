@@ -65,11 +65,12 @@ async def answer(request: Request) -> Response:
     end = "content_filter" if model == "filtered" else "stop"
     chat = request.url.path.endswith("/chat/completions")
     if not body.get("stream"):
+        counted = state
         if model == "slow":
             await asyncio.sleep(0.5)
         if model == "held":
             await gate.wait()
-        state["finished"] += 1
+        counted["finished"] += 1
         part: dict[str, Any] = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
         choices = [{"index": 0, "finish_reason": end, "logprobs": None, **part}]
         kind = "chat.completion" if chat else "text_completion"
@@ -118,6 +119,8 @@ def _response_events(made: dict[str, Any]) -> list[Any]:
 
 
 def _stream(events: list[Any], pause: float, held: bool = False) -> Response:
+    counted = state
+
     async def pieces() -> Any:
         for event in events:
             if event is None:
@@ -128,7 +131,7 @@ def _stream(events: list[Any], pause: float, held: bool = False) -> Response:
             await asyncio.sleep(pause)
             if held:
                 await gate.wait()
-        state["finished"] += 1
+        counted["finished"] += 1
 
     return StreamingResponse(pieces(), media_type="text/event-stream", headers={"cache-control": "no-cache"})
 
@@ -138,9 +141,10 @@ async def look(_request: Request) -> Response:
 
 
 async def forget(_request: Request) -> Response:
+    global state
     calls.clear()
     seen.clear()
-    state["finished"] = 0
+    state = {"finished": 0}  # what is still being answered counts in the old one
     gate.clear()
     return JSONResponse({})
 
