@@ -49,6 +49,9 @@ class Pending:
         """
         self._batch_size = batch_size or len(arguments) + 1
         self._cost_seconds = 0.0
+        """What keeping takes: the least so far, but for the first time, which also describes the model. A disk's bad
+        moment must not have the next batches wait."""
+        self._has_kept = False
         self._method = method
         self._keep = keep
         self._exact: dict[Any, list[int]] = {}
@@ -121,7 +124,10 @@ class Pending:
             seconds, self._since = now - self._since, now
         if numbers:
             self._keep(numbers, [self.reported[number] for number in numbers], seconds / len(numbers))
-            self._cost_seconds = time.perf_counter() - now
+            taken = time.perf_counter() - now
+            if self._has_kept:
+                self._cost_seconds = min(taken, self._cost_seconds or taken)
+            self._has_kept = True
 
 
 class Hook:
