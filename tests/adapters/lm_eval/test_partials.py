@@ -198,3 +198,19 @@ def test_what_a_call_returns_counts_where_it_differs_from_what_was_reported(stas
     lm = Changing(echo, reports=True)
     assert CachedLM(lm, stash, model="m").generate_until(generations(3)) == said
     assert not lm.seen
+
+
+def test_a_batch_after_a_keep_that_took_long_is_kept_before_the_next_begins():
+    kept: list[int] = []
+
+    def keep(numbers: list[int], values: list[Any], seconds: float) -> None:
+        if not kept:
+            time.sleep(0.2)
+        kept.extend(numbers)
+
+    arguments = [(f"q{number}", {}) for number in range(4)]
+    pending = Pending("generate_until", arguments, keep, 2)
+    for number, each in enumerate(arguments):
+        pending.report("generate_until", each, "a")
+        assert len(kept) == (number + 1) // 2 * 2  # at once, by whoever reported
+    pending.end()
