@@ -82,7 +82,7 @@ def test_both_ways_of_laying_out_agree_with_the_format():
 
 
 @pytest.mark.parametrize("where", ["key", "payload", "header", "checksum", "tail"])
-@pytest.mark.parametrize("n_bytes", [100, 5000])
+@pytest.mark.parametrize("n_bytes", [100, 5000, 70_000])
 def test_a_damaged_record_is_a_counted_miss_and_its_neighbours_are_served(folder, where, n_bytes):
     store, sheet = DiskStore(folder), sample_sheet(50, n_bytes)
     put_sheets(store, [sheet])
@@ -121,8 +121,9 @@ def test_damage_beside_a_value_costs_the_value_nothing_and_is_found(folder):
     assert store.fetch_many([sheet.keys[20]]) == [None]
 
 
-def test_records_exchanged_under_each_others_keys_are_not_served(folder):
-    store, sheet = DiskStore(folder), sample_sheet(40, 5000)
+@pytest.mark.parametrize("n_bytes", [5000, 70_000])
+def test_records_exchanged_under_each_others_keys_are_not_served(folder, n_bytes):
+    store, sheet = DiskStore(folder), sample_sheet(40, n_bytes)
     put_sheets(store, [sheet])
     index = store._opened.index
     first, second = (index.find(sheet.keys[each]) for each in (5, 6))
@@ -135,8 +136,9 @@ def test_records_exchanged_under_each_others_keys_are_not_served(folder):
     assert store.events.stats.misses["mismatch"] == 2
 
 
-def test_a_truncated_segment_loses_only_what_lay_behind(folder):
-    store, sheet = DiskStore(folder), sample_sheet(100, 5000)
+@pytest.mark.parametrize("n_bytes", [5000, 70_000])
+def test_a_truncated_segment_loses_only_what_lay_behind(folder, n_bytes):
+    store, sheet = DiskStore(folder), sample_sheet(100, n_bytes)
     put_sheets(store, [sheet])
     row = store._opened.index.find(sheet.keys[60])
     os.truncate(only_segment(folder), row.off + row.head + 17)
@@ -236,9 +238,10 @@ def test_uses_are_noted(folder):
     assert [hits[key] for key in sheet.keys] == [3] * 50 + [0] * 150
 
 
-def test_dead_records_and_other_lengths_between_are_passed_over(folder):
+@pytest.mark.parametrize("lengths", [(300, 301, 5000, 0), (70_000, 300, 66_000, 90_001), (70_000, 80_000, 66_000)])
+def test_dead_records_and_other_lengths_between_are_passed_over(folder, lengths):
     store = DiskStore(folder)
-    values = {sample_key(number): sample_bytes((300, 301, 5000, 0)[number % 4], number) for number in range(400)}
+    values = {sample_key(each): sample_bytes(lengths[each % len(lengths)], each) for each in range(400)}
     facts = [{"n": "x" * (number % 7)} for number in range(400)]
     rows = zip(values.items(), facts, strict=True)
     store.put_many([Write(key, value, "sheets/contract", meta) for (key, value), meta in rows])
@@ -246,6 +249,17 @@ def test_dead_records_and_other_lengths_between_are_passed_over(folder):
     asked = [key for number, key in enumerate(values) if number % 3]
     there = {key: (values[key], b"") for number, key in enumerate(values) if number % 3 and number % 5}
     assert fetched(store, asked) == there
+
+
+def test_values_of_middle_size_have_memory_of_their_own_whoever_lies_beside_them(folder):
+    """So that it can be handed on: holding one holds no other."""
+    store, sheet = DiskStore(folder), sample_sheet(30, 70_000)
+    put_sheets(store, [sheet])
+    found = list(fetch_sheets(store, list(sheet.keys)))
+    assert [len(each.values) for each in found] == [1] * 30
+    for each in found:
+        owner = each.values if each.values.base is None else each.values.base
+        assert owner.nbytes == 70_000
 
 
 def test_facts_are_described(folder):

@@ -199,7 +199,7 @@ class RawResult:
         usable = bits.flags.c_contiguous and bits.flags.aligned and bits.flags.writeable
         if not (whole and usable) or self._held[prompt] is not None or self._dtype not in (None, dtype):
             return False
-        self._hold(prompt, torch.from_numpy(bits).view(dtype))
+        self._held[prompt] = torch.from_numpy(bits).view(dtype), bits
         return True
 
     def _hold(self, prompt: int, tensor: Tensor) -> tuple[Tensor, np.ndarray]:

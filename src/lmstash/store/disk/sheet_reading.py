@@ -67,7 +67,7 @@ def headers_at(data: bytes, starts: list[int]) -> tuple[list[bytes], list[int], 
 
 
 _SMALL_BYTES = 64 << 10
-"""Records of this size or more are read on their own: their bytes cost more than their object."""
+"""Values of this size or more come in memory of their own, so that it can be handed on: a sheet of one each."""
 _GROUP_BYTES = 1 << 20
 """At most this much is read at a time: it stays in the processor's cache until it is used."""
 _GROUP_ROWS = 480
@@ -134,6 +134,9 @@ class SheetReader:
         if len(rows) == 1:
             yield from self._read_alone(file, rows[0], places, keys[places[0]].tobytes(), odd)
             return
+        if rows[0, _SIZE] >= _SMALL_BYTES:
+            yield from self._read_apart(file, rows, places, keys, odd)
+            return
         try:
             blocks = _even(file, rows) or _scattered(file, rows)
         except OSError:  # this stretch of the disk fails: others may not
@@ -149,8 +152,31 @@ class SheetReader:
             if len(there):
                 parents = fixed["parent"]
                 found = Found(there, values, file.namespace, parents if parents.any() else None)
-                self._count(found, rows[members, _SLOT], fixed["seconds"], keys)
+                sizes = rows[members, _SIZE]
+                self._count(file.namespace, there, rows[members, _SLOT], sizes, fixed["seconds"], keys)
                 yield found
+
+    def _read_apart(
+        self, file: SegmentFile, rows: np.ndarray, places: np.ndarray, keys: np.ndarray, odd: list[int]
+    ) -> Iterator[Found]:
+        """Yield the records of one group, each in memory of its own."""
+        values = [np.empty(size, np.uint8) for size in rows[:, _SIZE].tolist()]
+        try:
+            fixed, n_read = _read_into(file, rows, [each.data for each in values])
+        except OSError:
+            odd.extend(places.tolist())
+            return
+        good = as_expected(file, rows, keys[places], fixed)
+        good[n_read:] = False
+        good &= fixed["checksum"] == np.array([xxh3(each.data) for each in values], np.uint64)
+        if not good.all():
+            odd.extend(places[~good].tolist())
+        sizes = rows[good, _SIZE]
+        self._count(file.namespace, places[good], rows[good, _SLOT], sizes, fixed["seconds"][good], keys)
+        parents = fixed["parent"] if fixed["parent"].any() else None
+        for row in good.nonzero()[0].tolist():
+            here = slice(row, row + 1)
+            yield Found(places[here], values[row][None], file.namespace, None if parents is None else parents[here])
 
     def _read_alone(
         self, file: SegmentFile, row: np.ndarray, place: np.ndarray, key: bytes, odd: list[int]
@@ -166,16 +192,23 @@ class SheetReader:
         parents = np.frombuffer(header.parent, np.uint8).reshape(1, KEY_BYTES) if header.parent else None
         yield Found(place, np.frombuffer(payload, np.uint8).reshape(1, size), file.namespace, parents)
 
-    def _count(self, found: Found, slots: np.ndarray, seconds: np.ndarray, keys: np.ndarray) -> None:
-        """Count a sheet that is about to be handed out."""
+    def _count(
+        self,
+        namespace: str,
+        places: np.ndarray,
+        slots: np.ndarray,
+        sizes: np.ndarray,
+        seconds: np.ndarray,
+        keys: np.ndarray,
+    ) -> None:
+        """Count values that are about to be handed out."""
         self._recency.touch_array(slots)
-        n, n_bytes = found.values.shape
         seconds = sane_seconds(seconds)
         if self._events.listening:
-            for place, each in zip(found.places.tolist(), seconds.tolist(), strict=True):
-                self._events.hit(found.namespace, keys[place].tobytes(), n_bytes, each)
+            for place, n_bytes, each in zip(places.tolist(), sizes.tolist(), seconds.tolist(), strict=True):
+                self._events.hit(namespace, keys[place].tobytes(), n_bytes, each)
         else:
-            self._events.hits(n, n * n_bytes, float(seconds.sum()))
+            self._events.hits(len(places), int(sizes.sum()), float(seconds.sum()))
 
 
 @dataclass(slots=True)
@@ -209,10 +242,14 @@ def table_of(rows: list[tuple[object, ...]]) -> np.ndarray:
 
 
 def _groups(rows: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Yield first and last (exclusive) of rows, sorted by segment and offset, that are worth one read."""
+    """Yield first and last (exclusive) of rows, sorted by segment and offset, that are worth one read.
+
+    Those of a group are all small, or all of middle size; what is larger is a group of its own.
+    """
     ends = rows[:, _OFF] + rows[:, _HEAD] + rows[:, _SIZE]
-    large = rows[:, _SIZE] >= _SMALL_BYTES
-    apart = (rows[1:, _SEG] != rows[:-1, _SEG]) | (rows[1:, _OFF] - ends[:-1] > _GAP_BYTES) | large[1:] | large[:-1]
+    large = (rows[:, _SIZE] >= _SMALL_BYTES) + (rows[:, _SIZE] > CHUNK_BYTES).astype(np.int8)
+    apart = (rows[1:, _SEG] != rows[:-1, _SEG]) | (rows[1:, _OFF] - ends[:-1] > _GAP_BYTES)
+    apart |= (large[1:] != large[:-1]) | (large[1:] > 1)
     apart |= rows[1:, _OFF] < ends[:-1]  # records that overlap are damage: each is read on its own, and one fails
     bounds = [0, *(apart.nonzero()[0] + 1).tolist(), len(rows)]
     offsets = rows[:, _OFF]
@@ -256,9 +293,26 @@ def _scattered(file: SegmentFile, rows: np.ndarray) -> list[tuple[np.ndarray, _B
         flat, size = table.reshape(-1).data, table.shape[1]
         for number, member in enumerate(members.tolist()):
             targets[member] = flat[number * size : (number + 1) * size]
+    fixed, n_read = _read_into(file, rows, targets)
+    out: list[tuple[np.ndarray, _Block]] = []
+    for members, table in zip(alike, tables, strict=True):
+        size = table.shape[1]
+        begins = [number * size for number in range(len(table))]
+        whole = int(np.searchsorted(members, n_read))
+        out.append((members, _Block(table, table.reshape(-1).data, begins, fixed[members], whole)))
+    return out
+
+
+def _read_into(file: SegmentFile, rows: np.ndarray, targets: Sequence[memoryview]) -> tuple[np.ndarray, int]:
+    """Read neighbours: each value to its target, and what lies between them to the side.
+
+    Returns:
+        The fixed part of each header, `[n]` of `HEADER_DTYPE`, and how many of the rows, the first ones, were read
+        whole.
+    """
     first = int(rows[0, _OFF])
     value_at = rows[:, _OFF] + rows[:, _HEAD]
-    value_end = value_at + sizes
+    value_end = value_at + rows[:, _SIZE]
     between = value_at.copy()
     between[1:] -= value_end[:-1]
     between[0] -= first
@@ -272,17 +326,10 @@ def _scattered(file: SegmentFile, rows: np.ndarray) -> list[tuple[np.ndarray, _B
         if len(target):
             stretches.append(target)
         start = end
-    end = first + os.preadv(file.fd, stretches, first)
+    reached = first + os.preadv(file.fd, stretches, first)
     starts = ends - rows[:, _HEAD]
     fixed = heads[starts[:, None] + np.arange(HEADER.size)].view(HEADER_DTYPE)[:, 0]
-    out: list[tuple[np.ndarray, _Block]] = []
-    for members, table in zip(alike, tables, strict=True):
-        size = table.shape[1]
-        begins = [number * size for number in range(len(table))]
-        n_read = int(np.searchsorted(value_end[members], end, "right"))
-        flat = table.reshape(-1).data
-        out.append((members, _Block(table, flat, begins, fixed[members], n_read)))
-    return out
+    return fixed, int(np.searchsorted(value_end, reached, "right"))
 
 
 def _check(file: SegmentFile, rows: np.ndarray, keys: np.ndarray, block: _Block) -> np.ndarray:
