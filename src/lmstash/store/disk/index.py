@@ -282,13 +282,12 @@ class Index:
     def delete_rows(self, rows: Sequence[Row]) -> None:
         """Remove rows and what they counted for in their segments."""
         if rows:
-            self.writer.executemany("DELETE FROM entries WHERE k = ?", [(row.k,) for row in rows])
+            ids = apsw.carray(array("q", sorted(row.k for row in rows)))
+            self.writer.execute("DELETE FROM entries WHERE k IN (SELECT value FROM carray(?))", (ids,))
             self.discount(rows)
 
     def discount(self, rows: Sequence[Row]) -> None:
         """Take rows that are no longer live out of their segments' counts."""
-        if not rows:
-            return
         totals: dict[int, list[int]] = {}
         for row in rows:
             total = totals.setdefault(row.seg, [0, 0])

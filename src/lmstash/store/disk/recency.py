@@ -113,8 +113,8 @@ class Recency:
         last = target + len(sources) - 1
         if last < len(self._slots) or self._catch_up(last):
             cells = self._slots
-            for number, source in enumerate(sources):
-                cells[target + number] = self.read(source)
+            for number, content in enumerate(self.read_many(sources), target):
+                cells[number] = content
 
     def forget(self, first: int, count: int = 1) -> None:
         """Mark slots as worth nothing: their entries are gone."""
@@ -125,6 +125,12 @@ class Recency:
         if slot >= len(self._slots) and not self._catch_up(slot):
             return 0
         return self._slots[slot]
+
+    def read_many(self, slots: list[int]) -> list[int]:
+        """Return what `read` does of each."""
+        if slots and max(slots) >= len(self._slots) and not self._catch_up(max(slots)):
+            return list(map(self.read, slots))
+        return list(map(self._slots.__getitem__, slots))
 
     def sample(self, first: int, count: int) -> list[int]:
         """Return 64 to 127 slots spread evenly over a region, or all where there are fewer."""

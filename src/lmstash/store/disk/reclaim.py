@@ -12,6 +12,7 @@ import os
 import time
 from bisect import bisect_left
 from collections.abc import Callable
+from operator import attrgetter
 
 import apsw
 
@@ -35,6 +36,7 @@ _MOST_SPARED = 0.5
 _MOST_PASSES = 8
 """So often what was spared is looked through again, for a value that is large beside the limit."""
 _MANY_SMALL = 8
+_BY_OFFSET = attrgetter("off")
 _SCAN_SHARE = 4
 """A segment that holds at least a fourth of all entries is found by reading the whole table."""
 
@@ -263,17 +265,17 @@ class Reclaimer:
         """Copy forward what is worth it (or all), drop the rest, and doom the file."""
         now = int(time.time() * 1e6)
         spared: list[Row] = []
-        cells = [self._recency.read(row.slot) for row in rows]
-        worth = [self._value(cell) for cell in cells]
-        for number in sorted(range(len(rows)), key=lambda each: (rows[each].pinned, cells[each]), reverse=True):
+        cells = self._recency.read_many([row.slot for row in rows])
+        order = [(row.pinned, cell) for row, cell in zip(rows, cells, strict=True)]
+        for number in sorted(range(len(rows)), key=order.__getitem__, reverse=True):
             row = rows[number]
             if row.exp and row.exp <= now and not row.pinned:
                 continue
             n_bytes = row.record_bytes
-            if row.pinned or (worth[number] > threshold and budget >= n_bytes):
+            if row.pinned or (budget >= n_bytes and self._value(cells[number]) > threshold):
                 budget -= n_bytes
                 spared.append(row)
-        kept = self._mover.move(segment, sorted(spared, key=lambda row: row.off))
+        kept = self._mover.move(segment, sorted(spared, key=_BY_OFFSET))
         self._carry_controls(segment, listed)
         gone = [row for row in rows if row.k not in kept]
         self._index.delete_rows(gone)
