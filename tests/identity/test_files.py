@@ -16,7 +16,7 @@ from lmstash.identity.files import file_digest, read_ahead, stamp_of
 def test_a_digest_is_of_the_bytes_and_read_once(tmp_path, monkeypatch):
     path = tmp_path / "model.gguf"
     path.write_bytes(b"weights" * 1000)
-    monkeypatch.setattr(files, "_FRESH_NS", 0)  # as if it had been so for long
+    monkeypatch.setattr(files, "FRESH_NS", 0)  # as if it had been so for long
     stamp = stamp_of(str(path))
     assert stamp is not None
     assert file_digest(str(path), stamp) == hashlib.sha256(b"weights" * 1000).digest()
@@ -64,7 +64,7 @@ def test_a_time_of_writing_put_back_hides_nothing(tmp_path):
 def test_reading_ahead_leaves_nothing_to_read(tmp_path, monkeypatch):
     path = tmp_path / "model.gguf"
     path.write_bytes(b"ahead" * 1000)
-    monkeypatch.setattr(files, "_FRESH_NS", 0)
+    monkeypatch.setattr(files, "FRESH_NS", 0)
     read_ahead([str(tmp_path / "missing"), str(path)])
     stamp = stamp_of(str(path))
     assert stamp is not None

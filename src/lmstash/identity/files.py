@@ -19,7 +19,7 @@ _SETTLED_NS = 60 * 10**9
 
 A change within one tick of a file system's clock leaves the stamp as it was (git calls such an entry racy), and that
 clock may be another machine's."""
-_FRESH_NS = 2 * 10**9
+FRESH_NS = 2 * 10**9
 """A file that changed so lately may change again within the same tick, which no stamp would tell (FAT's is 2 s)."""
 _PROBES, _PROBE_BYTES = 256, 4096
 
@@ -69,7 +69,7 @@ class _Digests:
                 if known is None:
                     now = time.time_ns()
                     is_settled = now - max(stamp.mtime_ns, stamp.ctime_ns) > _SETTLED_NS
-                    is_fresh = now - stamp.ctime_ns < _FRESH_NS
+                    is_fresh = now - stamp.ctime_ns < FRESH_NS
                     known = _read(path, stamp, self.unwanted)
                     if not is_fresh:
                         self._known[stamp] = known

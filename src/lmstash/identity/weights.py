@@ -56,10 +56,7 @@ def dense_parts(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Te
         held = tensor.untyped_storage().nbytes()
     except (RuntimeError, NotImplementedError):
         raise UnsupportedModelError(f"{name} is a {type(tensor).__qualname__} without memory of its own.") from None
-    reach = (
-        tensor.storage_offset() + 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
-    )
-    if tensor.numel() and held < reach * tensor.element_size():
+    if tensor.numel() and held < (tensor.storage_offset() + reach(tensor)) * tensor.element_size():
         raise UnsupportedModelError(f"the memory of {name} has been freed (a sharded model?). Gather it first.")
     # A view of the memory itself, under a name that tells how it is meant: a resolved copy would never change again.
     if tensor.is_conj():
@@ -67,6 +64,11 @@ def dense_parts(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Te
     if tensor.is_neg():
         name, tensor = f"{name}<negative>", tensor._neg_view()
     yield name, tensor.detach()
+
+
+def reach(tensor: torch.Tensor) -> int:
+    """Return how many elements lie in memory from the first element of a tensor to its last."""
+    return 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def byte_pieces(tensor: torch.Tensor, piece_bytes: int) -> Iterator[memoryview]:
