@@ -73,7 +73,7 @@ def fill(task: dict[str, Any]) -> dict[str, Any]:
     model, ids = load(), some_ids(PREFIX + SUFFIX, 1)[:, :PREFIX]
     started = time.perf_counter()
     with torch.no_grad():
-        cache = model(ids, use_cache=True, logits_to_keep=1).cache
+        cache = model(ids, use_cache=True, logits_to_keep=1).past_key_values
     seconds = time.perf_counter() - started
     with lmstash.open(task["folder"]) as stash:
         stash.kv(model).put(ids, cache)
@@ -123,7 +123,7 @@ class Contenders:
         for layer, (keys, values) in zip(cache.layers, pairs, strict=True):
             layer.lazy_initialization(keys, values)
             layer.keys, layer.values = keys, values
-        return self.model.generate(self.ids, cache=cache, **FIRST)
+        return self.model.generate(self.ids, past_key_values=cache, **FIRST)
 
     def by_file(self) -> Tensor:
         from safetensors.torch import load_file
@@ -131,7 +131,7 @@ class Contenders:
 
         pairs = self._pairs(load_file(self.file))
         cache = DynamicCache(pairs, config=self.model.config)
-        return self.model.generate(self.ids, cache=cache, **FIRST)
+        return self.model.generate(self.ids, past_key_values=cache, **FIRST)
 
     def ways(self) -> dict[str, Callable[[], Tensor]]:
         return {
