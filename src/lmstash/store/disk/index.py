@@ -14,15 +14,14 @@ import threading
 import time
 from array import array
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import apsw
 
 from lmstash.store.disk.folder import Folder
 from lmstash.store.disk.guarded import Guarded
-from lmstash.store.disk.index_errors import APPLICATION_ID, in_our_words
-from lmstash.store.disk.rows import IndexDamagedError, Row, SegmentRow, checked, checked_segment, row_id, sane
+from lmstash.store.disk.index_errors import APPLICATION_ID, Translated, in_our_words
+from lmstash.store.disk.rows import IndexDamagedError, Row, SegmentRow, checked, checked_segment, row_id, row_ids, sane
 
 SCHEMA_VERSION = 1
 BUSY_SECONDS = 30.0
@@ -68,6 +67,7 @@ class Index:
             StoreUnavailableError: It cannot be opened.
         """
         self._folder = folder
+        self._translated = Translated(folder)
         self._read_only = read_only
         self._log_bytes = log_bytes
         self.on_end: Callable[[bool], None] = lambda committed: None
@@ -77,7 +77,7 @@ class Index:
         """Whether this object made the database, which then knows nothing of older files."""
         self.read_lock = threading.RLock()
         self.write_lock = threading.RLock()
-        with self.translated():
+        with self._translated:
             self.reader = self._connect()
             self.writer = self.reader if read_only else self._connect()
             self._prepare()
@@ -148,24 +148,24 @@ class Index:
 
     def find_many(self, keys: Sequence[bytes]) -> dict[bytes, Row]:
         """Return where each key is that is there."""
-        with self.read_lock, self.translated():
+        with self.read_lock, self._translated:
             return _find_many(self.reader, keys)
 
     def expiries(self, keys: Sequence[bytes]) -> dict[bytes, int]:
         """Return when each key that is there expires (0: never); others may be in it, too."""
-        ids = array("q", [row_id(key) for key in keys])
-        with self.read_lock, self.translated():
+        ids = array("q", row_ids(keys))
+        with self.read_lock, self._translated:
             return dict(self.reader.execute(_EXPIRIES, (apsw.carray(ids),))) if ids else {}
 
     def locate(self, ids: Any) -> list[tuple[Any, ...]]:
         """Return (id, segment, offset, head, size, slot, expiry) of each row id (an int64 array) that is there."""
-        with self.read_lock, self.translated():
+        with self.read_lock, self._translated:
             return self.reader.execute(_LOCATE, (apsw.carray(ids),)).fetchall() if len(ids) else []
 
     def page(self, after: int | None) -> list[Row]:
         """Return up to 1,000 rows whose id follows `after`, in their order."""
         start = -(2**63) if after is None else after
-        with self.read_lock, self.translated():
+        with self.read_lock, self._translated:
             sql = _PAGE.replace("k > ?", "k >= ?") if after is None else _PAGE
             return [Row._make(each) for each in self.reader.execute(sql, (start,))]
 
@@ -178,13 +178,13 @@ class Index:
 
     def segment(self, row: int) -> SegmentRow | None:
         """Return one segment."""
-        with self.read_lock, self.translated():
+        with self.read_lock, self._translated:
             found = self.reader.execute("SELECT * FROM segments WHERE id = ?", (row,)).fetchall()
         return checked_segment(found[0]) if found else None
 
     def segments(self) -> list[SegmentRow]:
         """Return every segment, oldest first."""
-        with self.read_lock, self.translated():
+        with self.read_lock, self._translated:
             return [checked_segment(each) for each in self.reader.execute("SELECT * FROM segments ORDER BY id")]
 
     def segments_for_change(self) -> list[SegmentRow]:
@@ -205,7 +205,7 @@ class Index:
 
     def fact(self, name: str) -> Any:
         """Return a fact that concerns the whole store, or None."""
-        with self.read_lock, self.translated():
+        with self.read_lock, self._translated:
             return self.reader.execute("SELECT value FROM facts WHERE name = ?", (name,)).get
 
     # --- changes: only inside `transaction()` ---------------------------------------------------------------------
@@ -215,7 +215,7 @@ class Index:
         return Guarded(self._transaction())
 
     def _transaction(self) -> Generator[apsw.Connection, None, None]:
-        with self.write_lock, self.translated():
+        with self.write_lock, self._translated:
             if self.writer.in_transaction:
                 yield self.writer
                 return
@@ -342,7 +342,7 @@ class Index:
 
     def sync(self) -> None:
         """Return once every committed change is on the medium."""
-        with self.write_lock, self.translated():
+        with self.write_lock, self._translated:
             self.writer.execute("PRAGMA synchronous = FULL")
             try:
                 with self.transaction():
@@ -366,18 +366,10 @@ class Index:
 
     def check(self) -> None:
         """Raise `IndexDamagedError` if the database is not whole. Reads all of it: a second for a million entries."""
-        with self.translated(), self.read_lock:
+        with self._translated, self.read_lock:
             [(found,)] = self.reader.execute("PRAGMA quick_check(1)").fetchall()
         if found != "ok":
             raise IndexDamagedError(f"index.db is not whole: {found}")
-
-    @contextmanager
-    def translated(self) -> Iterator[None]:
-        """Turn SQLite's errors into ours."""
-        try:
-            yield
-        except apsw.Error as error:
-            raise in_our_words(error, self._folder) from error
 
 
 def _find_many(connection: apsw.Connection, keys: Sequence[bytes]) -> dict[bytes, Row]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from types import TracebackType
 
 import apsw
 
@@ -16,6 +17,24 @@ _NEWEST_FORMAT = b"\2\2"
 """Bytes 18 and 19 of a database: with more in them SQLite only reads it, or not even that."""
 _open: dict[tuple[int, int], int] = {}
 """Descriptors by device and inode. They stay: closing one would drop every lock that SQLite holds on the file here."""
+
+
+class Translated:
+    """A `with` block that turns SQLite's errors into ours. Threads may share it."""
+
+    __slots__ = ("_folder",)
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+
+    def __enter__(self) -> None:
+        """Begin."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, apsw.Error):
+            raise in_our_words(error, self._folder) from error
 
 
 def in_our_words(error: apsw.Error, folder: Folder) -> Exception:
