@@ -253,10 +253,12 @@ class DiskStore:
         """As `contains`, for many keys; about a microsecond a key."""
         try:
             expiries, now = self._ready().index.expiries(keys), time.time() * 1e6
+            return [(at := expiries.get(key)) is not None and not 0 < at <= now for key in keys]
+        except InvalidArgumentError:
+            raise
         except _FAULTS as error:
             self._fault(error)
-            expiries, now = {}, 0.0
-        return [(at := expiries.get(key)) is not None and not 0 < at <= now for key in keys]
+            return [False] * len(keys)
 
     def describe_many(self, keys: Sequence[bytes]) -> list[EntryInfo | None]:
         """Describe entries; reads each record's header (about 10 microseconds)."""
@@ -302,8 +304,6 @@ class DiskStore:
                 if opened.index.moved():  # made anew meanwhile: it may have been told by nobody
                     change(self._writable(), part)
         return done
-
-    # --- looking over everything ----------------------------------------------------------------------------------
 
     def entries(self, namespace: str | None = None) -> Iterator[EntryInfo]:
         """Describe every entry; reads each record's header (about 10 microseconds)."""
