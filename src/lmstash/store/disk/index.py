@@ -9,7 +9,6 @@ One connection reads and one writes, each under its own lock, so that a long wri
 from __future__ import annotations
 
 import os
-import random
 import threading
 import time
 from array import array
@@ -21,10 +20,10 @@ import apsw
 from lmstash.store.disk.folder import Folder
 from lmstash.store.disk.guarded import Guarded
 from lmstash.store.disk.index_errors import APPLICATION_ID, Translated, in_our_words
+from lmstash.store.disk.index_log import IndexLog, wait
 from lmstash.store.disk.rows import IndexDamagedError, Row, SegmentRow, checked, checked_segment, row_id, row_ids, sane
 
 SCHEMA_VERSION = 1
-BUSY_SECONDS = 30.0
 
 _SCHEMA = f"""
 CREATE TABLE segments(
@@ -69,7 +68,6 @@ class Index:
         self._folder = folder
         self._translated = Translated(folder)
         self._read_only = read_only
-        self._log_bytes = log_bytes
         self.on_end: Callable[[bool], None] = lambda committed: None
         """Told after each transaction whether it was committed; may be told twice."""
         self._outcome: bool | None = None
@@ -80,6 +78,7 @@ class Index:
         with self._translated:
             self.reader = self._connect()
             self.writer = self.reader if read_only else self._connect()
+            self.log = IndexLog(self.writer, folder, log_bytes)
             self._prepare()
         self.inode = folder.index_inode()
 
@@ -88,17 +87,15 @@ class Index:
         if not self._read_only:
             connection = apsw.Connection(path)
             os.chmod(path, 0o600)
-            connection.set_busy_handler(_wait)
+            connection.set_busy_handler(wait)
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
-            connection.execute(f"PRAGMA journal_size_limit = {self._log_bytes}")
-            connection.wal_autocheckpoint(max(16, self._log_bytes // 4096))
         else:
             flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
             uri = "file:" + path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
             try:
                 connection = apsw.Connection(uri, flags=flags)
-                connection.set_busy_handler(_wait)
+                connection.set_busy_handler(wait)
                 connection.execute("SELECT count(*) FROM segments").fetchall()
             except (apsw.CantOpenError, apsw.IOError, apsw.ReadOnlyError, apsw.FullError):
                 # A log needs a file beside it, which a full or read-only disk refuses: read what is checkpointed.
@@ -236,6 +233,7 @@ class Index:
                 raise
             finally:
                 self.finish()
+            self.log.cut_if_long()
 
     def finish(self) -> None:
         """Do what follows from the last transaction's outcome, if an interrupt has kept it from being done."""
@@ -353,10 +351,13 @@ class Index:
     def checkpoint(self) -> None:
         """Move the log into the database and cut it, if nobody is reading."""
         with self.write_lock:
-            try:
-                self.writer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
-            except apsw.Error:
-                return  # somebody reads or writes: the next one will
+            self.log.cut()
+
+    def cut_long_log(self) -> int:
+        """Cut the log if it is long, waiting for others a little; returns how often it was so far."""
+        with self.write_lock, self._translated:
+            self.log.cut_if_long(patient=True)
+            return self.log.cuts
 
     def close(self) -> None:
         """Close both connections."""
@@ -380,12 +381,3 @@ def _find_many(connection: apsw.Connection, keys: Sequence[bytes]) -> dict[bytes
         return {}
     found = connection.execute(_FIND_MANY, (apsw.carray(ids),))
     return {row[1]: make(Row, row) for row in found if row[1] in asked}
-
-
-def _wait(attempt: int) -> bool:
-    """Wait for a lock: short sleeps with jitter, since a writer holds it for tens of microseconds."""
-    delay = min(0.0002 * 1.4 ** min(attempt, 12), 0.01)
-    if attempt * 0.006 > BUSY_SECONDS:
-        return False
-    time.sleep(delay * random.uniform(0.5, 1.5))
-    return True

@@ -77,9 +77,8 @@ class Room:
     def taken_bytes(self) -> int:
         """Return what the folder takes or has been promised."""
         granted, segments, unfilled = self._index.promised()
-        log = max(0, self.sizes.log_bytes - self._folder.wal_bytes())
         # Records as small as can be fill the index with up to half of their own size.
-        return granted + segments * _SEGMENT_EXTRA_BYTES + self._folder.overhead_bytes() + log + unfilled // 2
+        return granted + segments * _SEGMENT_EXTRA_BYTES + self._fixed_bytes() + unfilled // 2
 
     def held_bytes(self) -> int:
         """Return what the folder holds, without what is only promised and without the log, which a checkpoint cuts."""
@@ -101,8 +100,12 @@ class Room:
         """Whether a value of `n_bytes` would fit an otherwise empty folder."""
         if self.capacity_bytes is None:
             return True
-        fixed = self._folder.overhead_bytes() + self.sizes.log_bytes + self.sizes.reserve_bytes
+        fixed = self._fixed_bytes() + self.sizes.reserve_bytes
         return n_bytes + n_bytes // 64 + _SEGMENT_EXTRA_BYTES * 4 + fixed <= self.capacity_bytes
+
+    def _fixed_bytes(self) -> int:
+        """Return what is taken beside the segments, with the log as long as it is or usually becomes."""
+        return self._folder.overhead_bytes() + max(0, self.sizes.log_bytes - self._folder.wal_bytes())
 
 
 def default_capacity_bytes(folder: Folder) -> int:
