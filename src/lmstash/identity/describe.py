@@ -32,7 +32,7 @@ _HARMLESS_CONFIG = frozenset(
 )  # fmt: skip
 """Fields of a configuration that name things; dtype and architecture are read off the model itself."""
 
-_WITHOUT_MEANING = (logging.Logger, threading.Event, weakref.ref, type(threading.Lock()), type(threading.RLock()))
+WITHOUT_MEANING = (logging.Logger, threading.Event, weakref.ref, type(threading.Lock()), type(threading.RLock()))
 _EXACT: dict[type, Callable[[Any], Component]] = {
     str: lambda value: str.__getitem__(value, slice(None)),
     bytes: lambda value: bytes.__getitem__(value, slice(None)),
@@ -96,7 +96,7 @@ class Describer:
                 return "device"
             if kind.__module__ == "torch" and kind.__name__ in _TORCH_NAMES:
                 return ["torch", str(value)]
-        if isinstance(value, _WITHOUT_MEANING):
+        if isinstance(value, WITHOUT_MEANING):
             return kind.__qualname__
         if isinstance(value, types.ModuleType):
             return ["module", value.__name__]

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import ctypes
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import chain
+from operator import attrgetter, is_
 from typing import TYPE_CHECKING, Any
 
 import xxhash
@@ -20,6 +21,7 @@ from lmstash.identity.describe import IMMUTABLE
 from lmstash.identity.dict_stamps import Stamps
 from lmstash.identity.numerics import device_types, numerics
 from lmstash.identity.object_words import Kinds
+from lmstash.identity.reached import Reached, contents
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
 
 WHOLE_BYTES = 2**20
 """Weights on the CPU up to this size are read wholly."""
-_MAX_CONTAINERS = 100_000
 _random = random.Random()
 """Of our own: the program's stream of random numbers stays as it is."""
 
@@ -51,99 +52,78 @@ class Glance:
 
     def __init__(self, model: torch.nn.Module, outside: Mapping[str, Any], code: CodeGraph | None = None) -> None:
         import torch
-        from torch.nn.modules import module as torch_module
 
-        self._modules = list(model.modules())
+        reached = Reached(model, outside.values())
         self._code = code
-        dicts: list[dict[Any, Any]] = []
-        empty: list[Any] = []  # hooks, where there are none
-        self._keyed: list[dict[Any, Any]] = []
-        """Of the dicts those whose keys count, too."""
-        self._lists: list[Any] = []
-        """Lists and sets."""
-        self._tensors: list[torch.Tensor] = []
-        seen: set[int] = set()
-        found: list[Any] = list(outside.values())
-        for hooks in (torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks):
-            (self._keyed if hooks else empty).append(hooks)
-        for module in self._modules:
-            state = module.__dict__
-            dicts += (state, *filter(None, (state["_parameters"], state["_buffers"], state["_modules"])))
-            empty += [state[name] for name in ("_parameters", "_buffers", "_modules") if not state[name]]
-            for hooks in (state["_forward_hooks"], state["_forward_pre_hooks"]):
-                (self._keyed if hooks else empty).append(hooks)
-            for tensors in (state["_parameters"], state["_buffers"]):
-                self._tensors += [each for each in tensors.values() if each is not None]
-            found += [each for each in state.values() if type(each) not in IMMUTABLE]
-            seen |= {id(state[name]) for name in _TORCH_CONTAINERS & state.keys()}
-        dicts += [vars(each) for each in self._tensors if vars(each)]
-        self._kinds = Kinds(self._modules, empty)
-        self._complete = self._collect(found, seen)
-        dicts += self._keyed
-        self._plain = _Contents([each for each in dicts if type(each) is dict], self._keyed)
+        self._complete = reached.is_complete
+        self._kinds = Kinds(reached.objects, reached.empty)
+        self._plain = _Contents([each for each in reached.dicts if type(each) is dict], reached.keyed)
         self._stamps = Stamps(self._plain.dicts)
         self._same = self._plain.unreplaced if self._stamps.kept else self._plain.same
-        self._other = _Contents([each for each in dicts if type(each) is not dict], self._keyed)
+        self._other = _Contents([each for each in reached.dicts if type(each) is not dict], reached.keyed)
+        self._lists = reached.lists
         self._members = list(chain.from_iterable(self._lists))
         self._lengths = list(map(len, self._lists))
+        self._cells = reached.cells
+        self._variables = list(map(contents, self._cells))
+        self._objects, self._states = reached.objects, reached.states
+        self._tensors = reached.tensors
         self._devices = device_types(self._tensors)
         self._numerics = numerics(self._devices)
         self._data_ptr = torch.Tensor.data_ptr
         self._addresses = [self._address(each) for each in self._tensors]
         self._counted = [each for each in self._tensors if not each.is_inference()]
-        self._versions = [each._version for each in self._counted]
+        self.known_versions = self.versions()
+        """What `holds` compares `versions` with."""
+        self.is_whole = reached.is_complete and reached.is_whole and None not in self._addresses
+        """Whether `stands` sees all that `structure.stamp` does."""
+        self._forms = list(map(_form, self._tensors)) if self.is_whole else []
         self._wholes: list[memoryview] = []
         self._words: list[memoryview] = []
-        self._draw()
-        self._sums = self._read()
+        self.draw()
 
     def holds(self) -> bool:
         """Return whether nothing that a glance sees has changed. Does not raise."""
         try:
-            return (
-                self._complete
-                and [each._version for each in self._counted] == self._versions
-                and self._kinds.hold()
-                and self._stamps.hold(self._same)
-                and self._other.same()
-                and list(chain.from_iterable(self._lists)) == self._members
-                and list(map(len, self._lists)) == self._lengths
-                and list(map(self._data_ptr, self._tensors)) == self._addresses
-                and self._read() == self._sums
-                and numerics(self._devices) == self._numerics
-                and (self._code is None or self._code.unchanged())
-            )
+            return self.versions() == self.known_versions and self._stands() and self._read() == self._sums
         except Exception:  # two tensors compared for equality, a dict that grew under the walk, memory freed: changed
             return False
 
-    def _collect(self, found: list[Any], seen: set[int]) -> bool:
-        """Note every plain container that is reachable from `found`; returns whether these are all."""
-        import torch
+    def stands(self) -> bool:
+        """Return whether all but the bytes of the tensors, and the counters of their changes, is as it was.
 
-        while found:
-            value = found.pop()
-            if id(value) in seen or isinstance(value, type) or type(value) in IMMUTABLE:
-                continue
-            seen.add(id(value))
-            if isinstance(value, torch.Tensor):
-                self._tensors.append(value)
-                continue
-            if isinstance(value, torch.nn.Module):
-                continue
-            if isinstance(value, dict):
-                self._keyed.append(value)
-                found.extend(value.values())
-            elif isinstance(value, list | set | tuple | frozenset):
-                if not isinstance(value, tuple | frozenset):
-                    self._lists.append(value)
-                found.extend(value)
-            state = getattr(value, "__dict__", None)
-            if isinstance(state, dict) and not callable(value):
-                self._keyed.append(state)
-                found.extend(state.values())
-            if len(self._keyed) + len(self._lists) > _MAX_CONTAINERS:
-                return False
-        return True
+        Looks at everything, which takes about three times as long as `holds`; false unless `is_whole`. Does not raise.
+        """
+        try:
+            return (
+                self.is_whole
+                and self._stands()
+                and (self._stamps.kept or self._plain.unreplaced())
+                and self._other.unreplaced()
+                and _unreplaced(chain.from_iterable(self._lists), self._members)
+                and all(map(is_, map(contents, self._cells), self._variables))
+                and all(map(is_, map(_STATE, self._objects), self._states))
+                and list(map(_form, self._tensors)) == self._forms
+            )
+        except Exception:
+            return False
+
+    def versions(self) -> list[int]:
+        """Return the counters by which torch counts changes of tensors in place."""
+        return [each._version for each in self._counted]
+
+    def _stands(self) -> bool:
+        return (
+            self._complete
+            and self._kinds.hold()
+            and self._stamps.hold(self._same)
+            and self._other.same()
+            and list(chain.from_iterable(self._lists)) == self._members
+            and list(map(len, self._lists)) == self._lengths
+            and list(map(self._data_ptr, self._tensors)) == self._addresses
+            and numerics(self._devices) == self._numerics
+            and (self._code is None or self._code.unchanged())
+        )
 
     def _address(self, tensor: torch.Tensor) -> int | None:
         """Return where a tensor's memory is; None, which never holds, for a wrapper without any."""
@@ -152,8 +132,12 @@ class Glance:
         except (RuntimeError, NotImplementedError):
             return None
 
-    def _draw(self) -> None:
-        """Take the memory of each tensor on the CPU: all of it where they are small, else a word at a place drawn."""
+    def draw(self) -> None:
+        """Take the memory of each tensor on the CPU: all of it where they are small, else a word at a place drawn.
+
+        What it holds now is what `holds` looks for from now on.
+        """
+        self._wholes, self._words = [], []
         here = [each for each in self._tensors if each.device.type == "cpu" and each.is_contiguous() and each.nbytes]
         whole = sum(each.nbytes for each in here) <= WHOLE_BYTES
         for tensor in here:
@@ -163,6 +147,7 @@ class Glance:
                 continue
             place = 8 * _random.randrange((len(memory) + 7) // 8)
             self._words.append(memory[place : place + 8])  # a change of a number may leave one of its bytes as it was
+        self._sums = self._read()
 
     def _read(self) -> tuple[list[int], bytes]:
         """Read what was drawn. Only while addresses are as they were: the memory is the tensors'."""
@@ -189,18 +174,23 @@ class _Contents:
 
     def unreplaced(self) -> bool:
         """As `same`, and what can change by itself is no equal copy, whose own changes nobody would look at."""
-        values = chain.from_iterable(self._views)
-        return self.same() and all(
-            now is then or type(now) in IMMUTABLE for now, then in zip(values, self._values, strict=True)
+        return (
+            self.same()
+            and _unreplaced(chain.from_iterable(self._views), self._values)
+            and _unreplaced(chain.from_iterable(self._keyed), self._keys)
         )
 
 
-_TORCH_CONTAINERS = frozenset(
-    {
-        "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_backward_pre_hooks", "_backward_hooks",
-        "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
-        "_forward_pre_hooks_with_kwargs", "_state_dict_hooks", "_state_dict_pre_hooks",
-        "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
-    }
-)  # fmt: skip
-"""Looked at in their own way, or about gradients and files only."""
+def _unreplaced(values: Iterable[Any], known: list[Any]) -> bool:
+    """Whether values are the same objects, or plain ones that are the same in every respect."""
+    return all(
+        now is then or (type(now) is type(then) and type(now) in IMMUTABLE and repr(now) == repr(then))  # 0.0 and -0.0
+        for now, then in zip(values, known, strict=True)
+    )
+
+
+def _form(tensor: torch.Tensor) -> tuple[Any, ...]:
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.untyped_storage().nbytes()
+
+
+_STATE = attrgetter("__dict__")

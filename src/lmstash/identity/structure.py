@@ -128,7 +128,7 @@ def stamp(model: torch.nn.Module, outside: Mapping[str, Any]) -> tuple[list[obje
     """Return a list that differs from an earlier one if `read` could, and the model's live tensors, in order.
 
     The list holds classes, names and plain values; what is not plain is described anew.
-    `outside` is `CodeGraph.objects`. Costs about 2 ms for a model of 400 modules.
+    `outside` is `CodeGraph.objects`. Costs about 2 ms for a model of 400 modules; a glance may stand for it.
     """
     describer = Describer(CodeGraph(), lenient=True, follow_code=False)
     flat: list[object] = [encode(describer.value(getattr(model, "config", None), "config"))]
@@ -146,7 +146,7 @@ def stamp(model: torch.nn.Module, outside: Mapping[str, Any]) -> tuple[list[obje
                 continue
             kind = type(value)
             if kind in IMMUTABLE:
-                flat += (attribute, kind, value)
+                flat += (attribute, kind, value.hex() if kind is float else value)  # 0.0 == -0.0
             else:
                 flat += (attribute, encode(describer.value(value, attribute)))
         for hooks in (state["_forward_hooks"], state["_forward_pre_hooks"]):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from lmstash.errors import UnsupportedModelError
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 WHOLE_BYTES = 2**30
 """Weights on the CPU up to this size are read wholly on every `refresh`, where the kernel does not watch them."""
+_MOST_DESCRIPTIONS = 8
+"""After so many in a row that no glance could stand for, none is taken any more."""
 _SHARE = 0.05
 """Of the time that `recognise` may spend on whole looks."""
 
@@ -65,8 +67,10 @@ class ModelWatch:
         self._reading: Reading | None = None
         self._stamp: list[object] = []
         self._addresses: list[object] = []
-        self._versions: list[object] = []
+        self._versions: list[Any] = []
         self._glance: Glance | None = None
+        self._descriptions = 0
+        """How often the model was described since it was read, or since a glance could stand for that."""
         self._due = 0.0
         """When the next whole look is due, by the monotonic clock."""
         renew_after_fork(self, _lock=threading.RLock, _probing=threading.Lock)
@@ -115,15 +119,19 @@ class ModelWatch:
         if self._frozen:
             return self.fingerprint
         with self._lock:
-            if self._glance is not None and time.monotonic() < self._due and self._glance.holds():
+            glance = self._glance
+            if glance is not None and time.monotonic() < self._due and glance.holds():
                 return self.fingerprint
-            started = time.monotonic()
-            self._glance = None
-            before = self._reading
-            glance = self._take_glance()
+            started, before = time.monotonic(), self._reading
+            self._due = 0.0  # until all is compared, whatever comes between
+            if glance is None:
+                glance = self._take_glance()
+            else:
+                glance.draw()
             fingerprint = self.refresh()
-            if self._reading is before and glance.holds():  # so it is of what was read
-                self._glance = glance
+            # What was taken before the model was found to be what was read, and still holds, is of what was read.
+            known = self._reading is before and glance is not None and glance.holds()
+            self._glance = glance if known else None
             now = time.monotonic()
             self._due = now + (now - started) / _SHARE
             return fingerprint
@@ -179,39 +187,65 @@ class ModelWatch:
                 return False
             return self.fingerprint == since
 
-    def _take_glance(self) -> Glance:
+    def _take_glance(self) -> Glance | None:
         from lmstash.identity.glance import Glance
 
-        if self._reading is None:
-            return Glance(self._model, {})
-        code = self._reading.structure.code
-        return Glance(self._model, code.objects, code)
+        code = None if self._reading is None else self._reading.structure.code
+        try:
+            return Glance(self._model, {} if code is None else code.objects, code)
+        except Exception:  # what a model bears may refuse to be looked at: then it is described each time
+            return None
 
     def _holds(self, budget_bytes: int | None) -> bool:
         """Return whether the last reading still stands; tensors are read up to a budget."""
         from lmstash.identity.structure import stamp
 
-        if self._reading is None:
+        reading, glance = self._reading, self._glance
+        if reading is None:
             return False
-        found, live = stamp(self._model, self._reading.structure.code.objects)
-        if found != self._stamp or _addresses(live) != self._addresses or not self._reading.structure.code.unchanged():
-            return False
-        versions = _versions(live)
-        if versions != self._versions:
+        standing = glance is not None and glance.stands()
+        if glance is not None and standing:
+            self._descriptions = 1
+            versions: list[Any] = glance.versions()
+            known: list[Any] = glance.known_versions
+        else:
+            glance = self._glance_to_keep()
+            found, live = stamp(self._model, reading.structure.code.objects)
+            if found != self._stamp or _addresses(live) != self._addresses or not reading.structure.code.unchanged():
+                return False
+            versions, known = _versions(live), self._versions
+        if versions != known:
             budget_bytes = None
-        if budget_bytes != 0 or self._reading.probe.on_devices:  # else another thread's look would be waited for
+        if budget_bytes != 0 or reading.probe.on_devices:  # else another thread's look would be waited for
             with self._probing:
-                if not self._reading.probe.holds(budget_bytes):
+                if not reading.probe.holds(budget_bytes):
                     return False
-        self._versions = versions
+        if glance is not None and standing:
+            glance.known_versions = versions
+        else:
+            self._versions = versions
+            if glance is not None:  # what it has drawn of the weights was not compared: `recognise` draws anew
+                self._glance, self._due = glance, 0.0
         return True
+
+    def _glance_to_keep(self) -> Glance | None:
+        """Return a glance at the model as it is before it is described again, if it may save the next description."""
+        self._descriptions += 1
+        if not 1 < self._descriptions <= _MOST_DESCRIPTIONS:  # programs that look but once go without
+            return None
+        glance = self._take_glance()
+        if glance is None or not glance.is_whole:
+            self._descriptions = _MOST_DESCRIPTIONS
+            return None
+        return glance
 
     def _read(self) -> None:
         """Take a new reading, and everything that it is later compared with."""
         from lmstash.identity.structure import stamp
 
         known = self._reading.known if self._reading else {}
-        self._reading = None
+        self._reading = self._glance = None
+        self._descriptions = 0
         for _ in range(3):
             before, live = stamp(self._model, {})
             addresses, versions = _addresses(live), _versions(live)
@@ -314,5 +348,5 @@ def _address(tensor: torch.Tensor) -> object:
         return None
 
 
-def _versions(tensors: list[torch.Tensor]) -> list[object]:
+def _versions(tensors: list[torch.Tensor]) -> list[Any]:
     return [None if each.is_inference() else each._version for each in tensors]
