@@ -18,6 +18,7 @@ import json
 import math
 import struct
 from collections.abc import Callable
+from json.decoder import scanstring  # pyright: ignore[reportAttributeAccessIssue]
 from json.encoder import encode_basestring
 from typing import Any
 
@@ -80,7 +81,10 @@ def decode_record(data: bytes | bytearray | memoryview, put_together: PutTogethe
     try:
         text = str(data, "utf-8")
         try:
-            value, end = _decoder.raw_decode(text)
+            if text[:1] == '"':  # as the decoder would, without its three calls on the way
+                value, end = scanstring(text, 1, True)
+            else:
+                value, end = _decoder.raw_decode(text)
         except ValueError:
             value, end = None, -1
         if end != len(text):

@@ -87,7 +87,9 @@ class RequestReader:
 
     def _keywords(self, given: dict[Any, Any], layouts: _Layouts, arguments: dict[str, Any], depth: int) -> str:
         """Write keyword arguments; adds to `arguments` what may say sampling."""
-        template, fields, telling = self._layout(given, layouts)
+        if not _TEXT.issuperset(map(type, given)):  # before it is looked for: others may equal a text
+            raise _UnusualError
+        template, fields, telling = layouts.get(tuple(given)) or self._layout(given, layouts)
         pieces: list[str] = []
         for name, holds in fields:
             value = given[name]
@@ -96,6 +98,8 @@ class RequestReader:
                 pieces.append(encode_basestring(value))
             elif kind is int and -EXACT < value < EXACT:
                 pieces.append(repr(float(value) if holds == _NUMBER else value))
+            elif kind is float and isfinite(value):
+                pieces.append(repr(value))
             elif holds >= _OPTIONS and kind is dict:
                 if holds != _OPTIONS or depth <= 0:
                     raise _UnusualError
