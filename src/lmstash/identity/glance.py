@@ -12,7 +12,7 @@ import ctypes
 import random
 from collections.abc import Iterable, Mapping
 from itertools import chain
-from operator import attrgetter, is_
+from operator import is_
 from typing import TYPE_CHECKING, Any
 
 import xxhash
@@ -21,7 +21,7 @@ from lmstash.identity.describe import IMMUTABLE
 from lmstash.identity.dict_stamps import Stamps
 from lmstash.identity.numerics import device_types, numerics
 from lmstash.identity.object_words import Kinds
-from lmstash.identity.reached import Reached, contents
+from lmstash.identity.reached import Reached, contents, global_hooks
 
 if TYPE_CHECKING:
     import torch
@@ -38,11 +38,11 @@ class Glance:
     """What a model looked like when this was made. Threads may share it; a look costs 0.1 ms for 400 modules.
 
     All of it is walked by C code, without a step of Python for each value, and dicts that were not touched (see
-    `dict_stamps`) are not walked at all; where Python does not tell which were, a look takes about 0.4 ms.
+    `dict_stamps`) are not walked at all; where Python does not tell which were, a look takes about 0.6 ms.
 
-    Values are compared by identity first and by `==` where that fails: objects that keep their state where Python
-    cannot look (C code, `__slots__`) are only seen by `ModelWatch.refresh`. Nothing is kept alive but the model's own
-    parts.
+    Values are compared by identity first and by `==` where that fails. Not seen, but by `ModelWatch.refresh`: what
+    objects keep where Python cannot look (C code, `__slots__`), another `__dict__` for an object, and a tensor's memory
+    taken for another shape or type with the same strides. Nothing is kept alive but the model's own parts.
 
     Args:
         model: Any torch module.
@@ -56,28 +56,24 @@ class Glance:
         reached = Reached(model, outside.values())
         self._code = code
         self._complete = reached.is_complete
+        self._hooks = reached.hooks
         self._kinds = Kinds(reached.objects, reached.empty)
-        self._plain = _Contents([each for each in reached.dicts if type(each) is dict], reached.keyed)
+        self._plain = _Contents([each for each in reached.dicts if type(each[0]) is dict])
         self._stamps = Stamps(self._plain.dicts)
-        self._same = self._plain.unreplaced if self._stamps.kept else self._plain.same
-        self._other = _Contents([each for each in reached.dicts if type(each) is not dict], reached.keyed)
-        self._lists = reached.lists
-        self._members = list(chain.from_iterable(self._lists))
-        self._lengths = list(map(len, self._lists))
-        self._cells = reached.cells
-        self._variables = list(map(contents, self._cells))
-        self._objects, self._states = reached.objects, reached.states
+        self._other = _Contents([each for each in reached.dicts if type(each[0]) is not dict])
+        self._lists = [each for each, _ in reached.lists]
+        self._lengths = [len(members) for _, members in reached.lists]
+        self._members = [one for _, members in reached.lists for one in members]
+        self._cells = [cell for cell, _ in reached.cells]
+        self._variables = [held for _, held in reached.cells]
         self._tensors = reached.tensors
         self._devices = device_types(self._tensors)
         self._numerics = numerics(self._devices)
-        self._data_ptr = torch.Tensor.data_ptr
+        self._data_ptr, self._stride = torch.Tensor.data_ptr, torch.Tensor.stride
         self._addresses = [self._address(each) for each in self._tensors]
+        self._strides = [None if at is None else each.stride() for each, at in self._placed()]
         self._counted = [each for each in self._tensors if not each.is_inference()]
-        self.known_versions = self.versions()
-        """What `holds` compares `versions` with."""
-        self.is_whole = reached.is_complete and reached.is_whole and None not in self._addresses
-        """Whether `stands` sees all that `structure.stamp` does."""
-        self._forms = list(map(_form, self._tensors)) if self.is_whole else []
+        self._versions = [each._version for each in self._counted]
         self._wholes: list[memoryview] = []
         self._words: list[memoryview] = []
         self.draw()
@@ -85,45 +81,27 @@ class Glance:
     def holds(self) -> bool:
         """Return whether nothing that a glance sees has changed. Does not raise."""
         try:
-            return self.versions() == self.known_versions and self._stands() and self._read() == self._sums
+            return (
+                self._complete
+                and [each._version for each in self._counted] == self._versions
+                and self._kinds.hold()
+                and self._stamps.hold(self._plain.same)
+                and self._other.same()
+                and list(map(len, self._lists)) == self._lengths
+                and _same(chain.from_iterable(self._lists), self._members)
+                and all(map(is_, map(contents, self._cells), self._variables))
+                and all(map(is_, global_hooks(), self._hooks))
+                and list(map(self._data_ptr, self._tensors)) == self._addresses
+                and list(map(self._stride, self._tensors)) == self._strides
+                and self._read() == self._sums
+                and numerics(self._devices) == self._numerics
+                and (self._code is None or self._code.unchanged())
+            )
         except Exception:  # two tensors compared for equality, a dict that grew under the walk, memory freed: changed
             return False
 
-    def stands(self) -> bool:
-        """Return whether all but the bytes of the tensors, and the counters of their changes, is as it was.
-
-        Looks at everything, which takes about three times as long as `holds`; false unless `is_whole`. Does not raise.
-        """
-        try:
-            return (
-                self.is_whole
-                and self._stands()
-                and (self._stamps.kept or self._plain.unreplaced())
-                and self._other.unreplaced()
-                and _unreplaced(chain.from_iterable(self._lists), self._members)
-                and all(map(is_, map(contents, self._cells), self._variables))
-                and all(map(is_, map(_STATE, self._objects), self._states))
-                and list(map(_form, self._tensors)) == self._forms
-            )
-        except Exception:
-            return False
-
-    def versions(self) -> list[int]:
-        """Return the counters by which torch counts changes of tensors in place."""
-        return [each._version for each in self._counted]
-
-    def _stands(self) -> bool:
-        return (
-            self._complete
-            and self._kinds.hold()
-            and self._stamps.hold(self._same)
-            and self._other.same()
-            and list(chain.from_iterable(self._lists)) == self._members
-            and list(map(len, self._lists)) == self._lengths
-            and list(map(self._data_ptr, self._tensors)) == self._addresses
-            and numerics(self._devices) == self._numerics
-            and (self._code is None or self._code.unchanged())
-        )
+    def _placed(self) -> Iterable[tuple[torch.Tensor, int | None]]:
+        return zip(self._tensors, self._addresses, strict=True)
 
     def _address(self, tensor: torch.Tensor) -> int | None:
         """Return where a tensor's memory is; None, which never holds, for a wrapper without any."""
@@ -138,7 +116,7 @@ class Glance:
         What it holds now is what `holds` looks for from now on.
         """
         self._wholes, self._words = [], []
-        here = [each for each in self._tensors if each.device.type == "cpu" and each.is_contiguous() and each.nbytes]
+        here = [each for each, at in self._placed() if at and _is_in_memory(each)]
         whole = sum(each.nbytes for each in here) <= WHOLE_BYTES
         for tensor in here:
             memory = memoryview((ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr())).cast("B")
@@ -155,42 +133,42 @@ class Glance:
 
 
 class _Contents:
-    """What dicts hold: the values of all, and the keys of some."""
+    """What dicts hold."""
 
-    def __init__(self, dicts: list[dict[Any, Any]], keyed: list[dict[Any, Any]]) -> None:
-        wanted = set(map(id, keyed))
-        self.dicts = dicts
-        self._keyed = [each for each in dicts if id(each) in wanted]
-        self._views = [each.values() for each in dicts]
-        self._values = list(chain.from_iterable(self._views))
-        self._keys = list(chain.from_iterable(self._keyed))
+    def __init__(self, held: list[tuple[dict[Any, Any], list[Any], list[Any]]]) -> None:
+        self.dicts = [each for each, _, _ in held]
+        self._lengths = [len(keys) for _, keys, _ in held]
+        self._views = [dict.values(each) for each in self.dicts]
+        self._keys = [one for _, keys, _ in held for one in keys]
+        self._values = [one for _, _, values in held for one in values]
 
     def same(self) -> bool:
-        """Return whether they hold the same. Raises what comparing values raises."""
+        """Return whether they hold the same, and no equal copies, whose own changes nobody would look at."""
         return (
-            list(chain.from_iterable(self._views)) == self._values
-            and list(chain.from_iterable(self._keyed)) == self._keys
-        )
-
-    def unreplaced(self) -> bool:
-        """As `same`, and what can change by itself is no equal copy, whose own changes nobody would look at."""
-        return (
-            self.same()
-            and _unreplaced(chain.from_iterable(self._views), self._values)
-            and _unreplaced(chain.from_iterable(self._keyed), self._keys)
+            list(map(len, self._views)) == self._lengths
+            and _same(chain.from_iterable(self._views), self._values)
+            and _same(chain.from_iterable(map(dict.keys, self.dicts)), self._keys)
         )
 
 
-def _unreplaced(values: Iterable[Any], known: list[Any]) -> bool:
+def _same(values: Iterable[Any], known: list[Any]) -> bool:
     """Whether values are the same objects, or plain ones that are the same in every respect."""
-    return all(
-        now is then or (type(now) is type(then) and type(now) in IMMUTABLE and repr(now) == repr(then))  # 0.0 and -0.0
-        for now, then in zip(values, known, strict=True)
+    found = list(values)
+    return len(found) == len(known) and (
+        all(map(is_, found, known))
+        or all(
+            now is then or (type(now) is type(then) and type(now) in IMMUTABLE and repr(now) == repr(then))
+            for now, then in zip(found, known, strict=True)  # by their words, since 0.0 == -0.0
+        )
     )
 
 
-def _form(tensor: torch.Tensor) -> tuple[Any, ...]:
-    return tensor.shape, tensor.stride(), tensor.dtype, tensor.untyped_storage().nbytes()
-
-
-_STATE = attrgetter("__dict__")
+def _is_in_memory(tensor: torch.Tensor) -> bool:
+    """Whether all of a tensor lies side by side in this process's memory: a storage may have been cut since."""
+    try:
+        if tensor.device.type != "cpu" or not tensor.is_contiguous() or not tensor.nbytes:
+            return False
+        end = (tensor.storage_offset() + tensor.numel()) * tensor.itemsize
+        return tensor.data_ptr() != 0 and end <= tensor.untyped_storage().nbytes()
+    except (RuntimeError, NotImplementedError):  # a wrapper
+        return False

@@ -1,15 +1,14 @@
-"""All that a model leads to and that may change: its modules, tensors, attributes, containers, settings, closures.
+"""All that a model leads to and that may change: its modules, tensors, attributes, containers, closures.
 
-The walk follows what `structure.stamp` follows, and notes whether it met anything that can change where a comparison of
-containers does not look: state in C code or `__slots__`, mappings that compute what they hold.
+Contents are noted as they are walked, so that what is compared with them later is what was walked: an equal copy that
+another thread puts in place meanwhile is not taken for it.
 """
 
 from __future__ import annotations
 
 import enum
 import types
-from collections import OrderedDict, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from lmstash.identity.describe import IMMUTABLE, WITHOUT_MEANING
@@ -18,11 +17,10 @@ if TYPE_CHECKING:
     import torch
 
 _MAX_CONTAINERS = 100_000
-_CONTAINERS = (dict, OrderedDict, defaultdict, list, set, tuple, frozenset)
 _CONSTANT = (str, bytes, int, float, enum.Enum, type, types.BuiltinFunctionType, types.ModuleType, *WITHOUT_MEANING)
 """What cannot change, or is not looked into by anybody: classes stand by their code."""
-_PYTHON_CLASS_BYTES = 16
-"""A class written in Python adds room for `__dict__` and `__weakref__` at most, beside its slots."""
+_EXACT = frozenset({list, set, tuple, frozenset, dict, type, types.FunctionType, types.MethodType})
+"""Objects of these types cannot be given another class."""
 _TORCH_CONTAINERS = frozenset(
     {
         "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_backward_pre_hooks", "_backward_hooks",
@@ -45,102 +43,89 @@ class Reached:
             outside: Other objects that its code leads to (`CodeGraph.objects`).
         """
         import torch
-        from torch.nn.modules import module as torch_module
 
-        self.dicts: list[dict[Any, Any]] = []
-        """Whose values count."""
-        self.keyed: list[dict[Any, Any]] = []
-        """Of these, those whose keys count, too."""
+        self.dicts: list[tuple[dict[Any, Any], list[Any], list[Any]]] = []
+        """Each with its keys and its values."""
         self.empty: list[dict[Any, Any]] = []
-        self.lists: list[Any] = []
-        """Lists and sets."""
+        self.lists: list[tuple[Any, list[Any]]] = []
+        """Lists and sets, each with its members."""
+        self.cells: list[tuple[types.CellType, Any]] = []
+        """Of functions that were met as values, each with what it holds."""
         self.tensors: list[torch.Tensor] = []
         self.objects: list[Any] = []
-        """Whose class and `__dict__` count: modules, tensors and others."""
-        self.states: list[dict[str, Any]] = []
-        """The `__dict__` of each."""
-        self.cells: list[types.CellType] = []
-        """Of functions that were met as values."""
+        """Whose class counts: modules, tensors and others."""
+        self.hooks = global_hooks()
         self.is_complete = True
         """Whether all was walked that containers lead to."""
-        self.is_whole = "config" in vars(model) or not hasattr(model, "config")
-        """Whether nothing was met that may change out of sight."""
         self._types = torch.nn.Module, torch.Tensor
         self._constant = (*_CONSTANT, torch.device, torch.dtype, torch.layout, torch.memory_format, torch.Size)
         self._found: list[Any] = list(outside)
         self._seen: set[int] = set()
-        for hooks in (torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks):
+        for hooks in self.hooks:
             self._dict(hooks)
-            self._found += hooks.values()
         self._found += reversed(list(model.modules()))
         while self._found and self.is_complete:
             value = self._found.pop()
             if type(value) not in IMMUTABLE and id(value) not in self._seen:
                 self._seen.add(id(value))
                 self._take(value)
-        self.dicts += self.keyed
 
     def _take(self, value: Any) -> None:
         module, tensor = self._types
+        if type(value) not in _EXACT:
+            self.objects.append(value)
         if isinstance(value, module):
             self._module(value)
         elif isinstance(value, tensor):
-            self._tensor(value)
+            self.tensors.append(value)
+            self._dict(vars(value))
         elif isinstance(value, types.FunctionType):
             for cell in value.__closure__ or ():
-                self.cells.append(cell)
-                self._found.append(contents(cell))
+                held = contents(cell)
+                self.cells.append((cell, held))
+                self._found.append(held)
         elif isinstance(value, types.MethodType):
             self._found += (value.__func__, value.__self__)
         elif not isinstance(value, self._constant):
             self._value(value)
-        self.is_complete = len(self.keyed) + len(self.lists) <= _MAX_CONTAINERS
+        self.is_complete = len(self.dicts) + len(self.lists) <= _MAX_CONTAINERS
 
     def _module(self, module: torch.nn.Module) -> None:
         state = vars(module)
-        self._object(module, state)
-        self.dicts.append(state)
-        for name in ("_parameters", "_buffers", "_modules"):
-            (self.dicts if state[name] else self.empty).append(state[name])
-            self._found += state[name].values()
-        for hooks in (state["_forward_hooks"], state["_forward_pre_hooks"]):
-            self._dict(hooks)
-            self._found += hooks.values()
+        # What is about gradients and files only is not followed; the rest of these is looked at just below.
         self._seen |= {id(state[name]) for name in _TORCH_CONTAINERS & state.keys()}
-        self._found += [each for each in state.values() if type(each) not in IMMUTABLE]
-
-    def _tensor(self, tensor: torch.Tensor) -> None:
-        self.tensors.append(tensor)
-        state = vars(tensor)
-        self._object(tensor, state)
         self._dict(state)
-        self._found += state.values()
+        for name in ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks"):
+            self._dict(state[name])
 
     def _value(self, value: Any) -> None:
-        kind = type(value)
         if isinstance(value, dict):
-            self.keyed.append(value)
-            self._found += (*value, *value.values())
+            self._dict(value)
         elif isinstance(value, list | set):
-            self.lists.append(value)
-            self._found += value
+            members = list(value)
+            self.lists.append((value, members))
+            self._found += members
         elif isinstance(value, tuple | frozenset):
             self._found += value
-        elif isinstance(value, Mapping):
-            self.is_whole = False
         state = getattr(value, "__dict__", None)
         if isinstance(state, dict):
-            self._object(value, state)
-            self.keyed.append(state)
-            self._found += state.values()
-        self.is_whole &= kind in _CONTAINERS or _is_looked_through(kind)
-
-    def _object(self, value: Any, state: dict[str, Any]) -> None:
-        self.objects.append(value)
-        self.states.append(state)
+            self._dict(state)
 
     def _dict(self, held: dict[Any, Any]) -> None:
-        (self.keyed if held else self.empty).append(held)
+        """Note what a dict holds, and follow it."""
+        keys, values = list(dict.keys(held)), list(dict.values(held))
+        if not keys:
+            self.empty.append(held)
+            return
+        self.dicts.append((held, keys, values))
+        self._found += [each for each in (*keys, *values) if type(each) not in IMMUTABLE]
+
+
+def global_hooks() -> tuple[dict[int, Any], dict[int, Any]]:
+    """Return torch's hooks of all modules' forward passes, as they are called now."""
+    from torch.nn.modules import module
+
+    return module._global_forward_hooks, module._global_forward_pre_hooks
 
 
 def contents(cell: types.CellType) -> Any:
@@ -149,23 +134,3 @@ def contents(cell: types.CellType) -> Any:
         return cell.cell_contents
     except ValueError:
         return cell
-
-
-def _is_looked_through(kind: type) -> bool:
-    """Whether instances have no state but in their `__dict__`, and in the plain container that they may be."""
-    is_container = issubclass(kind, _CONTAINERS)
-    for base in kind.__mro__:
-        if base is object or base in _CONTAINERS:
-            continue
-        own = vars(base)
-        slots = own.get("__slots__", ())
-        if (slots if isinstance(slots, str) else set(slots) - {"__dict__", "__weakref__"}) or not (
-            base.__dictoffset__ or "__slots__" in own
-        ):
-            return False
-        if is_container and ("__iter__" in own or "items" in own):
-            return False
-        assert base.__base__ is not None
-        if base.__basicsize__ - base.__base__.__basicsize__ > _PYTHON_CLASS_BYTES:
-            return False  # it is written in C
-    return True

@@ -6,7 +6,7 @@ whenever the components could (`stamp`). Both leave out only what is named here 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lmstash.errors import UnsupportedModelError
@@ -14,6 +14,7 @@ from lmstash.identity.code import CodeGraph
 from lmstash.identity.describe import IMMUTABLE, TENSOR_MARKS, Describer
 from lmstash.identity.encoding import Component, encode
 from lmstash.identity.numerics import device_types, environment, numerics
+from lmstash.identity.reached import global_hooks
 from lmstash.identity.registries import registered
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def read(model: torch.nn.Module, *, variant: str | None, strict_numerics: bool) 
     if config is not None:
         out.components["config"] = describer.value(config, "config")
     describer.module(model, "")
-    hooks = _hooks(_global_hooks())
+    hooks = _hooks(global_hooks())
     _refuse_hooks(hooks, "torch's global hooks", variant)
     out.components["global_hooks"] = [describer.value(each, "global hooks") for each in hooks]
     out.components["registered"] = registered(model, out.code)
@@ -128,7 +129,7 @@ def stamp(model: torch.nn.Module, outside: Mapping[str, Any]) -> tuple[list[obje
     """Return a list that differs from an earlier one if `read` could, and the model's live tensors, in order.
 
     The list holds classes, names and plain values; what is not plain is described anew.
-    `outside` is `CodeGraph.objects`. Costs about 2 ms for a model of 400 modules; a glance may stand for it.
+    `outside` is `CodeGraph.objects`. Costs about 2 ms for a model of 400 modules.
     """
     describer = Describer(CodeGraph(), lenient=True, follow_code=False)
     flat: list[object] = [encode(describer.value(getattr(model, "config", None), "config"))]
@@ -151,7 +152,7 @@ def stamp(model: torch.nn.Module, outside: Mapping[str, Any]) -> tuple[list[obje
                 flat += (attribute, encode(describer.value(value, attribute)))
         for hooks in (state["_forward_hooks"], state["_forward_pre_hooks"]):
             if hooks:
-                flat += _hooks([hooks])
+                flat += [encode(describer.value(each, "hook")) for each in _hooks([hooks])]
         for tensors in (state["_parameters"], state["_buffers"]):
             for each, tensor in tensors.items():
                 flat.append(each)
@@ -165,7 +166,7 @@ def stamp(model: torch.nn.Module, outside: Mapping[str, Any]) -> tuple[list[obje
                 seen[id(inner)] = child
                 pending.append((child, inner))
     live += describer.tensors.values()
-    flat += _hooks(_global_hooks())
+    flat += [encode(describer.value(each, "hook")) for each in _hooks(global_hooks())]
     flat.append(repr(numerics(device_types(live))))
     return flat, live
 
@@ -175,13 +176,7 @@ def own_hooks(module: torch.nn.Module) -> list[dict[int, Any]]:
     return [module._forward_hooks, module._forward_pre_hooks]
 
 
-def _global_hooks() -> list[dict[int, Any]]:
-    from torch.nn.modules import module
-
-    return [module._global_forward_hooks, module._global_forward_pre_hooks]
-
-
-def _hooks(groups: list[dict[int, Any]]) -> list[Any]:
+def _hooks(groups: Sequence[dict[int, Any]]) -> list[Any]:
     """Return the hooks that count: neither lmstash's own nor known to be harmless."""
     return [
         hook

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from lmstash.errors import UnsupportedModelError
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 WHOLE_BYTES = 2**30
 """Weights on the CPU up to this size are read wholly on every `refresh`, where the kernel does not watch them."""
-_MOST_DESCRIPTIONS = 8
-"""After so many in a row that no glance could stand for, none is taken any more."""
 _SHARE = 0.05
 """Of the time that `recognise` may spend on whole looks."""
 
@@ -67,10 +65,8 @@ class ModelWatch:
         self._reading: Reading | None = None
         self._stamp: list[object] = []
         self._addresses: list[object] = []
-        self._versions: list[Any] = []
+        self._versions: list[object] = []
         self._glance: Glance | None = None
-        self._descriptions = 0
-        """How often the model was described since it was read, or since a glance could stand for that."""
         self._due = 0.0
         """When the next whole look is due, by the monotonic clock."""
         renew_after_fork(self, _lock=threading.RLock, _probing=threading.Lock)
@@ -109,9 +105,10 @@ class ModelWatch:
     def recognise(self) -> Fingerprint:
         """As `refresh`, for short calls: mostly by a `Glance`, wholly so often that it takes 5 % of the time.
 
-        Costs 0.1 ms for 400 modules, 0.4 from Python 3.13 on. What it may not see until the next whole look (for
+        Costs 0.1 ms for 400 modules, 0.6 from Python 3.13 on. What it may not see until the next whole look (for
         weights of half a gigabyte at most a second away, 0.2 where the kernel watches them) is a change of a few
-        elements through `.data`, and of code. So nothing that was computed since may be published before `unchanged`.
+        elements through `.data`, of code, and what `Glance` names. So nothing that was computed since may be published
+        before `unchanged`.
 
         Raises:
             UnsupportedModelError: As `refresh`.
@@ -123,15 +120,11 @@ class ModelWatch:
             if glance is not None and time.monotonic() < self._due and glance.holds():
                 return self.fingerprint
             started, before = time.monotonic(), self._reading
-            self._due = 0.0  # until all is compared, whatever comes between
-            if glance is None:
-                glance = self._take_glance()
-            else:
-                glance.draw()
+            self._glance = None  # until all is compared, whatever comes between
+            glance = self._next_glance(glance)
             fingerprint = self.refresh()
-            # What was taken before the model was found to be what was read, and still holds, is of what was read.
-            known = self._reading is before and glance is not None and glance.holds()
-            self._glance = glance if known else None
+            if self._reading is before and glance is not None and glance.holds():  # so it is of what was read
+                self._glance = glance
             now = time.monotonic()
             self._due = now + (now - started) / _SHARE
             return fingerprint
@@ -187,11 +180,15 @@ class ModelWatch:
                 return False
             return self.fingerprint == since
 
-    def _take_glance(self) -> Glance | None:
+    def _next_glance(self, last: Glance | None) -> Glance | None:
+        """Return a glance at the model as it is: the last one with other words of the weights, or a new one."""
         from lmstash.identity.glance import Glance
 
         code = None if self._reading is None else self._reading.structure.code
         try:
+            if last is not None and last.holds():
+                last.draw()
+                return last
             return Glance(self._model, {} if code is None else code.objects, code)
         except Exception:  # what a model bears may refuse to be looked at: then it is described each time
             return None
@@ -200,44 +197,20 @@ class ModelWatch:
         """Return whether the last reading still stands; tensors are read up to a budget."""
         from lmstash.identity.structure import stamp
 
-        reading, glance = self._reading, self._glance
-        if reading is None:
+        if self._reading is None:
             return False
-        standing = glance is not None and glance.stands()
-        if glance is not None and standing:
-            self._descriptions = 1
-            versions: list[Any] = glance.versions()
-            known: list[Any] = glance.known_versions
-        else:
-            glance = self._glance_to_keep()
-            found, live = stamp(self._model, reading.structure.code.objects)
-            if found != self._stamp or _addresses(live) != self._addresses or not reading.structure.code.unchanged():
-                return False
-            versions, known = _versions(live), self._versions
-        if versions != known:
+        found, live = stamp(self._model, self._reading.structure.code.objects)
+        if found != self._stamp or _addresses(live) != self._addresses or not self._reading.structure.code.unchanged():
+            return False
+        versions = _versions(live)
+        if versions != self._versions:
             budget_bytes = None
-        if budget_bytes != 0 or reading.probe.on_devices:  # else another thread's look would be waited for
+        if budget_bytes != 0 or self._reading.probe.on_devices:  # else another thread's look would be waited for
             with self._probing:
-                if not reading.probe.holds(budget_bytes):
+                if not self._reading.probe.holds(budget_bytes):
                     return False
-        if glance is not None and standing:
-            glance.known_versions = versions
-        else:
-            self._versions = versions
-            if glance is not None:  # what it has drawn of the weights was not compared: `recognise` draws anew
-                self._glance, self._due = glance, 0.0
+        self._versions = versions
         return True
-
-    def _glance_to_keep(self) -> Glance | None:
-        """Return a glance at the model as it is before it is described again, if it may save the next description."""
-        self._descriptions += 1
-        if not 1 < self._descriptions <= _MOST_DESCRIPTIONS:  # programs that look but once go without
-            return None
-        glance = self._take_glance()
-        if glance is None or not glance.is_whole:
-            self._descriptions = _MOST_DESCRIPTIONS
-            return None
-        return glance
 
     def _read(self) -> None:
         """Take a new reading, and everything that it is later compared with."""
@@ -245,7 +218,6 @@ class ModelWatch:
 
         known = self._reading.known if self._reading else {}
         self._reading = self._glance = None
-        self._descriptions = 0
         for _ in range(3):
             before, live = stamp(self._model, {})
             addresses, versions = _addresses(live), _versions(live)
@@ -337,7 +309,7 @@ class Sighting:
 def _addresses(tensors: list[torch.Tensor]) -> list[object]:
     out: list[object] = []
     for each in tensors:
-        out += (id(each), _address(each), each.shape, each.stride(), each.dtype)
+        out += (id(each), _address(each), each.shape, each.stride(), each.dtype, each.is_conj(), each.is_neg())
     return out
 
 
@@ -348,5 +320,5 @@ def _address(tensor: torch.Tensor) -> object:
         return None
 
 
-def _versions(tensors: list[torch.Tensor]) -> list[Any]:
+def _versions(tensors: list[torch.Tensor]) -> list[object]:
     return [None if each.is_inference() else each._version for each in tensors]
