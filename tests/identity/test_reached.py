@@ -306,6 +306,23 @@ def test_a_storage_cut_behind_a_tensor_is_never_read() -> None:
     assert Glance(model, {})._read() is not None
 
 
+def test_a_tensor_without_memory_of_its_own_is_never_read() -> None:
+    class Wrapper(torch.Tensor):
+        @staticmethod
+        def __new__(cls, inner: torch.Tensor) -> Any:
+            made = torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+            made.inner = inner
+            return made
+
+        @classmethod
+        def __torch_dispatch__(cls, *_: Any, **__: Any) -> Any:
+            raise NotImplementedError
+
+    model = Bare()
+    model.attached = Wrapper(torch.ones(3))
+    assert not Glance(model, {}).holds()
+
+
 def test_a_reading_by_another_call_ends_a_glance() -> None:
     """From A to B, read there, and back to A: the glance at A must not vouch for B's fingerprint."""
     model = Bare()

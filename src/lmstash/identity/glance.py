@@ -40,7 +40,7 @@ class Glance:
     All of it is walked by C code, without a step of Python for each value, and dicts that were not touched (see
     `dict_stamps`) are not walked at all; where Python does not tell which were, a look takes about 0.6 ms.
 
-    Values are compared by identity first and by `==` where that fails. Not seen, but by `ModelWatch.refresh`: what
+    Values are compared by identity, plain ones by what they say. Not seen, but by `ModelWatch.refresh`: what
     objects keep where Python cannot look (C code, `__slots__`), another `__dict__` for an object, and a tensor's memory
     taken for another shape or type with the same strides. Nothing is kept alive but the model's own parts.
 
@@ -106,7 +106,7 @@ class Glance:
     def _address(self, tensor: torch.Tensor) -> int | None:
         """Return where a tensor's memory is; None, which never holds, for a wrapper without any."""
         try:
-            return self._data_ptr(tensor)
+            return self._data_ptr(tensor) or (None if tensor.numel() else 0)
         except (RuntimeError, NotImplementedError):
             return None
 
