@@ -278,13 +278,18 @@ class Hook:
         return output * self.scale
 
 
-def test_what_a_hook_bears_counts() -> None:
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_what_a_hook_bears_counts(everywhere: bool) -> None:
     model, hook = Bare(), Hook()
-    model.inner.register_forward_hook(hook)
-    watch = ModelWatch(model, variant="test")
-    first = watch.refresh()
-    hook.scale = 2.0
-    assert watch.refresh() != first
+    register = torch.nn.modules.module.register_module_forward_hook if everywhere else model.inner.register_forward_hook
+    handle = register(hook)
+    try:
+        watch = ModelWatch(model, variant="test")
+        first = watch.refresh()
+        hook.scale = 2.0
+        assert watch.refresh() != first
+    finally:
+        handle.remove()
 
 
 @pytest.mark.parametrize("ask", ["recognise", "refresh", "look", "unchanged"])

@@ -42,7 +42,8 @@ class Glance:
 
     Values are compared by identity, plain ones by what they say. Not seen, but by `ModelWatch.refresh`: what
     objects keep where Python cannot look (C code, `__slots__`), another `__dict__` for an object, and a tensor's memory
-    taken for another shape or type with the same strides. Nothing is kept alive but the model's own parts.
+    taken for another shape or type with the same strides, or conjugated. Nothing is kept alive but the model's own
+    parts.
 
     Args:
         model: Any torch module.

@@ -138,6 +138,7 @@ def stamp(model: torch.nn.Module, outside: Mapping[str, Any]) -> tuple[list[obje
     seen = describer.seen_modules
     describer.module(model, "")
     flat += [encode(describer.value(value, place)) for place, value in outside.items()]
+    flat += [encode(describer.value(each, "hook")) for each in _hooks(global_hooks())]
     while pending:
         name, module = pending.pop()
         state = module.__dict__
@@ -166,7 +167,6 @@ def stamp(model: torch.nn.Module, outside: Mapping[str, Any]) -> tuple[list[obje
                 seen[id(inner)] = child
                 pending.append((child, inner))
     live += describer.tensors.values()
-    flat += [encode(describer.value(each, "hook")) for each in _hooks(global_hooks())]
     flat.append(repr(numerics(device_types(live))))
     return flat, live
 

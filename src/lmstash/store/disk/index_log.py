@@ -61,8 +61,8 @@ class IndexLog:
         if not self.is_long() or time.monotonic() < self._not_before or self._connection.in_transaction:
             return
         most, started = _PATIENT_ATTEMPTS if patient else _BRIEF_ATTEMPTS, time.monotonic()
-        self._connection.set_busy_handler(lambda attempt: attempt < most and wait(attempt))
         try:
+            self._connection.set_busy_handler(lambda attempt: attempt < most and wait(attempt))
             self.cut()
         finally:
             self._connection.set_busy_handler(wait)
