@@ -6,6 +6,7 @@ Nothing is imported for it: an object of PIL, numpy or torch can only be there i
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -76,28 +77,63 @@ def _media(kind: str, about: tuple[Component, ...], *parts: Any, facts: tuple[Co
     return Media(kind, state.hexdigest(), about if facts is None else facts)
 
 
+def file_of(image: Any) -> bytes | None:
+    """Return the file that an image of PIL still reads its frames from; None if it has let go of it."""
+    files: tuple[Any, ...] = getattr(image, "_fp", None), getattr(image, "fp", None)
+    for file in files:
+        try:
+            here = file.tell()
+            file.seek(0)
+            try:
+                return file.read()
+            finally:
+                file.seek(here)
+        except (AttributeError, OSError, ValueError):  # none, a closed one, or what stands for one in PIL
+            continue
+    return None
+
+
 def _image(value: Any) -> Media | None:
     pil = sys.modules.get("PIL.Image")
     if pil is None or not isinstance(value, pil.Image):
         return None
     try:
-        n_frames = int(getattr(value, "n_frames", 1))
+        frames = value
+        # To count its frames, or to look at another one, can lose what was drawn on this one, and PIL finds no way
+        # back in some files: so another reader does that wherever it can.
+        if (hasattr(type(value), "n_frames") or getattr(value, "n_frames", 1) > 1) and (data := file_of(value)):
+            frames = type(value)(io.BytesIO(data))
+        n_frames = int(getattr(frames, "n_frames", 1))
         if n_frames == 1:
             return _media("image", *_frame(value), facts=(value.mode, *value.size))
         if n_frames > _MOST_FRAMES:
             raise InvalidArgumentError(f"an image of {n_frames:,} frames is too long to be part of a key")
-        state = hashlib.sha256(_DOMAIN + encode(("frames", n_frames)))
-        here = value.tell()
-        try:
-            for number in range(n_frames):
-                value.seek(number)
-                about, data = _frame(value)
-                state.update(encode(about) + hashlib.sha256(data).digest())
-        finally:
-            value.seek(here)
-        return Media("image", state.hexdigest(), (value.mode, *value.size, n_frames))
+        return Media("image", _digest_of_frames(value, frames, n_frames), (value.mode, *value.size, n_frames))
     except (OSError, ValueError, EOFError, SyntaxError) as error:
         raise InvalidArgumentError(f"an image cannot be read: {error}") from error
+
+
+def _digest_of_frames(image: Any, reader: Any, n_frames: int) -> str:
+    """Hash which frame it is at, that one as it is, and all frames: whoever is handed the image sees that one first."""
+    here = image.tell()
+    state = hashlib.sha256(_DOMAIN + encode(("frames", n_frames, here)))
+
+    def add(frame: Any) -> bytes:
+        about, data = _frame(frame)
+        state.update(encode(about) + hashlib.sha256(data).digest())
+        return data
+
+    seen, present = add(image), image.copy()
+    try:
+        for number in range(n_frames):
+            reader.seek(number)
+            add(reader)
+    finally:
+        if reader is image:
+            image.seek(here)
+            if image.tobytes() != seen:  # it was drawn on
+                image.paste(present)
+    return state.hexdigest()
 
 
 def _frame(image: Any) -> tuple[tuple[Component, ...], bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import io
 import logging
 import math
 import pickle
@@ -203,6 +204,39 @@ def test_media_come_back_by_value_and_are_kept_once(stash: Stash) -> None:
     assert stash.info().physical_bytes < 3 * image.width * image.height * 3 + 50 * 2000  # one copy
     back[0][0].arguments[3]["t"].zero_()
     assert torch.equal(load_from_cache("m", stash=stash)[0][0].arguments[3]["t"], tensor)
+
+
+@pytest.mark.parametrize("form", ["GIF", "TIFF", "PNG", "WEBP", "MPO"])
+def test_images_of_several_frames_come_back_by_value_at_their_frame(form: str, stash: Stash) -> None:
+    image_module = pytest.importorskip("PIL.Image")
+    frames = [image_module.new("RGB", (9, 8), (each, 0, 200)) for each in (0, 90, 250)]
+    file = io.BytesIO()
+    frames[0].save(file, form, save_all=True, append_images=frames[1:])
+    image, expected = image_module.open(io.BytesIO(file.getvalue())), image_module.open(io.BytesIO(file.getvalue()))
+    if form != "WEBP":  # of which PIL keeps no file once a frame was looked at
+        image.seek(1)
+    assert save_to_cache("m", [[Request(arguments=("q", image))]], stash=stash)
+    back = load_from_cache("m", stash=stash)[0][0].arguments[1]
+    assert (type(back), back.n_frames, back.tell()) == (type(image), 3, image.tell())
+    for number in (2, 0, 1):
+        back.seek(number)
+        expected.seek(number)
+        assert back.convert("RGB").tobytes() == expected.convert("RGB").tobytes()
+
+
+def test_an_image_of_several_frames_that_was_drawn_on_is_not_kept(stash: Stash, caplog: Any) -> None:
+    image_module = pytest.importorskip("PIL.Image")
+    file = io.BytesIO()
+    frames = [image_module.new("L", (9, 8), each) for each in (0, 90)]
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
+    image = image_module.open(file)
+    image.load()
+    image.paste(50, (0, 0, 3, 3))
+    with caplog.at_level(logging.WARNING, "lmstash"):
+        assert not save_to_cache("m", [[Request(arguments=("q", image))]], stash=stash)
+    assert "keep its frames" in caplog.text
+    assert load_from_cache("m", stash=stash) is None
+    assert image.getpixel((0, 0)) == 50
 
 
 def test_media_leave_with_the_last_value_that_holds_them(stash: Stash) -> None:

@@ -26,10 +26,16 @@ def pixels(seed: int = 0, mode: str = "RGB", size: tuple[int, int] = (7, 5)) -> 
     return Image.frombytes(mode, size, data.tobytes())
 
 
-def gif(n_frames: int, changed: int | None = None) -> Any:
-    frames = [pixels(n + (1000 if n == changed else 0), "L") for n in range(n_frames)]
+FILMS = ("GIF", "TIFF", "PNG", "WEBP", "MPO")
+
+
+def film(n_frames: int, changed: int | None = None, form: str = "GIF") -> Any:
+    mode = "L" if form in ("GIF", "TIFF") else "RGB"
+    frames = [pixels(n + (1000 if n == changed else 0), mode) for n in range(n_frames)]
     file = io.BytesIO()
-    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
+    frames[0].save(
+        file, form, save_all=True, append_images=frames[1:], **({"lossless": True} if form == "WEBP" else {})
+    )
     file.seek(0)
     return Image.open(file)
 
@@ -67,13 +73,32 @@ def test_any_change_of_a_picture_is_another_name() -> None:
     assert len({name(pixels(mode=mode)) for mode in ("RGB", "YCbCr", "HSV", "LAB")}) == 4
 
 
-def test_every_frame_counts_and_the_picture_stays_at_its_frame() -> None:
-    film = gif(3)
-    film.seek(1)
-    first = name(film)
-    assert film.tell() == 1
-    assert first == name(gif(3))
-    assert len({first, name(gif(2)), *(name(gif(3, changed)) for changed in range(3))}) == 5
+@pytest.mark.parametrize("form", FILMS)
+def test_every_frame_counts_and_the_picture_stays_at_its_frame(form: str) -> None:
+    one = film(3, form=form)
+    first = name(one)
+    assert first == name(film(3, form=form)) == name(one)
+    assert len({first, name(film(2, form=form)), *(name(film(3, each, form)) for each in range(3))}) == 5
+    one.seek(1)
+    seen = one.tobytes()
+    assert name(one) != first, "who is handed it sees another picture"
+    assert (one.tell(), one.tobytes()) == (1, seen)
+
+
+@pytest.mark.parametrize("form", FILMS)
+@pytest.mark.parametrize("frame", [0, 1])
+def test_what_is_drawn_on_a_frame_counts_and_stays(form: str, frame: int) -> None:
+    one, plain = film(3, form=form), film(3, form=form)
+    plain.seek(frame)
+    one.seek(frame)
+    one.load()
+    one.paste(0, (0, 0, 3, 3))
+    seen = one.tobytes()
+    assert seen != plain.tobytes()
+    drawn = name(one)
+    assert drawn != name(plain)
+    assert one.tobytes() == seen
+    assert name(one) == drawn
 
 
 def test_pictures_that_cannot_be_read_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import struct
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from lmstash.adapters.lmms_eval.images import decode_frames, decode_image, encode_frames, encode_image
 from lmstash.codecs.records import decode_record, encode_record
-from lmstash.errors import CorruptEntryError, InvalidArgumentError, LmstashError
+from lmstash.errors import LmstashError
 from lmstash.identity.keys import KeyFamily
-from lmstash.identity.media import media_of
+from lmstash.identity.media import file_of, media_of
 from lmstash.store.base import Buffer, Store, Write
 
 NAMESPACE = "lmms_eval/media"
 _LONG_BYTES = 4096
-_HEAD = struct.Struct("<I")
 
 
 class MissingBlobError(LmstashError):
@@ -49,16 +48,19 @@ class Blobs:
         kind = _kind(value)
         if kind is None:
             return None
+        file = file_of(value) if kind == "image" else None  # PIL may let go of it as it is looked at
         found = media_of(value)
         if found is None:
             return None
+        if kind == "image" and len(found.facts) > 3:  # mode, width, height, and how many there are
+            kind = "frames"
         name = found.digest
         key = self._family.digest(name)
         if name not in self._read:
             self._read[name] = value
             self.names.append(name)
             if not self._store.contains(key):
-                parts: Sequence[Buffer] = _encode(kind, value)
+                parts = encode_frames(value, name, file) if kind == "frames" else _encode(kind, value)
                 packed = [b"z", self._compress(parts)] if self._compress is not None else [b"-", *parts]
                 self._writes[key] = Write(
                     key, packed, namespace=NAMESPACE, meta={"media": kind, "about": list(found.facts)}
@@ -82,7 +84,7 @@ class Blobs:
             value = self._store.get(self._family.digest(name))
             if value is None:
                 raise MissingBlobError(f"media {name[:16]} of a saved value are not kept any more")
-            self._read[name] = _decode(kind, _plain(value))
+            self._read[name] = _decode(kind, name, _plain(value))
         return self._read[name]
 
     def key(self, name: str) -> bytes:
@@ -107,7 +109,7 @@ def _encode(kind: str, value: Any) -> Sequence[Buffer]:
     if kind == "bytes":
         return [value]
     if kind == "image":
-        return _encode_image(value)
+        return encode_image(value)
     from lmstash.codecs.tensors import encode_tensors
 
     if kind == "tensor":
@@ -121,11 +123,13 @@ def _encode(kind: str, value: Any) -> Sequence[Buffer]:
     return encode_tensors({"value": array})
 
 
-def _decode(kind: str, value: memoryview) -> Any:
+def _decode(kind: str, name: str, value: memoryview) -> Any:
     if kind == "bytes":
         return bytes(value)
     if kind == "image":
-        return _decode_image(value)
+        return decode_image(value)
+    if kind == "frames":
+        return decode_frames(value, name)
     from lmstash.codecs.tensors import decode_tensors
 
     if kind == "tensor":
@@ -138,40 +142,6 @@ def _decode(kind: str, value: memoryview) -> Any:
     else:
         array = decode_tensors(value, framework="numpy", copy=True)["value"]
     return array[()] if kind == "scalar" else array
-
-
-def _encode_image(image: Any) -> Sequence[Buffer]:
-    if int(getattr(image, "n_frames", 1)) != 1:
-        raise InvalidArgumentError("an image of several frames cannot be kept by value: keep its frames, or its path")
-    info = {name: value for name, value in image.info.items() if isinstance(value, str | bytes | int | float | tuple)}
-    exif = image.getexif().tobytes() if hasattr(image, "getexif") else b""
-    palette = image.palette
-    told = {
-        "mode": image.mode,
-        "size": list(image.size),
-        "palette": None if palette is None else [palette.mode, bytes(palette.palette)],
-        "info": {name: value for name, value in info.items() if name != "exif"},
-        "exif": exif,
-    }
-    head = encode_record(told)
-    return [_HEAD.pack(len(head)), head, image.tobytes()]
-
-
-def _decode_image(value: memoryview) -> Any:
-    from PIL import Image
-
-    try:
-        (length,) = _HEAD.unpack_from(value)
-        told = decode_record(value[_HEAD.size : _HEAD.size + length])
-        image = Image.frombytes(told["mode"], tuple(told["size"]), bytes(value[_HEAD.size + length :]))
-        if told["palette"] is not None:
-            image.putpalette(told["palette"][1], told["palette"][0])
-        image.info.update(told["info"])
-        if told["exif"]:
-            image.info["exif"] = told["exif"]
-    except (struct.error, KeyError, TypeError, ValueError) as error:
-        raise CorruptEntryError(f"a kept image cannot be read: {error}") from error
-    return image
 
 
 def _plain(value: memoryview) -> memoryview:

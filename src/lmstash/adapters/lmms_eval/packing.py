@@ -17,7 +17,7 @@ from lmstash.errors import CorruptEntryError
 
 INSTANCES = "lmms_eval.api.instance"
 _OF_HARNESS = ("Instance", "GenerationResult", "TokenCounts")
-_MEDIA = frozenset({"image", "array", "scalar", "tensor", "bytes"})
+_MEDIA = frozenset({"image", "frames", "array", "scalar", "tensor", "bytes"})
 _PLAIN: dict[type, Any] = {str: str, bytes: bytes, int: int, float: float}
 _FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, functools.partial)
 

@@ -169,13 +169,16 @@ class Shelf:
             return None
 
     def _open(self, asked: Asked, value: Buffer) -> Any:
-        events = self.store.events
         try:
-            return read_answer(self._plain(asked, value))
+            if len(value) and value[0] == SQUEEZED:
+                value = self._plain(asked, value)
+            return read_answer(value)
         except (UnknownTypeError, MissingDependencyError) as error:
+            events = self.store.events
             events.warn_once(f"answer {type(error)}", "lmstash: a kept answer cannot be served here: %s", error)
             events.miss(KIND, asked.key, MissReason.MISMATCH)
         except FormatError as error:
+            events = self.store.events
             events.damage(namespace_of(asked.model), asked.key, str(error))
             events.miss(KIND, asked.key, MissReason.DAMAGED)
             if self.store.strict:

@@ -64,7 +64,8 @@ class RecordType(IntEnum):
 
 _ESSENCE = struct.Struct("<8sIIQ32s56xd8xQQ")
 """What a look-up compares, from the magic on: the lengths and flags before the key; cost, namespace and checksum."""
-_PLAIN_ENTRY = RECORD_MAGIC + struct.pack("<BBH", FORMAT_VERSION, RecordType.ENTRY, 0)
+PLAIN_ENTRY = RECORD_MAGIC + struct.pack("<BBH", FORMAT_VERSION, RecordType.ENTRY, 0)
+"""What follows the checksum in the header of an entry without flags."""
 assert _ESSENCE.size == HEADER.size - 8
 
 
@@ -277,7 +278,7 @@ def check_small(buffer: bytearray, payload: memoryview, key: bytes, head: int, o
     """
     begin, found_head, _, found_size, found, seconds, namespace, checksum = _ESSENCE.unpack_from(buffer, 8)
     size = len(payload)
-    if begin != _PLAIN_ENTRY or found_head != head or found_size != size or found != key or namespace != owner:
+    if begin != PLAIN_ENTRY or found_head != head or found_size != size or found != key or namespace != owner:
         return None  # another record, or a pinned one: the slow way tells
     return seconds if seconds >= 0 and xxh3(payload) == checksum else None
 

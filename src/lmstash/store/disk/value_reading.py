@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from itertools import repeat
 
 import numpy as np
 
@@ -106,19 +107,22 @@ class ValueReader:
         if good.all():
             for place, value in zip(places.tolist(), values, strict=True):
                 out[place] = value
+            self._count(file, rows, fixed, keys, places)
         else:
             for place, value, sound in zip(places.tolist(), values, good.tolist(), strict=True):
                 if sound:
                     out[place] = value
                 else:
                     odd.append(place)
-        self._count(file, rows[good], fixed[good], keys[places[good]])
+            self._count(file, rows[good], fixed[good], keys, places[good])
 
-    def _count(self, file: SegmentFile, rows: np.ndarray, fixed: np.ndarray, keys: np.ndarray) -> None:
+    def _count(
+        self, file: SegmentFile, rows: np.ndarray, fixed: np.ndarray, keys: np.ndarray, places: np.ndarray
+    ) -> None:
         self._recency.touch_array(rows[:, _SLOT])
         seconds = sane_seconds(fixed["seconds"])
         if self._events.listening:
-            for key, size, each in zip(keys, rows[:, _SIZE].tolist(), seconds.tolist(), strict=True):
+            for key, size, each in zip(keys[places], rows[:, _SIZE].tolist(), seconds.tolist(), strict=True):
                 self._events.hit(file.namespace, key.tobytes(), size, each)
         else:
             self._events.hits(len(rows), int(rows[:, _SIZE].sum()), float(seconds.sum()))
@@ -134,17 +138,16 @@ def _read_runs(file: SegmentFile, rows: np.ndarray) -> tuple[np.ndarray, np.ndar
     lasts = np.concatenate((cuts, [len(rows)])) - 1
     lengths = -(-(ends[lasts] - offsets[firsts]) // _WORD) * _WORD  # so that every header begins at a whole word
     run_ends = lengths.cumsum()
-    memory = np.empty(int(run_ends[-1]), np.uint8)
-    whole, fd, short = memory.data, file.fd, False
-    at = 0
-    reached: list[int] = []
-    for offset, end in zip(offsets[firsts].tolist(), run_ends.tolist(), strict=True):
-        got = os.preadv(fd, [whole[at:end]], offset)
-        short |= got < end - at
-        reached.append(at + got)
-        at = end
+    wanted = lengths.tolist()
+    # For a few hundred bytes each, this takes three quarters of the time of reading into memory that is there.
+    pieces = list(map(os.pread, repeat(file.fd), wanted, offsets[firsts].tolist()))
+    got = list(map(len, pieces))
+    if got != wanted:
+        pieces = [piece.ljust(length, b"\0") for piece, length in zip(pieces, wanted, strict=True)]
+    memory = np.frombuffer(b"".join(pieces), np.uint8)
     run = np.repeat(np.arange(len(firsts)), lasts - firsts + 1)
     starts = offsets - offsets[firsts][run] + (run_ends - lengths)[run]
-    if not short:
+    if got == wanted:
         return memory, starts, np.ones(len(rows), np.bool_)
-    return memory, starts, starts + rows[:, _HEAD] + rows[:, _SIZE] <= np.array(reached)[run]
+    reached = run_ends - lengths + np.array(got)
+    return memory, starts, starts + rows[:, _HEAD] + rows[:, _SIZE] <= reached[run]
