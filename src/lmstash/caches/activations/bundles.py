@@ -110,7 +110,8 @@ class BundleShelf:
         self._layers = layers
         self._site = site
         self._pool: Pool = pool
-        self._of: list[list[Bundle]] = [[] for _ in prompts]
+        self._of: dict[int, list[Bundle]] = {}
+        """The bundles of each prompt; where there are ten thousand prompts, few have any."""
         self._pieces: dict[bytes, Piece] = {}
         self._reader = Reader(2 if pool is not None else 3, width)
         self._groups_of: dict[int, list[tuple[int, tuple[int, ...], bytes]]] = {}
@@ -119,11 +120,11 @@ class BundleShelf:
 
     def absent(self) -> list[int]:
         """Return the prompts of which something must be computed."""
-        return [prompt for prompt, bundles in enumerate(self._of) if any(bundle.lacking for bundle in bundles)]
+        return [prompt for prompt, bundles in sorted(self._of.items()) if any(bundle.lacking for bundle in bundles)]
 
     def missing(self, prompt: int) -> tuple[int, ...]:
         """Return the positions of the layers that must be computed for one prompt."""
-        return tuple(sorted({position for bundle in self._of[prompt] for position in bundle.lacking}))
+        return tuple(sorted({position for bundle in self._of.get(prompt, ()) for position in bundle.lacking}))
 
     def look(self) -> None:
         """Ask what is there. Entries that may hold several layers are read to see which, others only asked for."""
@@ -179,7 +180,7 @@ class BundleShelf:
         kept_before = self._held(members) if self._refreshing else {}
         for column, member in enumerate(members):
             about = self._context.about(self._prompts.text(member))
-            for bundle in self._of[member]:
+            for bundle in self._of.get(member, ()):
                 rows: dict[int, Row] = {}
                 for position in bundle.lacking:
                     row = row_of.get(position)
@@ -318,7 +319,7 @@ class BundleShelf:
     def _held(self, members: Sequence[int]) -> dict[int, dict[int, Row]]:
         """Return what is kept of the groups of some prompts that are about to be replaced, by bundle and layer."""
         out: dict[int, dict[int, Row]] = {}
-        bundles = {id(each): each for member in members for each in self._of[member] if each.lacking}
+        bundles = {id(each): each for member in members for each in self._of.get(member, ()) if each.lacking}
         # A group of one layer has nothing else to lose.
         asked = [bundle for bundle in bundles.values() if bundle.piece.size > 1]
         slot = 0

@@ -86,7 +86,7 @@ class PooledShelf(BundleShelf):
 
     def missing(self, prompt: int) -> tuple[int, ...]:
         """Return the positions of the layers that must be computed for one prompt."""
-        if len(self._cells) == 1 and not self._of[prompt]:
+        if len(self._cells) == 1 and prompt not in self._of:
             return self._all if self._cells[0][prompt] == _ABSENT else ()
         out = list(super().missing(prompt))
         for (_number, positions, _tail), cells in zip(self._groups_asked, self._cells, strict=True):
@@ -136,7 +136,7 @@ class PooledShelf(BundleShelf):
                 odd = range(len(columns))
             for each in odd:
                 self._single_out(group, members[columns[each]])
-        others = [column for column, member in enumerate(members) if self._of[member]]
+        others = [column for column, member in enumerate(members) if member in self._of]
         if not others:
             return sheets, []
         picked_values = [[layer[column] for column in others] for layer in values]

@@ -84,7 +84,7 @@ class RawShelf(BundleShelf):
             piece = Piece(common, name, start, n_tokens, tokens, group_size(n_tokens, self._width))
             self._add(piece, before)
         piece.prompts.append(prompt)
-        self._of[prompt].extend(piece.bundles)
+        self._of.setdefault(prompt, []).extend(piece.bundles)
         return piece
 
     def _place(

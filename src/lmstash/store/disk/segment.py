@@ -65,6 +65,8 @@ class SegmentWriter:
         """What the footer will list."""
         self.dirty = True
         self._committed = (0, 0, 0, 0)
+        self._started = 0
+        """Up to where the kernel was asked to begin writing to the disk."""
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -92,6 +94,9 @@ class SegmentWriter:
         self.tail += n_bytes
         self.count += n_records
         self.dirty = True
+        if self.tail - self._started >= _EAGER_BYTES:  # many short writes are a long one, too
+            start_writeback(self.fd, self._started, self.tail - self._started)
+            self._started = self.tail
 
     def commit(self) -> None:
         """Note that the index has heard of everything up to here."""
