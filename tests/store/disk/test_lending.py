@@ -113,9 +113,9 @@ def test_damage_is_found_when_it_is_asked_for(store, cold, caplog):
     if cold:
         drop_pages(store)
     loans = borrow_many(store, [sample_key(n) for n in range(3)])
-    if cold:  # was checked on its way into the page cache, and is not lent
-        assert loans[1] is None
-    else:
+    if loans[1] is None:  # was checked on its way into the page cache, and is not lent
+        assert cold
+    else:  # the system may have read ahead that far
         assert not loans[1].check()
     assert loans[0].check is None or loans[0].check()
     assert store.events.stats.damaged == 1

@@ -82,7 +82,7 @@ class Lender:
             if os.fstat(file.fd).st_size < end:
                 return
             for row in rows:
-                if not is_cached(file.fd, row.off + row.head):
+                if not is_cached(file.fd, row.off + row.head, row.size):
                     _warm(file, row)
                     checked.add(row.key)
             view = memoryview(mmap.mmap(file.fd, end - start, mmap.MAP_SHARED, mmap.PROT_READ, offset=start))

@@ -8,6 +8,7 @@ threads read and check in turns, which is what a disk is fastest with.
 from __future__ import annotations
 
 import os
+import random
 import threading
 from collections.abc import Iterable, Iterator
 
@@ -37,6 +38,8 @@ _STRIDE = 8 * CHUNK_BYTES
 _LANES = 4
 """Most threads that read a cold payload, each checking while others read: as fast with six or eight."""
 _PAGE = 4096
+_PAGES_ASKED = 3
+_draw = random.Random().random  # a host that seeds the module's own generator shall find it as it left it
 
 
 def memory(n_bytes: int, *, align: int = 1) -> memoryview:
@@ -122,20 +125,27 @@ def _read_large(file: SegmentFile, row: Row) -> tuple[Header, memoryview]:
     padded = -(-row.size // _PAGE) * _PAGE
     whole = memory(padded, align=_PAGE)
     start = row.off + row.head
-    if row.size >= _DIRECT_BYTES and not is_cached(file.fd, start) and (direct := file.direct()) is not None:
+    if row.size >= _DIRECT_BYTES and not is_cached(file.fd, start, row.size) and (direct := file.direct()) is not None:
         _read_cold(direct, start, whole, header)
     else:
         _read_strides(file.fd, start, whole[: row.size], header, 0, 1)
     return header, whole[: row.size]
 
 
-def is_cached(fd: int, offset: int) -> bool:
-    """Whether the page cache has the bytes at `offset` (asked without reading from the disk)."""
+def is_cached(fd: int, offset: int, n_bytes: int) -> bool:
+    """Whether the page cache seems to have all of these bytes, by a few pages of them (asked without waiting for any).
+
+    Where the pages are is drawn each time: what was read before leaves some behind, its readahead among them, and so
+    does the question.
+    """
     flag = getattr(os, "RWF_NOWAIT", 0)
     if not flag:
         return True
+    page = bytearray(1)
     try:
-        return os.preadv(fd, [bytearray(_PAGE)], offset, flag) == _PAGE
+        return all(
+            os.preadv(fd, [page], offset + int(_draw() * n_bytes), flag) == 1 for _question in range(_PAGES_ASKED)
+        )
     except BlockingIOError:
         return False
     except OSError:
