@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -167,6 +168,13 @@ def touch_memory(n_bytes: int) -> None:
     memory.close()
 
 
+def touch_heap(n_bytes: int) -> None:
+    """Fill so much memory of the heap and free it, in a process that `KEEPS_ITS_MEMORY`."""
+    import numpy as np
+
+    np.ones(n_bytes, np.uint8)
+
+
 def sync_files(folder: Path) -> None:
     """Put every file below `folder` on the disk: what a tool without a flush of its own needs to keep its promise."""
     for path in folder.rglob("*"):
@@ -224,9 +232,13 @@ class Scratch:
         shutil.rmtree(self.path, ignore_errors=True)
 
 
-def in_new_process(task: Mapping[str, Any]) -> Any:
+KEEPS_ITS_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
+"""For a process whose heap is never given back: what was touched and freed once is there for what follows."""
+
+
+def in_new_process(task: Mapping[str, Any], environment: Mapping[str, str] = MappingProxyType({})) -> Any:
     """Run this very script with `--worker task` in a process of its own; returns the JSON of its last line."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"} | environment
     command = [sys.executable, sys.argv[0], "--worker", json.dumps(task)]
     done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
     if done.returncode:
