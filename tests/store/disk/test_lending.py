@@ -3,6 +3,7 @@
 import gc
 import os
 import threading
+import types
 
 import pytest
 
@@ -194,8 +195,10 @@ def test_threads_borrow_while_others_put_and_clear(store):
 def test_neighbours_share_a_map(store, monkeypatch):
     put(store, range(12))
     maps = []
-    usual = lending.mmap.mmap
-    monkeypatch.setattr(lending.mmap, "mmap", lambda *given, **named: maps.append(given[1]) or usual(*given, **named))
+    usual = lending.mmap
+    counting = types.SimpleNamespace(**vars(usual))
+    counting.mmap = lambda *given, **named: maps.append(given[1]) or usual.mmap(*given, **named)
+    monkeypatch.setattr(lending, "mmap", counting)
     borrow_many(store, [sample_key(n) for n in range(12)])
     assert len(maps) == 1
     maps.clear()

@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 
 import lmstash
-from lmstash.store.disk import reading
+from lmstash.store.disk import cold_reading
+from lmstash.store.disk.format import Header
+from lmstash.store.disk.page_cache import cached_share
+from lmstash.store.disk.rows import Row
+from lmstash.store.disk.segment import SegmentFile
 
 MIB = 1 << 20
 KEYS = [bytes([number]) * 32 for number in range(4)]
@@ -27,7 +31,7 @@ def drop_pages(folder: Path) -> None:
         try:
             os.fsync(file)
             advise(file, 0, 0, os.POSIX_FADV_DONTNEED)
-            if reading.is_cached(file, 0, os.fstat(file).st_size):
+            if cached_share(file, 0, os.fstat(file).st_size):
                 pytest.skip("this file system keeps its pages")
         finally:
             os.close(file)
@@ -46,13 +50,13 @@ def stash(tmp_path: Path):
 def cold_reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The sizes of what was read around the page cache."""
     seen: list[int] = []
-    whole = reading._read_cold
+    whole = cold_reading.read_cold
 
-    def counted(fd: int, start: int, memory: memoryview, header: reading.Header) -> None:
-        seen.append(header.payload_bytes)
-        whole(fd, start, memory, header)
+    def counted(fd: int, file: SegmentFile, row: Row) -> tuple[Header, memoryview]:
+        seen.append(row.size)
+        return whole(fd, file, row)
 
-    monkeypatch.setattr(reading, "_read_cold", counted)
+    monkeypatch.setattr(cold_reading, "read_cold", counted)
     return seen
 
 
@@ -84,10 +88,17 @@ def test_half_a_value_in_the_page_cache_is_no_harm(stash, tmp_path) -> None:
             assert stash.store.get(key) == value
 
 
-def test_the_host_s_random_numbers_stay_as_they_are(stash, tmp_path) -> None:
-    random.seed(1)
-    expected = random.random()
-    random.seed(1)
+def test_what_the_page_cache_holds_is_told_and_not_changed(stash, tmp_path) -> None:
     drop_pages(tmp_path)
-    stash.store.get(KEYS[0])
-    assert random.random() == expected
+    (path,) = [path for path in tmp_path.glob("**/*.seg") if path.stat().st_size > 8 * MIB]
+    file = os.open(path, os.O_RDONLY)
+    try:
+        for _again in range(3):
+            assert cached_share(file, 5000, 8 * MIB) == 0
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)  # nothing is read ahead
+        os.pread(file, 4 * MIB, 0)
+        assert cached_share(file, 0, 4 * MIB) == 1
+        assert cached_share(file, 0, 8 * MIB) == 0.5
+        assert cached_share(file, 4 * MIB, 4 * MIB) == 0
+    finally:
+        os.close(file)

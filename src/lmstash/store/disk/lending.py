@@ -16,6 +16,7 @@ from functools import partial
 
 from lmstash.errors import CorruptEntryError, FormatError
 from lmstash.events import EventLog
+from lmstash.store.disk.checked import check_identity, memory
 from lmstash.store.disk.format import (
     CHUNK_BYTES,
     Header,
@@ -26,7 +27,7 @@ from lmstash.store.disk.format import (
 )
 from lmstash.store.disk.index import Index
 from lmstash.store.disk.lookup import Lookup, entry_of
-from lmstash.store.disk.reading import check_identity, is_cached, memory
+from lmstash.store.disk.page_cache import cached_share
 from lmstash.store.disk.recency import Recency
 from lmstash.store.disk.rows import IndexDamagedError, Row, sane
 from lmstash.store.disk.segment import SegmentFile
@@ -82,7 +83,7 @@ class Lender:
             if os.fstat(file.fd).st_size < end:
                 return
             for row in rows:
-                if not is_cached(file.fd, row.off + row.head, row.size):
+                if cached_share(file.fd, row.off + row.head, row.size) < 1:
                     _warm(file, row)
                     checked.add(row.key)
             view = memoryview(mmap.mmap(file.fd, end - start, mmap.MAP_SHARED, mmap.PROT_READ, offset=start))

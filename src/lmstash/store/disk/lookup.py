@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from lmstash.errors import FormatError
 from lmstash.events import EventLog, MissReason
 from lmstash.store.base import Entry
+from lmstash.store.disk.checked import check_record
 from lmstash.store.disk.folder import Folder
 from lmstash.store.disk.format import HEADER, Header, check_small, parse_head
 from lmstash.store.disk.index import Index
-from lmstash.store.disk.reading import check_record, groups, read_group, read_one
+from lmstash.store.disk.reading import groups, read_group, read_one
 from lmstash.store.disk.recency import Recency
 from lmstash.store.disk.rows import IndexDamagedError, Row, sane
 from lmstash.store.disk.segment import SegmentFile, SegmentFiles
