@@ -41,6 +41,8 @@ SIZES_MIB = (4, 16, 64)
 GOAL_PUT, GOAL_COLD = 0.85, 0.95
 PUT_BASE = "bare pwrite + fdatasync"
 RAW = ("raw buffered", "raw O_DIRECT", "raw O_DIRECT, 2 threads")
+CHECKED = "raw O_DIRECT, then xxh3"
+"""What the best raw read costs with the checksum that lmstash computes: no goal, the limit."""
 LMCACHE = ("LMCache buffered", "LMCache O_DIRECT")
 STORES = ("lmstash", "safetensors files", "diskcache", *LMCACHE)
 POOL_BYTES = 256 * MIB
@@ -142,6 +144,7 @@ def raw_reader(path: Path, n_bytes: int, name: str) -> Iterator[Get]:
     import threading
 
     import numpy as np
+    from xxhash import xxh3_64_intdigest
 
     direct = "O_DIRECT" in name
     file = os.open(path, os.O_RDONLY | (os.O_DIRECT if direct else 0))
@@ -164,14 +167,20 @@ def raw_reader(path: Path, n_bytes: int, name: str) -> Iterator[Get]:
         other.join()
         return memory
 
-    yield two if "2 threads" in name else one
+    def checked(number: int) -> Any:
+        memory = one(number)
+        for start in range(0, n_bytes, MIB):
+            xxh3_64_intdigest(memory[start : start + MIB])
+        return memory
+
+    yield two if "2 threads" in name else checked if name == CHECKED else one
     os.close(file)
 
 
 @contextmanager
 def reader(name: str, folder: Path, n_bytes: int, count: int) -> Iterator[Get]:
     """Open what `puts` wrote; gives the function that returns one value."""
-    if name in RAW:
+    if name in (*RAW, CHECKED):
         with raw_reader(folder / PUT_BASE / "values", n_bytes, name) as get:
             yield get
     elif name == "lmstash":
@@ -237,7 +246,7 @@ def work(task: dict[str, Any]) -> dict[str, dict[str, float]]:
             warm_up(folder)
         with reader(name, folder, n_bytes, 1) as get:  # imports, and whatever else happens once
             get(0)
-        where = folder / (PUT_BASE if name in RAW else name)
+        where = folder / (PUT_BASE if name in (*RAW, CHECKED) else name)
         total = count * n_bytes
         drop_pages(where)
         touch_heap(2 * total + 64 * MIB)
@@ -256,7 +265,7 @@ def work(task: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 def gets(scratch: Scratch, n_bytes: int, count: int, rounds: int) -> dict[str, dict[str, list[float]]]:
     """Read by every contender; returns for each its seconds, cold and warm, in each round."""
-    groups = [[name] for name in (*RAW, "lmstash", "safetensors files", "diskcache")] + [list(LMCACHE)]
+    groups = [[name] for name in (*RAW, CHECKED, "lmstash", "safetensors files", "diskcache")] + [list(LMCACHE)]
     out: dict[str, dict[str, list[float]]] = {}
     for turn in range(rounds):
         for names in groups[turn % len(groups) :] + groups[: turn % len(groups)]:
@@ -284,20 +293,22 @@ def main() -> None:
             total = count * n_bytes
             whole = touched(total, seed=size)
             values = [whole[start : start + n_bytes] for start in range(0, total, n_bytes)]
-            written = puts(scratch, values, rounds)
+            written = puts(scratch, values, 2 * rounds - 1)
             del values, whole
             read = gets(scratch, n_bytes, count, rounds)
             rows = []
             for name in dict.fromkeys([*written, *read]):
                 put = written.get(name)
                 got = read.get(name)
-                gigabytes = [total / 1e9 / each.seconds if each else "" for each in [put]]
+                gigabytes = [total / 1e9 / put.seconds, total / 1e9 / min(put.wall)] if put else ["", ""]
                 gigabytes += [total / 1e9 / median(got[what]) if got else "" for what in ("cold", "warm")]
                 rows.append([name, *gigabytes, got["cold"] and median(got["cold_cpu"]) if got else ""])
-            columns = ["GB/s", "put + flush", "cold get", "warm get", "CPU s of cold get"]
+            columns = ["GB/s", "put + flush", "its best round", "cold get", "warm get", "CPU s of cold get"]
             report.table(f"{count} values of {size} MiB", columns, rows)
             put_ratio = ratio(written[PUT_BASE].wall, written["lmstash"].wall)
             report.goal(f"{size} MiB: put + flush against {PUT_BASE}", put_ratio, GOAL_PUT, at_least=True, unit="x")
+            least = min(written[PUT_BASE].wall) / min(written["lmstash"].wall)
+            report.goal("the same, best round against best round", least, GOAL_PUT, at_least=True, unit="x")
             best = min(RAW, key=lambda name: median(read[name]["cold"]))
             cold_ratio = ratio(read[best]["cold"], read["lmstash"]["cold"])
             report.goal(f"{size} MiB: cold get against {best}", cold_ratio, GOAL_COLD, at_least=True, unit="x")
