@@ -238,9 +238,9 @@ KEEPS_ITS_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 
 
 def in_new_process(task: Mapping[str, Any], environment: Mapping[str, str] = MappingProxyType({})) -> Any:
     """Run this very script with `--worker task` in a process of its own; returns the JSON of its last line."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"} | environment
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     command = [sys.executable, sys.argv[0], "--worker", json.dumps(task)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env={**inherited, **environment})
     if done.returncode:
         raise RuntimeError(f"the process for {dict(task)} failed:\n{done.stdout}\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
