@@ -125,3 +125,31 @@ def test_memory_that_is_handed_out_as_it_was_read_is_the_callers_own(tmp_path):
         stash.clear()
         assert (second[3] == 4.0).all()
         assert acts(prompts[:1], [1], None, dtype="float16")[0].dtype == torch.float16
+
+
+class Plain:
+    """Values of a prompt: its first id, and the layer in eighths; 96 KiB for four tokens of four layers."""
+
+    fingerprint = "plain/1"
+
+    def extract(self, batch, layers, site):
+        return [[torch.full((len(ids), 1536), ids[0] + layer / 8) for ids in batch] for layer in layers]
+
+
+def test_results_that_came_together_are_apart_and_hold_little(tmp_path):
+    layers, prompts = [0, 1, 2, 3], [[number] * 4 for number in range(60)]
+    with lmstash.open(tmp_path / "stash", strict=True, trust_env=False) as stash:
+        acts = stash.activations(extractor=Plain())
+        acts(prompts, layers, None, cache_only=True, progress=False)
+        stash.flush()
+        first = acts(prompts, layers, None, on_miss="error")
+        for number in range(0, 60, 2):
+            first[number].fill_(-1.0)  # whoever has a result may write into it
+        for number in range(60):
+            for layer in layers:
+                assert (first[number][layer] == (-1.0 if number % 2 == 0 else number + layer / 8)).all()
+        again = acts(prompts, layers, None, on_miss="error")
+        assert all((each[layer] == number + layer / 8).all() for number, each in enumerate(again) for layer in layers)
+        storages = {each.untyped_storage().data_ptr() for each in again}
+        assert len(storages) == 60
+        assert all(each.untyped_storage().nbytes() == each.nbytes for each in again), "saving one saves no other"

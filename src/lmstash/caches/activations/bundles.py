@@ -266,38 +266,35 @@ class BundleShelf:
             for found in fetch_sheets(self._context.store, keys):
                 members = [bundles[place] for place in found.places.tolist()]
                 alone = len(members) == 1
-                for row, contents, bits in self._checked(found, members, keys, names):
-                    bundle = members[row]
-                    bundle.found = slot
-                    if contents is None or bits is None:
-                        bundle.unfit += (slot - 1,)
-                        self._context.unfit(keys[found.places[row]])
-                    else:
-                        match = self._matching(contents.held(found.values[row]), bundle.lacking)
-                        if match.rows:
-                            chosen = bits if match.whole else bits[match.rows]
-                            self._place(bundle.piece, match.positions, chosen, contents.computed, owned=alone)
-                            bundle.lacking = match.lacking
-                    if bundle.lacking:
-                        more.append(bundle)
+                for rows, contents in self._checked(found, members, keys, names):
+                    bits = None if contents is None else contents.bits(found.values, rows)
+                    for number, row in enumerate(rows.tolist()):
+                        bundle = members[row]
+                        bundle.found = slot
+                        if contents is None or bits is None:
+                            bundle.unfit += (slot - 1,)
+                            self._context.unfit(keys[found.places[row]])
+                        else:
+                            match = self._matching(contents.held(found.values[row]), bundle.lacking)
+                            if match.rows:
+                                chosen = bits[number] if match.whole else bits[number][match.rows]
+                                self._place(bundle.piece, match.positions, chosen, contents.computed, owned=alone)
+                                bundle.lacking = match.lacking
+                        if bundle.lacking:
+                            more.append(bundle)
             bundles = more
 
     def _checked(
         self, found: Found, members: list[Bundle], keys: list[bytes], names: np.ndarray
-    ) -> Iterator[tuple[int, Contents | None, np.ndarray | None]]:
-        """Yield each row of a sheet, where things lie in it and its bits; None if it is not what was asked for."""
+    ) -> Iterator[tuple[np.ndarray, Contents | None]]:
+        """Yield rows of a sheet and where things lie in them; None for those that are not what was asked for."""
         if len(members) == 1:
-            bundle, key = members[0], keys[found.places[0]]
-            value, extends = found.values[0].data, found.parent(0)
-            contents = self._reader.read(value, extends, key=key, parent=bundle.parent, tokens=bundle.piece.tokens)
-            yield 0, contents, None if contents is None else contents.bits(found.values, _FIRST)[0]
+            piece, key, value = members[0].piece, keys[found.places[0]], found.values[0].data
+            parent, extends = members[0].parent, found.parent(0)
+            yield _FIRST, self._reader.read(value, extends, key=key, parent=parent, tokens=piece.tokens)
             return
-        parents = [bundle.parent for bundle in members]
-        tokens = [bundle.piece.tokens for bundle in members]
-        for rows, contents in self._reader.partitions(found, names[found.places], parents, tokens):
-            for row in rows.tolist():
-                value = found.values[row : row + 1]
-                yield row, contents, None if contents is None else contents.bits(value, _FIRST)[0]
+        parents, tokens = [each.parent for each in members], [each.piece.tokens for each in members]
+        yield from self._reader.partitions(found, names[found.places], parents, tokens)
 
     def _matching(self, held: bytes, lacking: tuple[int, ...]) -> _Match:
         """Return which of the layers `held` by an entry, as bytes, are lacking."""
