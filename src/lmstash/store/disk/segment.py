@@ -110,6 +110,7 @@ class SegmentWriter:
                 os.unlink(self.path)
             return False
         self.tail, self.count, listed, self.granted = self._committed
+        self._started = min(self._started, self.tail)
         del self.listing[listed * FOOTER_ENTRY.size :]
         with contextlib.suppress(OSError):
             os.ftruncate(self.fd, self.tail)
