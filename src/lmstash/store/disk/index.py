@@ -13,6 +13,7 @@ import threading
 import time
 from array import array
 from collections.abc import Callable, Generator, Iterator, Sequence
+from operator import itemgetter
 from typing import Any
 
 import apsw
@@ -48,6 +49,7 @@ _LOCATE = (
 _PAGE = f"SELECT {_COLUMNS} FROM entries WHERE k > ? ORDER BY k LIMIT 1000"
 _ADD = f"INSERT INTO entries({_COLUMNS}) VALUES(?,?,?,?,?,?,?,?,?,?)"
 _PUT = _ADD.replace("INSERT", "INSERT OR REPLACE")
+_id = itemgetter(0)
 
 
 class Index:
@@ -261,7 +263,7 @@ class Index:
     def add_rows(self, rows: Sequence[tuple[Any, ...]]) -> bool:
         """Insert rows; returns False where an id is taken already: then the transaction must be given up."""
         try:
-            self.writer.executemany(_ADD, sorted(rows))  # neighbours in the table one after another
+            self.writer.executemany(_ADD, sorted(rows, key=_id))  # neighbours in the table one after another
         except apsw.ConstraintError:
             return False
         return True
