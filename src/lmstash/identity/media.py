@@ -9,6 +9,7 @@ import hashlib
 import io
 import os
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -78,7 +79,12 @@ def _media(kind: str, about: tuple[Component, ...], *parts: Any, facts: tuple[Co
 
 
 def file_of(image: Any) -> bytes | None:
-    """Return the file that an image of PIL still reads its frames from; None if it has let go of it."""
+    """Return the file that an image of PIL reads its frames from; None if it has one at most, or PIL let go of it.
+
+    Never raises.
+    """
+    if not hasattr(type(image), "n_frames") and getattr(image, "n_frames", 1) == 1:
+        return None
     files: tuple[Any, ...] = getattr(image, "_fp", None), getattr(image, "fp", None)
     for file in files:
         try:
@@ -88,7 +94,7 @@ def file_of(image: Any) -> bytes | None:
                 return file.read()
             finally:
                 file.seek(here)
-        except (AttributeError, OSError, ValueError):  # none, a closed one, or what stands for one in PIL
+        except Exception:  # none, a closed one, what stands for one in PIL; or somebody's own, which may do anything
             continue
     return None
 
@@ -98,19 +104,25 @@ def _image(value: Any) -> Media | None:
     if pil is None or not isinstance(value, pil.Image):
         return None
     try:
-        frames = value
-        # To count its frames, or to look at another one, can lose what was drawn on this one, and PIL finds no way
-        # back in some files: so another reader does that wherever it can.
-        if (hasattr(type(value), "n_frames") or getattr(value, "n_frames", 1) > 1) and (data := file_of(value)):
-            frames = type(value)(io.BytesIO(data))
-        n_frames = int(getattr(frames, "n_frames", 1))
-        if n_frames == 1:
-            return _media("image", *_frame(value), facts=(value.mode, *value.size))
-        if n_frames > _MOST_FRAMES:
-            raise InvalidArgumentError(f"an image of {n_frames:,} frames is too long to be part of a key")
-        return Media("image", _digest_of_frames(value, frames, n_frames), (value.mode, *value.size, n_frames))
+        with _naming:
+            # To count its frames, or to look at another one, can lose what was drawn on this one, and PIL finds no
+            # way back in some files: so another reader does that.
+            data = file_of(value)
+            reader = value if data is None else type(value)(io.BytesIO(data))
+            n_frames = int(getattr(reader, "n_frames", 1))
+            if n_frames == 1:
+                return _media("image", *_frame(value), facts=(value.mode, *value.size))
+            if reader is value:
+                raise InvalidArgumentError("PIL has let go of its file, so its frames cannot be looked at")
+            if n_frames > _MOST_FRAMES:
+                raise InvalidArgumentError(f"an image of {n_frames:,} frames is too long to be part of a key")
+            return Media("image", _digest_of_frames(value, reader, n_frames), (value.mode, *value.size, n_frames))
     except (OSError, ValueError, EOFError, SyntaxError) as error:
         raise InvalidArgumentError(f"an image cannot be read: {error}") from error
+
+
+_naming = threading.RLock()
+"""One image is named at a time: threads that name the same one would read one file object."""
 
 
 def _digest_of_frames(image: Any, reader: Any, n_frames: int) -> str:
@@ -118,21 +130,18 @@ def _digest_of_frames(image: Any, reader: Any, n_frames: int) -> str:
     here = image.tell()
     state = hashlib.sha256(_DOMAIN + encode(("frames", n_frames, here)))
 
-    def add(frame: Any) -> bytes:
+    def add(frame: Any) -> None:
         about, data = _frame(frame)
-        state.update(encode(about) + hashlib.sha256(data).digest())
-        return data
+        times = tuple(repr(frame.info.get(name)) for name in ("duration", "loop"))
+        state.update(encode((about, times)) + hashlib.sha256(data).digest())
 
-    seen, present = add(image), image.copy()
-    try:
-        for number in range(n_frames):
-            reader.seek(number)
-            add(reader)
-    finally:
-        if reader is image:
-            image.seek(here)
-            if image.tobytes() != seen:  # it was drawn on
-                image.paste(present)
+    reader.seek(here)
+    loaded = vars(image).get("_im", vars(image).get("im")) is not None
+    # One that was not looked at yet is left so: PIL lets go of some files then.
+    add(image if loaded or (image.mode, image.size) != (reader.mode, reader.size) else reader)
+    for number in range(n_frames):
+        reader.seek(number)
+        add(reader)
     return state.hexdigest()
 
 

@@ -224,6 +224,54 @@ def test_images_of_several_frames_come_back_by_value_at_their_frame(form: str, s
         assert back.convert("RGB").tobytes() == expected.convert("RGB").tobytes()
 
 
+def test_what_images_say_beside_their_pixels_comes_back(stash: Stash) -> None:
+    image_module = pytest.importorskip("PIL.Image")
+
+    def animated(duration: int) -> Any:
+        file = io.BytesIO()
+        frames = [image_module.new("RGB", (9, 8), (each, 0, 0)) for each in (0, 90)]
+        frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=duration)
+        return image_module.open(file)
+
+    def titled(title: str) -> Any:
+        image = image_module.new("RGB", (9, 8))
+        image.info["title"] = title
+        return image
+
+    images = [animated(100), animated(900), titled("a cat"), titled("a dog")]
+    assert save_to_cache("m", [[Request(arguments=tuple(images))]], stash=stash)
+    back = load_from_cache("m", stash=stash)[0][0].arguments
+    assert [each.info["duration"] for each in back[:2]] == [100, 900]
+    assert [each.info for each in back[2:]] == [{"title": "a cat"}, {"title": "a dog"}]
+
+
+class Broken(io.BytesIO):
+    """A file that raises what nobody expects once it is armed."""
+
+    armed = False
+
+    def read(self, *given: Any) -> bytes:
+        if self.armed:
+            raise RuntimeError("connection lost")
+        return super().read(*given)
+
+
+def test_an_image_whose_file_fails_or_is_too_large_here_breaks_nothing(
+    stash: Stash, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image_module = pytest.importorskip("PIL.Image")
+    frames = [image_module.new("RGB", (90, 80), (each, 0, 0)) for each in (0, 90)]
+    file = Broken()
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
+    whole = image_module.open(io.BytesIO(file.getvalue()))
+    image = image_module.open(file)
+    file.armed = True
+    assert not save_to_cache("broken", [[Request(arguments=(image,))]], stash=stash)
+    assert save_to_cache("large", [[Request(arguments=(whole,))]], stash=stash)
+    monkeypatch.setattr(image_module, "MAX_IMAGE_PIXELS", 10)
+    assert load_from_cache("large", stash=stash) is None
+
+
 def test_an_image_of_several_frames_that_was_drawn_on_is_not_kept(stash: Stash, caplog: Any) -> None:
     image_module = pytest.importorskip("PIL.Image")
     file = io.BytesIO()

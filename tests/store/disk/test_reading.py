@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 import lmstash
+from lmstash.errors import CorruptEntryError
 from lmstash.store.disk import cold_reading
 from lmstash.store.disk.format import Header
 from lmstash.store.disk.page_cache import cached_share
@@ -86,6 +90,39 @@ def test_half_a_value_in_the_page_cache_is_no_harm(stash, tmp_path) -> None:
                 file.read(path.stat().st_size // 2)
         for key, value in zip(KEYS, VALUES, strict=True):
             assert stash.store.get(key) == value
+
+
+def test_a_file_system_that_reads_nothing_so_is_read_as_usual(stash, tmp_path, monkeypatch) -> None:
+    calls: list[int] = []
+
+    def refuse(fd: int, file: SegmentFile, row: Row) -> tuple[Header, memoryview]:
+        calls.append(row.size)
+        raise OSError(errno.EINVAL, "no such thing here")
+
+    monkeypatch.setattr(cold_reading, "read_cold", refuse)
+    drop_pages(tmp_path)
+    for key, value in zip(KEYS, VALUES, strict=True):
+        assert stash.store.get(key) == value
+    assert len(calls) == len(list(tmp_path.glob("**/*.seg"))), "each file is tried once"
+
+
+def test_an_interrupt_is_not_lost_behind_damage(stash, tmp_path, monkeypatch) -> None:
+    main, both = threading.get_ident(), threading.Barrier(2)
+    checked = cold_reading.check_chunk
+
+    def fail(header: Header, index: int, chunk: memoryview) -> None:
+        if not index % 4:  # each of the two threads is at the begin of its first stretch
+            both.wait(10)
+            if threading.get_ident() == main:
+                raise KeyboardInterrupt
+            time.sleep(0.2)
+            raise CorruptEntryError("damaged, and found later")
+        checked(header, index, chunk)
+
+    monkeypatch.setattr(cold_reading, "check_chunk", fail)
+    drop_pages(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        stash.store.get(KEYS[1])
 
 
 def test_what_the_page_cache_holds_is_told_and_not_changed(stash, tmp_path) -> None:

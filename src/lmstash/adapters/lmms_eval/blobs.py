@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lmstash.adapters.lmms_eval.images import decode_frames, decode_image, encode_frames, encode_image
+from lmstash.adapters.lmms_eval.images import (
+    decode_frames,
+    decode_image,
+    encode_frames,
+    encode_image,
+    head_of_frames,
+    head_of_image,
+)
 from lmstash.codecs.records import decode_record, encode_record
-from lmstash.errors import LmstashError
+from lmstash.errors import InvalidArgumentError, LmstashError
 from lmstash.identity.keys import KeyFamily
 from lmstash.identity.media import file_of, media_of
 from lmstash.store.base import Buffer, Store, Write
@@ -52,15 +60,21 @@ class Blobs:
         found = media_of(value)
         if found is None:
             return None
-        if kind == "image" and len(found.facts) > 3:  # mode, width, height, and how many there are
-            kind = "frames"
-        name = found.digest
+        name, head = found.digest, b""
+        if kind == "image":
+            # What an image says beside its pixels, and how long its frames are shown, comes back with it: it counts.
+            try:
+                kind = "frames" if len(found.facts) > 3 else kind  # mode, width, height, and how many there are
+                head = head_of_image(value) if kind == "image" else head_of_frames(value, name)
+            except Exception as error:  # PIL has errors of many kinds
+                raise InvalidArgumentError(f"an image cannot be read: {error}") from error
+            name = hashlib.sha256(b"".join([kind.encode(), name.encode(), head, file or b""])).hexdigest()
         key = self._family.digest(name)
         if name not in self._read:
             self._read[name] = value
             self.names.append(name)
             if not self._store.contains(key):
-                parts = encode_frames(value, name, file) if kind == "frames" else _encode(kind, value)
+                parts = _encode(kind, value, head, file)
                 packed = [b"z", self._compress(parts)] if self._compress is not None else [b"-", *parts]
                 self._writes[key] = Write(
                     key, packed, namespace=NAMESPACE, meta={"media": kind, "about": list(found.facts)}
@@ -84,7 +98,7 @@ class Blobs:
             value = self._store.get(self._family.digest(name))
             if value is None:
                 raise MissingBlobError(f"media {name[:16]} of a saved value are not kept any more")
-            self._read[name] = _decode(kind, name, _plain(value))
+            self._read[name] = _decode(kind, _plain(value))
         return self._read[name]
 
     def key(self, name: str) -> bytes:
@@ -105,11 +119,13 @@ def _kind(value: Any) -> str | None:
     return None
 
 
-def _encode(kind: str, value: Any) -> Sequence[Buffer]:
+def _encode(kind: str, value: Any, head: bytes, file: bytes | None) -> Sequence[Buffer]:
     if kind == "bytes":
         return [value]
     if kind == "image":
-        return encode_image(value)
+        return encode_image(value, head)
+    if kind == "frames":
+        return encode_frames(file, head)
     from lmstash.codecs.tensors import encode_tensors
 
     if kind == "tensor":
@@ -123,13 +139,13 @@ def _encode(kind: str, value: Any) -> Sequence[Buffer]:
     return encode_tensors({"value": array})
 
 
-def _decode(kind: str, name: str, value: memoryview) -> Any:
+def _decode(kind: str, value: memoryview) -> Any:
     if kind == "bytes":
         return bytes(value)
     if kind == "image":
         return decode_image(value)
     if kind == "frames":
-        return decode_frames(value, name)
+        return decode_frames(value)
     from lmstash.codecs.tensors import decode_tensors
 
     if kind == "tensor":

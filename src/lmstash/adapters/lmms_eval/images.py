@@ -1,4 +1,7 @@
-"""Images of PIL as bytes that give an equal image: the pixels of one picture, or the file of several frames."""
+"""Images of PIL as bytes that give an equal image: the pixels of one picture, or the file of several frames.
+
+Each is a head, a record of what is beside the pixels, and a body.
+"""
 
 from __future__ import annotations
 
@@ -16,22 +19,48 @@ _LENGTH = struct.Struct("<I")
 _FRAME_FORMATS = {"GIF": "GIF", "WEBP": "WEBP", "PNG": "PNG", "TIFF": "TIFF", "MPO": "JPEG", "AVIF": "AVIF"}
 """Which are read again, and by which reader: these need no other program."""
 
-_UNREADABLE = (struct.error, LookupError, TypeError, ValueError, OSError, EOFError, SyntaxError)
 
-
-def encode_image(image: Any) -> Sequence[Buffer]:
-    """Return what `decode_image` makes an equal image of one frame from."""
+def head_of_image(image: Any) -> bytes:
+    """Return what an image of one frame says beside its pixels: all that comes back with them."""
     info = {name: value for name, value in image.info.items() if isinstance(value, str | bytes | int | float | tuple)}
-    exif = image.getexif().tobytes() if hasattr(image, "getexif") else b""
+    exif = image.getexif() if hasattr(image, "getexif") else None
     palette = image.palette
     told = {
         "mode": image.mode,
         "size": list(image.size),
         "palette": None if palette is None else [palette.mode, bytes(palette.palette)],
         "info": {name: value for name, value in info.items() if name != "exif"},
-        "exif": exif,
+        "exif": exif.tobytes() if exif else b"",
     }
-    return [*_head(told), image.tobytes()]
+    return encode_record(told)
+
+
+def head_of_frames(image: Any, digest: str) -> bytes:
+    """Return what an image of several frames is beside its file; `digest` is what `media_of` says of it."""
+    return encode_record({"format": image.format, "frame": image.tell(), "media": digest})
+
+
+def encode_image(image: Any, head: bytes) -> Sequence[Buffer]:
+    """Return what `decode_image` makes an equal image of one frame from."""
+    return [_LENGTH.pack(len(head)), head, image.tobytes()]
+
+
+def encode_frames(file: bytes | None, head: bytes) -> Sequence[Buffer]:
+    """Return what `decode_frames` makes an equal image of several frames from: its file, and which frame it is at.
+
+    Raises:
+        InvalidArgumentError: The file does not give this image: somebody drew on it, or PIL has let go of its file.
+    """
+    try:
+        if file is None:
+            raise InvalidArgumentError("PIL has let go of its file")
+        parts = [_LENGTH.pack(len(head)), head, file]
+        decode_frames(memoryview(b"".join(parts)))
+    except (InvalidArgumentError, CorruptEntryError) as error:
+        raise InvalidArgumentError(
+            f"an image of several frames cannot be kept by value ({error}): keep its frames, or its path"
+        ) from error
+    return parts
 
 
 def decode_image(value: memoryview) -> Any:
@@ -50,57 +79,29 @@ def decode_image(value: memoryview) -> Any:
         image.info.update(told["info"])
         if told["exif"]:
             image.info["exif"] = told["exif"]
-    except (struct.error, KeyError, TypeError, ValueError) as error:
+    except Exception as error:  # PIL has errors of many kinds
         raise CorruptEntryError(f"a kept image cannot be read: {error}") from error
     return image
 
 
-def encode_frames(image: Any, digest: str, file: bytes | None) -> Sequence[Buffer]:
-    """Return what `decode_frames` makes an equal image of several frames from: its file, and which frame it is at.
-
-    Args:
-        image: As PIL opened it: it reads its frames from the file when they are asked for.
-        digest: What `media_of` says of it.
-        file: What `file_of` says of it.
-
-    Raises:
-        InvalidArgumentError: Its file does not give this image: it was changed, or its file is gone.
-    """
-    told = {"format": image.format, "frame": image.tell()}
-    try:
-        if file is None:
-            raise InvalidArgumentError("PIL has let go of its file")
-        decode_frames(memoryview(b"".join([*_head(told), file])), digest)
-    except (InvalidArgumentError, CorruptEntryError) as error:
-        raise InvalidArgumentError(
-            f"an image of several frames cannot be kept by value ({error}): keep its frames, or its path"
-        ) from error
-    return [*_head(told), file]
-
-
-def decode_frames(value: memoryview, digest: str) -> Any:
+def decode_frames(value: memoryview) -> Any:
     """Return the image. Reads all of its frames, to be sure of them.
 
     Raises:
-        CorruptEntryError: It is no such image.
+        CorruptEntryError: It is no such image, or this version of PIL reads another one from its file.
     """
     from PIL import Image
 
     try:
-        told, data = _split(value)
-        image = Image.open(io.BytesIO(data), formats=[_FRAME_FORMATS[told["format"]]])
+        told, file = _split(value)
+        image = Image.open(io.BytesIO(file), formats=[_FRAME_FORMATS[told["format"]]])
         image.seek(told["frame"])
         found = media_of(image)
-    except (*_UNREADABLE, InvalidArgumentError) as error:
+    except Exception as error:  # PIL has errors of many kinds
         raise CorruptEntryError(f"a kept image cannot be read: {error}") from error
-    if found is None or found.digest != digest:
+    if found is None or found.digest != told["media"]:
         raise CorruptEntryError("a kept image of several frames is another one, as PIL reads it here")
     return image
-
-
-def _head(told: dict[str, Any]) -> list[bytes]:
-    head = encode_record(told)
-    return [_LENGTH.pack(len(head)), head]
 
 
 def _split(value: memoryview) -> tuple[Any, memoryview]:

@@ -76,7 +76,8 @@ class _ColdRead:
                     return
                 self._check(self._header, start, last)
         except BaseException as error:
-            self._failure = error
+            if self._failure is None or not isinstance(error, Exception):  # an interrupt is never lost
+                self._failure = error
             self._parsed.set()
 
     def _read(self, first: int, last: int) -> None:

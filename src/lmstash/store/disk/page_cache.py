@@ -8,10 +8,11 @@ from __future__ import annotations
 import errno
 import functools
 import mmap
+import sys
 from typing import Any
 
 _CACHESTAT = 451
-"""Its number, on every architecture."""
+"""Its number, on every architecture that Linux has wheels for."""
 
 
 def cached_share(fd: int, offset: int, n_bytes: int) -> float:
@@ -31,7 +32,7 @@ def cached_share(fd: int, offset: int, n_bytes: int) -> float:
 def _by_cachestat(fd: int, offset: int, n_bytes: int) -> int | None:
     """Return how many pages are there; None where the system has no such call."""
     call = _system()
-    if call is None or _missing:
+    if call is None or _missing or not sys.platform.startswith("linux"):
         return None
     import ctypes
 

@@ -75,14 +75,12 @@ def _read_large(file: SegmentFile, row: Row) -> tuple[Header, memoryview]:
     start = row.off + row.head
     if start + row.size > os.fstat(file.fd).st_size:
         raise CorruptEntryError(f"{file.path.name} is cut short")
-    if (
-        row.size >= cold.LEAST_BYTES
-        and not start % PAGE_BYTES
-        and cached_share(file.fd, start, row.size) < _CACHED_SHARE
-    ):
-        direct = file.direct()
-        if direct is not None:
+    aside = row.size >= cold.LEAST_BYTES and not start % PAGE_BYTES
+    if aside and cached_share(file.fd, start, row.size) < _CACHED_SHARE and (direct := file.direct()) is not None:
+        try:
             return cold.read_cold(direct, file, row)
+        except OSError:  # some file systems open files so, and read none
+            file.give_up_direct()
     header = parse_head(os.pread(file.fd, row.head, row.off))
     check_identity(file, header, row)
     check_chunk_table(header)

@@ -141,7 +141,7 @@ class SegmentWriter:
 class SegmentFile:
     """One segment opened for reading; closed when nobody refers to it any more."""
 
-    __slots__ = ("_direct", "fd", "namespace", "namespace_hash", "path")
+    __slots__ = ("_direct", "_given_up", "fd", "namespace", "namespace_hash", "path")
 
     def __init__(self, path: Path, namespace: str) -> None:
         """Open the file. Raises OSError."""
@@ -149,6 +149,7 @@ class SegmentFile:
         self.namespace = namespace
         self.namespace_hash = namespace_hash(namespace)
         self._direct: int | None = None
+        self._given_up = -1
         self.fd = -1
         self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
@@ -161,8 +162,14 @@ class SegmentFile:
                 self._direct = -1
         return None if self._direct < 0 or not hasattr(os, "O_DIRECT") else self._direct
 
+    def give_up_direct(self) -> None:
+        """Bypass the page cache no more: this file cannot be read so. What another thread reads so stays open."""
+        if self._direct is not None and self._direct >= 0:
+            self._given_up = self._direct
+        self._direct = -1
+
     def __del__(self) -> None:
-        for fd in (self.fd, self._direct):
+        for fd in (self.fd, self._direct, self._given_up):
             if fd is not None and fd >= 0:
                 with contextlib.suppress(OSError):
                     os.close(fd)
