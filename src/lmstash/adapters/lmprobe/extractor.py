@@ -264,8 +264,8 @@ class _Following:
         self._shelf = shelf
         self._model = call.context.model
 
-    def missing(self, prompt: int) -> tuple[int, ...]:
-        return self._shelf.missing(prompt)
+    def missing_of(self, prompts: Sequence[int]) -> list[tuple[int, ...]]:
+        return self._shelf.missing_of(prompts)
 
     def keep(self, members: Sequence[int], positions: Sequence[int], values: Any, seconds: float) -> Any:
         if self._call.context.model != self._model:

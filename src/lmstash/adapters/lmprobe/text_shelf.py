@@ -62,6 +62,10 @@ class TextShelf:
         """Return the positions of the layers that must be computed for one prompt."""
         return tuple(sorted(self._missing[prompt]))
 
+    def missing_of(self, prompts: Sequence[int]) -> list[tuple[int, ...]]:
+        """As `missing`, for some prompts."""
+        return [self.missing(prompt) for prompt in prompts]
+
     def look(self) -> None:
         """Ask which entries are there, without reading them."""
         there = iter(self._context.store.contains_many([key for keys in self._keys for key in keys]))

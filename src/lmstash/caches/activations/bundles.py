@@ -122,10 +122,13 @@ class BundleShelf:
         """Return the prompts of which something must be computed."""
         return [prompt for prompt, bundles in sorted(self._of.items()) if any(bundle.lacking for bundle in bundles)]
 
-    def missing(self, prompts: Sequence[int]) -> list[tuple[int, ...]]:
-        """Return the positions of the layers that must be computed for each of some prompts."""
-        bundles = [self._of.get(prompt, ()) for prompt in prompts]
-        return [tuple(sorted({position for bundle in each for position in bundle.lacking})) for each in bundles]
+    def missing(self, prompt: int) -> tuple[int, ...]:
+        """Return the positions of the layers that must be computed for one prompt."""
+        return tuple(sorted({position for bundle in self._of.get(prompt, ()) for position in bundle.lacking}))
+
+    def missing_of(self, prompts: Sequence[int]) -> list[tuple[int, ...]]:
+        """As `missing`, for some prompts."""
+        return [self.missing(prompt) for prompt in prompts]
 
     def look(self) -> None:
         """Ask what is there. Entries that may hold several layers are read to see which, others only asked for."""

@@ -84,17 +84,20 @@ class PooledShelf(BundleShelf):
             lacking[piece.prompts[0]] |= any(bundle.lacking for bundle in piece.bundles)
         return lacking.nonzero()[0].tolist()
 
-    def missing(self, prompts: Sequence[int]) -> list[tuple[int, ...]]:
-        """Return the positions of the layers that must be computed for each of some prompts."""
-        if len(self._cells) == 1 and not self._of:
-            cells, everything = self._cells[0], self._all
-            return [everything if cells[prompt] == _ABSENT else () for prompt in prompts]
-        out: list[tuple[int, ...]] = []
-        for prompt, lacking in zip(prompts, super().missing(prompts), strict=True):
-            asked = zip(self._groups_asked, self._cells, strict=True)
-            untouched = [each for (_, positions, _), cells in asked if cells[prompt] == _ABSENT for each in positions]
-            out.append(tuple(sorted([*lacking, *untouched])))
-        return out
+    def missing(self, prompt: int) -> tuple[int, ...]:
+        """Return the positions of the layers that must be computed for one prompt."""
+        out = list(super().missing(prompt))
+        for (_number, positions, _tail), cells in zip(self._groups_asked, self._cells, strict=True):
+            if cells[prompt] == _ABSENT:
+                out.extend(positions)
+        return tuple(sorted(out))
+
+    def missing_of(self, prompts: Sequence[int]) -> list[tuple[int, ...]]:
+        """As `missing`, for some prompts."""
+        if len(self._cells) > 1 or self._of:
+            return super().missing_of(prompts)
+        cells, everything = self._cells[0], self._all
+        return [everything if cells[prompt] == _ABSENT else () for prompt in prompts]
 
     def look(self) -> None:
         """Ask what is there. Entries that may hold several layers are read to see which, others only asked for."""

@@ -33,7 +33,7 @@ _RAW_BATCH_BYTES = 512 * 2**20
 class Shelf(Protocol):
     """Where values of some prompts are kept (pooled or raw)."""
 
-    def missing(self, prompts: Sequence[int]) -> list[tuple[int, ...]]:
+    def missing_of(self, prompts: Sequence[int]) -> list[tuple[int, ...]]:
         """Return the positions of the layers that must be computed for each of some prompts."""
         ...
 
@@ -109,7 +109,7 @@ class Runner:
             while queue:
                 members, positions = queue.popleft()
                 # A block shared with an earlier batch may have been the last thing missing.
-                todo = [member for member, lacks in zip(members, self._shelf.missing(members), strict=True) if lacks]
+                todo = [member for member, lacks in zip(members, self._shelf.missing_of(members), strict=True) if lacks]
                 try:
                     running = self._start(todo, positions, max_retries) if todo else None
                 except _OutOfMemory:
@@ -152,7 +152,7 @@ class Runner:
     def _plan(self, absent: Sequence[int], batch_size: int | None) -> list[tuple[list[int], tuple[int, ...]]]:
         """Group by which layers are missing, so that none is computed that is kept, then by length."""
         groups: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
-        for index, lacks in zip(absent, self._shelf.missing(absent), strict=True):
+        for index, lacks in zip(absent, self._shelf.missing_of(absent), strict=True):
             groups[lacks].append(index)
         out: list[tuple[list[int], tuple[int, ...]]] = []
         for positions, members in groups.items():
