@@ -21,7 +21,8 @@ GROUP_BYTES = 1 << 20
 """At most this much is read in one call for several records."""
 _GAP_BYTES = 8 << 10
 _CACHED_SHARE = 0.5
-"""Payloads of which the page cache has less are read around it."""
+"""Payloads of which the page cache has less are read around it, as the megabyte in their middle tells."""
+_ASKED_BYTES = 1 << 20
 _LARGE_BYTES = 64 << 10
 """Records of this size or more are read on their own."""
 
@@ -76,7 +77,8 @@ def _read_large(file: SegmentFile, row: Row) -> tuple[Header, memoryview]:
     if start + row.size > os.fstat(file.fd).st_size:
         raise CorruptEntryError(f"{file.path.name} is cut short")
     aside = row.size >= cold.LEAST_BYTES and not start % PAGE_BYTES
-    if aside and cached_share(file.fd, start, row.size) < _CACHED_SHARE and (direct := file.direct()) is not None:
+    middle = start + (row.size - _ASKED_BYTES) // 2
+    if aside and cached_share(file.fd, middle, _ASKED_BYTES) < _CACHED_SHARE and (direct := file.direct()) is not None:
         try:
             return cold.read_cold(direct, file, row)
         except OSError:  # some file systems open files so, and read none
