@@ -73,6 +73,76 @@ def test_both_ways_read_the_same(requests: list[Any], urls: str, by_default: boo
             assert outcome(lambda request=request: read(reader, request), by_default) == expected
 
 
+ALIKE = st.lists(NAMES, min_size=1, max_size=4, unique=True).flatmap(
+    lambda names: st.lists(
+        st.fixed_dictionaries({name: st.sampled_from([0, 0.0, 1, True, {"top_k": 1}]) | VALUES for name in names}),
+        min_size=1,
+        max_size=4,
+    )
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(ALIKE | st.lists(REQUESTS, min_size=1, max_size=3), st.sampled_from(["refuse", "trust"]), st.data())
+def test_many_are_read_as_each_is(requests: list[Any], urls: str, data: st.DataObject) -> None:
+    harmless = HARMLESS | data.draw(st.frozensets(NAMES, max_size=2))
+    reader = RequestReader(harmless, urls)
+    for _again in range(2):
+        found = reader.write_alike(requests)
+        if found is None:
+            continue
+        texts, arguments = found
+        for by_default in (False, True):
+            said = is_sampled(arguments, by_default), seed_of(arguments)
+            expected = [outcome(lambda each=each: read_request(each, harmless, urls), by_default) for each in requests]
+            assert [(text, *said) for text in texts] == expected
+
+
+SAME = {"gen_kwargs": {"temperature": 0, "until": ["\n"]}, "n": None, "max_tokens": 7, "top_p": 1, "x": 0.5, "m": [1]}
+
+
+@pytest.mark.parametrize(
+    "requests",
+    [
+        [{"prompt": f"Question {number}?", **SAME} for number in range(3)],
+        [{**SAME, "prompt": "long " * LONG * number} for number in range(3)],
+        [{"temperature": 0, "seed": 3, "prompt": f"p{number}", "do_sample": True} for number in range(3)],
+        [{"top_k": 40 + number} for number in range(3)],
+    ],
+)
+def test_usual_batches_are_read_field_by_field(requests: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = RequestReader()
+    monkeypatch.setattr(reader, "_keywords", reader._keywords if "gen_kwargs" in requests[0] else None)
+    found = reader.write_alike(requests)
+    assert found is not None
+    assert found[0] == [read_request(each).text for each in requests]
+    read_one = read_request(requests[0]).arguments
+    assert is_sampled(found[1]) == is_sampled(read_one)
+    assert seed_of(found[1]) == seed_of(read_one)
+
+
+@pytest.mark.parametrize(
+    "requests",
+    [
+        [],
+        [{}],
+        ["text", "text"],
+        [{"a": 1}, {"b": 1}],
+        [{"a": 1, "b": 1}, {"b": 1, "a": 1}],
+        [{"prompt": "p", "temperature": 0}, {"prompt": "p", "temperature": 1}],
+        [{"prompt": "p", "seed": 1}, {"prompt": "p", "seed": 2}],
+        [{"prompt": "p", "do_sample": 0}, {"prompt": "p", "do_sample": False}],
+        [{"top_k": 2**53}, {"top_k": 1}],
+        [{"top_k": 1}, {"top_k": 1.0}],
+        [{"gen_kwargs": {"top_k": 1}}, {"gen_kwargs": {"top_k": 2}}],
+        [{"options": {"top_k": 1}}, {"options": {"top_k": 1}}],
+        [{"a": object()}, {"a": object()}],
+    ],
+)
+def test_what_is_not_alike_is_left_to_be_read_one_by_one(requests: list[Any]) -> None:
+    assert RequestReader().write_alike(requests) is None
+
+
 @pytest.fixture
 def only_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     def general(*_: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Mapping, Sequence
+from itertools import repeat
 from operator import index
 from typing import Any, NamedTuple
 
@@ -93,6 +94,10 @@ class Asker:
             return [self._miss(MissReason.UNSUPPORTED) for _ in requests]
         write, name, by_default = self._reader.write, self._namer(model).first, self._by_default
         make = tuple.__new__  # what Asked(...) does, at half its cost
+        alike = self._reader.write_alike(requests)
+        if alike is not None and not is_sampled(alike[1], by_default):
+            texts = alike[0]
+            return [make(Asked, each) for each in zip(map(name, texts), texts, repeat(model), repeat(0))]
         out: list[Asked | None] = []
         arguments: dict[str, Any] = {}
         for number, request in enumerate(requests):
