@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 
 from lmstash.errors import InvalidArgumentError
 from lmstash.store.base import KEY_BYTES, MAX_META_BYTES, Entry, Store, Write, check_write, encode_meta
 
+APART_BYTES = 64 << 10
+"""Values of this size or more may come apart."""
 _HELD_BYTES = 8 << 20
 _HELD_ENTRIES = 2048
 """A store without sheets of its own is asked for about so much at a time."""
@@ -85,28 +88,50 @@ class Found:
 
     def parent(self, row: int) -> bytes:
         """Return the key that the entry in `row` extends, or nothing."""
-        if self.parents is None or not self.parents[row].any():
-            return b""
-        return self.parents[row].tobytes()
+        return _parent(self.parents, row)
 
 
-def fetch_sheets(store: Store, keys: Sequence[bytes]) -> Iterator[Found]:
+@dataclass(slots=True)
+class Apart:
+    """As `Found`, with each value in memory of its own: whoever hands one on holds no other."""
+
+    places: np.ndarray
+    values: list[np.ndarray]
+    """For each entry `[n_bytes]` uint8, contiguous; memory that the receiver owns."""
+    namespace: str
+    parents: np.ndarray | None = None
+
+    def parent(self, row: int) -> bytes:
+        """Return the key that the entry in `row` extends, or nothing."""
+        return _parent(self.parents, row)
+
+
+@overload
+def fetch_sheets(store: Store, keys: Sequence[bytes]) -> Iterator[Found]: ...
+@overload
+def fetch_sheets(store: Store, keys: Sequence[bytes], *, apart: bool) -> Iterator[Found | Apart]: ...
+def fetch_sheets(store: Store, keys: Sequence[bytes], *, apart: bool = False) -> Iterator[Found | Apart]:
     """Yield what is kept of distinct `keys`, in sheets and in no particular order.
 
     Keys that are in no sheet are misses, counted by the store with their reasons. Costs about 4 microseconds an entry
     of 4 KiB where the store has sheets of its own. Use one before you ask for the next: it is in the processor's cache
     then.
+
+    Args:
+        store: Any.
+        keys: Distinct.
+        apart: Yield values that cost more to copy than to look at (64 KiB or more) as `Apart`.
     """
     own = getattr(store, "fetch_sheets", None)
     if own is not None:
-        yield from own(keys)
+        yield from own(keys, apart=apart)
         return
     start, step = 0, 64
     while start < len(keys):
         stop = min(start + step, len(keys))
         entries = store.fetch_many(keys[start:stop])
         n_bytes = sum(len(entry.value) for entry in entries if entry is not None)
-        yield from found_of(entries, range(start, stop))
+        yield from found_of(entries, range(start, stop), apart=apart)
         start, step = stop, max(1, min(_HELD_ENTRIES, _HELD_BYTES * step // max(1, n_bytes)))
 
 
@@ -120,25 +145,28 @@ def put_sheets(store: Store, sheets: Sequence[Sheet], *, replace: bool = True) -
     return store.put_many((write for sheet in sheets for write in sheet.writes()), replace=replace)
 
 
-def found_of(entries: Sequence[Entry | None], places: Sequence[int]) -> Iterator[Found]:
-    """Yield entries, as `fetch_many` returns them, in sheets. Copies values, except where one is alone."""
+def found_of(entries: Sequence[Entry | None], places: Sequence[int], *, apart: bool = False) -> Iterator[Found | Apart]:
+    """Yield entries, as `fetch_many` returns them, in sheets. Copies values, but for those apart or alone."""
     alike: dict[tuple[str, int], list[int]] = {}
     for number, entry in enumerate(entries):
         if entry is not None:
             alike.setdefault((entry.namespace, len(entry.value)), []).append(number)
     for (namespace, n_bytes), members in alike.items():
         group = [entry for number in members if (entry := entries[number]) is not None]
-        if len(group) == 1:
-            values = np.frombuffer(group[0].value, np.uint8).reshape(1, n_bytes)
-        else:
-            values = np.empty((len(group), n_bytes), np.uint8)
-            for row, entry in enumerate(group):
-                values[row] = np.frombuffer(entry.value, np.uint8)
         parents = None
         if any(entry.parent for entry in group):
             joined = b"".join([entry.parent.ljust(KEY_BYTES, b"\0") for entry in group])
             parents = np.frombuffer(joined, np.uint8).reshape(-1, KEY_BYTES)
-        yield Found(np.array([places[number] for number in members], np.int64), values, namespace, parents)
+        here = np.array([places[number] for number in members], np.int64)
+        own = [np.frombuffer(entry.value, np.uint8) for entry in group]
+        if apart and n_bytes >= APART_BYTES:
+            yield Apart(here, own, namespace, parents)
+        else:
+            yield Found(here, own[0][None] if len(own) == 1 else np.stack(own), namespace, parents)
+
+
+def _parent(parents: np.ndarray | None, row: int) -> bytes:
+    return b"" if parents is None or not parents[row].any() else parents[row].tobytes()
 
 
 def check_sheet(sheet: Sheet) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from lmstash.errors import InvalidArgumentError
 from lmstash.events import Hit, Miss, Put
 from lmstash.store.base import Store, Write
-from lmstash.store.sheets import Sheet, fetch_sheets, put_sheets
+from lmstash.store.sheets import Apart, Sheet, fetch_sheets, put_sheets
 from lmstash.testing.samples import OpenStore, sample_bytes, sample_key
 
 _SPACE = "sheets/contract"
@@ -31,11 +32,12 @@ def sample_sheet(n: int, n_bytes: int, *, first: int = 0, uneven: bool = False) 
     )
 
 
-def fetched(store: Store, keys: list[bytes]) -> dict[bytes, tuple[bytes, bytes]]:
+def fetched(store: Store, keys: list[bytes], *, apart: bool = False) -> dict[bytes, tuple[bytes, bytes]]:
     """Return value and parent of each key that some sheet has; no key may be in two."""
     out: dict[bytes, tuple[bytes, bytes]] = {}
-    for found in fetch_sheets(store, keys):
-        assert found.values.dtype == np.uint8
+    for found in fetch_sheets(store, keys, apart=apart):
+        assert {each.dtype for each in found.values} == {np.dtype(np.uint8)}
+        assert len({len(each) for each in found.values}) == 1
         for row, place in enumerate(found.places.tolist()):
             assert keys[place] not in out
             assert found.namespace == _SPACE
@@ -139,6 +141,28 @@ class SheetsContract:
             if found.values.flags.writeable:
                 found.values[:] = 7
         assert fetched(store, list(sheet.keys)) == expected(sheet)
+
+    def test_values_apart_have_memory_of_their_own(self, open_store: OpenStore) -> None:
+        """So that one can be handed on: whoever holds it holds no other, and may write into it."""
+        store = open_store()
+        sheets = [sample_sheet(20, 70_000), sample_sheet(9, 90_001, first=100), sample_sheet(5, 100, first=200)]
+        put_sheets(store, sheets)
+        keys = [key for sheet in sheets for key in sheet.keys][::-1]
+        there = {key: each for sheet in sheets for key, each in expected(sheet).items()}
+        assert fetched(store, keys, apart=True) == there
+        large = 0
+        for found in fetch_sheets(store, keys, apart=True):
+            if isinstance(found, Apart):
+                for value in found.values:
+                    large += 1
+                    owner: Any = value if value.base is None else value.base
+                    assert memoryview(owner).nbytes == len(value)
+                    if value.flags.writeable:
+                        value[:] = 7
+            else:
+                assert found.values.shape[1] == 100
+        assert large == 29
+        assert fetched(store, keys, apart=True) == there
 
     def test_what_is_no_sheet_is_refused(self, open_store: OpenStore) -> None:
         """With a reason, and nothing is kept."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lmstash.caches.activations import Activations
-from lmstash.caches.activations.bundles import BUNDLE_BYTES, group_size
+from lmstash.caches.activations.pieces import BUNDLE_BYTES, group_size
 from lmstash.codecs.records import decode_record
 from lmstash.codecs.tensors import decode_tensors, encode_tensors
 from lmstash.identity.chain import chain_key, chain_root

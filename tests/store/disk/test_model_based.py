@@ -174,11 +174,11 @@ class DiskStoreMachine(RuleBasedStateMachine):
         assert kept == len(writes) - len(self.dropped)
         self.note(writes)
 
-    @rule(handle=handles, numbers=some_keys)
-    def fetch_sheet(self, handle: int, numbers: list[int]) -> None:
+    @rule(handle=handles, numbers=some_keys, apart=st.booleans())
+    def fetch_sheet(self, handle: int, numbers: list[int], apart: bool) -> None:
         numbers = list(dict.fromkeys(numbers))
         there = {}
-        for found in fetch_sheets(self.opened[handle], [sample_key(number) for number in numbers]):
+        for found in fetch_sheets(self.opened[handle], [sample_key(number) for number in numbers], apart=apart):
             rows = zip(found.places.tolist(), found.values, strict=True)
             there |= {numbers[place]: value.tobytes() for place, value in rows}
         assert there == {number: value for number in numbers if (value := self.expected(number)) is not None}

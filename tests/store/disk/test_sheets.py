@@ -16,6 +16,9 @@ from lmstash.store.sheets import Sheet, fetch_sheets, put_sheets
 from lmstash.testing import sample_bytes, sample_key
 from lmstash.testing.sheets import expected, fetched, sample_sheet
 
+MIDDLE = [(70_000, False), (70_000, True)]
+"""Bytes of a value, and whether it comes in memory of its own."""
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -82,8 +85,8 @@ def test_both_ways_of_laying_out_agree_with_the_format():
 
 
 @pytest.mark.parametrize("where", ["key", "payload", "header", "checksum", "tail"])
-@pytest.mark.parametrize("n_bytes", [100, 5000, 70_000])
-def test_a_damaged_record_is_a_counted_miss_and_its_neighbours_are_served(folder, where, n_bytes):
+@pytest.mark.parametrize(("n_bytes", "apart"), [(100, False), (5000, False), *MIDDLE])
+def test_a_damaged_record_is_a_counted_miss_and_its_neighbours_are_served(folder, where, n_bytes, apart):
     store, sheet = DiskStore(folder), sample_sheet(50, n_bytes)
     put_sheets(store, [sheet])
     path, row = only_segment(folder), store._opened.index.find(sheet.keys[20])
@@ -101,12 +104,12 @@ def test_a_damaged_record_is_a_counted_miss_and_its_neighbours_are_served(folder
         file.write(bytes([byte[0] ^ 0x40]))
     there = expected(sheet)
     del there[sheet.keys[20]]
-    assert fetched(store, list(sheet.keys)) == there
+    assert fetched(store, list(sheet.keys), apart=apart) == there
     assert store.events.stats.damaged == 1
     assert store.events.stats.misses["damaged"] == 1
     assert not store.contains(sheet.keys[20])
     assert put_sheets(store, [sheet.part(20, 21)]) == 1
-    assert fetched(store, list(sheet.keys)) == expected(sheet)
+    assert fetched(store, list(sheet.keys), apart=apart) == expected(sheet)
 
 
 def test_damage_beside_a_value_costs_the_value_nothing_and_is_found(folder):
@@ -121,8 +124,8 @@ def test_damage_beside_a_value_costs_the_value_nothing_and_is_found(folder):
     assert store.fetch_many([sheet.keys[20]]) == [None]
 
 
-@pytest.mark.parametrize("n_bytes", [5000, 70_000])
-def test_records_exchanged_under_each_others_keys_are_not_served(folder, n_bytes):
+@pytest.mark.parametrize(("n_bytes", "apart"), [(5000, False), *MIDDLE])
+def test_records_exchanged_under_each_others_keys_are_not_served(folder, n_bytes, apart):
     store, sheet = DiskStore(folder), sample_sheet(40, n_bytes)
     put_sheets(store, [sheet])
     index = store._opened.index
@@ -132,17 +135,17 @@ def test_records_exchanged_under_each_others_keys_are_not_served(folder, n_bytes
             connection.execute("UPDATE entries SET off = ? WHERE k = ?", (other.off, row.k))
     there = expected(sheet)
     del there[sheet.keys[5]], there[sheet.keys[6]]
-    assert fetched(store, list(sheet.keys)) == there
+    assert fetched(store, list(sheet.keys), apart=apart) == there
     assert store.events.stats.misses["mismatch"] == 2
 
 
-@pytest.mark.parametrize("n_bytes", [5000, 70_000])
-def test_a_truncated_segment_loses_only_what_lay_behind(folder, n_bytes):
+@pytest.mark.parametrize(("n_bytes", "apart"), [(5000, False), *MIDDLE])
+def test_a_truncated_segment_loses_only_what_lay_behind(folder, n_bytes, apart):
     store, sheet = DiskStore(folder), sample_sheet(100, n_bytes)
     put_sheets(store, [sheet])
     row = store._opened.index.find(sheet.keys[60])
     os.truncate(only_segment(folder), row.off + row.head + 17)
-    assert fetched(store, list(sheet.keys)) == dict(list(expected(sheet).items())[:60])
+    assert fetched(store, list(sheet.keys), apart=apart) == dict(list(expected(sheet).items())[:60])
     assert sum(store.events.stats.misses.values()) == 40
 
 
@@ -249,17 +252,6 @@ def test_dead_records_and_other_lengths_between_are_passed_over(folder, lengths)
     asked = [key for number, key in enumerate(values) if number % 3]
     there = {key: (values[key], b"") for number, key in enumerate(values) if number % 3 and number % 5}
     assert fetched(store, asked) == there
-
-
-def test_values_of_middle_size_have_memory_of_their_own_whoever_lies_beside_them(folder):
-    """So that it can be handed on: holding one holds no other."""
-    store, sheet = DiskStore(folder), sample_sheet(30, 70_000)
-    put_sheets(store, [sheet])
-    found = list(fetch_sheets(store, list(sheet.keys)))
-    assert [len(each.values) for each in found] == [1] * 30
-    for each in found:
-        owner = each.values if each.values.base is None else each.values.base
-        assert owner.nbytes == 70_000
 
 
 def test_facts_are_described(folder):

@@ -20,6 +20,8 @@ class PaddedResult(RawResult):
     let go of one by one while they are copied.
     """
 
+    adopts = False  # all prompts share one memory: values are copied into it
+
     def __init__(self, owners: Sequence[int], n_layers: int, longest: int | None) -> None:
         """Plan a result.
 
@@ -58,10 +60,6 @@ class PaddedResult(RawResult):
             self._waiting.append((prompt, positions, start, bits.copy(), dtype))
         else:
             self._copy(prompt, positions, start, bits, dtype)
-
-    def adopt(self, prompt: int, positions: slice | list[int], bits: np.ndarray, dtype: torch.dtype) -> bool:
-        """All prompts share one memory here: values are copied into it."""
-        return False
 
     def forget(self, prompt: int) -> None:
         """Take back everything placed for one distinct prompt."""

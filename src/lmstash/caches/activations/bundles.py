@@ -9,10 +9,9 @@ once, slot 1 of those that were found but lack a layer, and so on; the first slo
 from __future__ import annotations
 
 import hashlib
-import struct
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,72 +20,22 @@ from torch import Tensor
 
 from lmstash.caches.activations.contents import LAYERS, Contents, Reader
 from lmstash.caches.activations.context import VALUE, Context
+from lmstash.caches.activations.pieces import DOMAIN, Bundle, Piece, bundle_key, pack_place
 from lmstash.caches.activations.pooling import Pool
 from lmstash.caches.activations.prompts import Prompts
 from lmstash.caches.activations.results import bits_of
 from lmstash.caches.activations.source import Values
 from lmstash.identity.encoding import Component
 from lmstash.store.base import KEY_BYTES, Write
-from lmstash.store.sheets import Found, Sheet, fetch_sheets
+from lmstash.store.sheets import Apart, Found, Sheet, fetch_sheets
 
-BUNDLE_BYTES = 512 * 2**10
-"""Most bytes of a group of more than one layer, in float32. A call that asks for fewer layers reads all of it, which
-costs a tenth of a millisecond; one that asks for all is handed the memory it was read into."""
-_ASSUMED_WIDTH = 1024
-"""Of an extractor that does not say."""
-BUNDLE_LAYERS = 64
-"""Most layers of a group."""
-DOMAIN = b"lmstash bundle 1\0"
-"""Before everything that a key is hashed over."""
-_FIRST = np.zeros(1, np.int64)
-_pack = struct.Struct(">III").pack
+_FEW = 4
+"""Entries under this are checked one by one: array operations would cost more."""
 
 Kept = tuple[Sequence[Write | Sheet], list[Write]]
 """What is to be written: what is new, and what replaces something unusable."""
 Row = tuple[Tensor, torch.dtype]
 """What is kept of one layer, and the dtype it was computed in."""
-
-
-def group_size(n_tokens: int, width: int | None, most_bytes: int = BUNDLE_BYTES) -> int:
-    """Return how many layers share an entry: a power of two."""
-    fitting = most_bytes // max(1, n_tokens * (_ASSUMED_WIDTH if width is None else width) * 4)
-    return min(BUNDLE_LAYERS, 1 << (fitting.bit_length() - 1)) if fitting else 1
-
-
-@dataclass(slots=True, eq=False)
-class Piece:
-    """What a value is over, and every prompt it belongs to."""
-
-    common: bytes
-    """Digest of what its key shares with those of other pieces: who, where, how."""
-    name: bytes
-    """What tells it from other pieces. A key is hashed over it between parts of fixed length, so it needs no end."""
-    start: int
-    n_tokens: int
-    tokens: bytes
-    """The token ids it covers, little-endian uint32; empty where `name` is all that is kept of them."""
-    size: int
-    """Layers in a group."""
-    prompts: list[int] = field(default_factory=list)
-    bundles: list[Bundle] = field(default_factory=list)
-
-
-@dataclass(slots=True, eq=False)
-class Bundle:
-    """One group of layers of one piece."""
-
-    piece: Piece
-    number: int
-    """Of the group."""
-    key: bytes
-    """Of slot 0."""
-    parent: bytes
-    lacking: tuple[int, ...]
-    """Positions of the layers asked for that are not there yet, by rising layer."""
-    found: int = 0
-    """Slots that are taken, as far as was looked."""
-    unfit: tuple[int, ...] = ()
-    """Those that hold something unusable."""
 
 
 class BundleShelf:
@@ -117,6 +66,8 @@ class BundleShelf:
         self._groups_of: dict[int, list[tuple[int, tuple[int, ...], bytes]]] = {}
         self._matches: dict[tuple[bytes, tuple[int, ...]], _Match] = {}
         self._refreshing = False
+        self._apart = False
+        """Whether memory that a value was read into may be handed out."""
 
     def absent(self) -> list[int]:
         """Return the prompts of which something must be computed."""
@@ -155,10 +106,10 @@ class BundleShelf:
         """
         out: list[bytes] = []
         for bundle in self._bundles():
-            out.extend(_key(bundle.piece, bundle.number, slot) for slot in range(bundle.piece.size))
+            out.extend(bundle_key(bundle.piece, bundle.number, slot) for slot in range(bundle.piece.size))
         slot, more = 1, list(self._bundles())
         while more:
-            keys = [_key(bundle.piece, bundle.number, bundle.piece.size - 1 + slot) for bundle in more]
+            keys = [bundle_key(bundle.piece, bundle.number, bundle.piece.size - 1 + slot) for bundle in more]
             there = self._context.store.contains_many(keys)
             out.extend(key for key, found in zip(keys, there, strict=True) if found)
             more = [bundle for bundle, found in zip(more, there, strict=True) if found]
@@ -246,7 +197,7 @@ class BundleShelf:
         for index, (number, positions, tail) in enumerate(groups):
             if before is not None:
                 same = before.size == size
-                parent = before.bundles[index].key if same else _key(before, number * size // before.size, 0)
+                parent = before.bundles[index].key if same else bundle_key(before, number * size // before.size, 0)
             piece.bundles.append(Bundle(piece, number, sha256(head + tail).digest(), parent, positions))
 
     def _groups(self, size: int) -> list[tuple[int, tuple[int, ...], bytes]]:
@@ -254,7 +205,7 @@ class BundleShelf:
         groups: defaultdict[int, list[int]] = defaultdict(list)
         for position in sorted(range(len(self._layers)), key=lambda each: self._layers[each]):
             groups[self._layers[position] // size].append(position)
-        return [(number, tuple(positions), _pack(size, number, 0)) for number, positions in groups.items()]
+        return [(number, tuple(positions), pack_place(size, number, 0)) for number, positions in groups.items()]
 
     def _bundles(self) -> Iterator[Bundle]:
         for piece in self._pieces.values():
@@ -263,39 +214,46 @@ class BundleShelf:
     def _read(self, bundles: list[Bundle], slot: int = 0) -> None:
         """Take from the slots of some groups, from `slot` on, what is lacking."""
         while bundles:
-            keys = [_key(each.piece, each.number, slot) if slot else each.key for each in bundles]
+            keys = [bundle_key(each.piece, each.number, slot) if slot else each.key for each in bundles]
             names = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES)
             more: list[Bundle] = []
             slot += 1
-            for found in fetch_sheets(self._context.store, keys):
+            for found in fetch_sheets(self._context.store, keys, apart=self._apart):
                 members = [bundles[place] for place in found.places.tolist()]
-                alone = len(members) == 1
+                values, owned = found.values, self._apart and (len(members) == 1 or isinstance(found, Apart))
                 for rows, contents in self._checked(found, members, keys, names):
-                    bits = None if contents is None else contents.bits(found.values, rows)
-                    for number, row in enumerate(rows.tolist()):
+                    if contents is None:
+                        for row in rows.tolist():
+                            members[row].found = slot
+                            members[row].unfit += (slot - 1,)
+                            self._context.unfit(keys[found.places[row]])
+                        more += [members[row] for row in rows.tolist() if members[row].lacking]
+                        continue
+                    held, computed = contents.held(values[rows[0]]), contents.computed
+                    bits = contents.each_bits(values, rows)
+                    for row, one in zip(rows.tolist(), bits, strict=True):
                         bundle = members[row]
                         bundle.found = slot
-                        if contents is None or bits is None:
-                            bundle.unfit += (slot - 1,)
-                            self._context.unfit(keys[found.places[row]])
-                        else:
-                            match = self._matching(contents.held(found.values[row]), bundle.lacking)
-                            if match.rows:
-                                chosen = bits[number] if match.whole else bits[number][match.rows]
-                                self._place(bundle.piece, match.positions, chosen, contents.computed, owned=alone)
-                                bundle.lacking = match.lacking
+                        match = self._matching(held, bundle.lacking)
+                        if match.rows:
+                            chosen = one if match.whole else one[match.rows]
+                            self._place(bundle.piece, match.positions, chosen, computed, owned=owned)
+                            bundle.lacking = match.lacking
                         if bundle.lacking:
                             more.append(bundle)
             bundles = more
 
     def _checked(
-        self, found: Found, members: list[Bundle], keys: list[bytes], names: np.ndarray
+        self, found: Found | Apart, members: list[Bundle], keys: list[bytes], names: np.ndarray
     ) -> Iterator[tuple[np.ndarray, Contents | None]]:
         """Yield rows of a sheet and where things lie in them; None for those that are not what was asked for."""
-        if len(members) == 1:
-            piece, key, value = members[0].piece, keys[found.places[0]], found.values[0].data
-            parent, extends = members[0].parent, found.parent(0)
-            yield _FIRST, self._reader.read(value, extends, key=key, parent=parent, tokens=piece.tokens)
+        if len(members) < _FEW:
+            for row, (bundle, place) in enumerate(zip(members, found.places.tolist(), strict=True)):
+                value, tokens = found.values[row].data, bundle.piece.tokens
+                contents = self._reader.read(
+                    value, found.parent(row), key=keys[place], parent=bundle.parent, tokens=tokens
+                )
+                yield np.array([row]), contents
             return
         parents, tokens = [each.parent for each in members], [each.piece.tokens for each in members]
         yield from self._reader.partitions(found, names[found.places], parents, tokens)
@@ -326,7 +284,7 @@ class BundleShelf:
         slot = 0
         while asked:
             more: list[Bundle] = []
-            keys = [_key(bundle.piece, bundle.number, slot) for bundle in asked]
+            keys = [bundle_key(bundle.piece, bundle.number, slot) for bundle in asked]
             slot += 1
             for bundle, key, entry in zip(asked, keys, self._context.store.fetch_many(keys), strict=True):
                 if entry is None:
@@ -358,7 +316,7 @@ class BundleShelf:
         piece = bundle.piece
         tensors, named = self._beside(piece)
         return self._context.write(
-            _key(piece, bundle.number, slot),
+            bundle_key(piece, bundle.number, slot),
             {**tensors, LAYERS: np.array(layers, dtype=np.uint32), VALUE: value},
             computed,
             about,
@@ -393,8 +351,3 @@ def _parts(rows: Mapping[int, Row]) -> Iterator[_Part]:
     for (_, computed), layers in parts.items():
         values = [rows[layer][0] for layer in layers]
         yield layers, values[0][None] if len(values) == 1 else torch.stack(values), computed
-
-
-def _key(piece: Piece, number: int, slot: int) -> bytes:
-    """Return the key of a slot of a group."""
-    return hashlib.sha256(DOMAIN + piece.common + piece.name + _pack(piece.size, number, slot)).digest()

@@ -6,7 +6,7 @@ Headers repeat, so where everything lies is worked out once for each header and 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ from lmstash.codecs.tensors import decode_header, torch_dtype
 from lmstash.errors import FormatError
 from lmstash.identity.tokens import digest_token_bytes
 from lmstash.store.base import KEY_BYTES
-from lmstash.store.sheets import Found
+from lmstash.store.sheets import Apart, Found
 
 LAYERS = "layers"
 """Name of the tensor that says which layers the rows of the value are, `[n_layers]` uint32."""
@@ -48,6 +48,15 @@ class Contents:
     """Integers as wide as the value's elements."""
     stored: torch.dtype
     computed: torch.dtype
+
+    def each_bits(self, values: np.ndarray | list[np.ndarray], rows: np.ndarray) -> Iterable[np.ndarray]:
+        """As `bits`, one by one; of values apart each is a view of its own memory, if it was kept in that dtype."""
+        if not isinstance(values, list):
+            return self.bits(values, rows)
+        arrays = (np.ndarray(self.shape, self.words, values[row], self.offset) for row in rows.tolist())
+        if self.stored is self.computed:
+            return arrays
+        return (bits_of(torch.from_numpy(each).view(self.stored).to(self.computed)) for each in arrays)
 
     def bits(self, values: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Return some entries of a sheet in the dtype they were computed in, as integers of their bits.
@@ -117,7 +126,7 @@ class Reader:
 
     def partitions(
         self,
-        found: Found,
+        found: Found | Apart,
         keys: np.ndarray,
         parents: Sequence[bytes] = (),
         tokens: Sequence[bytes] = (),
@@ -215,12 +224,17 @@ class Reader:
         )
 
 
-def _columns(values: np.ndarray, span: slice, rows: np.ndarray) -> np.ndarray:
+def _columns(values: np.ndarray | list[np.ndarray], span: slice, rows: np.ndarray) -> np.ndarray:
     """Return some bytes of some rows; whole rows may be long, so these bytes alone are copied."""
+    if isinstance(values, list):
+        joined = b"".join([values[row].data[span] for row in rows.tolist()])
+        return np.frombuffer(joined, np.uint8).reshape(len(rows), -1)
     return values[:, span] if len(rows) == len(values) else values[:, span][rows]
 
 
-def _are_over(contents: Contents, values: np.ndarray, rows: np.ndarray, tokens: list[bytes]) -> np.ndarray:
+def _are_over(
+    contents: Contents, values: np.ndarray | list[np.ndarray], rows: np.ndarray, tokens: list[bytes]
+) -> np.ndarray:
     """Return which rows are over the token ids they must be over."""
     kept = contents.tokens
     if kept is None:

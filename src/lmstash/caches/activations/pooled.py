@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmstash.caches.activations.bundles import DOMAIN, Bundle, BundleShelf, Kept, Piece, group_size
+from lmstash.caches.activations.bundles import BundleShelf, Kept
 from lmstash.caches.activations.contents import LAYERS
 from lmstash.caches.activations.context import KEY, VALUE, Context, dtype_name
+from lmstash.caches.activations.pieces import DOMAIN, Bundle, Piece, group_size
 from lmstash.caches.activations.prompts import Prompts
 from lmstash.caches.activations.results import PooledResult, bits_of
 from lmstash.caches.activations.source import Values

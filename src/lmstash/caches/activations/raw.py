@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmstash.caches.activations.bundles import BundleShelf, Piece, group_size
+from lmstash.caches.activations.bundles import BundleShelf
 from lmstash.caches.activations.contents import DIGEST, TOKENS
 from lmstash.caches.activations.context import Context
+from lmstash.caches.activations.pieces import Piece, group_size
 from lmstash.caches.activations.prompts import Prompts
 from lmstash.caches.activations.results import RawResult
 from lmstash.identity.chain import BLOCK_TOKENS, chain_ids_of_bytes, chain_root
@@ -54,6 +55,7 @@ class RawShelf(BundleShelf):
         self._width = context.source.width(site)
         super().__init__(context, prompts, layers, site, None, self._width)
         self._result = result
+        self._apart = result is not None and result.adopts
         if context.source.causal():
             self._name_chains()
         else:

@@ -33,7 +33,7 @@ from lmstash.store.disk.reading import read_one
 from lmstash.store.disk.recency import Recency
 from lmstash.store.disk.rows import IndexDamagedError, Row
 from lmstash.store.disk.segment import SegmentFile
-from lmstash.store.sheets import Found, found_of
+from lmstash.store.sheets import APART_BYTES, Apart, Found, found_of
 
 HEADER_DTYPE = np.dtype(
     [
@@ -78,12 +78,10 @@ def headers_at(data: bytes, starts: list[int]) -> tuple[list[bytes], list[int], 
     return keys, *(fixed[name].tolist() for name in ("type", "flags", "head", "payload"))
 
 
-_SMALL_BYTES = 64 << 10
-"""Values of this size or more come in memory of their own, so that it can be handed on: a sheet of one each."""
 _GROUP_BYTES = 1 << 20
 """At most this much is read at a time: it stays in the processor's cache until it is used."""
 _MIDDLE_GROUP_BYTES = 4 << 20
-"""The same for those of `_SMALL_BYTES` or more, which nobody copies: fewer groups have fewer checks to begin."""
+"""The same for those that come apart, which nobody copies: fewer groups have fewer checks to begin."""
 _GROUP_ROWS = 480
 """Two stretches a record, and the system takes 1,024 stretches."""
 _GAP_BYTES = 8 << 10
@@ -103,17 +101,17 @@ class SheetReader:
         self._lookup = lookup
         self._events = events
 
-    def sheets(self, keys: Sequence[bytes]) -> Iterator[Found]:
+    def sheets(self, keys: Sequence[bytes], *, apart: bool = False) -> Iterator[Found | Apart]:
         """Yield what is kept of distinct keys; counts hits and misses. Faults of disk and index are raised.
 
         What lies together on the disk comes together, so ask for all keys at once: little is held at a time.
         """
         for start in range(0, len(keys), _KEYS_AT_ONCE):
-            for found in self._look_up(keys[start : start + _KEYS_AT_ONCE]):
+            for found in self._look_up(keys[start : start + _KEYS_AT_ONCE], apart):
                 found.places += start
                 yield found
 
-    def _look_up(self, keys: Sequence[bytes]) -> Iterator[Found]:
+    def _look_up(self, keys: Sequence[bytes], apart: bool) -> Iterator[Found | Apart]:
         ids = np.fromiter(map(xxh3, keys), np.uint64, len(keys)) ^ np.uint64(1 << 63)
         order = ids.view(np.int64).argsort()
         ids = ids.view(np.int64)[order]  # neighbours in the index are found faster one after another
@@ -133,11 +131,15 @@ class SheetReader:
         found, places = found[order], places[order]
         wanted = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES)
         for first, last in _groups(found):
-            yield from self._read(found[first:last], places[first:last], wanted, odd)
+            rows, there = found[first:last], places[first:last]
+            if apart and len(rows) > 1 and rows[0, _SIZE] >= APART_BYTES:
+                yield from self._read_apart(rows, there, wanted, odd)
+            else:
+                yield from self._read(rows, there, wanted, odd)
         # Expired, damaged, moved or gone: the slow path says which, and heals.
         names = [keys[each] for each in odd]
         loaded = zip(names, self._lookup.load_many(names), strict=True)
-        yield from found_of([None if one is None else entry_of(key, one) for key, one in loaded], odd)
+        yield from found_of([None if one is None else entry_of(key, one) for key, one in loaded], odd, apart=apart)
 
     def _read(self, rows: np.ndarray, places: np.ndarray, keys: np.ndarray, odd: list[int]) -> Iterator[Found]:
         """Yield the records of one group; names those that cannot be served in `odd`."""
@@ -147,9 +149,6 @@ class SheetReader:
             return
         if len(rows) == 1:
             yield from self._read_alone(file, rows[0], places, keys[places[0]].tobytes(), odd)
-            return
-        if rows[0, _SIZE] >= _SMALL_BYTES:
-            yield from self._read_apart(file, rows, places, keys, odd)
             return
         try:
             blocks = _even(file, rows) or _scattered(file, rows)
@@ -170,10 +169,12 @@ class SheetReader:
                 self._count(file.namespace, there, rows[members, _SLOT], sizes, fixed["seconds"], keys)
                 yield found
 
-    def _read_apart(
-        self, file: SegmentFile, rows: np.ndarray, places: np.ndarray, keys: np.ndarray, odd: list[int]
-    ) -> Iterator[Found]:
-        """Yield the records of one group, each in memory of its own."""
+    def _read_apart(self, rows: np.ndarray, places: np.ndarray, keys: np.ndarray, odd: list[int]) -> Iterator[Apart]:
+        """As `_read`, each value in memory of its own."""
+        file = self._lookup.file(int(rows[0, _SEG]))
+        if file is None:
+            odd.extend(places.tolist())
+            return
         values = [np.empty(size, np.uint8) for size in rows[:, _SIZE].tolist()]
         try:
             fixed, n_read = _read_into(file, rows, [each.data for each in values])
@@ -188,9 +189,10 @@ class SheetReader:
         sizes = rows[good, _SIZE]
         self._count(file.namespace, places[good], rows[good, _SLOT], sizes, fixed["seconds"][good], keys)
         parents = fixed["parent"] if fixed["parent"].any() else None
-        for row in good.nonzero()[0].tolist():
-            here = slice(row, row + 1)
-            yield Found(places[here], values[row][None], file.namespace, None if parents is None else parents[here])
+        for size in np.unique(sizes):
+            members = (good & (rows[:, _SIZE] == size)).nonzero()[0]
+            alike = [values[each] for each in members.tolist()]
+            yield Apart(places[members], alike, file.namespace, None if parents is None else parents[members])
 
     def _read_alone(
         self, file: SegmentFile, row: np.ndarray, place: np.ndarray, key: bytes, odd: list[int]
@@ -261,7 +263,7 @@ def _groups(rows: np.ndarray) -> Iterator[tuple[int, int]]:
     Those of a group are all small, or all of middle size; what is larger is a group of its own.
     """
     ends = rows[:, _OFF] + rows[:, _HEAD] + rows[:, _SIZE]
-    large = (rows[:, _SIZE] >= _SMALL_BYTES) + (rows[:, _SIZE] > CHUNK_BYTES).astype(np.int8)
+    large = (rows[:, _SIZE] >= APART_BYTES) + (rows[:, _SIZE] > CHUNK_BYTES).astype(np.int8)
     apart = (rows[1:, _SEG] != rows[:-1, _SEG]) | (rows[1:, _OFF] - ends[:-1] > _GAP_BYTES)
     apart |= (large[1:] != large[:-1]) | (large[1:] > 1)
     apart |= rows[1:, _OFF] < ends[:-1]  # records that overlap are damage: each is read on its own, and one fails
@@ -382,4 +384,4 @@ def sane_seconds(seconds: np.ndarray) -> np.ndarray:
     return np.where((seconds >= 0) & (seconds < _MOST_SECONDS), seconds, 0.0)
 
 
-assert _SMALL_BYTES <= CHUNK_BYTES  # such records carry no table of chunk sums
+assert APART_BYTES <= CHUNK_BYTES  # such records carry no table of chunk sums

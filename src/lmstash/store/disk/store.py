@@ -41,7 +41,7 @@ from lmstash.unset import UNSET
 
 if TYPE_CHECKING:
     from lmstash.store.loans import Loan
-    from lmstash.store.sheets import Found, Sheet
+    from lmstash.store.sheets import Apart, Found, Sheet
 
 _FAULTS = (LmstashError, OSError, *DAMAGE)
 _MANY = 16  # keys: from there on array operations pay
@@ -204,11 +204,11 @@ class DiskStore:
         """
         return [found and entry_of(key, found) for key, found in zip(keys, self._load_many(keys), strict=True)]
 
-    def fetch_sheets(self, keys: Sequence[bytes]) -> Iterator[Found]:
+    def fetch_sheets(self, keys: Sequence[bytes], *, apart: bool = False) -> Iterator[Found | Apart]:
         """Yield what is kept of distinct keys in sheets: see `lmstash.store.sheets.fetch_sheets`."""
         served: list[int] = []
         try:
-            for found in self._ready().sheet_reader().sheets(keys):
+            for found in self._ready().sheet_reader().sheets(keys, apart=apart):
                 served.extend(found.places.tolist())
                 yield found
             return
@@ -219,7 +219,7 @@ class DiskStore:
             from lmstash.store.sheets import found_of
 
             # What is left goes the slow way, which rebuilds the index.
-            yield from found_of(self.fetch_many([keys[place] for place in left]), left)
+            yield from found_of(self.fetch_many([keys[place] for place in left]), left, apart=apart)
         else:
             self.events.misses([keys[place] for place in left], MissReason.UNAVAILABLE)
             self._fault(fault)
