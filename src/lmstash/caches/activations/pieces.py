@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 BUNDLE_BYTES = 512 * 2**10
 """Most bytes of a group of more than one layer, in float32. A call that asks for fewer layers reads all of it, which
@@ -18,6 +19,7 @@ DOMAIN = b"lmstash bundle 1\0"
 pack_place = struct.Struct(">III").pack
 
 
+@lru_cache(4096)
 def group_size(n_tokens: int, width: int | None, most_bytes: int = BUNDLE_BYTES) -> int:
     """Return how many layers share an entry: a power of two."""
     fitting = most_bytes // max(1, n_tokens * (_ASSUMED_WIDTH if width is None else width) * 4)

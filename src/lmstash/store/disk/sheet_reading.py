@@ -176,14 +176,15 @@ class SheetReader:
             odd.extend(places.tolist())
             return
         values = [np.empty(size, np.uint8) for size in rows[:, _SIZE].tolist()]
+        views = [each.data for each in values]
         try:
-            fixed, n_read = _read_into(file, rows, [each.data for each in values])
+            fixed, n_read = _read_into(file, rows, views)
         except OSError:
             odd.extend(places.tolist())
             return
         good = as_expected(file, rows, keys[places], fixed)
         good[n_read:] = False
-        good &= fixed["checksum"] == np.array([xxh3(each.data) for each in values], np.uint64)
+        good &= fixed["checksum"] == np.fromiter(map(xxh3, views), np.uint64, len(views))
         if not good.all():
             odd.extend(places[~good].tolist())
         sizes = rows[good, _SIZE]
