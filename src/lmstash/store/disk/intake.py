@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from lmstash.events import EventLog
@@ -112,7 +113,8 @@ class Intake:
         if any(sheet.values.shape[1] > MOST_BYTES for sheet in sheets):
             return False
         n_bytes, n_records = sum(map(most_bytes, sheets)), sum(map(len, sheets))
-        if len({each for sheet in sheets for each in row_ids(sheet.keys)}) < n_records:
+        ids = [row_ids(sheet.keys) for sheet in sheets]
+        if len(set(chain.from_iterable(ids))) < n_records:
             return False  # one key twice: the later of them replaces the other, or does not
         with self._index.write_lock:
             self._index.finish()
@@ -124,7 +126,7 @@ class Intake:
                         writer = self._appender.reserve(namespace, n_bytes, n_records)
                 if writer is None:
                     return False
-                self._commit_sheets(writer, sheets, expires_us)
+                self._commit_sheets(writer, sheets, ids, expires_us)
             except _OccupiedError:
                 return False
             except _SegmentRemovedError:
@@ -137,16 +139,18 @@ class Intake:
                 raise
             return True
 
-    def _commit_sheets(self, writer: SegmentWriter, sheets: Sequence[Sheet], expires_us: int) -> None:
+    def _commit_sheets(
+        self, writer: SegmentWriter, sheets: Sequence[Sheet], ids: Sequence[list[int]], expires_us: int
+    ) -> None:
         from lmstash.store.disk.sheet_writing import lay_out
 
         now = int(time.time() * 1e6)
         first_slot, n_records, live_bytes = writer.first_slot + writer.count, 0, 0
         rows: list[tuple[Any, ...]] = []
-        for sheet in sheets:
+        for sheet, each in zip(sheets, ids, strict=True):
             generation = self._appender.next_generations(now, len(sheet))
             place = writer.tail, writer.count
-            laid = lay_out(sheet, writer, *place, generation=generation, now_us=now, expires_us=expires_us)
+            laid = lay_out(sheet, each, writer, *place, generation=generation, now_us=now, expires_us=expires_us)
             writer.append(laid.buffers, laid.n_bytes, len(sheet), laid.listing)
             rows += laid.rows
             live_bytes += laid.live_bytes

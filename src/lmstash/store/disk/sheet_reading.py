@@ -80,7 +80,7 @@ def headers_at(data: bytes, starts: list[int]) -> tuple[list[bytes], list[int], 
 
 _GROUP_BYTES = 1 << 20
 """At most this much is read at a time: it stays in the processor's cache until it is used."""
-_MIDDLE_GROUP_BYTES = 4 << 20
+_APART_GROUP_BYTES = 4 << 20
 """The same for those that come apart, which nobody copies: fewer groups have fewer checks to begin."""
 _GROUP_ROWS = 480
 """Two stretches a record, and the system takes 1,024 stretches."""
@@ -130,7 +130,7 @@ class SheetReader:
             order = order[~expired[order]]
         found, places = found[order], places[order]
         wanted = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES)
-        for first, last in _groups(found):
+        for first, last in _groups(found, apart):
             rows, there = found[first:last], places[first:last]
             if apart and len(rows) > 1 and rows[0, _SIZE] >= APART_BYTES:
                 yield from self._read_apart(rows, there, wanted, odd)
@@ -258,22 +258,22 @@ def table_of(rows: list[tuple[object, ...]]) -> np.ndarray:
     return table
 
 
-def _groups(rows: np.ndarray) -> Iterator[tuple[int, int]]:
+def _groups(rows: np.ndarray, apart: bool) -> Iterator[tuple[int, int]]:
     """Yield first and last (exclusive) of rows, sorted by segment and offset, that are worth one read.
 
     Those of a group are all small, or all of middle size; what is larger is a group of its own.
     """
     ends = rows[:, _OFF] + rows[:, _HEAD] + rows[:, _SIZE]
     large = (rows[:, _SIZE] >= APART_BYTES) + (rows[:, _SIZE] > CHUNK_BYTES).astype(np.int8)
-    apart = (rows[1:, _SEG] != rows[:-1, _SEG]) | (rows[1:, _OFF] - ends[:-1] > _GAP_BYTES)
-    apart |= (large[1:] != large[:-1]) | (large[1:] > 1)
-    apart |= rows[1:, _OFF] < ends[:-1]  # records that overlap are damage: each is read on its own, and one fails
-    bounds = [0, *(apart.nonzero()[0] + 1).tolist(), len(rows)]
+    cuts = (rows[1:, _SEG] != rows[:-1, _SEG]) | (rows[1:, _OFF] - ends[:-1] > _GAP_BYTES)
+    cuts |= (large[1:] != large[:-1]) | (large[1:] > 1)
+    cuts |= rows[1:, _OFF] < ends[:-1]  # records that overlap are damage: each is read on its own, and one fails
+    bounds = [0, *(cuts.nonzero()[0] + 1).tolist(), len(rows)]
     offsets = rows[:, _OFF]
     for start, stop in pairwise(bounds):
         first = start
         while first < stop:
-            room = _MIDDLE_GROUP_BYTES if large[first] else _GROUP_BYTES
+            room = _APART_GROUP_BYTES if apart and large[first] else _GROUP_BYTES
             last = int(np.searchsorted(ends[first:stop], offsets[first] + room, "right")) + first
             last = min(max(last, first + 1), first + _GROUP_ROWS)
             yield first, last

@@ -27,7 +27,6 @@ from lmstash.store.disk.format import (
     payload_align,
     xxh3,
 )
-from lmstash.store.disk.rows import row_ids
 from lmstash.store.disk.segment import SegmentWriter
 from lmstash.store.disk.sheet_reading import HEADER_DTYPE
 from lmstash.store.sheets import Sheet
@@ -81,12 +80,21 @@ def most_bytes(sheet: Sheet) -> int:
 
 
 def lay_out(
-    sheet: Sheet, writer: SegmentWriter, offset: int, ordinal: int, *, generation: int, now_us: int, expires_us: int
+    sheet: Sheet,
+    ids: Sequence[int],
+    writer: SegmentWriter,
+    offset: int,
+    ordinal: int,
+    *,
+    generation: int,
+    now_us: int,
+    expires_us: int,
 ) -> Laid:
     """Return the records of a sheet for the segment of `writer`.
 
     Args:
         sheet: What to keep.
+        ids: `rows.row_ids` of its keys.
         writer: Its segment.
         offset: Where the first record starts.
         ordinal: How many records precede it.
@@ -144,7 +152,7 @@ def lay_out(
     listing["offset"], listing["ordinal"] = starts, np.arange(ordinal, ordinal + n)
     repeat, slot = itertools.repeat, writer.first_slot + ordinal
     rows = zip(
-        row_ids(sheet.keys),
+        ids,
         sheet.keys,
         repeat(writer.row, n),
         starts.tolist(),
