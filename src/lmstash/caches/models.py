@@ -63,7 +63,7 @@ def read_models(store: Store) -> dict[str, Fingerprint]:
     """Return the fingerprints that are described in a store, by their first 16 hex digits; the newest of each."""
     found: dict[str, Fingerprint] = {}
     for entry in sorted(store.entries(MODELS), key=lambda each: each.created):
-        value = store.get(entry.key)
+        value = store.peek_many([entry.key])[0]
         if value is None:
             continue
         with contextlib.suppress(LmstashError):  # an imported name without a description, or a damaged one

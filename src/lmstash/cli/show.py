@@ -75,7 +75,7 @@ def read_layout(store: Store, entry: EntryInfo) -> list[dict[str, Any]] | None:
         return None
     from lmstash.codecs.tensors import decode_header
 
-    value = store.get(entry.key)
+    value = store.peek_many([entry.key])[0]
     if value is None:
         return None
     try:

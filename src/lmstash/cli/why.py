@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def by_key(store: Store, text: str) -> dict[str, Any]:
-    """Say whether the value under a key would be served, by asking for it."""
+    """Say whether the value under a key would be served, by reading it."""
     try:
         entry = find_entry(store, text)
     except NotFoundError:
@@ -74,7 +74,9 @@ def by_key(store: Store, text: str) -> dict[str, Any]:
     if entry.expires is not None and entry.expires <= time.time():
         return miss("miss (expired): the entry is older than its ttl_seconds", entry)
     try:
-        value = store.get(entry.key)
+        value = store.peek_many([entry.key])[0]
+        if value is None:
+            value = store.get(entry.key)  # says why not
     except LmstashError as error:
         return miss(f"miss (damaged or unreadable): {error}", entry)
     if value is None:

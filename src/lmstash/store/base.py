@@ -163,6 +163,10 @@ class Store(Protocol):
         """Return whole entries whose `value` the caller owns and may write into."""
         ...
 
+    def peek_many(self, keys: Sequence[bytes]) -> list[memoryview | None]:
+        """As `get_many`, to look without using (no recency, not counted); None for what is damaged, too."""
+        ...
+
     def contains(self, key: bytes) -> bool:
         """Whether a get would look for bytes (no recency, not counted as a hit or a miss)."""
         ...

@@ -101,6 +101,14 @@ class MemoryStore:
             out.append(None if kept is None else _entry(key, kept, memoryview(bytearray(kept.value))))
         return out
 
+    def peek_many(self, keys: Sequence[bytes]) -> list[memoryview | None]:
+        """Return the values as read-only views without using them."""
+        now, found = time.time(), [self._kept.get(key) for key in keys]
+        return [
+            memoryview(kept.value) if kept is not None and (kept.expires is None or kept.expires > now) else None
+            for kept in found
+        ]
+
     def borrow_many(self, keys: Sequence[bytes]) -> list[Loan | None]:
         """Return values without copying them: see `lmstash.store.loans`."""
         from lmstash.store.loans import Loan

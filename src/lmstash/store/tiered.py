@@ -90,6 +90,10 @@ class TieredStore:
             self._promote([entry for entry in found if entry is not None and entry.expires is None], seen)
         return out
 
+    def peek_many(self, keys: Sequence[bytes]) -> list[memoryview | None]:
+        """Return the values of the slow tier as read-only views without using them."""
+        return self.slow.peek_many(keys)
+
     def contains(self, key: bytes) -> bool:
         """Whether the slow tier has the key."""
         return self.slow.contains(key)

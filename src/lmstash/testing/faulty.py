@@ -87,6 +87,12 @@ class FaultyStore:
         self._maybe_raise()
         return self.store.contains_many(keys)
 
+    def peek_many(self, keys: Sequence[bytes]) -> list[memoryview | None]:
+        """As the store does, but for the keys that are lost."""
+        kept = self._spared(keys)
+        found = iter(self.store.peek_many([key for key, spared in zip(keys, kept, strict=True) if spared]))
+        return [next(found) if spared else None for spared in kept]
+
     def describe_many(self, keys: Sequence[bytes]) -> list[EntryInfo | None]:
         """As the store does: a store may describe what it then fails to give."""
         self._maybe_raise()

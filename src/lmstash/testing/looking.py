@@ -215,6 +215,25 @@ class LookingContract:
         assert stats.bytes_read == 5 * stats.hits
         assert stats.seconds_saved == pytest.approx(0.5 * stats.hits)
 
+    def test_peeking_is_no_use(self, open_store: OpenStore) -> None:
+        """What is there is read, and nothing else changes: neither recency, nor counts, nor what listeners hear."""
+        log, heard = EventLog(), list[Event]()
+        store = open_store(events=log)
+        keys = [sample_key(number) for number in range(6)]
+        values = [b"", b"small", sample_bytes(70_000, 2), sample_bytes((1 << 20) + 5, 3)]
+        store.put_many([Write(key, value) for key, value in zip(keys, values, strict=False)])
+        store.put(keys[4], b"expired", ttl_seconds=0)
+        before, counted = {each.key: each for each in store.entries()}, copy.deepcopy(store.events.stats)
+        log.listen(heard.append)
+        time.sleep(0.01)
+        found = store.peek_many([*keys, keys[1]])
+        assert [each if each is None else bytes(each) for each in found] == [*values, None, None, b"small"]
+        assert all(each is None or each.readonly for each in found)
+        assert store.peek_many([]) == []
+        assert not heard
+        assert store.events.stats == counted
+        assert {each.key: each for each in store.entries()} == before
+
     def test_puts_are_counted(self, open_store: OpenStore) -> None:
         """With their bytes and what they cost; what stays without `replace` is no put."""
         store = open_store()

@@ -12,6 +12,7 @@ import pytest
 
 import lmstash
 from lmstash.caches.responses import MISSING, Responses, register
+from lmstash.caches.responses.exporting import export_responses
 from lmstash.errors import InvalidArgumentError
 from lmstash.stash import Stash
 
@@ -38,6 +39,15 @@ def responses(stash: Stash, request: pytest.FixtureRequest) -> Responses:
     cache.put({"q": "hot", "temperature": 1}, "two")
     stash.responses(model="n").put({"q": "two and two"}, "n's four", tags={"task": "gsm8k"})
     return cache
+
+
+def test_to_look_is_not_to_use(stash: Stash, responses: Responses, tmp_path: Path) -> None:
+    """So that what nobody asks for goes first, and is found by `older_than=`, however often it is looked at."""
+    before = {each.key: (each.last_used, each.hits) for each in stash.store.entries("responses/")}
+    time.sleep(0.01)
+    assert len(list(responses.find(text="two"))) == 2
+    assert export_responses(stash.store, tmp_path / "all.jsonl") == 6
+    assert {each.key: (each.last_used, each.hits) for each in stash.store.entries("responses/")} == before
 
 
 def answers(found: Any) -> list[Any]:

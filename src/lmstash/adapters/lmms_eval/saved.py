@@ -180,7 +180,7 @@ def _sweep(place: Stash) -> None:
     held: set[bytes] = set()
     blobs = Blobs(place.store, place.salt)
     for entry in place.store.entries(NAMESPACE):
-        value = place.store.get(entry.key)
+        value = place.store.peek_many([entry.key])[0]
         if value is not None:
             try:
                 held.update(map(blobs.key, _split(value)[0]["media"]))

@@ -71,6 +71,11 @@ class BackendStore:
         """Return whole entries, one backend read a key."""
         return [self._fetch(key) for key in keys]
 
+    def peek_many(self, keys: Sequence[bytes]) -> list[memoryview | None]:
+        """As `get_many`, without using them."""
+        found = [self._read(key) for key in keys]
+        return [entry.value.toreadonly() if isinstance(entry, Entry) else None for entry in found]
+
     def contains(self, key: bytes) -> bool:
         """Whether the backend has a blob for `key` (which may turn out expired or damaged)."""
         try:
@@ -206,24 +211,9 @@ class BackendStore:
         """Nothing to do: the backend belongs to whoever made it."""
 
     def _fetch(self, key: bytes) -> Entry | None:
-        path = blob_path(key)
-        try:
-            blob = self.backend.read_bytes(path) if self.backend.exists(path) else None
-        except Exception as error:
-            self._fault("read", error)
-            self.events.miss("", key, MissReason.UNAVAILABLE)
-            return None
-        if blob is None:
-            self.events.miss("", key, MissReason.ABSENT)
-            return None
-        try:
-            entry = unframe(blob, key)
-        except (ValueError, KeyError, TypeError) as error:
-            self.events.damage("", key, f"{path}: {error}")
-            self.events.miss("", key, MissReason.DAMAGED)
-            return None
-        if entry.expires is not None and entry.expires <= time.time():
-            self.events.miss(entry.namespace, key, MissReason.EXPIRED)
+        path, entry = blob_path(key), self._read(key)
+        if isinstance(entry, MissReason):
+            self.events.miss("", key, entry)
             return None
         self.events.hit(entry.namespace, key, len(entry.value), entry.compute_seconds)
         try:
@@ -231,6 +221,24 @@ class BackendStore:
         except Exception as error:
             self._fault("touch", error)
         return entry
+
+    def _read(self, key: bytes) -> Entry | MissReason:
+        """Return an entry, or why it cannot be served."""
+        path = blob_path(key)
+        try:
+            blob = self.backend.read_bytes(path) if self.backend.exists(path) else None
+        except Exception as error:
+            self._fault("read", error)
+            return MissReason.UNAVAILABLE
+        if blob is None:
+            return MissReason.ABSENT
+        try:
+            entry = unframe(blob, key)
+        except (ValueError, KeyError, TypeError) as error:
+            self.events.damage("", key, f"{path}: {error}")
+            return MissReason.DAMAGED
+        expired = entry.expires is not None and entry.expires <= time.time()
+        return MissReason.EXPIRED if expired else entry
 
     def _describe(self, key: bytes) -> EntryInfo | None:
         path = blob_path(key)

