@@ -137,6 +137,9 @@ def _digest_of_frames(image: Any, reader: Any, n_frames: int) -> str:
 
     reader.seek(here)
     loaded = vars(image).get("_im", vars(image).get("im")) is not None
+    if here and loaded and (getattr(reader, "disposal_method", 0) > 2 or getattr(reader, "dispose_op", 0) == 2):
+        # The next frame is drawn over the one before this, which PIL remembers and somebody may have drawn on.
+        raise InvalidArgumentError("its frame is one that is taken back before the next; go to another one, or seek(0)")
     # One that was not looked at yet is left so: PIL lets go of some files then.
     add(image if loaded or (image.mode, image.size) != (reader.mode, reader.size) else reader)
     for number in range(n_frames):

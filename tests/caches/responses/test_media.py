@@ -103,6 +103,25 @@ def test_what_is_drawn_on_a_frame_counts_and_stays(form: str, frame: int) -> Non
     assert name(one) == drawn
 
 
+@pytest.mark.parametrize(("form", "disposal"), [("GIF", 3), ("PNG", 2)])
+def test_a_film_that_remembers_an_earlier_frame_is_refused(form: str, disposal: int) -> None:
+    """The next frame is drawn over the remembered one, which may have been drawn on, and nobody can see that."""
+    frames = [pixels(n, "L" if form == "GIF" else "RGBA") for n in range(4)]
+    file = io.BytesIO()
+    frames[0].save(file, form, save_all=True, append_images=frames[1:], disposal=[1, disposal, 1, 1])
+    there = Image.open(io.BytesIO(file.getvalue()))
+    expected = name(there)
+    there.seek(1)
+    there.load()
+    with pytest.raises(InvalidArgumentError, match="taken back"):
+        name(there)
+    there.seek(2)
+    there.load()
+    assert name(there) != expected
+    there.seek(0)
+    assert name(there) == expected
+
+
 def test_a_film_of_which_pil_has_let_go_is_refused_and_left_alone() -> None:
     one = film(3, form="WEBP")
     one.load()
