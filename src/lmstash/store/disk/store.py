@@ -11,24 +11,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from lmstash.errors import (
-    InvalidArgumentError,
-    LmstashError,
-    ReadOnlyError,
-    StoreUnavailableError,
-)
+from lmstash.errors import InvalidArgumentError, LmstashError, ReadOnlyError, StoreUnavailableError
 from lmstash.events import EventLog, MissReason
-from lmstash.store.base import (
-    Buffer,
-    Entry,
-    EntryInfo,
-    Removed,
-    Selector,
-    StoreInfo,
-    VerifyReport,
-    Write,
-    matches,
-)
+from lmstash.store.base import Buffer, Entry, EntryInfo, Removed, Selector, StoreInfo, VerifyReport, Write, matches
 from lmstash.store.disk import forks, survey
 from lmstash.store.disk.folder import Folder
 from lmstash.store.disk.intake import GROUP_ROWS
