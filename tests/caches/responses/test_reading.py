@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import marshal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -13,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmstash.caches.responses import reading
+import lmstash
+from lmstash.caches.responses import MISSING, reading
 from lmstash.caches.responses.reading import RequestReader
 from lmstash.caches.responses.requests import ARGUMENTS, HARMLESS, LONG, NUMBERS, Request, read_request
 from lmstash.caches.responses.sampling import is_sampled, seed_of
@@ -141,6 +143,81 @@ def test_usual_batches_are_read_field_by_field(requests: list[Any], monkeypatch:
 )
 def test_what_is_not_alike_is_left_to_be_read_one_by_one(requests: list[Any]) -> None:
     assert RequestReader().write_alike(requests) is None
+
+
+@pytest.mark.parametrize("how", ["one", "many"])
+def test_options_that_change_while_they_are_read_are_remembered_as_they_were(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or all who have the options that were looked at would be named by those that they were changed into."""
+    reader, options = RequestReader(), {"max_tokens": 16}
+
+    def disturbed(value: Any, version: int) -> bytes:
+        look = marshal.dumps(value, version)
+        options["max_tokens"] = 999
+        return look
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reading, "dumps", disturbed)
+        asked = {"gen_kwargs": options}
+        assert reader.write(asked, {}) if how == "one" else reader.write_alike([asked, {"gen_kwargs": {}}]) is None
+        if how == "many":
+            options["max_tokens"] = 16
+            assert reader.write_alike([asked]) is not None
+    for n_tokens in (16, 999):
+        untouched = {"gen_kwargs": {"max_tokens": n_tokens}}
+        assert read(reader, untouched).text == read_request(untouched).text
+        assert reader.write_alike([untouched] * 2) == ([read_request(untouched).text] * 2, {})
+
+
+class Unhashable(type):
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(cls, other: object) -> bool:
+        return cls is other
+
+
+class Failing(type):
+    def __hash__(cls) -> int:
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("meta", [Unhashable, Failing])
+def test_types_that_cannot_be_hashed_break_nothing(meta: type) -> None:
+    value, table = meta("V", (), {}), meta("D", (dict,), {})
+    with lmstash.open("memory://", trust_env=False) as stash:
+        responses = stash.responses(model="p/m")
+        for odd in ({"prompt": value()}, table(prompt="x"), {"gen_kwargs": {"a": value()}}, {"a": [value()]}):
+            assert responses.get(odd) is None
+            assert responses.get_many([odd, {"prompt": "p"}]) == [MISSING, MISSING]
+            assert responses.put_many([odd, {"prompt": "q"}], ["a", "b"]) == 1
+
+
+class Drawn(Sequence[Any]):
+    """Makes each item when it is asked for."""
+
+    def __init__(self) -> None:
+        self.n = 0
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, place: Any) -> Any:
+        if place >= 3:
+            raise IndexError
+        self.n += 1
+        return {"id": self.n, "prompt": f"q{self.n}"}
+
+
+def test_requests_may_come_in_anything_that_can_be_looked_through_once() -> None:
+    with lmstash.open("memory://", trust_env=False) as stash:
+        responses = stash.responses(model="p/m")
+        some: Any = {1: {"prompt": "x"}, 2: {"prompt": "y"}}
+        assert responses.put_many(some.values(), ["a", "b"]) == 2
+        assert responses.get_many(some.values()) == ["a", "b"]
+        assert responses.get_many(each for each in some.values()) == ["a", "b"]  # pyright: ignore[reportArgumentType]
+        asked = responses.asker.ask_many(responses.asker.look(), Drawn())
+        assert [each and each.text for each in asked] == [b'{"id":%d,"prompt":"q%d"}' % (n, n) for n in (1, 2, 3)]
 
 
 @pytest.fixture

@@ -88,6 +88,7 @@ class Asker:
         self, model: Fingerprint | None, requests: Sequence[Any], occurrences: Sequence[int] | None = None
     ) -> list[Asked | None]:
         """As `ask`, for many."""
+        requests = list(requests)  # looked through more than once
         if occurrences is not None and len(occurrences) != len(requests):
             raise InvalidArgumentError(f"{len(requests)} requests have {len(occurrences)} occurrences")
         if model is None:

@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from json.encoder import encode_basestring
-from marshal import dumps
+from marshal import dumps, loads
 from math import isfinite
-from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 from lmstash.caches.responses.requests import (
@@ -81,20 +80,18 @@ class RequestReader:
             return None
         try:
             return self._keywords(request, self._of_requests, arguments, _MOST_NESTED).encode()
-        except (_UnusualError, ValueError, LookupError, RuntimeError, MemoryError):
-            return None  # whoever reads it the general way finds out why
+        except Exception:  # other people's objects are looked at; whoever reads it the general way finds out why
+            return None
 
     def write_alike(self, requests: Sequence[Any]) -> tuple[list[bytes], dict[str, Any]] | None:
         """As `write`, for requests of the same names that say the same of sampling, at half its cost each.
 
         Returns their texts, and what each of them says of sampling; None where one is not usual or not like the others.
         """
-        if {*map(type, requests)} != {dict}:
-            return None
         try:
             return self._columns(requests)
-        except (_UnusualError, ValueError, LookupError, RuntimeError, MemoryError):
-            return None  # each may still be written by itself
+        except Exception:  # other people's objects are looked at; each may still be written by itself
+            return None
 
     def read(self, request: Any) -> Request:
         """As `read_request`, under these rules: the general way."""
@@ -118,7 +115,7 @@ class RequestReader:
             elif holds >= _OPTIONS and kind is dict:
                 if holds != _OPTIONS or depth <= 0:
                     raise _UnusualError
-                pieces.append(self._options(value, arguments, depth - 1))
+                pieces.append(self._options(dumps(value, 2), arguments, depth - 1))
             else:
                 pieces.append(self._write(value, depth))
         for name in telling:
@@ -130,16 +127,21 @@ class RequestReader:
 
     def _columns(self, requests: Sequence[dict[Any, Any]]) -> tuple[list[bytes], dict[str, Any]]:
         """Do what `_keywords` does, field by field for all requests."""
-        layout = self._layout(requests[0], self._of_requests)
-        if not _TEXT.issuperset(map(type, chain.from_iterable(requests))) or len({*map(tuple, requests)}) != 1:
+        if {*map(type, requests)} != {dict}:
             raise _UnusualError
+        rows = [(tuple(each), tuple(each.values())) for each in requests]  # at once: others may change a request
+        if not _TEXT.issuperset(map(type, chain.from_iterable(names for names, _ in rows))):
+            raise _UnusualError
+        (names,) = {names for names, _ in rows}
+        layout = self._layout_of(names, self._of_requests)
         if not layout.fields:
             raise _UnusualError
+        given = dict(zip(names, zip(*(values for _, values in rows), strict=True), strict=True))
         arguments: dict[str, Any] = {}
         own: dict[str, Any] = {}
         columns: list[Iterable[str]] = []
         for name, holds in layout.fields:
-            values = list(map(itemgetter(name), requests))
+            values = given[name]
             kinds = {*map(type, values)}
             if kinds == _TEXT and max(map(len, values)) < LONG:
                 columns.append(map(encode_basestring, values))
@@ -148,9 +150,10 @@ class RequestReader:
             elif kinds == _INT and min(values) > -EXACT and max(values) < EXACT:
                 columns.append(map(repr, map(float, values) if holds == _NUMBER else values))
             elif holds >= _OPTIONS and dict in kinds:
-                if holds != _OPTIONS or len(kinds) > 1 or len({dumps(value, 2) for value in values}) > 1:
+                if holds != _OPTIONS or len(kinds) > 1:
                     raise _UnusualError
-                columns.append([self._options(values[0], arguments, _MOST_NESTED - 1)] * len(values))
+                (look,) = {dumps(value, 2) for value in values}
+                columns.append([self._options(look, arguments, _MOST_NESTED - 1)] * len(values))
             elif holds == _NUMBER and int in kinds:
                 raise _UnusualError
             else:
@@ -162,16 +165,19 @@ class RequestReader:
         texts = [text.encode() for text in map(layout.template.__mod__, zip(*columns, strict=True))]
         return texts, arguments | own
 
-    def _options(self, given: dict[Any, Any], arguments: dict[str, Any], depth: int) -> str:
-        """Write generation arguments: the same ones with many requests, so what was written once is remembered."""
-        try:
-            # As memory of what a value was: it tells all types apart that are written here. Never read back.
-            look = dumps(given, 2)
-        except ValueError:
-            raise _UnusualError from None
+    def _options(self, look: bytes, arguments: dict[str, Any], depth: int) -> str:
+        """Write generation arguments: the same ones with many requests, so what was written once is remembered.
+
+        Args:
+            look: What `marshal` makes of them: it tells all types apart that are written here.
+            arguments: As in `_keywords`.
+            depth: The same.
+        """
         known = self._written.get(look)
         if known is None:
             said: dict[str, Any] = {}
+            # Not of what it was made of, which others may have changed meanwhile.
+            given = loads(look)  # noqa: S302 (made just now, in this process)
             known = self._keywords(given, self._of_options, said, depth), said
             if len(look) < LONG:
                 if len(self._written) >= _MOST_LAYOUTS:
@@ -214,7 +220,9 @@ class RequestReader:
     def _layout(self, given: dict[Any, Any], layouts: _Layouts) -> _Layout:
         if not _TEXT.issuperset(map(type, given)):  # before it is looked for: others may equal a text
             raise _UnusualError
-        names = tuple(given)
+        return self._layout_of(tuple(given), layouts)
+
+    def _layout_of(self, names: tuple[str, ...], layouts: _Layouts) -> _Layout:
         layout = layouts.get(names)
         if layout is None and names not in layouts:
             if len(names) > _MOST_NAMES or sum(map(len, names)) > LONG:  # they are remembered
