@@ -160,10 +160,7 @@ def test_options_that_change_while_they_are_read_are_remembered_as_they_were(
     with monkeypatch.context() as patch:
         patch.setattr(reading, "dumps", disturbed)
         asked = {"gen_kwargs": options}
-        assert reader.write(asked, {}) if how == "one" else reader.write_alike([asked, {"gen_kwargs": {}}]) is None
-        if how == "many":
-            options["max_tokens"] = 16
-            assert reader.write_alike([asked]) is not None
+        assert (reader.write(asked, {}) if how == "one" else reader.write_alike([asked])) is None
     for n_tokens in (16, 999):
         untouched = {"gen_kwargs": {"max_tokens": n_tokens}}
         assert read(reader, untouched).text == read_request(untouched).text

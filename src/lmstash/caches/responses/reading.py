@@ -8,9 +8,10 @@ of names. Whatever is not usual is left to `read_request`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from itertools import chain
 from json.encoder import encode_basestring
-from marshal import dumps, loads
+from marshal import dumps
 from math import isfinite
 from typing import Any, Final, NamedTuple
 
@@ -115,7 +116,7 @@ class RequestReader:
             elif holds >= _OPTIONS and kind is dict:
                 if holds != _OPTIONS or depth <= 0:
                     raise _UnusualError
-                pieces.append(self._options(dumps(value, 2), arguments, depth - 1))
+                pieces.append(self._options(value, dumps(value, 2), arguments, depth - 1))
             else:
                 pieces.append(self._write(value, depth))
         for name in telling:
@@ -153,7 +154,7 @@ class RequestReader:
                 if holds != _OPTIONS or len(kinds) > 1:
                     raise _UnusualError
                 (look,) = {dumps(value, 2) for value in values}
-                columns.append([self._options(look, arguments, _MOST_NESTED - 1)] * len(values))
+                columns.append([self._options(values[0], look, arguments, _MOST_NESTED - 1)] * len(values))
             elif holds == _NUMBER and int in kinds:
                 raise _UnusualError
             else:
@@ -165,19 +166,21 @@ class RequestReader:
         texts = [text.encode() for text in map(layout.template.__mod__, zip(*columns, strict=True))]
         return texts, arguments | own
 
-    def _options(self, look: bytes, arguments: dict[str, Any], depth: int) -> str:
+    def _options(self, given: dict[Any, Any], look: bytes, arguments: dict[str, Any], depth: int) -> str:
         """Write generation arguments: the same ones with many requests, so what was written once is remembered.
 
         Args:
-            look: What `marshal` makes of them: it tells all types apart that are written here.
+            given: The arguments.
+            look: What `marshal` made of them: it tells all types apart that are written here. Never read back.
             arguments: As in `_keywords`.
             depth: The same.
         """
         known = self._written.get(look)
         if known is None:
             said: dict[str, Any] = {}
-            # Not of what it was made of, which others may have changed meanwhile.
-            given = loads(look)  # noqa: S302 (made just now, in this process)
+            given = deepcopy(given)
+            if dumps(given, 2) != look:  # others change it
+                raise _UnusualError
             known = self._keywords(given, self._of_options, said, depth), said
             if len(look) < LONG:
                 if len(self._written) >= _MOST_LAYOUTS:
