@@ -50,6 +50,8 @@ _PAGE = f"SELECT {_COLUMNS} FROM entries WHERE k > ? ORDER BY k LIMIT 1000"
 _ADD = f"INSERT INTO entries({_COLUMNS}) VALUES(?,?,?,?,?,?,?,?,?,?)"
 _PUT = _ADD.replace("INSERT", "INSERT OR REPLACE")
 _id = itemgetter(0)
+_READER_KIB, _WRITER_KIB = 128 << 10, 64 << 10
+"""Of pages that are held, as far as they are used: the index of a million entries is about 100 MiB."""
 
 
 class Index:
@@ -78,13 +80,13 @@ class Index:
         self.read_lock = threading.RLock()
         self.write_lock = threading.RLock()
         with self._translated:
-            self.reader = self._connect()
-            self.writer = self.reader if read_only else self._connect()
+            self.reader = self._connect(_READER_KIB)
+            self.writer = self.reader if read_only else self._connect(_WRITER_KIB)
             self.log = IndexLog(self.writer, folder, log_bytes)
             self._prepare()
         self.inode = folder.index_inode()
 
-    def _connect(self) -> apsw.Connection:
+    def _connect(self, cached_kib: int) -> apsw.Connection:
         path = str(self._folder.index)
         if not self._read_only:
             connection = apsw.Connection(path)
@@ -103,7 +105,7 @@ class Index:
                 # A log needs a file beside it, which a full or read-only disk refuses: read what is checkpointed.
                 # Rows that are out of date are caught by the records' own keys and checksums.
                 connection = apsw.Connection(uri + "?immutable=1", flags=flags)
-        connection.execute("PRAGMA cache_size = -65536")
+        connection.execute(f"PRAGMA cache_size = -{cached_kib}")
         connection.execute("PRAGMA temp_store = MEMORY")
         return connection
 
