@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 
@@ -160,9 +160,15 @@ def found_of(entries: Sequence[Entry | None], places: Sequence[int], *, apart: b
         here = np.array([places[number] for number in members], np.int64)
         own = [np.frombuffer(entry.value, np.uint8) for entry in group]
         if apart and n_bytes >= APART_BYTES:
-            yield Apart(here, own, namespace, parents)
+            yield Apart(here, list(map(_unshared, own)), namespace, parents)
         else:
             yield Found(here, own[0][None] if len(own) == 1 else np.stack(own), namespace, parents)
+
+
+def _unshared(value: np.ndarray) -> np.ndarray:
+    """Return a value that lies in larger memory, with others maybe, in memory of its own."""
+    owner: Any = value.base.obj if isinstance(value.base, memoryview) else value.base
+    return value if owner is None or memoryview(owner).nbytes < 2 * len(value) else value.copy()
 
 
 def _parent(parents: np.ndarray | None, row: int) -> bytes:

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lmstash.store.base import Write
+from lmstash.store.base import Entry, Write
 from lmstash.store.disk import format as fmt
 from lmstash.store.disk import sheet_reading, sheet_writing
 from lmstash.store.disk.segment import read_footer, scan
 from lmstash.store.disk.store import DiskStore
-from lmstash.store.sheets import Sheet, fetch_sheets, put_sheets
+from lmstash.store.sheets import Sheet, fetch_sheets, found_of, put_sheets
 from lmstash.testing import sample_bytes, sample_key
 from lmstash.testing.sheets import expected, fetched, sample_sheet
 
@@ -252,6 +252,17 @@ def test_dead_records_and_other_lengths_between_are_passed_over(folder, lengths)
     asked = [key for number, key in enumerate(values) if number % 3]
     there = {key: (values[key], b"") for number, key in enumerate(values) if number % 3 and number % 5}
     assert fetched(store, asked) == there
+
+
+def test_a_value_apart_holds_no_other_however_it_was_read():
+    together = memoryview(bytearray(range(256)) * 4096)
+    entries = [
+        Entry(sample_key(n), together[100_000 * n : 100_000 * n + 70_000], "a/b", b"", 0.0, 0, 0.0, None, b"")
+        for n in range(3)
+    ]
+    (found,) = found_of(entries, range(3), apart=True)
+    assert [value.tobytes() for value in found.values] == [bytes(each.value) for each in entries]
+    assert all(value.base is None or memoryview(value.base).nbytes == 70_000 for value in found.values)
 
 
 def test_facts_are_described(folder):
