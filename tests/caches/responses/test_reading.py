@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import marshal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Any
@@ -165,6 +166,35 @@ def test_options_that_change_while_they_are_read_are_remembered_as_they_were(
         untouched = {"gen_kwargs": {"max_tokens": n_tokens}}
         assert read(reader, untouched).text == read_request(untouched).text
         assert reader.write_alike([untouched] * 2) == ([read_request(untouched).text] * 2, {})
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_a_name_never_gets_anothers_value_from_a_request_that_changes_meanwhile(within: bool) -> None:
+    reader, request, stop = RequestReader(), {"a": "a", "x": "x"}, threading.Event()
+
+    def change() -> None:
+        while not stop.is_set():
+            for old, new in (("x", "y"), ("y", "x")):
+                del request[old]
+                request[new] = new
+
+    seen: set[bytes] = set()
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        for _ in range(3_000):
+            found = reader.write_alike([{"m": request} if within else request])
+            seen |= set(found[0]) if found else set()
+            one = reader.write({"m": request} if within else request, {})
+            seen |= set() if one is None else {one}
+    finally:
+        stop.set()
+        thread.join()
+        sys.setswitchinterval(before)
+    whole = [b'{"a":"a"}', b'{"a":"a","x":"x"}', b'{"a":"a","y":"y"}']
+    assert seen <= {b'{"m":%s}' % each if within else each for each in whole}
 
 
 class Unhashable(type):

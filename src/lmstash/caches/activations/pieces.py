@@ -17,6 +17,7 @@ BUNDLE_LAYERS = 64
 DOMAIN = b"lmstash bundle 1\0"
 """Before everything that a key is hashed over."""
 pack_place = struct.Struct(">III").pack
+"""The end of a key: layers in a group, number of the group, slot."""
 
 
 @lru_cache(4096)

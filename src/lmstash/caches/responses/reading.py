@@ -130,7 +130,8 @@ class RequestReader:
         """Do what `_keywords` does, field by field for all requests."""
         if {*map(type, requests)} != {dict}:
             raise _UnusualError
-        rows = [(tuple(each), tuple(each.values())) for each in requests]  # at once: others may change a request
+        # Of a copy, which is made at once: others may change a request, and a name would get another's value.
+        rows = [(tuple(each), tuple(each.values())) for each in map(dict, requests)]
         if not _TEXT.issuperset(map(type, chain.from_iterable(names for names, _ in rows))):
             raise _UnusualError
         (names,) = {names for names, _ in rows}
@@ -192,6 +193,7 @@ class RequestReader:
     def _write(self, value: Any, depth: int) -> str:
         kind = type(value)
         if kind is dict and depth > 0:
+            value = dict(value)  # as in `_columns`
             return self._layout(value, self._of_dicts).template % tuple(self._pieces(value.values(), depth - 1))
         if kind is list and depth > 0:
             if len(value) == 2 and type(value[0]) is str is type(value[1]) and is_secret(value[0]):
