@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmstash.codecs.records import MAX_DEPTH, decode_record, encode_record
+from lmstash.codecs.records import MAX_DEPTH, decode_record, decode_records, encode_record
 from lmstash.errors import CorruptEntryError, InvalidArgumentError
 
 
@@ -203,6 +203,42 @@ def test_random_bytes_raise_nothing_but_damage(data):
     except CorruptEntryError:
         return
     assert same(decode_record(encode_record(value)), value)
+
+
+@given(st.lists(VALUES, max_size=6))
+def test_many_records_come_back_as_each_by_itself(values):
+    assert same(decode_records([encode_record(value) for value in values]), values)
+
+
+def test_many_records_may_nest_as_deep_as_one():
+    deep = nested(MAX_DEPTH, lambda v: [v])
+    assert same(
+        decode_records([encode_record(value) for value in (deep, "[{" * MAX_DEPTH, deep)]), [deep, "[{" * 200, deep]
+    )
+    with pytest.raises(CorruptEntryError):
+        decode_records([b"1", b"[" * (MAX_DEPTH + 1) + b"]" * (MAX_DEPTH + 1)])
+
+
+@given(
+    st.lists(VALUES, max_size=3),
+    st.binary(max_size=20) | st.text('{}[]",:$tuplebdic0123456789e.-\\ ', max_size=20).map(str.encode),
+    st.lists(VALUES, max_size=3),
+)
+def test_one_that_is_no_record_never_lends_another_its_value(before, data, after):
+    records = [*map(encode_record, before), data, *map(encode_record, after)]
+    try:
+        values = decode_records(records)
+    except CorruptEntryError:
+        return
+    assert same(values, [decode_record(each) for each in records])
+
+
+@pytest.mark.parametrize("data", [b"", b"1,2", b"1],[2", b'"', b'",', b"[", b"]", b"\xff", b"NaN", b'{"$what":1}'])
+def test_one_that_is_no_record_shows_among_many(data):
+    for kind in (bytes, memoryview):
+        for records in ([data], [b"1", data], [data, b'"a"'], [b'"a"', data, b"[3]"]):
+            with pytest.raises(CorruptEntryError):
+                decode_records([kind(each) for each in records])
 
 
 def test_deep_values_on_a_nearly_full_stack_are_refused_in_words():

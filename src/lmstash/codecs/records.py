@@ -17,7 +17,7 @@ import base64
 import json
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from json.decoder import scanstring  # pyright: ignore[reportAttributeAccessIssue]
 from json.encoder import encode_basestring
 from typing import Any
@@ -35,6 +35,7 @@ PutTogether = Callable[[str, Any], Any]
 _PLAIN = frozenset((type(None), bool))
 _SIMPLE = frozenset((type(None), bool, str, float))
 """What JSON says by itself, if the text can be encoded and the number is finite (the encoder finds out)."""
+_SIMPLE_WITH_INT = _SIMPLE | {int}
 _dumps = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 _NAMED_FLOATS = {
     "nan": struct.pack(">d", math.nan),
@@ -96,6 +97,35 @@ def decode_record(data: bytes | bytearray | memoryview, put_together: PutTogethe
         return _untag(value, MAX_DEPTH, put_together)
     except (ValueError, TypeError, RecursionError) as error:
         raise CorruptEntryError(f"The record is damaged: {error}") from error
+
+
+def decode_records(
+    data: Sequence[bytes | bytearray | memoryview], put_together: PutTogether | None = None
+) -> list[Any]:
+    """As `decode_record`, for many records at once: small ones cost a third.
+
+    They are read as one list of JSON. One that is no record always shows; two that are none, and make two values
+    where they are joined, would not: checksums are there for that.
+
+    Raises:
+        CorruptEntryError: not as many records, or one that nests too deep: `decode_record` says which.
+    """
+    try:
+        text = str(b"[%b]" % b",".join(data), "utf-8")
+        values, end = _decoder.raw_decode(text)
+        if len(values) != len(data) or end != len(text):
+            raise ValueError("these are not as many records")
+        if _SIMPLE_WITH_INT.issuperset(map(type, values)):
+            return values
+        if '"$' not in text and all(_is_flat_enough(bytes(each)) for each in data):
+            return values
+        return [_untag(value, MAX_DEPTH, put_together) for value in values]
+    except (ValueError, TypeError, RecursionError) as error:
+        raise CorruptEntryError(f"A record is damaged: {error}") from error
+
+
+def _is_flat_enough(data: bytes) -> bool:
+    return data.count(b"[") + data.count(b"{") <= MAX_DEPTH
 
 
 def _is_simple(value: Any, depth: int) -> bool:

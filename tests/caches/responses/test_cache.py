@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 import lmstash
-from lmstash.caches.responses import MISSING, register
+from lmstash.caches.responses import MISSING, answers, register
+from lmstash.caches.responses.asking import namespace_of
 from lmstash.errors import InvalidArgumentError
 from lmstash.stash import Stash
 
@@ -474,6 +475,42 @@ def test_an_answer_whose_type_fails_is_handed_over_all_the_same(tmp_path: Path, 
         model = Counted(answer, seconds=0.1)
         with ThreadPoolExecutor(4) as pool:
             assert list(pool.map(lambda _: responses.get_or_compute("r", model), range(4))) == [answer] * 4
+
+
+class Unknown:
+    """A type that is registered where it is written and not where it is read."""
+
+
+def test_a_batch_gives_what_each_look_up_gives_whatever_is_among_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers of a type that is not registered, compressed ones and damaged ones are only their own misses."""
+    monkeypatch.setattr(answers, "_by_class", dict(answers._by_class))
+    monkeypatch.setattr(answers, "_by_name", dict(answers._by_name))
+    register(Unknown, to_plain=lambda value: 1, from_plain=lambda plain: Unknown())
+    values = ["one", ("two", 2.0), {"three": [b"3", None]}, "$four", 5, [6], None, "eight"]
+    with lmstash.open(tmp_path) as stash:
+        responses = stash.responses(model="m", keep_if=lambda _: True)
+        for number, value in enumerate(values):
+            responses.put({"q": number}, value)
+        asked = [{"q": number} for number in (3, 0, 1, 99, 6, 2, 0, 4, 5, 7)]
+        expected = [responses.get(each, MISSING) for each in asked]
+        assert expected[3] is MISSING
+        assert [type(each) for each in responses.get_many(asked)] == [type(each) for each in expected]
+        assert responses.get_many(asked) == expected
+
+        responses.put({"q": "unknown"}, Unknown())
+        stash.responses(model="m", compress=True).put({"q": "compressed"}, "nine")
+        key = responses.asker.ask(responses.asker.look(), {"q": "damaged"}).key
+        namespace = namespace_of(responses.asker.look())
+        stash.store.put(key, b"\0\1\0\0\0[", namespace=namespace)
+    answers._by_class.pop(Unknown)
+    answers._by_name.clear()
+    with lmstash.open(tmp_path) as stash:
+        responses = stash.responses(model="m")
+        among = [*asked, {"q": "unknown"}, {"q": "compressed"}, {"q": "damaged"}]
+        assert responses.get_many(among) == [*expected, MISSING, "nine", MISSING]
+        assert (stash.stats.misses["mismatch"], stash.stats.misses["damaged"]) == (1, 1)
 
 
 def test_a_store_that_keeps_nothing_computes_each_time() -> None:

@@ -11,10 +11,10 @@ from __future__ import annotations
 import dataclasses
 import enum
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from lmstash.codecs.records import decode_record, encode_record
+from lmstash.codecs.records import decode_record, decode_records, encode_record
 from lmstash.errors import CorruptEntryError, InvalidArgumentError, LmstashError
 from lmstash.store.base import Buffer
 
@@ -139,6 +139,16 @@ def read_answer(value: Buffer) -> Any:
         UnknownTypeError: It holds something of a type that is not registered here.
     """
     return decode_record(value[_HEAD.size : _end_of_answer(value)], _put_together)
+
+
+def read_answers(values: Sequence[Buffer]) -> list[Any]:
+    """As `read_answer`, for many at once: small ones cost half.
+
+    Raises:
+        CorruptEntryError: One of them is no such value, or nests deeper than a record may.
+        UnknownTypeError: One holds something of a type that is not registered here.
+    """
+    return decode_records([value[_HEAD.size : _end_of_answer(value)] for value in values], _put_together)
 
 
 def _end_of_answer(value: Buffer) -> int:

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lmstash.caches.models import describe_model
-from lmstash.caches.responses.answers import UnknownTypeError, encode_answer, pack, read_answer, unpack
+from lmstash.caches.responses.answers import UnknownTypeError, encode_answer, pack, read_answer, read_answers, unpack
 from lmstash.caches.responses.asking import KIND, Asked, namespace_of
 from lmstash.caches.responses.squeezing import SQUEEZED, Squeezer
 from lmstash.caches.responses.who import Who
 from lmstash.codecs.compression import zstandard_module
-from lmstash.errors import FormatError, InvalidArgumentError, MissingDependencyError
+from lmstash.errors import FormatError, InvalidArgumentError, LmstashError, MissingDependencyError
 from lmstash.events import DropReason, MissReason
 from lmstash.identity.fingerprint import Fingerprint
 from lmstash.store.base import Buffer, Store, Write
@@ -75,10 +75,14 @@ class Shelf:
     def read_many(self, asked: Sequence[Asked | None]) -> list[Any]:
         """As `read`, for many at once; `MISSING` for what has no name, too."""
         values = self._values(asked)
-        return [
-            MISSING if each is None or value is None else self._open(each, value)
-            for each, value in zip(asked, values, strict=True)
-        ]
+        try:
+            opened = iter(read_answers([value for value in values if value is not None]))
+            return [MISSING if value is None else next(opened) for value in values]
+        except LmstashError:  # one is compressed, damaged, or of a type unknown here: one after another they say which
+            return [
+                MISSING if each is None or value is None else self._open(each, value)
+                for each, value in zip(asked, values, strict=True)
+            ]
 
     def read_encoded(self, asked: Sequence[Asked | None]) -> list[bytes | None]:
         """As `read_many`, each encoded, None where nothing is kept; every one of them can be decoded."""
