@@ -71,7 +71,8 @@ class BundleShelf:
 
     def absent(self) -> list[int]:
         """Return the prompts of which something must be computed."""
-        return [prompt for prompt, bundles in sorted(self._of.items()) if any(bundle.lacking for bundle in bundles)]
+        lacking = (prompt for prompt, bundles in self._of.items() for bundle in bundles if bundle.lacking)
+        return sorted(set(lacking))
 
     def missing(self, prompt: int) -> tuple[int, ...]:
         """Return the positions of the layers that must be computed for one prompt."""
@@ -166,7 +167,6 @@ class BundleShelf:
         positions: slice | list[int],
         bits: np.ndarray,
         dtype: torch.dtype,
-        *,
         owned: bool = False,
     ) -> None:
         """Copy values of some layers to every prompt of the piece; `owned` memory may be handed out instead."""
@@ -231,13 +231,14 @@ class BundleShelf:
                         continue
                     held, computed = contents.held(values[rows[0]]), contents.computed
                     bits = contents.each_bits(values, rows)
-                    for row, one in zip(rows.tolist(), bits, strict=True):
-                        bundle = members[row]
+                    match = _NO_MATCH
+                    for bundle, one in zip([members[row] for row in rows.tolist()], bits, strict=True):
                         bundle.found = slot
-                        match = self._matching(held, bundle.lacking)
+                        if bundle.lacking is not match.of:  # most lack the same
+                            match = self._matching(held, bundle.lacking)
                         if match.rows:
                             chosen = one if match.whole else one[match.rows]
-                            self._place(bundle.piece, match.positions, chosen, computed, owned=owned)
+                            self._place(bundle.piece, match.positions, chosen, computed, owned)
                             bundle.lacking = match.lacking
                         if bundle.lacking:
                             more.append(bundle)
@@ -273,7 +274,7 @@ class BundleShelf:
         left = tuple(position for position in lacking if self._layers[position] not in row_of)
         together = there == list(range(there[0], there[0] + len(there))) if there else False
         places: slice | list[int] = slice(there[0], there[-1] + 1) if together else there
-        return _Match(rows, rows == list(range(len(layers))), places, left)
+        return _Match(lacking, rows, rows == list(range(len(layers))), places, left)
 
     def _held(self, members: Sequence[int]) -> dict[int, dict[int, Row]]:
         """Return what is kept of the groups of some prompts that are about to be replaced, by bundle and layer."""
@@ -335,11 +336,16 @@ _Part = tuple[list[int], Tensor, torch.dtype]
 class _Match:
     """Which rows of an entry are wanted, where they go, and what is lacking then."""
 
+    of: tuple[int, ...] | None
+    """What was lacking."""
     rows: list[int]
     whole: bool
     """Whether `rows` are all there are, in order."""
     positions: slice | list[int]
     lacking: tuple[int, ...]
+
+
+_NO_MATCH = _Match(None, [], False, [], ())
 
 
 def _parts(rows: Mapping[int, Row]) -> Iterator[_Part]:

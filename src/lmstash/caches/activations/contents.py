@@ -53,7 +53,7 @@ class Contents:
         """As `bits`, one by one; of values apart each is a view of its own memory, if it was kept in that dtype."""
         if not isinstance(values, list):
             return self.bits(values, rows)
-        arrays = (np.ndarray(self.shape, self.words, values[row], self.offset) for row in rows.tolist())
+        arrays = [np.ndarray(self.shape, self.words, values[row], self.offset) for row in rows.tolist()]
         if self.stored is self.computed:
             return arrays
         return (bits_of(torch.from_numpy(each).view(self.stored).to(self.computed)) for each in arrays)
@@ -145,22 +145,28 @@ class Reader:
         values = found.values
         left = np.arange(len(values))
         while len(left):
-            row = values[left[0]]
-            contents = self._find(row.data)
-            alike = np.ones(1, np.bool_)
-            if contents is not None:
-                header = slice(0, contents.layout.data_start)
-                alike = (_columns(values, header, left) == row[header]).all(axis=1)
-                alike &= (_columns(values, contents.layers, left) == row[contents.layers]).all(axis=1)
-            rows, left = left[: len(alike)][alike], np.concatenate((left[: len(alike)][~alike], left[len(alike) :]))
-            if contents is None or contents.shape[-1] != self.width:
+            contents = self._find(values[left[0]].data)
+            if contents is None:
+                yield left[:1], None
+                left = left[1:]
+                continue
+            heads = _columns(values, slice(0, contents.offset), left)
+            alike = np.ones(len(left), np.bool_)
+            for span in (slice(0, contents.layout.data_start), contents.layers):
+                column = _column(values, heads, span, left)
+                alike &= (column == column[0]).all(axis=1)
+            rows, left = left[alike], left[~alike]
+            heads = heads[alike] if len(left) else heads
+            if contents.shape[-1] != self.width:
                 yield rows, None
                 continue
-            good = (_columns(values, contents.key, rows) == keys[rows]).all(axis=1)
+            good = (_column(values, heads, contents.key, rows) == keys[rows]).all(axis=1)
             if found.parents is not None or any(parents):
                 good &= [found.parent(each) == (parents[each] if parents else b"") for each in rows.tolist()]
             if any(tokens):
-                good &= _are_over(contents, values, rows, [tokens[each] for each in rows.tolist()])
+                named = contents.tokens or contents.digest
+                column = None if named is None else _column(values, heads, named, rows)
+                good &= _are_over(contents, column, [tokens[each] for each in rows.tolist()])
             if good.all():
                 yield rows, contents
                 continue
@@ -232,14 +238,16 @@ def _columns(values: np.ndarray | list[np.ndarray], span: slice, rows: np.ndarra
     return values[:, span] if len(rows) == len(values) else values[:, span][rows]
 
 
-def _are_over(
-    contents: Contents, values: np.ndarray | list[np.ndarray], rows: np.ndarray, tokens: list[bytes]
-) -> np.ndarray:
-    """Return which rows are over the token ids they must be over."""
-    kept = contents.tokens
-    if kept is None:
-        fitting = contents.digest is not None
-        names = b"" if contents.digest is None else _columns(values, contents.digest, rows).tobytes()
+def _column(values: np.ndarray | list[np.ndarray], heads: np.ndarray, span: slice, rows: np.ndarray) -> np.ndarray:
+    """Return some bytes of some rows, of which `heads` are the first ones: values apart are slow to go through."""
+    return heads[:, span] if span.stop <= heads.shape[1] else _columns(values, span, rows)
+
+
+def _are_over(contents: Contents, column: np.ndarray | None, tokens: list[bytes]) -> np.ndarray:
+    """Return which rows are over the token ids they must be over, by what is kept of these (ids or their digest)."""
+    if contents.tokens is None:
+        fitting = column is not None
+        names = b"" if column is None else column.tobytes()
         return np.array(
             [
                 fitting
@@ -249,12 +257,11 @@ def _are_over(
             ],
             np.bool_,
         )
-    n_bytes = kept.stop - kept.start
-    if all(len(each) == n_bytes for each in tokens):
-        wanted = np.frombuffer(b"".join(tokens), np.uint8).reshape(-1, n_bytes)
-        return (_columns(values, kept, rows) == wanted).all(axis=1)
-    found = _columns(values, kept, rows)
-    return np.array([not each or row.tobytes() == each for each, row in zip(tokens, found, strict=True)])
+    assert column is not None
+    if all(len(each) == column.shape[1] for each in tokens):
+        wanted = np.frombuffer(b"".join(tokens), np.uint8).reshape(-1, column.shape[1])
+        return (column == wanted).all(axis=1)
+    return np.array([not each or row.tobytes() == each for each, row in zip(tokens, column, strict=True)])
 
 
 def _span(spec: TensorSpec) -> slice:

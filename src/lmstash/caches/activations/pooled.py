@@ -156,7 +156,6 @@ class PooledShelf(BundleShelf):
         positions: slice | list[int],
         bits: np.ndarray,
         dtype: torch.dtype,
-        *,
         owned: bool = False,
     ) -> None:
         if self._result is not None:

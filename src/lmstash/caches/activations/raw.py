@@ -95,7 +95,6 @@ class RawShelf(BundleShelf):
         positions: slice | list[int],
         bits: np.ndarray,
         dtype: torch.dtype,
-        *,
         owned: bool = False,
     ) -> None:
         if self._result is not None:

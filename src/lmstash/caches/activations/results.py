@@ -153,8 +153,11 @@ class RawResult:
         self._n_layers = n_layers
         self._all = slice(0, n_layers)
         self._dtype = dtype
-        self._held: list[tuple[Tensor, np.ndarray] | None] = [None] * len(lengths)
-        """Each prompt's values, and their bits."""
+        self._bits: list[np.ndarray | None] = [None] * len(lengths)
+        """Each prompt's values, as bits."""
+        self._dtypes: list[torch.dtype | None] = [None] * len(lengths)
+        self._tensors: list[Tensor | None] = [None] * len(lengths)
+        """The same values as tensors, where they were needed as such."""
 
     def place(self, prompt: int, position: int, start: int, value: Tensor) -> None:
         """Copy `value` `[n, width]` to tokens `start` and on of one prompt and layer position."""
@@ -174,19 +177,21 @@ class RawResult:
             MismatchError: Values of another width came before.
         """
         _, n_tokens, width = bits.shape
-        held = self._held[prompt]
-        if held is None:
+        target = self._bits[prompt]
+        if target is None:
             shape = (self._n_layers, self._lengths[prompt], width)
-            held = self._hold(prompt, empty(shape, self._dtype or dtype))
-        tensor, target = held
+            target = self._hold(prompt, empty(shape, self._dtype or dtype))
         if target.shape[2] != width:
             raise MismatchError(f"values of {width} numbers do not go with others of {target.shape[2]}.")
-        if tensor.dtype != dtype:
-            wider = torch.promote_types(tensor.dtype, dtype)
-            if self._dtype is None and wider != tensor.dtype:
-                tensor, target = self._hold(prompt, tensor.to(wider))
-            if tensor.dtype != dtype:
-                bits = recast(bits, dtype, tensor.dtype)
+        held = self._dtypes[prompt]
+        assert held is not None
+        if held != dtype:
+            wider = torch.promote_types(held, dtype)
+            if self._dtype is None and wider != held:
+                target = self._hold(prompt, torch.from_numpy(target).view(held).to(wider))
+                held = wider
+            if held != dtype:
+                bits = recast(bits, dtype, held)
         target[positions, start : start + n_tokens] = bits
 
     def adopt(self, prompt: int, positions: slice | list[int], bits: np.ndarray, dtype: torch.dtype) -> bool:
@@ -202,16 +207,16 @@ class RawResult:
             Whether it was taken; if not, it is to be copied.
         """
         whole = positions == self._all and bits.shape[1] == self._lengths[prompt]
-        if not (whole and bits.flags.carray) or self._held[prompt] is not None or self._dtype not in (None, dtype):
+        if not (whole and bits.flags.carray) or self._bits[prompt] is not None or self._dtype not in (None, dtype):
             return False
-        named = _NAMED.get(dtype)
-        own = torch.from_numpy(bits).view(dtype) if named is None else torch.from_numpy(bits.view(named))
-        self._held[prompt] = own, bits
+        self._bits[prompt] = bits
+        self._dtypes[prompt] = dtype
         return True
 
-    def _hold(self, prompt: int, tensor: Tensor) -> tuple[Tensor, np.ndarray]:
-        held = self._held[prompt] = tensor, bits_of(tensor)
-        return held
+    def _hold(self, prompt: int, tensor: Tensor) -> np.ndarray:
+        self._tensors[prompt], self._dtypes[prompt] = tensor, tensor.dtype
+        bits = self._bits[prompt] = bits_of(tensor)
+        return bits
 
     def finish(self, owners: Sequence[int]) -> list[Tensor]:
         """Return one tensor per prompt; equal prompts get copies.
@@ -219,15 +224,28 @@ class RawResult:
         Args:
             owners: For each prompt asked for, which of the planned ones it is.
         """
+        self._adopted_as_tensors()
         out: list[Tensor] = []
         handed: set[int] = set()
         for owner in owners:
-            held = self._held[owner]
-            assert held is not None
-            value = held[0]
+            value = self._tensors[owner]
+            assert value is not None
             out.append(value.clone() if owner in handed else value)
             handed.add(owner)
         return out
+
+    def _adopted_as_tensors(self) -> None:
+        """Make tensors of memory that was adopted: all at once, which takes a third of the time."""
+        places = [prompt for prompt, tensor in enumerate(self._tensors) if tensor is None]
+        for dtype in {dtype for dtype in map(self._dtypes.__getitem__, places) if dtype is not None}:
+            alike = [prompt for prompt in places if self._dtypes[prompt] is dtype]
+            arrays = [bits for bits in map(self._bits.__getitem__, alike) if bits is not None]
+            if dtype in _NAMED:
+                made = map(torch.from_numpy, [bits.view(_NAMED[dtype]) for bits in arrays])
+            else:
+                made = [torch.from_numpy(bits).view(dtype) for bits in arrays]
+            for prompt, tensor in zip(alike, made, strict=True):
+                self._tensors[prompt] = tensor
 
 
 def as_dtype(dtype: object) -> torch.dtype | None:

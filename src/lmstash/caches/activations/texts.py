@@ -112,11 +112,8 @@ class TextIndex:
     def _same_words(self, kept: Mapping[str, np.ndarray]) -> bool:
         """Whether the tokenizer's model still makes of every word what it made when the ids were kept."""
         words = kept["words"].tobytes().decode().split("\0")
-        made = self._state.ids_of_words(words)
-        return (
-            list(map(len, made)) == kept["word_lengths"].tolist()
-            and list(chain.from_iterable(made)) == kept["word_ids"].tolist()
-        )
+        lengths, ids = self._state.ids_of_words(words)
+        return lengths == kept["word_lengths"].tolist() and ids == kept["word_ids"].tolist()
 
     def _write(
         self, key: bytes, ids: list[bytes], words: Mapping[str, list[int]], identity: bytes, seconds: float

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from itertools import chain
+from operator import attrgetter
 from typing import Any
 
 _HARMLESS = frozenset({"padding_side", "verbose", "deprecation_warnings"})
@@ -21,6 +23,7 @@ _WORDS_SHARE = 3
 """Words pay where texts have this many times as many tokens as distinct words."""
 _TEXTS_PER_LOOK = 64
 """How often one looks whether they still may: the first texts have more new words than later ones."""
+_id = attrgetter("id")
 _SAMPLED = 64
 """Words of the model that are in the digest of the rules."""
 
@@ -68,11 +71,11 @@ class TokenizerState:
         digest.update(repr((backend.encode_special_tokens, added, size, some)).encode("utf-8", "surrogatepass"))
         return digest.digest()
 
-    def ids_of_words(self, words: Sequence[str]) -> list[list[int]]:
-        """Return what the model makes of each word now. Costs 5 us each."""
+    def ids_of_words(self, words: Sequence[str]) -> tuple[list[int], list[int]]:
+        """Return how many ids the model makes of each word now, and all of them in a row. Costs 2 us a word."""
         self.forget_words()
-        tokenize = self._tokenizer.backend_tokenizer.model.tokenize
-        return [[token.id for token in tokens] for tokens in map(tokenize, words)]
+        made = list(map(self._tokenizer.backend_tokenizer.model.tokenize, words))
+        return list(map(len, made)), list(map(_id, chain.from_iterable(made)))
 
     def forget_words(self) -> None:
         """Let the model make words anew: a BPE model remembers some, also of before it was trained anew in place."""
