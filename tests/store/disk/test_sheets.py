@@ -302,7 +302,7 @@ def test_a_stretch_of_the_disk_that_fails_costs_only_what_lies_there(folder, mon
     monkeypatch.setattr(os, "preadv", failing)
     got = fetched(store, list(sheet.keys))
     assert sheet.keys[100] not in got
-    assert len(got) >= 600
+    assert len(got) >= 900 - sheet_reading._GROUP_ROWS
     assert got.items() <= expected(sheet).items()
     assert store.events.stats.hits + sum(store.events.stats.misses.values()) == 900
 

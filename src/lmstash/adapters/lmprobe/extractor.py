@@ -196,7 +196,7 @@ class CachedExtractor:
             shelf.look()
         else:
             shelf.load()
-        absent = [index for index in range(len(call.prompts)) if shelf.missing(index)]
+        absent = shelf.absent()
         if absent and not invalidate:
             served = serve_imported(
                 call.context, call.prompts, absent, call.layers, shelf, result, live=call.live is not None

@@ -58,6 +58,10 @@ class TextShelf:
         )
         self._keys = [[family.digest(text, layer) for layer in self._layers] for text in self._digests]
 
+    def absent(self) -> list[int]:
+        """Return the prompts of which something must be computed."""
+        return [prompt for prompt, positions in enumerate(self._missing) if positions]
+
     def missing(self, prompt: int) -> tuple[int, ...]:
         """Return the positions of the layers that must be computed for one prompt."""
         return tuple(sorted(self._missing[prompt]))

@@ -78,8 +78,9 @@ def headers_at(data: bytes, starts: list[int]) -> tuple[list[bytes], list[int], 
     return keys, *(fixed[name].tolist() for name in ("type", "flags", "head", "payload"))
 
 
-_GROUP_BYTES = 1 << 20
-"""At most this much is read at a time: it stays in the processor's cache until it is used."""
+_GROUP_BYTES = 4 << 20
+"""At most this much is read at a time: it stays in the processor's cache until it is used, and is enough to make the
+checks of a group, 0.15 ms, cheap."""
 _APART_GROUP_BYTES = 8 << 20
 """The same for those that come apart, which nobody copies: fewer groups have fewer checks to begin."""
 _GROUP_ROWS = 480
