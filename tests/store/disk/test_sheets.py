@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from lmstash.store.base import Entry, Write
 from lmstash.store.disk import format as fmt
-from lmstash.store.disk import sheet_reading, sheet_writing
+from lmstash.store.disk import sheet_reading, sheet_writing, tables
 from lmstash.store.disk.segment import read_footer, scan
 from lmstash.store.disk.store import DiskStore
 from lmstash.store.sheets import Sheet, fetch_sheets, found_of, put_sheets
@@ -68,9 +69,9 @@ def test_facts_of_different_lengths_that_end_in_one_gap(folder, n_bytes):
 
 
 def test_both_ways_of_laying_out_agree_with_the_format():
-    assert sheet_reading.HEADER_DTYPE.itemsize == fmt.HEADER.size
-    names = [name for name in sheet_reading.HEADER_DTYPE.names if name not in ("key", "parent")]
-    numbers = np.zeros(1, sheet_reading.HEADER_DTYPE)
+    assert tables.HEADER_DTYPE.itemsize == fmt.HEADER.size
+    names = [name for name in tables.HEADER_DTYPE.names if name not in ("key", "parent")]
+    numbers = np.zeros(1, tables.HEADER_DTYPE)
     for number, name in enumerate(names, 1):
         numbers[name] = b"LMSr" if name == "magic" else number
     packed = fmt.HEADER.unpack(numbers.tobytes())
@@ -305,6 +306,78 @@ def test_a_stretch_of_the_disk_that_fails_costs_only_what_lies_there(folder, mon
     assert len(got) >= 900 - sheet_reading._GROUP_ROWS
     assert got.items() <= expected(sheet).items()
     assert store.events.stats.hits + sum(store.events.stats.misses.values()) == 900
+
+
+@pytest.fixture
+def in_many_groups(folder, monkeypatch):
+    """A store whose values come apart in groups of four, which are read ahead; and its sheet."""
+    monkeypatch.setattr(sheet_reading, "_APART_GROUP_BYTES", 300_000)
+    store, sheet = DiskStore(folder), sample_sheet(40, 70_000)
+    put_sheets(store, [sheet])
+    return store, sheet
+
+
+def test_groups_are_read_ahead_in_another_thread(in_many_groups, monkeypatch):
+    store, sheet = in_many_groups
+    readers = []
+    good_read = os.preadv
+
+    def watched(fd, buffers, offset, *flags):
+        readers.append(threading.current_thread().name)
+        return good_read(fd, buffers, offset, *flags)
+
+    monkeypatch.setattr(os, "preadv", watched)
+    assert fetched(store, list(sheet.keys), apart=True) == expected(sheet)
+    assert sum(name.startswith("lmstash-read") for name in readers) == 10
+    assert not any(each.name.startswith("lmstash-read") for each in threading.enumerate())
+
+
+def test_a_group_that_fails_ahead_costs_only_itself(in_many_groups, monkeypatch):
+    store, sheet = in_many_groups
+    bad = store._opened.index.find(sheet.keys[17]).off
+    good_read = os.preadv
+
+    def failing(fd, buffers, offset, *flags):
+        if offset <= bad < offset + sum(map(len, buffers)):
+            raise OSError(5, "Input/output error")
+        return good_read(fd, buffers, offset, *flags)
+
+    monkeypatch.setattr(os, "preadv", failing)
+    got = fetched(store, list(sheet.keys), apart=True)
+    assert sheet.keys[17] not in got
+    assert len(got) >= 36
+    assert got.items() <= expected(sheet).items()
+
+
+def test_where_no_thread_can_begin_groups_are_read_one_after_another(in_many_groups, monkeypatch):
+    store, sheet = in_many_groups
+
+    def refuse(*_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert fetched(store, list(sheet.keys), apart=True) == expected(sheet)
+
+
+def test_who_stops_reading_leaves_no_thread(in_many_groups):
+    store, sheet = in_many_groups
+    reading = fetch_sheets(store, list(sheet.keys), apart=True)
+    next(reading)
+    reading.close()
+    assert not any(each.name.startswith("lmstash-read") for each in threading.enumerate())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_fork_reads_what_was_to_be_read_ahead(in_many_groups):
+    store, sheet = in_many_groups
+    reading = fetch_sheets(store, list(sheet.keys), apart=True)
+    there = len(next(reading).places)
+    child = os.fork()
+    if not child:
+        there += sum(len(each.places) for each in reading)
+        os._exit(0 if there == 40 else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert there + sum(len(each.places) for each in reading) == 40
 
 
 def test_a_flipped_number_beside_a_value_does_not_spoil_the_counters(folder):

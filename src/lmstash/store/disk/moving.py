@@ -56,7 +56,7 @@ class Mover:
 
     def _move_run(self, namespace: str, fd: int, run: list[Row]) -> set[int] | None:
         """Copy neighbours as they lie; None, with nothing done, if one of them is not what the index says."""
-        from lmstash.store.disk.sheet_reading import headers_at
+        from lmstash.store.disk.tables import headers_at
 
         first = run[0].off
         size = run[-1].off + run[-1].record_bytes - first

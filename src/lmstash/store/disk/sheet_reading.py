@@ -9,75 +9,41 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from functools import partial
+from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 
 from lmstash.errors import FormatError
 from lmstash.events import EventLog, MissReason
 from lmstash.store.base import KEY_BYTES
-from lmstash.store.disk.format import (
-    CHUNK_BYTES,
-    FLAG_PINNED,
-    FORMAT_VERSION,
-    HEADER,
-    PLAIN_ENTRY,
-    RECORD_MAGIC,
-    xxh3,
-)
+from lmstash.store.disk.format import CHUNK_BYTES, HEADER, xxh3
 from lmstash.store.disk.index import Index
 from lmstash.store.disk.lookup import Lookup, entry_of
 from lmstash.store.disk.reading import read_one
 from lmstash.store.disk.recency import Recency
-from lmstash.store.disk.rows import IndexDamagedError, Row
+from lmstash.store.disk.rows import Row
 from lmstash.store.disk.segment import SegmentFile
+from lmstash.store.disk.tables import (
+    EXP,
+    HEAD,
+    HEADER_DTYPE,
+    OFF,
+    SEG,
+    SIZE,
+    SLOT,
+    K,
+    as_expected,
+    sane_seconds,
+    table_of,
+)
 from lmstash.store.sheets import APART_BYTES, Apart, Found, found_of
 
-HEADER_DTYPE = np.dtype(
-    [
-        ("total", "<u8"),
-        ("magic", "S4"),
-        ("version", "u1"),
-        ("type", "u1"),
-        ("flags", "<u2"),
-        ("head", "<u4"),
-        ("meta", "<u4"),
-        ("payload", "<u8"),
-        ("key", "u1", 32),
-        ("parent", "u1", 32),
-        ("generation", "<u8"),
-        ("created", "<u8"),
-        ("expires", "<u8"),
-        ("seconds", "<f8"),
-        ("tokens", "<u4"),
-        ("reserved", "<u4"),
-        ("namespace", "<u8"),
-        ("checksum", "<u8"),
-    ]
-)
-"""`format.HEADER` as numpy says it."""
-assert HEADER_DTYPE.itemsize == HEADER.size
-_FIRST_WORD = int.from_bytes(PLAIN_ENTRY, "little")
-_ALL_BUT_PINNED = np.uint64(2**64 - 1 - (FLAG_PINNED << 48))
-_KEY_WORDS = slice(4, 8)
-"""Where the key is among the words of a header."""
-
-
-def headers_at(data: bytes, starts: list[int]) -> tuple[list[bytes], list[int], list[int], list[int], list[int]] | None:
-    """Return key, type, flags, head bytes and payload bytes of the records that start there; None if one does not."""
-    if starts[-1] + HEADER.size > len(data):
-        return None
-    columns = np.array(starts)[:, None] + np.arange(HEADER.size)
-    fixed = np.frombuffer(data, np.uint8)[columns].view(HEADER_DTYPE)[:, 0]
-    if (fixed["magic"] != RECORD_MAGIC).any() or (fixed["version"] != FORMAT_VERSION).any():
-        return None
-    names = fixed["key"].tobytes()
-    keys = [names[at : at + KEY_BYTES] for at in range(0, len(names), KEY_BYTES)]
-    return keys, *(fixed[name].tolist() for name in ("type", "flags", "head", "payload"))
-
-
+_T = TypeVar("_T")
 _GROUP_BYTES = 4 << 20
 """At most this much is read at a time: it stays in the processor's cache until it is used, and is enough to make the
 checks of a group, 0.15 ms, cheap."""
@@ -85,11 +51,10 @@ _APART_GROUP_BYTES = 8 << 20
 """The same for those that come apart, which nobody copies: fewer groups have fewer checks to begin."""
 _GROUP_ROWS = 480
 """Two stretches a record, and the system takes 1,024 stretches."""
+_LEAST_GROUPS = 3
+"""So many are read ahead."""
 _GAP_BYTES = 8 << 10
 _KEYS_AT_ONCE = 16384
-_MOST_SECONDS = 1e9
-_K, _SEG, _OFF, _HEAD, _SIZE, _SLOT, _EXP = range(7)
-_FAR = 1 << 48
 
 
 class SheetReader:
@@ -117,26 +82,33 @@ class SheetReader:
         order = ids.view(np.int64).argsort()
         ids = ids.view(np.int64)[order]  # neighbours in the index are found faster one after another
         found = table_of(self._index.locate(ids))
-        places = order[np.searchsorted(ids, found[:, _K])]
+        places = order[np.searchsorted(ids, found[:, K])]
         if len(found) < len(keys):
             there = np.zeros(len(keys), np.bool_)
             there[places] = True
             self._events.misses([keys[each] for each in (~there).nonzero()[0].tolist()], MissReason.ABSENT)
         if not len(found):
             return
-        expired = (found[:, _EXP] > 0) & (found[:, _EXP] <= int(time.time() * 1e6))
+        expired = (found[:, EXP] > 0) & (found[:, EXP] <= int(time.time() * 1e6))
         odd: list[int] = places[expired].tolist()
-        order = np.lexsort((found[:, _OFF], found[:, _SEG]))
+        order = np.lexsort((found[:, OFF], found[:, SEG]))
         if odd:
             order = order[~expired[order]]
         found, places = found[order], places[order]
         wanted = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES)
-        for first, last in _groups(found, apart):
-            rows, there = found[first:last], places[first:last]
-            if apart and len(rows) > 1 and rows[0, _SIZE] >= APART_BYTES:
-                yield from self._read_apart(rows, there, wanted, odd)
-            else:
-                yield from self._read(rows, there, wanted, odd)
+        groups = list(_groups(found, apart))
+        with _Ahead(len(groups) if apart else 0) as ahead:
+            waiting: Callable[[], Iterator[Apart]] | None = None
+            for first, last in groups:
+                rows, there = found[first:last], places[first:last]
+                if apart and len(rows) > 1 and rows[0, SIZE] >= APART_BYTES:
+                    before, waiting = waiting, self._start_apart(rows, there, wanted, odd, ahead)
+                    if before is not None:
+                        yield from before()
+                else:
+                    yield from self._read(rows, there, wanted, odd)
+            if waiting is not None:
+                yield from waiting()
         # Expired, damaged, moved or gone: the slow path says which, and heals.
         names = [keys[each] for each in odd]
         loaded = zip(names, self._lookup.load_many(names), strict=True)
@@ -144,7 +116,7 @@ class SheetReader:
 
     def _read(self, rows: np.ndarray, places: np.ndarray, keys: np.ndarray, odd: list[int]) -> Iterator[Found]:
         """Yield the records of one group; names those that cannot be served in `odd`."""
-        file = self._lookup.file(int(rows[0, _SEG]))
+        file = self._lookup.file(int(rows[0, SEG]))
         if file is None:
             odd.extend(places.tolist())
             return
@@ -166,35 +138,42 @@ class SheetReader:
             if len(there):
                 parents = fixed["parent"]
                 found = Found(there, values, file.namespace, parents if parents.any() else None)
-                sizes = rows[members, _SIZE]
-                self._count(file.namespace, there, rows[members, _SLOT], sizes, fixed["seconds"], keys)
+                sizes = rows[members, SIZE]
+                self._count(file.namespace, there, rows[members, SLOT], sizes, fixed["seconds"], keys)
                 yield found
 
-    def _read_apart(self, rows: np.ndarray, places: np.ndarray, keys: np.ndarray, odd: list[int]) -> Iterator[Apart]:
-        """As `_read`, each value in memory of its own."""
-        file = self._lookup.file(int(rows[0, _SEG]))
+    def _start_apart(
+        self, rows: np.ndarray, places: np.ndarray, keys: np.ndarray, odd: list[int], ahead: _Ahead
+    ) -> Callable[[], Iterator[Apart]]:
+        """Begin to read a group, each value to memory of its own; what is returned does what `_read` does."""
+        file = self._lookup.file(int(rows[0, SEG]))
         if file is None:
             odd.extend(places.tolist())
-            return
-        values = [np.empty(size, np.uint8) for size in rows[:, _SIZE].tolist()]
+            return lambda: iter(())
+        values = [np.empty(size, np.uint8) for size in rows[:, SIZE].tolist()]
         views = [each.data for each in values]
-        try:
-            fixed, n_read = _read_into(file, rows, views)
-        except OSError:
-            odd.extend(places.tolist())
-            return
-        good = as_expected(file, rows, keys[places], fixed)
-        good[n_read:] = False
-        good &= fixed["checksum"] == np.fromiter(map(xxh3, views), np.uint64, len(views))
-        if not good.all():
-            odd.extend(places[~good].tolist())
-        sizes = rows[good, _SIZE]
-        self._count(file.namespace, places[good], rows[good, _SLOT], sizes, fixed["seconds"][good], keys)
-        parents = fixed["parent"] if fixed["parent"].any() else None
-        for size in np.unique(sizes):
-            members = (good & (rows[:, _SIZE] == size)).nonzero()[0]
-            alike = [values[each] for each in members.tolist()]
-            yield Apart(places[members], alike, file.namespace, None if parents is None else parents[members])
+        reading = ahead.start(partial(_read_into, file, rows, views))
+
+        def finish() -> Iterator[Apart]:
+            try:
+                fixed, n_read = reading()
+            except OSError:
+                odd.extend(places.tolist())
+                return
+            good = as_expected(file, rows, keys[places], fixed)
+            good[n_read:] = False
+            good &= fixed["checksum"] == np.fromiter(map(xxh3, views), np.uint64, len(views))
+            if not good.all():
+                odd.extend(places[~good].tolist())
+            sizes = rows[good, SIZE]
+            self._count(file.namespace, places[good], rows[good, SLOT], sizes, fixed["seconds"][good], keys)
+            parents = fixed["parent"] if fixed["parent"].any() else None
+            for size in np.unique(sizes):
+                members = (good & (rows[:, SIZE] == size)).nonzero()[0]
+                alike = [values[each] for each in members.tolist()]
+                yield Apart(places[members], alike, file.namespace, None if parents is None else parents[members])
+
+        return finish
 
     def _read_alone(
         self, file: SegmentFile, row: np.ndarray, place: np.ndarray, key: bytes, odd: list[int]
@@ -229,6 +208,32 @@ class SheetReader:
             self._events.hits(len(places), int(sizes.sum()), float(seconds.sum()))
 
 
+class _Ahead:
+    """Reads one group in a thread of its own while what was read before is checked and used."""
+
+    def __init__(self, n_groups: int) -> None:
+        """Expect so many groups; where there are few, no thread is begun."""
+        self._pool = ThreadPoolExecutor(1, "lmstash-read") if n_groups >= _LEAST_GROUPS else None
+        self._process = os.getpid()  # a fork has no such thread
+
+    def __enter__(self) -> _Ahead:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=os.getpid() == self._process)
+
+    def start(self, read: Callable[[], _T]) -> Callable[[], _T]:
+        """Begin to read; what is returned waits for it, and returns or raises what it did."""
+        if self._pool is None or os.getpid() != self._process:
+            return read
+        try:
+            begun = self._pool.submit(read)
+        except RuntimeError:  # no more threads, or the interpreter is ending
+            return read
+        return lambda: begun.result() if os.getpid() == self._process else read()
+
+
 @dataclass(slots=True)
 class _Block:
     """Records of one length as they were read."""
@@ -245,32 +250,18 @@ class _Block:
     """The first so many were read whole."""
 
 
-def table_of(rows: list[tuple[object, ...]]) -> np.ndarray:
-    """Return what the index said as `[n, 7]` int64. Raises `IndexDamagedError` if no rows can be so."""
-    try:
-        table = np.fromiter(chain.from_iterable(rows), np.int64, 7 * len(rows)).reshape(-1, 7)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise IndexDamagedError(f"rows make no sense: {error}") from None
-    numbers = table[:, _SEG:]
-    sane = (numbers >= 0) & (numbers < _FAR)
-    sane[:, _EXP - 1] = numbers[:, _EXP - 1] >= 0
-    if not sane.all() or (table[:, _HEAD] > 1 << 20).any() or (table[:, _HEAD] < HEADER.size).any():
-        raise IndexDamagedError("rows make no sense")
-    return table
-
-
 def _groups(rows: np.ndarray, apart: bool) -> Iterator[tuple[int, int]]:
     """Yield first and last (exclusive) of rows, sorted by segment and offset, that are worth one read.
 
     Those of a group are all small, or all of middle size; what is larger is a group of its own.
     """
-    ends = rows[:, _OFF] + rows[:, _HEAD] + rows[:, _SIZE]
-    large = (rows[:, _SIZE] >= APART_BYTES) + (rows[:, _SIZE] > CHUNK_BYTES).astype(np.int8)
-    cuts = (rows[1:, _SEG] != rows[:-1, _SEG]) | (rows[1:, _OFF] - ends[:-1] > _GAP_BYTES)
+    ends = rows[:, OFF] + rows[:, HEAD] + rows[:, SIZE]
+    large = (rows[:, SIZE] >= APART_BYTES) + (rows[:, SIZE] > CHUNK_BYTES).astype(np.int8)
+    cuts = (rows[1:, SEG] != rows[:-1, SEG]) | (rows[1:, OFF] - ends[:-1] > _GAP_BYTES)
     cuts |= (large[1:] != large[:-1]) | (large[1:] > 1)
-    cuts |= rows[1:, _OFF] < ends[:-1]  # records that overlap are damage: each is read on its own, and one fails
+    cuts |= rows[1:, OFF] < ends[:-1]  # records that overlap are damage: each is read on its own, and one fails
     bounds = [0, *(cuts.nonzero()[0] + 1).tolist(), len(rows)]
-    offsets = rows[:, _OFF]
+    offsets = rows[:, OFF]
     for start, stop in pairwise(bounds):
         first = start
         while first < stop:
@@ -283,18 +274,18 @@ def _groups(rows: np.ndarray, apart: bool) -> Iterator[tuple[int, int]]:
 
 def _even(file: SegmentFile, rows: np.ndarray) -> list[tuple[np.ndarray, _Block]] | None:
     """Read records of one length at even distances, as `put_sheets` lays them: their memory is a table already."""
-    first, head, size = rows[0, _OFF : _SIZE + 1].tolist()
-    distances = rows[1:, _OFF] - rows[:-1, _OFF]
+    first, head, size = rows[0, OFF : SIZE + 1].tolist()
+    distances = rows[1:, OFF] - rows[:-1, OFF]
     stride = int(distances.min())
-    uneven = (rows[:, _SIZE] != size) | (rows[:, _HEAD] != head)
+    uneven = (rows[:, SIZE] != size) | (rows[:, HEAD] != head)
     if uneven.any() or (distances % stride).any() or stride < head + size:
         return None
-    n_lines = (int(rows[-1, _OFF]) - first) // stride + 1
+    n_lines = (int(rows[-1, OFF]) - first) // stride + 1
     memory = np.empty(n_lines * stride, np.uint8)
     whole = memory.data
     got = os.preadv(file.fd, [whole[: (n_lines - 1) * stride + head + size]], first)
     table = memory.reshape(n_lines, stride)
-    starts = rows[:, _OFF] - first
+    starts = rows[:, OFF] - first
     lines = slice(None) if n_lines == len(rows) else starts // stride
     fixed = np.ascontiguousarray(table[:, : HEADER.size][lines]).view(HEADER_DTYPE)[:, 0]
     values = table[:, head : head + size][lines]
@@ -304,7 +295,7 @@ def _even(file: SegmentFile, rows: np.ndarray) -> list[tuple[np.ndarray, _Block]
 
 def _scattered(file: SegmentFile, rows: np.ndarray) -> list[tuple[np.ndarray, _Block]]:
     """Read neighbours of any lengths: each value to its row of a table, and what lies between them to the side."""
-    sizes = rows[:, _SIZE]
+    sizes = rows[:, SIZE]
     alike = [(sizes == size).nonzero()[0] for size in np.unique(sizes).tolist()]
     tables = [np.empty((len(members), int(sizes[members[0]])), np.uint8) for members in alike]
     targets: list[memoryview] = [memoryview(b"")] * len(rows)
@@ -329,9 +320,9 @@ def _read_into(file: SegmentFile, rows: np.ndarray, targets: Sequence[memoryview
         The fixed part of each header, `[n]` of `HEADER_DTYPE`, and how many of the rows, the first ones, were read
         whole.
     """
-    first = int(rows[0, _OFF])
-    value_at = rows[:, _OFF] + rows[:, _HEAD]
-    value_end = value_at + rows[:, _SIZE]
+    first = int(rows[0, OFF])
+    value_at = rows[:, OFF] + rows[:, HEAD]
+    value_end = value_at + rows[:, SIZE]
     between = value_at.copy()
     between[1:] -= value_end[:-1]
     between[0] -= first
@@ -346,7 +337,7 @@ def _read_into(file: SegmentFile, rows: np.ndarray, targets: Sequence[memoryview
             stretches.append(target)
         start = end
     reached = first + os.preadv(file.fd, stretches, first)
-    starts = ends - rows[:, _HEAD]
+    starts = ends - rows[:, HEAD]
     fixed = heads[starts[:, None] + np.arange(HEADER.size)].view(HEADER_DTYPE)[:, 0]
     return fixed, int(np.searchsorted(value_end, reached, "right"))
 
@@ -369,21 +360,6 @@ def _check(file: SegmentFile, rows: np.ndarray, keys: np.ndarray, block: _Block)
     sums = [xxh3(memory[begin : begin + size]) for begin in block.value_starts]
     good &= fixed["checksum"] == np.array(sums, np.uint64)
     return good
-
-
-def as_expected(file: SegmentFile, rows: np.ndarray, keys: np.ndarray, fixed: np.ndarray) -> np.ndarray:
-    """Return which headers say what the index and the asker know: for `rows` asked for by `keys` (`[n, 32]`)."""
-    words = fixed.view("<u8").reshape(-1, HEADER.size // 8)  # fields of fewer bytes compare slowly
-    good = (words[:, 1] & _ALL_BUT_PINNED) == _FIRST_WORD
-    good &= (words[:, _KEY_WORDS] == keys.view("<u8")).all(axis=1)
-    plain = HEADER.size + fixed["meta"].astype(np.int64)
-    good &= (fixed["head"] == rows[:, _HEAD]) & (fixed["payload"] == rows[:, _SIZE]) & (plain <= rows[:, _HEAD])
-    return good & (fixed["namespace"] == file.namespace_hash)
-
-
-def sane_seconds(seconds: np.ndarray) -> np.ndarray:
-    """Return what headers say that values took to compute, 0 where it makes no sense: no checksum covers it here."""
-    return np.where((seconds >= 0) & (seconds < _MOST_SECONDS), seconds, 0.0)
 
 
 assert APART_BYTES <= CHUNK_BYTES  # such records carry no table of chunk sums

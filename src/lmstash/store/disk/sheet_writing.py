@@ -28,7 +28,7 @@ from lmstash.store.disk.format import (
     xxh3,
 )
 from lmstash.store.disk.segment import SegmentWriter
-from lmstash.store.disk.sheet_reading import HEADER_DTYPE
+from lmstash.store.disk.tables import HEADER_DTYPE
 from lmstash.store.sheets import Sheet
 
 LISTING_DTYPE = np.dtype(

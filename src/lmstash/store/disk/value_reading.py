@@ -20,7 +20,19 @@ from lmstash.store.disk.index import Index
 from lmstash.store.disk.lookup import Lookup
 from lmstash.store.disk.recency import Recency
 from lmstash.store.disk.segment import SegmentFile
-from lmstash.store.disk.sheet_reading import HEADER_DTYPE, as_expected, sane_seconds, table_of
+from lmstash.store.disk.tables import (
+    EXP,
+    HEAD,
+    HEADER_DTYPE,
+    OFF,
+    SEG,
+    SIZE,
+    SLOT,
+    K,
+    as_expected,
+    sane_seconds,
+    table_of,
+)
 
 _SMALL_BYTES = 16 << 10
 """Records of this size or more are read by the slow path: their bytes cost more than their object."""
@@ -30,7 +42,6 @@ _MEMORY_BYTES = 1 << 20
 _WORD = 8
 _HEADER_WORDS = np.arange(HEADER.size // _WORD)
 assert HEADER.size % _WORD == 0 == RECORD_ALIGN % _WORD
-_K, _SEG, _OFF, _HEAD, _SIZE, _SLOT, _EXP = range(7)
 
 
 class ValueReader:
@@ -53,7 +64,7 @@ class ValueReader:
         order = ids.view(np.int64).argsort()
         ids = ids.view(np.int64)[order]  # neighbours in the index are found faster one after another
         found = table_of(self._index.locate(ids))
-        places = order[np.searchsorted(ids, found[:, _K])]
+        places = order[np.searchsorted(ids, found[:, K])]
         out: list[memoryview | None] = [None] * len(keys)
         if len(found) < len(keys):
             there = np.zeros(len(keys), np.bool_)
@@ -62,14 +73,14 @@ class ValueReader:
         if not len(found):
             return out
         wanted = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES)
-        expired = (found[:, _EXP] > 0) & (found[:, _EXP] <= int(time.time() * 1e6))
-        slow = expired | (found[:, _SIZE] >= _SMALL_BYTES) | (found[:, _HEAD] >= _SMALL_BYTES)
+        expired = (found[:, EXP] > 0) & (found[:, EXP] <= int(time.time() * 1e6))
+        slow = expired | (found[:, SIZE] >= _SMALL_BYTES) | (found[:, HEAD] >= _SMALL_BYTES)
         odd: list[int] = places[slow].tolist()
-        order = np.lexsort((found[:, _OFF], found[:, _SEG]))
+        order = np.lexsort((found[:, OFF], found[:, SEG]))
         order = order[~slow[order]]
         found, places = found[order], places[order]
-        sizes = (found[:, _HEAD] + found[:, _SIZE]).cumsum()
-        bounds = (found[1:, _SEG] != found[:-1, _SEG]).nonzero()[0] + 1
+        sizes = (found[:, HEAD] + found[:, SIZE]).cumsum()
+        bounds = (found[1:, SEG] != found[:-1, SEG]).nonzero()[0] + 1
         for first, last in zip([0, *bounds.tolist()], [*bounds.tolist(), len(found)], strict=True):
             while first < last:
                 before = int(sizes[first - 1]) if first else 0
@@ -87,7 +98,7 @@ class ValueReader:
         """Read records of one segment, sorted by offset; names those that cannot be served in `odd`."""
         if not len(rows):
             return
-        file = self._lookup.file(int(rows[0, _SEG]))
+        file = self._lookup.file(int(rows[0, SEG]))
         if file is None:
             odd.extend(places.tolist())
             return
@@ -96,7 +107,7 @@ class ValueReader:
         except OSError:  # this stretch of the disk fails: others may not
             odd.extend(places.tolist())
             return
-        heads, sizes = rows[:, _HEAD], rows[:, _SIZE]
+        heads, sizes = rows[:, HEAD], rows[:, SIZE]
         whole = memory.data.toreadonly()
         words = memory.view(np.uint64)[starts[:, None] // _WORD + _HEADER_WORDS]
         fixed = words.view(HEADER_DTYPE)[:, 0]
@@ -119,19 +130,19 @@ class ValueReader:
     def _count(
         self, file: SegmentFile, rows: np.ndarray, fixed: np.ndarray, keys: np.ndarray, places: np.ndarray
     ) -> None:
-        self._recency.touch_array(rows[:, _SLOT])
+        self._recency.touch_array(rows[:, SLOT])
         seconds = sane_seconds(fixed["seconds"])
         if self._events.listening:
-            for key, size, each in zip(keys[places], rows[:, _SIZE].tolist(), seconds.tolist(), strict=True):
+            for key, size, each in zip(keys[places], rows[:, SIZE].tolist(), seconds.tolist(), strict=True):
                 self._events.hit(file.namespace, key.tobytes(), size, each)
         else:
-            self._events.hits(len(rows), int(rows[:, _SIZE].sum()), float(seconds.sum()))
+            self._events.hits(len(rows), int(rows[:, SIZE].sum()), float(seconds.sum()))
 
 
 def _read_runs(file: SegmentFile, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return memory with the records, where in it each begins, and which of them the file held whole."""
-    offsets = rows[:, _OFF]
-    ends = offsets + rows[:, _HEAD] + rows[:, _SIZE]
+    offsets = rows[:, OFF]
+    ends = offsets + rows[:, HEAD] + rows[:, SIZE]
     gaps = offsets[1:] - ends[:-1]
     cuts = ((gaps > _GAP_BYTES) | (gaps < 0)).nonzero()[0] + 1
     firsts = np.concatenate(([0], cuts))
@@ -150,4 +161,4 @@ def _read_runs(file: SegmentFile, rows: np.ndarray) -> tuple[np.ndarray, np.ndar
     if got == wanted:
         return memory, starts, np.ones(len(rows), np.bool_)
     reached = run_ends - lengths + np.array(got)
-    return memory, starts, starts + rows[:, _HEAD] + rows[:, _SIZE] <= reached[run]
+    return memory, starts, starts + rows[:, HEAD] + rows[:, SIZE] <= reached[run]
