@@ -3,6 +3,7 @@ import json
 import math
 import struct
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -208,6 +209,19 @@ def test_random_bytes_raise_nothing_but_damage(data):
 @given(st.lists(VALUES, max_size=6))
 def test_many_records_come_back_as_each_by_itself(values):
     assert same(decode_records([encode_record(value) for value in values]), values)
+
+
+def test_many_and_long_records_are_read_by_parts():
+    values = [f"number {number}" for number in range(1500)] + ["😀", *["x" * 2**20] * 32] + ["after"] * 100
+    tracemalloc.start()
+    try:
+        records = [encode_record(value) for value in values]
+        before, _ = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        assert decode_records(records) == values
+        assert tracemalloc.get_traced_memory()[1] - before < 1.3 * sum(map(len, records))
+    finally:
+        tracemalloc.stop()
 
 
 def test_many_records_may_nest_as_deep_as_one():

@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -357,6 +358,28 @@ def test_where_no_thread_can_begin_groups_are_read_one_after_another(in_many_gro
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
     assert fetched(store, list(sheet.keys), apart=True) == expected(sheet)
+
+
+def test_where_a_thread_begins_late_nothing_is_read_into_what_was_handed_out(in_many_groups, monkeypatch):
+    store, sheet = in_many_groups
+    begin, failed = threading.Thread.start, []
+
+    def refuse_once(thread):
+        if thread.name.startswith("lmstash-read") and not failed:
+            failed.append(thread)
+            raise RuntimeError("can't start new thread")
+        begin(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse_once)
+    got = {}
+    for found in fetch_sheets(store, list(sheet.keys), apart=True):
+        for place, value in zip(found.places.tolist(), found.values, strict=True):
+            got[place] = value
+            value[:] = 7  # they are the caller's own
+        time.sleep(0.01)
+    assert failed
+    assert len(got) == 40
+    assert all((value == 7).all() for value in got.values())
 
 
 def test_who_stops_reading_leaves_no_thread(in_many_groups):

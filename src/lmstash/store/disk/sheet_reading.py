@@ -230,6 +230,8 @@ class _Ahead:
         try:
             begun = self._pool.submit(read)
         except RuntimeError:  # no more threads, or the interpreter is ending
+            self._pool.shutdown(wait=False, cancel_futures=True)  # nor may a later thread read what is queued now
+            self._pool = None
             return read
         return lambda: begun.result() if os.getpid() == self._process else read()
 
