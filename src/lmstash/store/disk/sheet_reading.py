@@ -7,6 +7,7 @@ payload checksum are checked, as a single one's are.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -221,7 +222,8 @@ class _Ahead:
 
     def __exit__(self, *_: object) -> None:
         if self._pool is not None:
-            self._pool.shutdown(wait=os.getpid() == self._process)
+            with contextlib.suppress(RuntimeError):  # the collector dropped the call in this very thread
+                self._pool.shutdown(wait=os.getpid() == self._process)
 
     def start(self, read: Callable[[], _T]) -> Callable[[], _T]:
         """Begin to read; what is returned waits for it, and returns or raises what it did."""
