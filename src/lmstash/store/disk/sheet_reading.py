@@ -235,7 +235,7 @@ class _Ahead:
             self._pool.shutdown(wait=False, cancel_futures=True)  # nor may a later thread read what is queued now
             self._pool = None
             return read
-        return lambda: begun.result() if os.getpid() == self._process else read()
+        return lambda: read() if begun.cancelled() or os.getpid() != self._process else begun.result()
 
 
 @dataclass(slots=True)
