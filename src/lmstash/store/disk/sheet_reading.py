@@ -2,7 +2,7 @@
 
 Neighbours are read into two kinds of memory by one scattered read: each value straight to its row of a sheet, and what
 lies between the values (headers, padding, dead records) to the side. Every record's key, type, lengths, namespace and
-payload checksum are checked, as a single one's are.
+payload checksum are checked, as a single one's are. Values that come apart are read one group ahead.
 """
 
 from __future__ import annotations
@@ -54,6 +54,8 @@ _GROUP_ROWS = 480
 """Two stretches a record, and the system takes 1,024 stretches."""
 _LEAST_GROUPS = 3
 """So many are read ahead."""
+_FAILING_BYTES = 1 << 20
+"""A group that cannot be read is tried again in halves until so little is lost with what fails."""
 _GAP_BYTES = 8 << 10
 _KEYS_AT_ONCE = 16384
 
@@ -127,7 +129,11 @@ class SheetReader:
         try:
             blocks = _even(file, rows) or _scattered(file, rows)
         except OSError:  # this stretch of the disk fails: others may not
-            odd.extend(places.tolist())
+            if _span(rows) <= _FAILING_BYTES:
+                odd.extend(places.tolist())
+                return
+            for half in _halves(rows):
+                yield from self._read(rows[half], places[half], keys, odd)
             return
         for members, block in blocks:
             there = places[members]
@@ -158,8 +164,12 @@ class SheetReader:
         def finish() -> Iterator[Apart]:
             try:
                 fixed, n_read = reading()
-            except OSError:
-                odd.extend(places.tolist())
+            except OSError:  # as in `_read`
+                if _span(rows) <= _FAILING_BYTES:
+                    odd.extend(places.tolist())
+                    return
+                for half in _halves(rows):
+                    yield from self._start_apart(rows[half], places[half], keys, odd, _Ahead(0))()
                 return
             good = as_expected(file, rows, keys[places], fixed)
             good[n_read:] = False
@@ -252,6 +262,15 @@ class _Block:
     """The fixed part of each header, `[n]` of `HEADER_DTYPE`."""
     n_read: int
     """The first so many were read whole."""
+
+
+def _span(rows: np.ndarray) -> int:
+    """Return the bytes that rows, sorted by offset, lie in; 0 for one alone, which cannot be divided."""
+    return int(rows[-1, OFF] + rows[-1, HEAD] + rows[-1, SIZE] - rows[0, OFF]) if len(rows) > 1 else 0
+
+
+def _halves(rows: np.ndarray) -> tuple[slice, slice]:
+    return slice(0, len(rows) // 2), slice(len(rows) // 2, len(rows))
 
 
 def _groups(rows: np.ndarray, apart: bool) -> Iterator[tuple[int, int]]:
