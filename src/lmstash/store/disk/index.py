@@ -40,7 +40,6 @@ PRAGMA user_version = {SCHEMA_VERSION};
 """
 _COLUMNS = "k, key, seg, off, head, size, slot, gen, exp, pinned"
 _FIND = f"SELECT {_COLUMNS} FROM entries WHERE k = ?"
-_SPOT = "SELECT key, seg, off, head, size, slot, exp FROM entries WHERE k = ?"
 _FIND_MANY = f"SELECT {_COLUMNS} FROM carray(?) AS asked CROSS JOIN entries ON entries.k = asked.value"
 _EXPIRIES = "SELECT key, exp FROM carray(?) AS asked CROSS JOIN entries ON entries.k = asked.value"
 _LOCATE = (
@@ -128,24 +127,20 @@ class Index:
 
     def find(self, key: bytes) -> Row | None:
         """Return where `key` is."""
-        try:
-            with self.read_lock:
-                found = self.reader.execute(_FIND, (row_id(key),)).fetchall()
-        except apsw.Error as error:
-            raise in_our_words(error, self._folder) from error
-        return Row._make(found[0]) if found and found[0][1] == key else None
+        found = self.spot(key)
+        return None if found is None else Row._make(found)
 
     def spot(self, key: bytes) -> tuple[Any, ...] | None:
-        """As `find`, a little faster: (key, segment, offset, head, size, slot, expiry), not looked at.
+        """As `find`, a little faster: what a `Row` is made of.
 
         The cursor is a fresh one: of a kept one, what an interrupt or a finalizer comes between would stay open.
         """
         try:
             with self.read_lock:
-                found = self.reader.execute(_SPOT, (row_id(key),)).fetchall()
+                found = self.reader.execute(_FIND, (row_id(key),)).fetchall()
         except apsw.Error as error:
             raise in_our_words(error, self._folder) from error
-        return found[0] if found and found[0][0] == key else None
+        return found[0] if found and found[0][1] == key else None
 
     def find_many(self, keys: Sequence[bytes]) -> dict[bytes, Row]:
         """Return where each key is that is there."""

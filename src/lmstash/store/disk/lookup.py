@@ -57,11 +57,17 @@ class Lookup:
         self._removals = recency.removals()
         self._looked = time.monotonic()
 
-    def load(self, key: bytes) -> Loaded | None:
-        """Return what is kept under `key`, checked; counts a hit or a miss. Faults of disk and index are raised."""
+    def load(self, key: bytes, row: Row | None = None) -> Loaded | None:
+        """Return what is kept under `key`, checked; counts a hit or a miss. Faults of disk and index are raised.
+
+        Args:
+            key: The key.
+            row: Where the index has just said that it is.
+        """
         reason = MissReason.GONE
-        for _attempt in range(3):
-            row = self._index.find(key)
+        for attempt in range(3):
+            if attempt or row is None:
+                row = self._index.find(key)
             if row is None:
                 reason = MissReason.ABSENT
                 break
@@ -97,7 +103,8 @@ class Lookup:
         if found is None:
             self._events.miss("", key, MissReason.ABSENT)
             return None
-        _, seg, off, head, size, slot, exp = found
+        row: Row | None = None
+        _, _, seg, off, head, size, slot, _, exp, _ = found
         if exp == 0 <= size <= _SMALL_BYTES and HEADER.size <= head <= _SMALL_BYTES and slot >= 0:
             file = self.file(seg)
             buffer = bytearray(head + size)
@@ -108,7 +115,9 @@ class Lookup:
                     self._recency.touch(slot)
                     self._events.hit(file.namespace, key, size, seconds)
                     return payload.toreadonly()
-        loaded = self.load(key)  # expired, large, damaged, moved or gone: this says which, and heals
+        else:
+            row = Row._make(found)
+        loaded = self.load(key, row)  # expired, large, damaged, moved or gone: this says which, and heals
         return None if loaded is None else loaded[1].toreadonly()
 
     def load_many(self, keys: Sequence[bytes]) -> list[Loaded | None]:
