@@ -49,10 +49,18 @@ def test_a_ram_tier_serves_what_was_read_and_forgets_what_others_remove(tmp_path
         assert stash.store.get(KEY) is None
 
 
-@pytest.mark.parametrize("location", ["s3://bucket/prefix", "valkey://host:6379/0", "redis://host", "gs://b"])
+@pytest.mark.parametrize("location", ["s3://bucket/prefix", "s3:/b", "valkey://host:6379/0", "redis://host", "gcs://b"])
 def test_places_that_come_later_say_so(location: str):
     with pytest.raises(InvalidArgumentError, match="later release"):
         lmstash.open(location)
+
+
+@pytest.mark.parametrize("location", ["file:///tmp/x", "memory:/", "https://host/path", "S3X://b"])
+def test_a_scheme_that_is_none_makes_no_folder(location: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidArgumentError, match="no place to open"):
+        lmstash.open(location)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

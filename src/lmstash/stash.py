@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 import weakref
 from collections.abc import Mapping, Sequence
@@ -341,9 +342,11 @@ def open_stash(
     where = os.fspath(resolve("dir").value if location is UNSET and trust_env else _given(location))
     if resolve("disable", trust_env=trust_env).value:
         return Stash(MemoryStore(0), **options)
-    if where.startswith(("s3://", "gs://", "az://", "valkey://", "redis://")):
-        scheme = where.partition(":")[0]
-        raise InvalidArgumentError(f"{scheme}:// comes with a later release of lmstash. Open a folder or memory://.")
+    if (scheme := _SCHEME.match(where)) and where != "memory://":
+        if scheme[1] in _PLANNED:
+            told = f"{scheme[1]}:// comes with a later release of lmstash. Open a folder or memory://."
+            raise InvalidArgumentError(told)
+        raise InvalidArgumentError(f"{where!r} is no place to open: give a folder's path, or 'memory://'.")
     memory = resolve("memory", memory_bytes, trust_env=trust_env).value
     if where == "memory://":
         asked = capacity_bytes if memory_bytes is UNSET else memory_bytes
@@ -372,6 +375,10 @@ def open_stash(
 
         store = TieredStore(MemoryStore(memory, events=EventLog()), store)
     return Stash(store, **options)
+
+
+_SCHEME = re.compile("([A-Za-z][A-Za-z0-9+.-]+):/")  # two letters at least: C:/ is a folder
+_PLANNED = ("s3", "gs", "gcs", "az", "valkey", "redis")
 
 
 def _given(location: Any) -> Any:

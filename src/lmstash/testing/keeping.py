@@ -216,7 +216,7 @@ class KeepingContract:
             store.put(sample_key(1), sample_bytes(self.room_bytes + 1))
 
     def test_a_smaller_limit_is_enforced_at_once(self, open_store: OpenStore) -> None:
-        """And a larger one lets more in."""
+        """What was used last stays; and a larger one lets more in."""
         if not self.bounded:
             pytest.skip("this store has no limit")
         store = open_store(4 * self.room_bytes)
@@ -227,6 +227,7 @@ class KeepingContract:
         assert store.info().capacity_bytes == self.room_bytes
         assert self.taken(store) <= self.room_bytes
         assert 0 < check_all(store, 0, keys) < count
+        assert store.contains(keys[-1])
         store.set_capacity(None)
         assert store.info().capacity_bytes is None
         assert all(store.contains_many(fill(store, 1000, count)))

@@ -35,6 +35,8 @@ from lmstash.store.disk.room import Room
 from lmstash.store.disk.rows import OPEN, SEALED, Row, row_id
 from lmstash.store.disk.segment import SegmentWriter, sync_data
 
+_FIRST_SLOTS = 4096
+"""Of the first segment of a namespace: few of these ever have more entries, and slots take room for good."""
 CONTROL_BYTES = aligned(HEADER.size + TOMBSTONE.size + RECORD_ALIGN, RECORD_ALIGN)
 
 
@@ -341,7 +343,7 @@ class Appender:
     def _begin(self, namespace: str, n_bytes: int, n_records: int, forced: bool) -> bool:
         """Begin a segment; returns whether there was room for one."""
         sizes = self.room.sizes
-        n_slots = aligned(max(n_records, sizes.segment_slots if n_bytes < sizes.segment_bytes else 1), REGION_UNIT)
+        n_slots = aligned(max(n_records, self._slots(namespace) if n_bytes < sizes.segment_bytes else 1), REGION_UNIT)
         need = aligned(n_bytes + 8192 + footer_bytes(n_records), 4096)
         for want in (max(need, sizes.step_bytes), need):
             if self.make_room(want + 8192 + n_slots * SLOT_BYTES, forced, set()):
@@ -361,6 +363,12 @@ class Appender:
         writer.granted = want
         self.writers[namespace] = writer
         return True
+
+    def _slots(self, namespace: str) -> int:
+        """Return how many records the next segment may have: more where there are many, since each takes a slot."""
+        told = "SELECT coalesce(sum(records), 0) FROM segments WHERE namespace = ?"
+        written = self._index.writer.execute(told, (namespace,)).get
+        return min(max(written, _FIRST_SLOTS), self.room.sizes.segment_slots)
 
     def _grant(self, writer: SegmentWriter, want: int) -> None:
         with self._index.transaction() as connection:

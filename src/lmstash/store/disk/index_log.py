@@ -37,13 +37,19 @@ class IndexLog:
         """
         self._connection = connection
         self._folder = folder
-        self._most_bytes = most_bytes
+        self._most_bytes = 0
         self._not_before = 0.0
         self.cuts = 0
         """How often it was found to be long and cut."""
         connection.set_busy_handler(wait)
-        connection.execute(f"PRAGMA journal_size_limit = {most_bytes}")
-        connection.wal_autocheckpoint(max(16, most_bytes // 4096))
+        self.keep_to(most_bytes)
+
+    def keep_to(self, most_bytes: int) -> None:
+        """Keep the log to another size from now on."""
+        if most_bytes != self._most_bytes:
+            self._most_bytes = most_bytes
+            self._connection.execute(f"PRAGMA journal_size_limit = {most_bytes}")
+            self._connection.wal_autocheckpoint(max(16, most_bytes // 4096))
 
     def is_long(self) -> bool:
         """Whether it takes far more than it usually does."""

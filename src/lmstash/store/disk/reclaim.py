@@ -114,12 +114,12 @@ class Reclaimer:
         """Evict until the folder takes at most `to_bytes`, one segment a transaction, so that its file goes at once."""
         stats = self._events.stats
         before = stats.evicted_entries, stats.evicted_bytes
-        stuck: set[int] = set()
+        room, stuck = self._appender.room, set[int]()
         with self._index.write_lock:
             self._appender.seal_all()
             for _attempt in range(64 + 16 * len(self._index.segments())):
-                with self.changes():
-                    excess = self._appender.room.held_bytes() - to_bytes
+                with self.changes(), room.lent():
+                    excess = max(room.held_bytes() - to_bytes, room.over_bytes())
                     newest = self._index.newest_segment()
                     if excess <= 0 or not self._reclaim_least(set(), stuck, newest, excess=excess):
                         break
@@ -224,8 +224,8 @@ class Reclaimer:
             stuck.add(victim.id)
         else:
             if excess:
-                # An eighth more than the excess, and an eighth of the segment at least: so that it ends.
-                budget, threshold = min(victim.granted - excess * 9 // 8, victim.granted * 7 // 8), -1.0
+                # An eighth of what might stay goes, too: so that it ends.
+                budget, threshold = (victim.granted - excess) * 7 // 8, -1.0
             else:
                 budget = int(victim.granted * _MOST_SPARED)
             self._reclaim(victim, listed, rows, threshold=threshold, budget=min(budget, slack))

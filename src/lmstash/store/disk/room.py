@@ -8,6 +8,8 @@ What is still to come while granted room fills up (index pages, the log) is set 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from lmstash.settings import DEFAULT_CAPACITY_BYTES
@@ -58,6 +60,8 @@ class Room:
         """Take the limit from the index."""
         self._folder = folder
         self._index = index
+        self.lent_bytes = 0
+        """What copies may take beyond the limit."""
         self.refresh()
 
     def refresh(self) -> Room:
@@ -67,6 +71,7 @@ class Room:
             raise IndexDamagedError(f"no limit can be {capacity!r}")
         self.capacity_bytes: int | None = None if capacity in (None, "unlimited") else capacity
         self.sizes = Sizes.of(self.capacity_bytes)
+        self._index.log.keep_to(self.sizes.log_bytes)
         return self
 
     @property
@@ -93,8 +98,29 @@ class Room:
         """
         if self.capacity_bytes is None:
             return None
-        reserve = 0 if forced else self.sizes.reserve_bytes
+        reserve = -self.lent_bytes if forced else self.sizes.reserve_bytes
         return self.capacity_bytes - reserve - self.taken_bytes()
+
+    def over_bytes(self) -> int:
+        """Return what is taken beyond the limit, 0 where it holds, once a log that is long has been cut."""
+        if self.capacity_bytes is None:
+            return 0
+        longer = max(0, self._folder.wal_bytes() - self.sizes.log_bytes)
+        return max(0, self.taken_bytes() - longer - self.capacity_bytes)
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """Let copies take room where there is none since the limit was lowered: their source goes when they are done.
+
+        As much as the limit, of what the disk has free.
+        """
+        over = self.over_bytes()
+        if self.capacity_bytes is not None and over > 0:
+            self.lent_bytes = over + min(self.capacity_bytes, shutil.disk_usage(self._folder.path).free // 2)
+        try:
+            yield
+        finally:
+            self.lent_bytes = 0
 
     def could_ever_fit(self, n_bytes: int) -> bool:
         """Whether a value of `n_bytes` would fit an otherwise empty folder."""
