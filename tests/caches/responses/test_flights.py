@@ -268,6 +268,28 @@ def test_tasks_of_one_thread_that_need_each_others_answers_do_not_hang(responses
     assert got[1].startswith("b with ")
 
 
+@pytest.mark.parametrize("how", ["get_or_compute", "map"])
+def test_a_plain_call_in_an_event_loop_does_not_wait_for_a_task_of_that_loop(responses: Responses, how: str) -> None:
+    async def main() -> tuple[Any, Any]:
+        entered, leave = asyncio.Event(), asyncio.Event()
+
+        async def slow() -> str:
+            entered.set()
+            await leave.wait()
+            return "the task's"
+
+        task = asyncio.create_task(responses.get_or_compute_async("q", slow))
+        await entered.wait()
+        if how == "map":
+            (plain,) = responses.map(["q"], lambda batch: ["the caller's"] * len(batch))
+        else:
+            plain = responses.get_or_compute("q", lambda: "the caller's")
+        leave.set()
+        return plain, await task
+
+    assert within(10, lambda: asyncio.run(main())) == ("the caller's", "the task's")
+
+
 def test_a_map_computes_what_is_kept_and_cannot_be_read_here(stash: Stash) -> None:
     @dataclasses.dataclass
     class Local:

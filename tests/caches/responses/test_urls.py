@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ class Site:
         self.pages: dict[str, bytes] = {}
         self.asked: list[str] = []
         self.kind = "image/png"
+        self.together = threading.Barrier(3)
         site = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -37,6 +39,8 @@ class Site:
                     self.end_headers()
                     return
                 page = site.pages.get(self.path)
+                if self.path.startswith("/together"):
+                    site.together.wait(10)
                 if page is None:
                     self.send_error(404)
                     return
@@ -126,6 +130,30 @@ def test_refusal_is_logged_once_and_without_secrets(stash: Stash, caplog: pytest
     assert len(caplog.records) == 1
     assert "urls='content'" in caplog.text
     assert "hunter2" not in caplog.text
+
+
+@pytest.mark.parametrize("how", ["get_or_compute", "map"])
+def test_tasks_fetch_media_side_by_side(stash: Stash, site: Site, how: str) -> None:
+    responses = stash.responses(model="m", urls="content")
+    asked = [chat(f"{site.url}/together/{number}") for number in range(3)]
+    for number in range(3):
+        site.pages[f"/together/{number}"] = b"picture %d" % number
+
+    async def answer() -> str:
+        return "a cat"
+
+    async def answers(batch: list[Any]) -> list[str]:
+        return ["a cat"] * len(batch)
+
+    async def main() -> None:
+        if how == "map":
+            await asyncio.gather(*(responses.map_async([each], answers) for each in asked))
+        else:
+            await asyncio.gather(*(responses.get_or_compute_async(each, answer) for each in asked))
+
+    asyncio.run(main())
+    assert not site.together.broken
+    assert stash.stats.puts == 4  # the model's description, too
 
 
 def test_by_content_a_changed_picture_is_another_request(stash: Stash, site: Site) -> None:

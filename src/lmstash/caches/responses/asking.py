@@ -51,6 +51,8 @@ class Asker:
         self._events = events
         self.salt = salt
         self._reader = RequestReader(HARMLESS | harmless, urls)
+        self.fetches = urls == "content"
+        """Whether to name a request may take as long as another server does."""
         self._sampled_by_default = sampled_by_default
         self.keep_sampled = keep_sampled
         self._namers: dict[bytes, Namer] = {}

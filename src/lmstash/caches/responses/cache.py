@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lmstash.caches.responses.answers import is_kept
-from lmstash.caches.responses.asking import KIND, Asker, Namer, namespace_of
+from lmstash.caches.responses.asking import KIND, Asked, Asker, Namer, namespace_of
 from lmstash.caches.responses.flights import flights_of
 from lmstash.caches.responses.shelf import MISSING, Shelf, Tags
-from lmstash.caches.responses.steps import CALL, Steps, drive, drive_async, fly
+from lmstash.caches.responses.steps import CALL, Aside, Steps, drive, drive_async, fly
 from lmstash.caches.responses.urls import POLICIES
 from lmstash.caches.responses.who import who_is
 from lmstash.errors import InvalidArgumentError
@@ -175,7 +176,7 @@ class Responses:
         refresh: bool = False,
         ttl_seconds: float | None = None,
     ) -> Any:
-        """As `get_or_compute`, for a function that is awaited. Look-ups themselves do not await."""
+        """As `get_or_compute`, for a function that is awaited. Look-ups do not await, but for media that are fetched."""
         steps = self._steps(request, tags, occurrence, refresh, ttl_seconds)
         return await drive_async(steps, fn)
 
@@ -352,7 +353,8 @@ class Responses:
         self, request: Any, tags: Tags | None, occurrence: int | None, refresh: bool, ttl_seconds: float | None
     ) -> Steps:
         """What `get_or_compute` does, whoever computes."""
-        asked = self.asker.ask(self.asker.look(), request, occurrence)
+        ask = partial(self.asker.ask, self.asker.look(), request, occurrence)
+        asked: Asked | None = (yield Aside(ask)) if self.asker.fetches else ask()
         if asked is None:
             return (yield CALL)
         if refresh:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lmstash.caches.responses.answers import copy_of, decode_answer
 from lmstash.caches.responses.asking import KIND, Asked
 from lmstash.caches.responses.flights import Flight
 from lmstash.caches.responses.shelf import MISSING
-from lmstash.caches.responses.steps import Pause, Wait, await_here, await_there
+from lmstash.caches.responses.steps import Aside, Pause, Wait, await_here, await_there
 from lmstash.errors import InvalidArgumentError, MissingDependencyError
 from lmstash.events import MissReason
 
@@ -76,7 +77,7 @@ class Mapped:
         self._bar: Any = _bar(len(requests)) if progress else None
 
     def steps(self) -> Generator[Any, Any, None]:
-        """Yield `Answered`, and what is waited for: a `Batch`, a `Wait` or a `Pause`."""
+        """Yield `Answered`, and what is waited for: a `Batch`, or a step of `steps`."""
         wanted: list[_Wanted] = []
         try:
             yield from self._kept(wanted)
@@ -98,7 +99,8 @@ class Mapped:
         for start in range(0, len(self._requests), _LOOK_UP):
             part = self._requests[start : start + _LOOK_UP]
             numbers = None if self._occurrences is None else self._occurrences[start : start + _LOOK_UP]
-            asked = cache.asker.ask_many(model, part, numbers)
+            ask = partial(cache.asker.ask_many, model, part, numbers)
+            asked: list[Asked | None] = (yield Aside(ask)) if cache.asker.fetches else ask()
             if self._refresh:
                 events.misses([each.key for each in asked if each is not None], MissReason.REFRESH)
                 found: list[Any] = [MISSING] * len(asked)
@@ -196,7 +198,7 @@ class Mapped:
         while time.monotonic() < deadline:
             flight, leads = flights.join(wanted.asked.key)
             if flight.landed is not None and not leads:
-                yield Wait(flight.landed, max(deadline - time.monotonic(), 0.0))
+                yield Wait(flight.landed, max(deadline - time.monotonic(), 0.0), flight.thread)
                 return
             if flights.lock(flight):
                 wanted.flight = flight

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Awaitable, Callable, Generator
 from concurrent.futures import Future
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from lmstash.caches.responses.shelf import Shelf
 
 Steps = Generator[Any, Any, Any]
-"""Yields `CALL`, a `Wait` or a `Pause`; is sent what that gave; returns the answer."""
+"""Yields `CALL`, a `Wait`, a `Pause` or an `Aside`; is sent what that gave; returns the answer."""
 
 CALL = object()
 """Call the host's function; it gives what that returned."""
@@ -29,6 +30,8 @@ class Wait:
 
     future: Future[bytes | None]
     seconds: float
+    thread: int
+    """The one that computes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,13 @@ class Pause:
     """For some time; gives nothing."""
 
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Aside:
+    """Do what may take long and is not the host's; gives what it returns. Tasks leave it to a thread."""
+
+    call: Callable[[], Any]
 
 
 def drive(steps: Steps, call: Callable[[], Any]) -> Any:
@@ -74,10 +84,14 @@ async def drive_async(steps: Steps, call: Callable[[], Awaitable[Any]]) -> Any:
         return stop.value
 
 
-def await_here(wish: Wait | Pause) -> bytes | None:
-    """Wait in this thread."""
+def await_here(wish: Wait | Pause | Aside) -> Any:
+    """Wait in this thread; not for a task of its own event loop, which could not go on meanwhile."""
     if isinstance(wish, Pause):
         time.sleep(wish.seconds)
+        return None
+    if isinstance(wish, Aside):
+        return wish.call()
+    if wish.thread == threading.get_ident():
         return None
     try:
         return wish.future.result(wish.seconds)
@@ -85,11 +99,13 @@ def await_here(wish: Wait | Pause) -> bytes | None:
         return None
 
 
-async def await_there(wish: Wait | Pause) -> bytes | None:
+async def await_there(wish: Wait | Pause | Aside) -> Any:
     """Wait in this task."""
     if isinstance(wish, Pause):
         await asyncio.sleep(wish.seconds)
         return None
+    if isinstance(wish, Aside):
+        return await asyncio.to_thread(wish.call)
     try:
         return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(wish.future)), wish.seconds)
     except TimeoutError:
@@ -120,7 +136,7 @@ def fly(
     flight, leads = flights.join(asked.key)
     if not leads:
         landed = None if flight.own() else flight.landed
-        encoded = None if landed is None else (yield Wait(landed, wait_seconds))
+        encoded = None if landed is None else (yield Wait(landed, wait_seconds, flight.thread))
         theirs = MISSING if encoded is None else copy_of(encoded, MISSING)
         if theirs is not MISSING:
             return theirs
