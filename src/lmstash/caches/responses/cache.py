@@ -176,7 +176,7 @@ class Responses:
         refresh: bool = False,
         ttl_seconds: float | None = None,
     ) -> Any:
-        """As `get_or_compute`, for a function that is awaited. Look-ups themselves do not await, unless media are fetched."""
+        """As `get_or_compute`, for a function that is awaited. Look-ups do not await, unless media are fetched."""
         steps = self._steps(request, tags, occurrence, refresh, ttl_seconds)
         return await drive_async(steps, fn)
 
