@@ -31,7 +31,7 @@ from lmstash.errors import InvalidArgumentError
 from lmstash.identity.dict_stamps import Stamps
 from lmstash.identity.encoding import Component, encode
 
-_BY_NAME = {*sys.stdlib_module_names, "torch", "numpy", "huggingface_hub", "builtins"} - {"__main__"}
+BY_NAME = {*sys.stdlib_module_names, "torch", "numpy", "huggingface_hub", "builtins"} - {"__main__"}
 _PYTHON = f"{sys.implementation.name}-{sys.version_info.major}.{sys.version_info.minor}"
 _PLAIN = (type(None), bool, int, float, str, bytes)
 
@@ -60,6 +60,7 @@ class CodeGraph:
         self._members: list[Any] = []
         self._n_members: list[int] = []
         self._stamps: Stamps | None = None
+        self._named: list[tuple[Mapping[str, Any], list[str], list[Any]]] = []
         self._tables: list[tuple[Mapping[str, Any], list[tuple[str, Any]]]] = []
         self.objects: dict[str, Any] = {}
         """Other things that your own code names as globals, by where; whoever asked for the code describes them."""
@@ -70,7 +71,7 @@ class CodeGraph:
 
     def packages(self) -> dict[Component, Component]:
         """Return {package: version} of the packages that the code lies in."""
-        roots = {name.partition(".")[0] for name in self._units} - _BY_NAME
+        roots = {name.partition(".")[0] for name in self._units} - BY_NAME
         versions = {root: getattr(sys.modules.get(root), "__version__", None) for root in sorted(roots)}
         return {root: version for root, version in versions.items() if isinstance(version, str)}
 
@@ -83,25 +84,41 @@ class CodeGraph:
             return False
         stamps = self._stamps
         if stamps is None:
-            stamps = self._stamps = Stamps(chain.from_iterable(map(gc.get_referents, self._classes)))  # behind proxies
+            tables = [*self._classes, *(table for table, _, _ in self._named)]
+            proxied = (each if isinstance(each, dict) else gc.get_referents(each)[0] for each in tables)
+            stamps = self._stamps = Stamps(proxied)
         return stamps.hold(self._same_members)
 
     def _same_members(self) -> bool:
         members = chain.from_iterable(map(methodcaller("values"), self._classes))
-        return list(map(len, self._classes)) == self._n_members and all(map(is_, members, self._members))
+        if list(map(len, self._classes)) != self._n_members or not all(map(is_, members, self._members)):
+            return False
+        return all(all(map(is_, map(table.get, names), values)) for table, names, values in self._named)
 
     def watch_table(self, table: Mapping[str, Any]) -> None:
         """Have `unchanged` say no once a dict of functions holds others than now."""
         self._tables.append((table, list(table.items())))
+
+    def watch_names(self, table: Mapping[str, Any], names: list[str]) -> None:
+        """Have `unchanged` say no once a module or class has others, or none any more, under these names than now."""
+        self._named.append((table, names, [table.get(name) for name in names]))
+        self._stamps = None
+
+    def watch_class(self, cls: type) -> None:
+        """Have `unchanged` say no once a class has other members than now."""
+        self._classes.append(vars(cls))
+        self._members += vars(cls).values()
+        self._n_members.append(len(vars(cls)))
+        self._stamps = None
 
     def add(self, code: Any) -> str:
         """Read a class, function or builtin and what it leads to; return its qualified name."""
         known = self._seen.get(id(code))
         if known is not None:
             return known
-        pin = None if self._pin_of is None else self._pin_of(_defined_in(code))
+        pin = None if self._pin_of is None else self._pin_of(defined_in(code))
         if pin is not None:
-            return self._note(code, f"{_defined_in(code)}.{code.__qualname__}", "pinned", pin)
+            return self._note(code, f"{defined_in(code)}.{code.__qualname__}", "pinned", pin)
         if isinstance(code, type):
             return self._add_class(code)
         if isinstance(code, FunctionType):
@@ -121,8 +138,8 @@ class CodeGraph:
 
     def _add_class(self, cls: type) -> str:
         name = f"{cls.__module__}.{cls.__qualname__}"
-        owner = _owner(cls.__module__)
-        if owner in _BY_NAME:
+        owner = owner_of(cls.__module__)
+        if owner in BY_NAME:
             return self._note(cls, name, "by name")
         if self._pinned(cls.__module__):
             return self._note(cls, name, "by version")
@@ -132,16 +149,13 @@ class CodeGraph:
         else:
             plain = {key: value for key, value in vars(cls).items() if _is_plain(value) and key not in _CLASS_NOISE}
             name = self._note(cls, name, "class", bases, _plain_component(plain))
-        self._classes.append(vars(cls))
-        self._members += vars(cls).values()
-        self._n_members.append(len(vars(cls)))
-        self._stamps = None
+        self.watch_class(cls)
         for base in cls.__bases__:
             self.add(base)
         for key, member in list(vars(cls).items()):  # what is read first may be made only now
             if owner != "transformers" and isinstance(member, list | dict | set):
                 self._place(vars(cls), key, member)
-            for function in _functions(member):
+            for function in functions_of(member):
                 module = function.__globals__.get("__name__")
                 if owner != "transformers" or module != cls.__module__ or _is_modeling(cls.__module__):
                     self._link(f"{name}.{key}", self.add(function))
@@ -150,8 +164,8 @@ class CodeGraph:
     def _add_function(self, function: FunctionType) -> str:
         module = str(function.__globals__.get("__name__"))  # `__module__` is copied about by functools.wraps
         name = f"{module}.{function.__code__.co_qualname}"
-        owner = _owner(module)
-        if owner in _BY_NAME:
+        owner = owner_of(module)
+        if owner in BY_NAME:
             name = self._note(function, name, "by name")
         elif self._pinned(module):
             name = self._note(function, name, "by version")
@@ -172,7 +186,7 @@ class CodeGraph:
                 continue
         if self._pinned(module):
             return name
-        if owner not in _BY_NAME and (owner != "transformers" or _is_modeling(module)):
+        if owner not in BY_NAME and (owner != "transformers" or _is_modeling(module)):
             self._add_globals(function, name, owner)
         return name
 
@@ -181,10 +195,10 @@ class CodeGraph:
         for each in sorted(names & function.__globals__.keys()):
             value = function.__globals__[each]
             if isinstance(value, ModuleType):
-                foreign = _owner(value.__name__) not in {*_BY_NAME, "transformers"}
+                foreign = owner_of(value.__name__) not in {*BY_NAME, "transformers"}
                 for attribute in sorted(names & vars(value).keys()):
                     inner = vars(value)[attribute]
-                    patched = isinstance(inner, FunctionType | type) and _defined_in(inner) != value.__name__
+                    patched = isinstance(inner, FunctionType | type) and defined_in(inner) != value.__name__
                     if self._pinned(value.__name__) and self._pinned(type(inner).__module__):
                         continue  # an object that the package has made
                     if patched or foreign:
@@ -199,7 +213,7 @@ class CodeGraph:
         """Whether a module's code follows from the version of its package."""
         if not self._by_version or not is_installed(module):
             return False
-        return isinstance(getattr(sys.modules.get(_owner(module)), "__version__", None), str)
+        return isinstance(getattr(sys.modules.get(owner_of(module)), "__version__", None), str)
 
     def _link(self, place: str, name: str) -> None:
         """Note which code lies in a place, where the place's own name does not say it."""
@@ -212,9 +226,9 @@ class CodeGraph:
 
     def _follow(self, function: FunctionType, value: Any, name: str) -> None:
         if isinstance(value, FunctionType | type):
-            target = _defined_in(value)
+            target = defined_in(value)
             here = function.__globals__.get("__name__")
-            if _owner(target) == "transformers" and target != here and not isinstance(value, FunctionType):
+            if owner_of(target) == "transformers" and target != here and not isinstance(value, FunctionType):
                 self._units.setdefault(f"{target}.{value.__qualname__}", "pinned by version")
             else:
                 self._link(name, self.add(value))
@@ -241,7 +255,8 @@ class _Attributes(dict[str, Any]):
 _CLASS_NOISE = frozenset({"__module__", "__doc__", "__qualname__", "__firstlineno__"})
 
 
-def _owner(module: str | None) -> str:
+def owner_of(module: str | None) -> str:
+    """Return the package that a module belongs to."""
     name = str(module)
     return "remote" if name.startswith("transformers_modules") else name.partition(".")[0]
 
@@ -250,23 +265,24 @@ def _is_modeling(module: str) -> bool:
     return module.startswith("transformers.models.")
 
 
-def _defined_in(code: Any) -> str:
+def defined_in(code: Any) -> str:
+    """Return the module whose code a function or class is."""
     if isinstance(code, FunctionType):
         return str(code.__globals__.get("__name__"))
     return str(getattr(code, "__module__", None))
 
 
-def _functions(member: Any) -> Iterator[FunctionType]:
+def functions_of(member: Any) -> Iterator[FunctionType]:
     """Yield the Python functions behind a class member."""
     if isinstance(member, FunctionType):
         yield member
     elif isinstance(member, staticmethod | classmethod):
-        yield from _functions(member.__func__)
+        yield from functions_of(member.__func__)
     elif isinstance(member, property):
         for each in (member.fget, member.fset):
-            yield from _functions(each)
+            yield from functions_of(each)
     elif hasattr(member, "__wrapped__"):
-        yield from _functions(member.__wrapped__)
+        yield from functions_of(member.__wrapped__)
 
 
 def _names(code: CodeType) -> Iterator[str]:
@@ -317,7 +333,7 @@ def _encoded(value: Any) -> bytes | None:
 def is_installed(module: str) -> bool:
     """Return whether a module belongs to an installed package, whose version pins what its globals hold."""
     path = str(getattr(sys.modules.get(module), "__file__", ""))
-    return _owner(module) in {*_BY_NAME, "transformers"} or "site-packages" in path or "dist-packages" in path
+    return owner_of(module) in {*BY_NAME, "transformers"} or "site-packages" in path or "dist-packages" in path
 
 
 @lru_cache(maxsize=4096)

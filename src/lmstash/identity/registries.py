@@ -24,7 +24,7 @@ _REGISTRIES = (
 """Module, registry, and the setting that has the word."""
 
 
-def registered(model: Any, code: CodeGraph) -> Component:
+def registered(model: Any, code: CodeGraph) -> dict[Component, Component]:
     """Return which functions the model's words stand for; reads them, and others' in the registries, into `code`."""
     found: dict[Component, Component] = {}
     config = getattr(model, "config", None)

@@ -6,7 +6,7 @@ whenever the components could (`stamp`). Both leave out only what is named here 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from lmstash.errors import UnsupportedModelError
@@ -14,6 +14,7 @@ from lmstash.identity.code import CodeGraph
 from lmstash.identity.describe import IMMUTABLE, TENSOR_MARKS, Describer
 from lmstash.identity.encoding import Component, encode
 from lmstash.identity.numerics import device_types, environment, numerics
+from lmstash.identity.patched import patched
 from lmstash.identity.reached import global_hooks
 from lmstash.identity.registries import registered
 
@@ -72,10 +73,10 @@ def read(model: torch.nn.Module, *, variant: str | None, strict_numerics: bool) 
     if config is not None:
         out.components["config"] = describer.value(config, "config")
     describer.module(model, "")
-    hooks = _hooks(global_hooks())
+    hooks = foreign_hooks(global_hooks())
     _refuse_hooks(hooks, "torch's global hooks", variant)
     out.components["global_hooks"] = [describer.value(each, "global hooks") for each in hooks]
-    out.components["registered"] = registered(model, out.code)
+    out.components["registered"] = {**registered(model, out.code), **patched(model, out.code)}
     outside: dict[Component, Component] = {}
     while describer.modules or len(outside) < len(out.code.objects):
         while describer.modules:
@@ -104,7 +105,7 @@ def _read_module(name: str, module: torch.nn.Module, describer: Describer, varia
             f"{where} has its own `forward` (set on the instance, as accelerate and torch.compile do), "
             "which lmstash cannot compare. Remove it, or name it: variant='...' (a new name whenever it changes)."
         )
-    hooks = _hooks(own_hooks(module))
+    hooks = foreign_hooks(own_hooks(module))
     _refuse_hooks(hooks, where, variant)
     found: dict[Component, Component] = {
         "<class>": describer.code(type(module)),
@@ -138,7 +139,7 @@ def stamp(model: torch.nn.Module, outside: Mapping[str, Any]) -> tuple[list[obje
     seen = describer.seen_modules
     describer.module(model, "")
     flat += [encode(describer.value(value, place)) for place, value in outside.items()]
-    flat += [encode(describer.value(each, "hook")) for each in _hooks(global_hooks())]
+    flat += [encode(describer.value(each, "hook")) for each in foreign_hooks(global_hooks())]
     while pending:
         name, module = pending.pop()
         state = module.__dict__
@@ -153,7 +154,7 @@ def stamp(model: torch.nn.Module, outside: Mapping[str, Any]) -> tuple[list[obje
                 flat += (attribute, encode(describer.value(value, attribute)))
         for hooks in (state["_forward_hooks"], state["_forward_pre_hooks"]):
             if hooks:
-                flat += [encode(describer.value(each, "hook")) for each in _hooks([hooks])]
+                flat += [encode(describer.value(each, "hook")) for each in foreign_hooks([hooks])]
         for tensors in (state["_parameters"], state["_buffers"]):
             for each, tensor in tensors.items():
                 flat.append(each)
@@ -176,7 +177,7 @@ def own_hooks(module: torch.nn.Module) -> list[dict[int, Any]]:
     return [module._forward_hooks, module._forward_pre_hooks]
 
 
-def _hooks(groups: Sequence[dict[int, Any]]) -> list[Any]:
+def foreign_hooks(groups: Iterable[dict[int, Any]]) -> list[Any]:
     """Return the hooks that count: neither lmstash's own nor known to be harmless."""
     return [
         hook
