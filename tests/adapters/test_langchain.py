@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,47 @@ def test_a_prompt_that_points_at_a_url_is_not_kept_unless_urls_are_trusted(stash
         for _ in range(2):
             model.invoke([message])
         assert model.asked == asked
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"api_key": "SEKRET", "model": "m"},
+        {"headers": {"Authorization": "Bearer SEKRET"}},
+        {"token": "SEKRET"},
+        {"auth": ("user", "SEKRET")},
+        {"base_url": "https://user:SEKRET@host/v1"},
+        {"endpoint": "https://host/v1?sig=SEKRET"},
+        {"extra": [["X-Api-Key", "SEKRET"]]},
+    ],
+)
+def test_a_description_of_a_model_with_a_secret_in_it_counts_and_is_not_stored(tmp_path: Path, told: Any) -> None:
+    class Telling(Counting):
+        @property
+        def _identifying_params(self) -> dict[str, Any]:
+            return told
+
+    with lmstash.open(tmp_path / "stash", strict=True) as stash:
+        model = Telling(cache=StashCache(stash))
+        assert [model.invoke("hi").content for _ in range(2)] == ["answer 1"] * 2
+        cache = StashCache(stash)
+        for described in (str(sorted(told.items())), json.dumps(told)):
+            cache.update("p", described, [Generation(text="t")])
+            assert cache.lookup("p", described) is not None
+            assert cache.lookup("p", described.replace("SEKRET", "other")) is None
+    files = [each.read_bytes() for each in (tmp_path / "stash").rglob("*") if each.is_file()]
+    assert any(b"answer 1" in each for each in files)
+    assert not any(b"SEKRET" in each for each in files)
+
+
+def test_a_description_of_a_model_without_a_secret_is_stored_as_it_is(stash: Stash) -> None:
+    """LangChain writes a name in the place of a secret that it knows for one."""
+    key = {"lc": 1, "type": "secret", "id": ["OPENAI_API_KEY"]}
+    about = {"kwargs": {"openai_api_key": key, "max_tokens": 8, "base_url": "http://localhost:8000/v1?v=1"}}
+    told = json.dumps(about) + "---" + str([("api_key", None), ("stop", ["token", "x"]), ("token_ids", [1])])
+    StashCache(stash).update("p", told, [Generation(text="t")])
+    responses = stash.responses("langchain/langchain")
+    assert next(responses.find()).request == {"prompt": "p", "llm": told}
 
 
 def test_clear_removes_its_own_scope_only(stash: Stash) -> None:

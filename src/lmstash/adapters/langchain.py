@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.caches import BaseCache
 from langchain_core.messages import message_to_dict, messages_from_dict
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, Generation, GenerationChunk
 
-from lmstash.adapters.openai.references import points_at_uploads, points_at_urls
+from lmstash.adapters.openai.references import points_at_uploads
 from lmstash.caches.responses.asking import namespace_of
+from lmstash.caches.responses.hiding import settings_show_secret
+from lmstash.caches.responses.urls import points_at_urls
+from lmstash.identity.media import text_media
 
 if TYPE_CHECKING:
     from lmstash.stash import Stash
@@ -29,8 +33,9 @@ class StashCache(BaseCache):
     """A cache for LangChain's language models. Threads, tasks and processes may share it.
 
     Answers are kept as plain values and made anew of LangChain's own four classes: nothing is unpickled, and no class
-    is loaded by name. Empty answers, and those that a content filter ended, are not kept; nor are those to prompts
-    that point at something by URL or by the id of an upload, since what is there may change.
+    is loaded by name. Of a model's description in which a secret shows, a digest is kept. Empty answers, and those that
+    a content filter ended, are not kept; nor are those to prompts that point at something by URL or by the id of an
+    upload, since what is there may change.
     """
 
     def __init__(
@@ -98,8 +103,11 @@ class StashCache(BaseCache):
         return not (points_at_urls(messages) or points_at_uploads(messages))
 
 
-def _request(prompt: str, llm_string: str) -> dict[str, str]:
-    return {"prompt": prompt, "llm": llm_string}
+def _request(prompt: str, llm_string: str) -> dict[str, Any]:
+    return {"prompt": prompt, "llm": text_media(llm_string) if _shows_secret(llm_string) else llm_string}
+
+
+_shows_secret = lru_cache(maxsize=64)(settings_show_secret)
 
 
 def _plain(generation: Generation) -> dict[str, Any]:

@@ -163,6 +163,30 @@ def test_an_image_by_url_is_passed_on_unless_urls_are_trusted(stash: Stash) -> N
     assert stash.stats.misses["unsupported"] == 2
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        _with_part({"type": "image", "image": "http://example.com/cat.png"}),
+        _with_part({"type": "image", "uri": "gs://bucket/cat.png"}),
+        _with_part({"type": "image", "source": "http://example.com/cat.png"}),
+        _with_part({"type": "input_audio", "input_audio": "http://example.com/cat.wav"}),
+        _with_part({"type": "image_url", "image_url": {"url": "/data/cat.png"}}),
+        _with_part({"type": "of tomorrow", "url": "example.com/cat.obj"}),
+        BODY | {"messages": [{"role": "user", "content": "x", "images": ["http://example.com/cat.png"]}]},
+        BODY | {"images": ["http://example.com/cat.png"]},
+    ],
+)
+def test_whatever_names_media_by_url_is_passed_on(stash: Stash, body: dict[str, Any]) -> None:
+    assert key(stash, body) is Bypass.URL
+
+
+def test_texts_and_schemas_that_speak_of_urls_are_looked_up(stash: Stash) -> None:
+    schema = {"properties": {"url": {"type": "string", "default": "http://example.com"}, "image_url": {}}}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
+    said = [{"role": "user", "content": "see http://example.com/cat.png", "images": ["iVBORw0KGgo="]}]
+    assert isinstance(key(stash, BODY | {"tools": tools, "messages": said}), bytes)
+
+
 def test_an_image_by_content_is_told_from_another_one(stash: Stash) -> None:
     long = "data:image/png;base64," + "A" * 10_000
     one, two = (

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 import lmstash
 from lmstash.caches.responses import MISSING, reading
+from lmstash.caches.responses.hiding import LONG
 from lmstash.caches.responses.reading import RequestReader
-from lmstash.caches.responses.requests import ARGUMENTS, HARMLESS, LONG, NUMBERS, Request, read_request
+from lmstash.caches.responses.requests import ARGUMENTS, HARMLESS, NUMBERS, Request, read_request
 from lmstash.caches.responses.sampling import is_sampled, seed_of
 from lmstash.errors import InvalidArgumentError
 
@@ -26,7 +27,18 @@ NAMES = st.sampled_from(
     [
         *("prompt", "messages", "content", "role", "100%s", "%", "q\"'", "\ud800", "", "$dict", "$odd"),
         *("seed", "random_seed", "do_sample", "api_key", "authorization", "x-api-key", "password", "url", "image_url"),
+        *("image", "video_paths", "source", "data", "path", "token", "auth", "signature"),
         *("type", "options", *sorted(HARMLESS), *sorted(NUMBERS)[-4:], *sorted(ARGUMENTS)),
+        *(
+            "temperature",
+            "temperature",
+            "n",
+            "num_return_sequences",
+            "num_beams",
+            "config",
+            "generationConfig",
+            "tools",
+        ),
     ]
 )
 LEAVES = (
@@ -37,6 +49,10 @@ LEAVES = (
     | st.floats()
     | st.text(max_size=6)
     | st.sampled_from(["http://a/b.png", "image_url", "token", "authorization", "\ud800", "%s", "data:x"])
+    | st.sampled_from(["image", "file", "sftp://a/b", __file__, "X-Auth", "auth_header", "https://a?b=1"])
+    | st.sampled_from(
+        ["https://a:b@c", " https://c/?Token=b", "see https://a:b@c", 'https://c/"\n\\?sig=b', "http://a#key="]
+    )
     | st.sampled_from(["data:image/png;base64," + "A" * LONG, "x" * LONG, '{"api_key":"' + "x" * LONG])
     | st.binary(max_size=3)
 )

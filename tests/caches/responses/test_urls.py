@@ -16,7 +16,9 @@ import lmstash
 from lmstash.caches.responses import MISSING
 from lmstash.caches.responses.requests import read_request
 from lmstash.caches.responses.urls import UnreadUrlError, fetch_media
+from lmstash.codecs.records import decode_record
 from lmstash.errors import InvalidArgumentError
+from lmstash.identity.media import Media, media_of
 from lmstash.stash import Stash
 
 
@@ -92,6 +94,27 @@ PARTS: list[Any] = [
     {"parts": [{"fileData": {"file_uri": "gs://bucket/cat.mp4"}}]},
     {"image_url": URL},
     {"odd": {1: 2, "image_url": URL}},
+    {"prompt": "x", "image": URL},
+    {"prompt": "x", "video": URL},
+    {"prompt": "x", "audio": [URL]},
+    {"prompt": "x", "images": (URL,)},
+    {"prompt": "x", "image_urls": [URL]},
+    {"prompt": "x", "imageUrls": [URL]},
+    {"prompt": "x", "init_image": URL},
+    {"prompt": "x", "mask-image-src": URL},
+    {"prompt": "x", "reference_images_2": [URL]},
+    {"prompt": "x", "file_urls": [URL]},
+    {"prompt": "x", "video_path": "s3://bucket/cat.mp4"},
+    {"prompt": "x", "multi_modal_data": {"image": URL}},
+    {"prompt": "x", "image": {"path": URL}},
+    {"prompt": "x", "image": {"format": "png", "source": {"s3Location": {"uri": "s3://bucket/cat.png"}}}},
+    {"prompt": "x", "image": "odd+scheme://cat"},
+    {"messages": [{"role": "user", "content": "x", "images": [URL]}]},
+    {"content": [{"type": "image", "uri": URL}]},
+    {"content": [{"type": "image", "src": URL}]},
+    {"content": [{"type": "image", "path": URL}]},
+    {"content": [{"type": "input_audio", "input_audio": URL}]},
+    {"content": [{"type": "input_audio", "input_audio": {"data": URL, "format": "wav"}}]},
 ]
 
 
@@ -114,6 +137,10 @@ def test_media_by_url_is_refused_by_default_and_kept_by_its_text_on_trust(stash:
         {"results": [{"title": "Cats", "url": URL}]},
         {"tools": [{"parameters": {"properties": {"image_url": {"type": "string", "description": f"as {URL}"}}}}]},
         {"messages": [{"content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]}]},
+        {"prompt": URL, "text": URL, "content": URL, "docs": [{"source": URL, "path": URL, "data": URL}]},
+        {"image": {"description": URL, "alt": URL}, "image_caption": URL, "media_type": URL},
+        {"image": "a red cat", "video": None, "audio": {"voice": "alloy", "format": "wav"}, "images": [1, b"x"]},
+        {"document": f"{URL} says so", "file": URL},
     ],
 )
 def test_a_url_in_text_is_text(stash: Stash, request_: Any) -> None:
@@ -197,6 +224,92 @@ def test_a_local_file_url_is_named_by_what_the_file_holds(tmp_path: Path) -> Non
     first = read_request(asked, urls="content").text
     file.write_bytes(b"dog!")
     assert read_request(asked, urls="content").text != first
+
+
+def by_path(path: str) -> list[Any]:
+    """Requests that name media by a path."""
+    return [
+        {"messages": [{"role": "user", "content": [{"type": "image", "image": path}]}]},
+        {"content": [{"type": "image_url", "image_url": {"url": path}}]},
+        {"content": [{"type": "video", "video": [path, path]}]},
+        {"content": [{"type": "image", "path": path}]},
+        {"content": [{"type": "file", "file": path}]},
+        {"prompt": "x", "image": path},
+        {"prompt": "x", "images": (path,)},
+        {"prompt": "x", "image_path": path},
+        {"prompt": "x", "audio_file": path},
+        {"multi_modal_data": {"image": {"path": path, "bytes": None}}},
+    ]
+
+
+@pytest.mark.parametrize("number", range(len(by_path(""))))
+@pytest.mark.parametrize("urls", ["refuse", "content", "trust"])
+def test_a_path_of_media_is_named_by_what_the_file_holds_beside_its_text(
+    tmp_path: Path, number: int, urls: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.png").write_bytes(b"cat")
+    (tmp_path / "b.png").write_bytes(b"cat")
+    with lmstash.open("memory://", trust_env=False, strict=True) as stash:
+        responses = stash.responses(model="m", urls=urls)
+        for name in ("a.png", str(tmp_path / "a.png")):
+            asked = by_path(name)[number]
+            before = repr(asked)
+            (tmp_path / "a.png").write_bytes(b"cat")
+            assert responses.put(asked, "a cat")
+            assert responses.get(asked) == "a cat"
+            assert responses.get(by_path(name.replace("a.png", "b.png"))[number], MISSING) is MISSING
+            (tmp_path / "a.png").write_bytes(b"a dog")
+            assert responses.get_many([asked]) == [MISSING]
+            assert repr(asked) == before
+        assert all(name in str(next(responses.find()).request) for name in ("a.png", "sha256"))
+
+
+def test_a_kept_request_with_a_path_in_it_reads_as_itself(tmp_path: Path) -> None:
+    """Or nobody could ask for it again by what an export says, as `lmstash why` does."""
+    (tmp_path / "a.png").write_bytes(b"cat")
+    for asked in by_path(str(tmp_path / "a.png")):
+        text = read_request(asked).text
+        assert read_request(decode_record(text, lambda _, plain: Media(plain[0], plain[1], ()))).text == text
+
+
+def test_a_text_that_is_no_path_of_media_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.png").write_bytes(b"cat")
+    requests: list[Any] = [
+        {"prompt": "a.png", "text": "a.png", "content": ["a.png"], "path": "a.png", "file_path": "a.png"},
+        {"type": "file", "path": "a.png", "content": "what it holds"},
+        {"audio": {"array": [0.1], "path": "a.png"}},
+        {"image": {"bytes": b"cat", "path": "a.png"}},
+        {"image": "a red cat", "images": ["", "a\0b", "\ud800", "x" * 100_000, "data:image/png;base64,AAAA"]},
+        {"image": ["file", "a.png", media_of(tmp_path / "a.png")]},
+    ]
+    texts = [read_request(each).text for each in requests]
+    (tmp_path / "a.png").unlink()
+    assert [read_request(each).text for each in requests] == texts
+    assert b"a red cat" in texts[4]
+
+
+def test_a_path_among_other_media_counts_by_content_and_is_not_taken_for_one_of_two(tmp_path: Path) -> None:
+    file = tmp_path / "a.png"
+    file.write_bytes(b"cat")
+    made = media_of(file)
+
+    def texts() -> list[bytes]:
+        return [read_request({"images": each}).text for each in ([str(file), b"x"], [b"x", str(file)], [str(file)])]
+
+    before = texts()
+    assert (
+        len({*before, read_request({"images": str(file)}).text, read_request({"images": [str(file), made]}).text}) == 5
+    )
+    file.write_bytes(b"dog!")
+    other = read_request({"images": [str(file), made]}).text  # another picture now than the one behind it
+    assert other not in (before[0], read_request({"images": [str(file), media_of(file)]}).text)
+    assert not set(before) & set(texts())
+
+
+def test_a_folder_of_media_is_not_cached(stash: Stash, tmp_path: Path) -> None:
+    assert not stash.responses(model="m").put({"prompt": "x", "video": str(tmp_path)}, "a")
 
 
 def test_another_word_is_refused(stash: Stash) -> None:

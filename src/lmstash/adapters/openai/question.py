@@ -13,8 +13,9 @@ from typing import Any, NoReturn
 from urllib.parse import SplitResult, urlsplit
 
 from lmstash.adapters.openai.endpoints import Endpoint, endpoint_of
-from lmstash.adapters.openai.references import depends_on_state, points_at_uploads, points_at_urls, said
-from lmstash.caches.responses.requests import SECRETS
+from lmstash.adapters.openai.references import depends_on_state, points_at_uploads, said
+from lmstash.caches.responses.hiding import SECRETS
+from lmstash.caches.responses.urls import points_at_urls
 
 RESERVED = "lmstash"
 """Our own field beside those of the body; a body that has it is not cached."""
@@ -102,10 +103,9 @@ def read_question(
     read = _read_json(body)
     if read is None or RESERVED in read:
         return Bypass.BODY
-    messages = said(read)
-    if depends_on_state(read) or points_at_uploads(messages):
+    if depends_on_state(read) or points_at_uploads(said(read)):
         return Bypass.STATE
-    if not trust_urls and points_at_urls(messages):
+    if not trust_urls and points_at_urls({name: read[name] for name in read if name not in endpoint.harmless}):
         return Bypass.URL
     streamed, model = read.get("stream"), read.get("model")
     if streamed not in (None, False, True) or type(streamed) is int or not isinstance(model, str | None):

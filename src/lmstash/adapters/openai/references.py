@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
-
-_URLS = frozenset({"url", "image_url", "video_url", "audio_url", "file_url", "document_url", "server_url"})
-"""Fields that hold a URL, unless they hold its content (`data:`)."""
 
 _STATE = frozenset({"previous_response_id", "conversation", "background", "container", "web_search_options"})
 """Fields of a request that make an answer depend on what the server remembers, or on the world."""
@@ -33,18 +29,18 @@ def said(body: dict[str, Any]) -> list[Any]:
     return [body.get(name) for name in ("messages", "input", "prompt")]
 
 
-def points_at_urls(messages: Any) -> bool:
-    """Whether messages hold URLs instead of content."""
-    return _holds(messages, _is_url)
-
-
 def points_at_uploads(messages: Any) -> bool:
     """Whether messages name files, items or sounds that the server keeps."""
-    return _holds(messages, _is_upload)
-
-
-def _is_url(name: str, value: Any) -> bool:
-    return name in _URLS and isinstance(value, str) and not value.startswith("data:")
+    todo = [messages]
+    while todo:
+        each = todo.pop()
+        if isinstance(each, dict):
+            if any(_is_upload(name, inner) for name, inner in each.items()):
+                return True
+            todo.extend(inner for inner in each.values() if isinstance(inner, dict | list))
+        elif isinstance(each, list):
+            todo.extend(inner for inner in each if isinstance(inner, dict | list))
+    return False
 
 
 def _is_upload(name: str, value: Any) -> bool:
@@ -53,16 +49,3 @@ def _is_upload(name: str, value: Any) -> bool:
     if name == "audio":
         return isinstance(value, dict) and "id" in value
     return name in _IDS and bool(value)
-
-
-def _holds(value: Any, is_one: Callable[[str, Any], bool]) -> bool:
-    todo = [value]
-    while todo:
-        each = todo.pop()
-        if isinstance(each, dict):
-            if any(is_one(name, inner) for name, inner in each.items()):
-                return True
-            todo.extend(inner for inner in each.values() if isinstance(inner, dict | list))
-        elif isinstance(each, list):
-            todo.extend(inner for inner in each if isinstance(inner, dict | list))
-    return False

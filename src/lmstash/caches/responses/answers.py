@@ -21,6 +21,8 @@ from lmstash.store.base import Buffer
 PLAIN: Final = 0
 _HEAD = struct.Struct("<BI")
 _read_head = _HEAD.unpack_from
+_FAILED: Final = frozenset({"error", "failed", "failure"})
+_MOST_NESTED: Final = 50
 
 
 class UnknownTypeError(LmstashError):
@@ -172,12 +174,43 @@ def read_back(data: Buffer) -> Any:
 
 
 def is_kept(answer: Any) -> bool:
-    """Whether an answer is worth keeping: neither empty nor a report of failure."""
+    """Whether an answer is worth keeping: neither empty nor a report of failure.
+
+    Empty is None, white space, and a list, tuple or dict of nothing else; numbers and booleans are answers. A dict
+    reports a failure by an `error`, or by the `status` or `object` `"error"`. What cannot be looked at is not kept.
+    """
+    if type(answer) is str:
+        return bool(answer) and not answer.isspace()
+    try:
+        if isinstance(answer, list | tuple):
+            several = bool(answer) and isinstance(answer[0], Mapping)
+            if several and any(isinstance(each, Mapping) and _reports_failure(each) for each in answer):
+                return False
+        elif isinstance(answer, Mapping) and _reports_failure(answer):
+            return False
+        return not _is_empty(answer, _MOST_NESTED)
+    except Exception:  # other people's objects are looked at
+        return False
+
+
+def _reports_failure(answer: Mapping[Any, Any]) -> bool:
+    if answer.get("error"):
+        return True
+    for name in ("status", "object"):
+        said = answer.get(name)
+        if isinstance(said, str) and said.lower() in _FAILED:
+            return True
+    return False
+
+
+def _is_empty(answer: Any, depth: int) -> bool:
     if answer is None:
-        return False
-    if isinstance(answer, str | bytes | list | tuple | dict) and not answer:
-        return False
-    return not (isinstance(answer, Mapping) and answer.get("error"))
+        return True
+    if isinstance(answer, (str, bytes)):
+        return not answer or answer.isspace()
+    if isinstance(answer, (dict, list, tuple)) and depth > 0:
+        return all(_is_empty(each, depth - 1) for each in (answer.values() if isinstance(answer, dict) else answer))
+    return False
 
 
 def _take_apart(value: Any) -> tuple[str, Any] | None:

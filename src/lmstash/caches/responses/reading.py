@@ -15,22 +15,19 @@ from marshal import dumps
 from math import isfinite
 from typing import Any, Final, NamedTuple
 
+from lmstash.caches.responses.hiding import LONG, is_credential, is_secret, may_show_url
 from lmstash.caches.responses.requests import (
-    ARGUMENTS,
     EXACT,
     HARMLESS,
-    LONG,
-    MAY_HOLD_ARGUMENTS,
     NUMBERS,
+    SAMPLING,
     SECRET,
     URL,
     Request,
-    is_credential,
-    is_secret,
     may_hold,
     read_request,
 )
-from lmstash.caches.responses.sampling import NAMES as SAMPLING
+from lmstash.caches.responses.sampling import ARGUMENTS, MAY_HOLD_ARGUMENTS, NAMES, telling
 
 _MOST_LAYOUTS = 1024
 _MOST_NAMES = 64
@@ -80,7 +77,8 @@ class RequestReader:
         if type(request) is not dict:
             return None
         try:
-            return self._keywords(request, self._of_requests, arguments, _MOST_NESTED).encode()
+            text = self._keywords(request, self._of_requests, arguments, _MOST_NESTED)
+            return None if "://" in text and may_show_url(text) else text.encode()
         except Exception:  # other people's objects are looked at; whoever reads it the general way finds out why
             return None
 
@@ -121,7 +119,7 @@ class RequestReader:
                 pieces.append(self._write(value, depth))
         for name in telling:
             value = given[name]
-            if isinstance(value, (list, dict)):  # what is remembered of it may change
+            if isinstance(value, (list, dict)) or name in arguments:  # may change; two may say something else
                 raise _UnusualError
             arguments[name] = value
         return template % tuple(pieces)
@@ -164,8 +162,12 @@ class RequestReader:
                 if kinds & _CHANGING or len(kinds) > 1 or len({*values}) > 1:
                     raise _UnusualError
                 own[name] = values[0]
-        texts = [text.encode() for text in map(layout.template.__mod__, zip(*columns, strict=True))]
-        return texts, arguments | own
+        if not own.keys().isdisjoint(arguments):
+            raise _UnusualError
+        texts = list(map(layout.template.__mod__, zip(*columns, strict=True)))
+        if any(may_show_url(text) for text in texts if "://" in text):
+            raise _UnusualError
+        return list(map(str.encode, texts)), arguments | own
 
     def _options(self, given: dict[Any, Any], look: bytes, arguments: dict[str, Any], depth: int) -> str:
         """Write generation arguments: the same ones with many requests, so what was written once is remembered.
@@ -187,6 +189,8 @@ class RequestReader:
                 if len(self._written) >= _MOST_LAYOUTS:
                     self._written.clear()
                 self._written[look] = known
+        if arguments and not arguments.keys().isdisjoint(known[1]):
+            raise _UnusualError
         arguments.update(known[1])
         return known[0]
 
@@ -245,9 +249,9 @@ class RequestReader:
         if layouts is not self._of_dicts:
             harmless = self._harmless if layouts is self._of_requests else frozenset()
             kept = [name for name in sorted(names) if name not in harmless and not is_credential(name)]
-            if SAMPLING & (set(names) - set(kept)):
+            if NAMES & (set(names) - set(kept)):
                 return None
-        worrying = SECRET if self._urls == "trust" else SECRET | URL
+        worrying = SECRET | URL | (SAMPLING if layouts is self._of_dicts else 0)
         for name in kept:
             try:
                 encoded = name.encode()
@@ -257,7 +261,7 @@ class RequestReader:
                 return None
         holes = [encode_basestring(name).replace("%", "%%") + ":%s" for name in kept]
         fields = tuple((name, _holds(name)) for name in kept)
-        return _Layout("{" + ",".join(holes) + "}", fields, tuple(name for name in kept if name in SAMPLING))
+        return _Layout("{" + ",".join(holes) + "}", fields, tuple(telling(kept, layouts is self._of_options)))
 
 
 def _holds(name: str) -> int:

@@ -1,13 +1,48 @@
-"""Whether a request is answered by chance, so that asking twice may give two answers."""
+"""Whether a request is answered by chance, so that asking twice may give two answers.
+
+It is told by arguments such as `temperature`, wherever in a request a host may find them: among the request's own
+fields, in dicts of generation arguments, and in every other dict that is not known to be something to read (`DATA`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+ARGUMENTS = frozenset({"gen_kwargs", "generation_kwargs", "generation_config", "sampling_params", "extra_body"})
+"""Fields of a request that hold generation arguments, and nothing else."""
+
+MAY_HOLD_ARGUMENTS = ARGUMENTS | {
+    *("options", "parameters", "params", "config", "kwargs", "model_kwargs", "generate_kwargs", "body", "sampling"),
+    *("generationConfig", "inferenceConfig", "textGenerationConfig", "generation_args", "gen_args"),
+}
+"""What dicts of these names say of sampling is meant so; `options` may also be answers to choose from: their order
+counts."""
+
+DATA = frozenset(
+    {
+        *("messages", "content", "contents", "parts", "doc", "docs", "document", "documents"),
+        *("tools", "functions", "toolConfig", "tool_config", "schema", "json_schema", "response_format"),
+        *("response_schema", "responseSchema"),
+    }
+)
+"""Fields that hold what a model is to read, or how tools and answers look: a temperature in it is somebody's."""
+
 _SEEDS = ("seed", "random_seed")
-NAMES = frozenset({"do_sample", "temperature", *_SEEDS})
+_DRAWS = ("do_sample", "doSample")
+_SEVERAL = ("n", "num_return_sequences", "best_of", "candidate_count", "candidateCount")
+"""How many answers: more than one are drawn, unless decoding is greedy or by beams."""
+_BEAMS = ("num_beams", "use_beam_search")
+NAMES = frozenset({"temperature", *_SEEDS, *_DRAWS, *_SEVERAL, *_BEAMS})
 """The arguments that this is told by."""
+
+_BESIDE_N = frozenset(
+    {
+        *("model", "messages", "prompt", "prompts", "input", "inputs", "contents", "system", "stop", "temperature"),
+        *("max_tokens", "max_new_tokens", "max_completion_tokens", "do_sample", "top_p", "top_k"),
+    }
+)
+"""Beside one of these `n` is how many answers; elsewhere it may count anything."""
 
 
 def is_sampled(arguments: Mapping[str, Any], by_default: bool = False) -> bool:
@@ -19,18 +54,111 @@ def is_sampled(arguments: Mapping[str, Any], by_default: bool = False) -> bool:
     """
     if not arguments:
         return by_default
-    if arguments.get("do_sample"):
-        return True
+    greedy = False
+    for name in _DRAWS:
+        value = arguments.get(name)
+        if value is not None:
+            if _is_true(value):
+                return True
+            greedy = True
     temperature = arguments.get("temperature")
     if temperature is not None:
         return not isinstance(temperature, (int, float)) or temperature != 0
-    return by_default and "do_sample" not in arguments
+    if greedy:
+        return False
+    if any(_is_several(arguments.get(name)) for name in _SEVERAL):
+        return not any(_is_several(arguments.get(name)) or arguments.get(name) is True for name in _BEAMS)
+    return by_default
+
+
+def _is_true(value: Any) -> bool:
+    try:
+        return bool(value)
+    except Exception:  # an array, say: nobody knows what a host makes of it
+        return True
+
+
+def _is_several(value: Any) -> bool:
+    try:
+        return bool(value is not None and value > 1)
+    except Exception:  # no number
+        return False
 
 
 def seed_of(arguments: Mapping[str, Any]) -> Any:
     """Return the seed that is asked for, or None."""
     for name in _SEEDS:
         seed = arguments.get(name)
-        if seed is not None and seed != -1:  # -1: llama.cpp and others choose one
+        if seed is not None and not _is_true(seed == -1):  # -1: llama.cpp and others choose one
             return seed
     return None
+
+
+def telling(names: Iterable[Any], are_arguments: bool = False) -> list[str]:
+    """Return those among the names of a dict that say something of sampling there.
+
+    Args:
+        names: All of them.
+        are_arguments: Whether they are known to be generation arguments.
+    """
+    names = list(names)
+    counts = are_arguments or not _BESIDE_N.isdisjoint(names)
+    return [name for name in names if name in NAMES and (counts or name != "n")]
+
+
+def note(arguments: dict[str, Any], said: Mapping[str, Any]) -> None:
+    """Add what is said in one more place; of two that say something else, the one counts that asks for sampling."""
+    for name, value in said.items():
+        if name not in arguments or is_sampled({name: value}) or (name in _SEEDS and seed_of({name: value}) is None):
+            arguments[name] = value
+
+
+def note_elsewhere(arguments: dict[str, Any], request: Any) -> None:
+    """Add what is said in other dicts of a request than in its own generation arguments.
+
+    A seed counts there only beside what asks for sampling: elsewhere it may be any program's.
+
+    Args:
+        arguments: What the request's own arguments say.
+        request: The request, which does not hold itself.
+    """
+    known = seed_of(arguments) is not None
+    lacking = is_sampled(arguments) and not known
+    held: list[tuple[dict[str, Any], bool]] = []
+    _collect(request, None, type(request) is dict, held)
+    for said, is_meant in held:
+        if is_sampled(said):
+            lacking = lacking or not (known or seed_of(said) is not None)
+            note(arguments, said)
+            if not is_meant:
+                arguments["do_sample"] = True
+        elif is_meant:
+            note(arguments, said)
+    if lacking:
+        for name in _SEEDS:
+            arguments.pop(name, None)
+
+
+def _collect(value: Any, called: Any, noted: bool, held: list[tuple[dict[str, Any], bool]]) -> None:
+    """Add what each dict in a value says, and whether its name says that it is meant so.
+
+    Args:
+        value: A list, tuple or dict.
+        called: The name of the field that holds it.
+        noted: Whether it was read already: what the request's own generation arguments say.
+        held: Takes them.
+    """
+    if type(value) is dict:
+        if not noted:
+            is_meant = type(called) is str and called in MAY_HOLD_ARGUMENTS
+            # A dict under such a name describes an argument: that is a schema.
+            said = {name: value[name] for name in telling(value, is_meant) if type(value[name]) is not dict}
+            if said:
+                held.append((said, is_meant))
+        for name, each in value.items():
+            kind = type(each)
+            if (kind is dict or kind is list or kind is tuple) and name not in DATA:
+                _collect(each, name, noted and kind is dict and name in ARGUMENTS, held)
+    elif type(value) is list or type(value) is tuple:
+        for each in value:
+            _collect(each, called, False, held)

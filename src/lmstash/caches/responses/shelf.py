@@ -9,6 +9,7 @@ from typing import Any
 from lmstash.caches.models import describe_model
 from lmstash.caches.responses.answers import UnknownTypeError, encode_answer, pack, read_answer, read_answers, unpack
 from lmstash.caches.responses.asking import KIND, Asked, namespace_of
+from lmstash.caches.responses.hiding import is_secret
 from lmstash.caches.responses.squeezing import SQUEEZED, Squeezer
 from lmstash.caches.responses.who import Who
 from lmstash.codecs.compression import zstandard_module
@@ -199,7 +200,7 @@ def _meta(tags: Tags | None, occurrence: int) -> bytes | None:
     if not tags and not occurrence:
         return None
     number = {"occurrence": occurrence} if occurrence else {}  # with it, a kept request leads to its key
-    facts = {name: value for name, value in (tags or {}).items() if name != "occurrence"}
+    facts = {name: value for name, value in (tags or {}).items() if name != "occurrence" and not is_secret(str(name))}
     try:
         return _dumps(facts | number).encode()
     except (TypeError, ValueError):  # a tag is no reason to lose an answer

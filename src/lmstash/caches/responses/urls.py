@@ -1,18 +1,21 @@
-"""URLs of media in a request: what lies there may change while the URL stays the same.
+"""Media that a request only names, by URL or by path: what lies there may change while the name stays the same.
 
-Whether a URL is media is told by where it stands: in a field such as `image_url`, or as `url`, `uri`, `image`, `audio`
-or `video` of a part whose `type` says so. A URL in text is text.
+Whether a text names media is told by where it stands (`places`): a URL in text is text. A path of this machine is named
+by what the file holds, as a `pathlib.Path` is; what becomes of URLs is the caller's choice.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
+from lmstash.caches.responses.places import ADDRESS, NAMED, PATH, URL, replace_named
 from lmstash.errors import InvalidArgumentError
 from lmstash.identity.media import Media, media_of
 
@@ -20,56 +23,61 @@ POLICIES: Final = ("refuse", "content", "trust")
 MOST_BYTES: Final = 64 << 20
 MOST_SECONDS: Final = 20.0
 _READ_BYTES = 1 << 16
+_LONG_PATH = 4096
 
-_FIELDS = re.compile(r"(image|audio|video|file|document|media)_?ur[li]", re.IGNORECASE)
-_TYPES = re.compile(r"(input_?)?(image|audio|video|file|document|media|url)(_?url)?", re.IGNORECASE)
-_PLACES = frozenset({"url", "uri", "image", "audio", "video", "file"})
-_URL = re.compile(r"\s*(https?|ftp|file|gs|s3)://", re.IGNORECASE)
+_URL = re.compile(r"\s*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
 class UnreadUrlError(InvalidArgumentError):
     """A request names media by a URL whose content is not known."""
 
 
-def is_place(name: str) -> bool:
-    """Whether a field of this name may hold the URL of media."""
-    return _FIELDS.fullmatch(name) is not None or name in _PLACES or name == "source"
-
-
-def resolve_urls(request: Any, policy: str, fetch: Callable[[str], Media] | None = None) -> Any:
-    """Return a request with each URL of media replaced by what lies there; the same object if there are none.
+def resolve_media(request: Any, policy: str, fetch: Callable[[str], Media] | None = None) -> Any:
+    """Return a request with what lies there for each URL of media, and beside each path of media.
 
     Args:
-        request: The request; it is not changed.
-        policy: `refuse` or `content`.
+        request: The request; it is not changed, and returned itself if it names none.
+        policy: What becomes of URLs: `refuse`, `content`, or `trust`, which leaves them.
         fetch: Returns what lies under a URL; default: `fetch_media`.
 
     Raises:
         UnreadUrlError: It names one, and they are refused, or this one cannot be read.
+        InvalidArgumentError: It names a file that cannot be read, or a folder.
     """
-    return _walk(request, False, policy, fetch or fetch_media)
+
+    def see(text: str, holds: int) -> Any:
+        if _URL.match(text):
+            return _one(text, policy, fetch or fetch_media) if holds & URL and policy != "trust" else text
+        return _with_file(text) if holds & PATH else text
+
+    return replace_named(request, see)
 
 
-def _walk(value: Any, is_media: bool, policy: str, fetch: Callable[[str], Media]) -> Any:
-    kind = type(value)
-    if kind is str:
-        return _one(value, policy, fetch) if is_media and _URL.match(value) else value
-    if kind is list or kind is tuple:
-        seen = [_walk(each, is_media, policy, fetch) for each in value]
-        return value if all(new is old for new, old in zip(seen, value, strict=True)) else kind(seen)
-    if kind is not dict:
-        return value
-    stated = value.get("type")
-    of_part = type(stated) is str and _TYPES.fullmatch(stated) is not None
-    found: dict[Any, Any] = {}
-    for name, each in value.items():
-        named = type(name) is str and (
-            _FIELDS.fullmatch(name) is not None
-            or ((of_part or is_media) and name in _PLACES)
-            or (of_part and name == "source")
-        )
-        found[name] = _walk(each, named, policy, fetch)
-    return value if all(new is old for new, old in zip(found.values(), value.values(), strict=True)) else found
+def points_at_urls(value: Any) -> bool:
+    """Whether a value names media by URL, or has any text but a `data:` URL in a field that is named for a URL."""
+    found: list[str] = []
+
+    def see(text: str, holds: int) -> str:
+        if _URL.match(text) or (holds & ADDRESS and not text.startswith("data:")):
+            found.append(text)
+        return text
+
+    try:
+        replace_named(value, see)
+    except RecursionError:  # nobody can say
+        return True
+    return bool(found)
+
+
+def _with_file(text: str) -> Any:
+    """Return a text, with what the file holds if it names one here."""
+    if not text or len(text) > _LONG_PATH or text.startswith("data:"):
+        return text
+    if not os.path.exists(os.path.expanduser(text)):
+        return text
+    file = media_of(Path(text))
+    assert file is not None
+    return [text, Media(NAMED, file.digest, file.facts)]
 
 
 def _one(url: str, policy: str, fetch: Callable[[str], Media]) -> Media:
@@ -91,8 +99,6 @@ def fetch_media(url: str, *, most_bytes: int = MOST_BYTES, most_seconds: float =
     """
     parts = urlsplit(url)
     if parts.scheme.lower() == "file" and parts.netloc in ("", "localhost"):
-        from pathlib import Path
-
         try:
             media = media_of(Path(unquote(parts.path)))
         except InvalidArgumentError as error:

@@ -1,0 +1,103 @@
+"""Where in a request media are named: by the names of its fields, and by the `type` of its parts.
+
+A field whose name ends in a word for media, in the singular or the plural, holds media: `image`, `input_audio`,
+`videoUrls`, `mask_image_path`. So do fields such as `url`, `source` and `data` of a part whose `type` says so, or of a
+dict in a field for media. Everything else is text, whatever it looks like.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import lru_cache
+from itertools import zip_longest
+from typing import Any, Final
+
+from lmstash.identity.media import Media
+
+URL, PATH, ADDRESS = 1, 2, 4
+"""What a text may be, by where it stands: the URL of media; the path of a file of media; a URL of anything."""
+
+NAMED: Final = "path"
+"""The kind of `Media` that follows a text in a list of the two: what the file holds that the text names."""
+
+_WORDS: Final = "(image|img|picture|photo|visual|frame|audio|video|media)"
+_FIELD = re.compile(
+    rf"(.*_)?(input)?{_WORDS}s?(_?(url|uri|path|file|src|source|link)s?)*(_?(list|\d+))?"
+    r"|(.*_)?(file|document|pdf)s?_?ur[li]s?",
+    re.DOTALL,
+)
+_ADDRESS = re.compile(r"(.*_)?ur[li]s?", re.DOTALL)
+_MEDIA_TYPE = re.compile(rf"(input_?)?{_WORDS}(_?url)?", re.IGNORECASE)
+_FILE_TYPE = re.compile(r"(input_?)?(file|document|pdf|url)(_?url)?", re.IGNORECASE)
+_PLACES = frozenset({"src", "source", "image", "audio", "video", "file", "s3_location"})
+_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|-")
+_CONTENT = ("bytes", "array", "data", "base64", "content")
+"""Beside one of these a `path` only says where it came from."""
+
+_MEDIA, _OF_PART, _INLINE, _PATH = 8, 16, 32, 64
+
+
+@lru_cache(maxsize=4096)
+def _of_name(name: str) -> int:
+    """Return what a name says by itself, and what it would say in a part."""
+    words = _CAMEL.sub("_", name).lower()
+    address = ADDRESS if _ADDRESS.fullmatch(words) else 0
+    if _FIELD.fullmatch(words):
+        return _MEDIA | address
+    if address or words in _PLACES:
+        return _OF_PART | address
+    return _INLINE if words == "data" else _PATH if words == "path" else 0
+
+
+def is_place(name: str) -> bool:
+    """Whether a field of this name may hold media."""
+    return bool(_of_name(name) & (_MEDIA | _OF_PART | _INLINE | _PATH))
+
+
+def replace_named(value: Any, see: Callable[[str, int], Any], holds: int = 0) -> Any:
+    """Return a request with each text that may name media, or is an address, as `see` returns it.
+
+    Args:
+        value: The request; it is not changed, and returned itself if nothing is replaced.
+        see: Gets a text, and which of `URL`, `PATH` and `ADDRESS` it may be.
+        holds: What `value` itself may be.
+    """
+    kind = type(value)
+    if kind is str:
+        return see(value, holds) if holds else value
+    if kind is list or kind is tuple:
+        seen = [_item(*each, see, holds) for each in zip_longest(value, value[1:])]
+        return value if all(new is old for new, old in zip(seen, value, strict=True)) else kind(seen)
+    if kind is not dict:
+        return value
+    found = {name: replace_named(each, see, _held(value, name, holds)) for name, each in value.items()}
+    return value if all(new is old for new, old in zip(found.values(), value.values(), strict=True)) else found
+
+
+def _item(value: Any, after: Any, see: Callable[[str, int], Any], holds: int) -> Any:
+    """Do what `replace_named` does, for an item of a list that another one follows."""
+    if type(value) is not str or not isinstance(after, Media):
+        return replace_named(value, see, holds)
+    if after.kind == NAMED:  # it was replaced already
+        return see(value, holds & ~PATH)
+    new = see(value, holds)
+    # Others say a path and what the file holds, too; that has its key.
+    return value if type(new) is list and new[1].digest == after.digest else new
+
+
+def _held(part: dict[Any, Any], name: Any, holds: int) -> int:
+    """Return what a field of a dict may hold, which is itself where `holds` says."""
+    said = _of_name(name) if type(name) is str else 0
+    if not said:
+        return 0
+    address = said & ADDRESS
+    if said & _MEDIA:
+        return URL | PATH | address
+    stated = part.get("type")
+    is_media = bool(holds & URL or (type(stated) is str and _MEDIA_TYPE.fullmatch(stated)))
+    if not is_media and not (type(stated) is str and _FILE_TYPE.fullmatch(stated)):
+        return address
+    if said & _PATH:
+        return URL | PATH if is_media and all(part.get(each) is None for each in _CONTENT) else 0
+    return URL | address if said & _INLINE else URL | PATH | address
