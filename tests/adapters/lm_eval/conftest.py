@@ -33,6 +33,14 @@ def _datasets_elsewhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: p
 
 
 @pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the variables above say, also where another test has loaded the hub's client before."""
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture(autouse=True)
 def _without_a_report_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """The harness ends each evaluation by asking other programs about the machine, which takes seconds."""
     import lm_eval.evaluator

@@ -137,6 +137,12 @@ def test_a_class_that_nobody_knows_is_not_cached_unless_it_is_declared(tmp_path,
         assert sum("Declare which" in each.getMessage() for each in caplog.records) == 1
 
 
+def test_imported_answers_that_cannot_be_used_are_said_to_be_so(tmp_path, caplog):
+    with lmstash.open(tmp_path / "s") as stash:
+        CachedLM(Scripted(echo), stash, imported="SmolLM2 of March").generate_until(generations(1))
+    assert sum("give model= beside imported=" in each.getMessage() for each in caplog.records) == 1
+
+
 def kept(stash: Stash) -> list[dict[str, Any]]:
     """What is said of each answer that is kept."""
     return [dict(each.meta or {}) for each in stash.store.entries() if each.namespace.startswith("responses/")]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import shlex
 import sqlite3
 import subprocess
 import sys
@@ -13,13 +15,13 @@ from typing import Any
 import pytest
 
 import lmstash
-from lmstash.adapters.lm_eval import CachedLM, CachingLM, import_caching_db, install, uninstall
+from lmstash.adapters.lm_eval import CachedLM, CachingLM, import_caching_db, install, launching, uninstall
 from lmstash.adapters.lm_eval.dropin import close_all, stash_at
 from lmstash.adapters.lm_eval.importing import read_plain
 from lmstash.cli.main import main
 from lmstash.errors import CorruptEntryError, InvalidArgumentError
 
-from .conftest import Scripted, answers_of, echo, evaluate, generations, instance
+from .conftest import Scripted, answers_of, echo, evaluate, generations, instance, write_tasks
 
 
 @pytest.fixture
@@ -98,6 +100,51 @@ def test_a_harness_that_is_not_known_or_fails_is_told(tmp_path, capsys):
     assert "lm_eval" in capsys.readouterr().err
     assert main(["eval", "--dir", str(tmp_path), "lm_eval", "run", "--no-such-argument"]) == 2
     assert "no requests were made" in capsys.readouterr().err
+
+
+@pytest.fixture
+def launch(tmp_path, monkeypatch):
+    """Launch the harness here, with its dummy model under a declared name; returns what became of the requests."""
+    from lm_eval.tasks import TaskManager
+
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", functools.partial(TaskManager, include_defaults=False))
+
+    def go(folder: Path, *flags: str, **options: Any) -> dict[str, int]:
+        line = ["--model", "dummy", "--tasks", "t_gen", "--include_path", str(folder), *flags]
+        code, counts = launching.run(line, str(tmp_path / "s"), **{"model": "dummy 1", **options})
+        assert code == 0
+        return counts
+
+    return go
+
+
+def test_questions_are_built_anew_and_no_pickle_of_them_is_read_or_written(tmp_path, launch, monkeypatch, caplog):
+    from lm_eval.caching import cache
+
+    monkeypatch.setattr(cache, "PATH", str(tmp_path / "pickles"))
+    cache.save_to_cache("requests-t_gen-0shot-rank0-world_size1-tokenizer", [[Evil()]])
+    (kept,) = (tmp_path / "pickles").iterdir()
+    before = kept.read_bytes()
+    for flags in (["--cache_requests"], ["--cache_requests", "refresh"]):
+        caplog.clear()
+        launch(write_tasks(tmp_path / "tasks", prompt=f"{flags}: {{{{q}}}}"), *flags)
+        assert caplog.text.count("--cache_requests: questions are built anew") == 1
+        assert [(each, each.read_bytes()) for each in kept.parent.iterdir()] == [(kept, before)]
+    assert not Evil.ran
+    assert launch(tmp_path / "tasks", "--cache_requests", "--gen_kwargs", "max_gen_toks=7")["computed"] == 8
+    launch(tmp_path / "tasks", "--cache_requests", "delete")
+    assert not kept.exists()
+
+
+def test_the_advice_for_a_model_that_nobody_knows_can_be_followed(tmp_path, tasks, launch, caplog):
+    assert launch(tasks, model=None)["hits"] == launch(tasks, model=None)["hits"] == 0
+    advice = next(each for each in caplog.text.split("`") if each.startswith("lmstash eval "))
+    start, end = advice.split("...")
+    line = [*shlex.split(start.replace("NAME", "'dummy 1'")), *shlex.split(end)]
+    line[2:2] = ["--dir", str(tmp_path / "s"), "--json"]
+    line += ["--model", "dummy", "--tasks", "t_gen", "--include_path", str(tasks)]
+    assert main(line[1:]) == 0
+    assert launch(tasks)["hits"] == 8
 
 
 # --- databases of the harness -------------------------------------------------------------------------------------

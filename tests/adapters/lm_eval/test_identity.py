@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 import threading
+import types
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -11,7 +14,7 @@ from typing import Any
 import pytest
 
 from lmstash.adapters.lm_eval import CachedLM
-from lmstash.adapters.lm_eval.identity import who_answers
+from lmstash.adapters.lm_eval.identity import RemoteModel, who_answers
 from lmstash.errors import UnsupportedModelError
 
 from .conftest import Scripted, echo, generations, instance, tiny_model
@@ -101,10 +104,11 @@ class Server(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.asked.append((asked, dict(self.headers)))  # pyright: ignore[reportAttributeAccessIssue]
-        prompts = asked["prompt"] if isinstance(asked["prompt"], list) else [asked["prompt"]]
+        prompts = asked.get("prompt", asked.get("text"))
         said = self.server.say  # pyright: ignore[reportAttributeAccessIssue]
-        choices = [{"index": i, "text": said(asked, each)} for i, each in enumerate(prompts)]
-        data = json.dumps({"choices": choices}).encode()
+        each = prompts if isinstance(prompts, list) else [prompts]
+        choices = [{"index": i, "text": said(asked, prompt)} for i, prompt in enumerate(each)]
+        data = json.dumps({"choices": choices} if "prompt" in asked else choices).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(data)))
         self.send_header("Content-Type", "application/json")
@@ -119,7 +123,7 @@ class Server(BaseHTTPRequestHandler):
 def server() -> Iterator[Any]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Server) as opened:
         opened.asked = []  # pyright: ignore[reportAttributeAccessIssue]
-        opened.say = lambda asked, prompt: f"{asked['model']}: {prompt}"  # pyright: ignore[reportAttributeAccessIssue]
+        opened.say = lambda asked, prompt: f"{asked.get('model')}: {prompt}"  # pyright: ignore[reportAttributeAccessIssue]
         thread = threading.Thread(target=opened.serve_forever)
         thread.start()
         yield opened
@@ -176,6 +180,65 @@ def test_keys_are_neither_identity_nor_kept(tmp_path, stash, server, monkeypatch
     everything = b"".join(each.read_bytes() for each in tmp_path.rglob("*") if each.is_file())
     assert b"prompt 1" in everything
     assert b"secret-" not in everything
+
+
+def test_values_in_an_address_count_and_are_not_kept(tmp_path, stash, server):
+    url = f"http://me:pass-one@127.0.0.1:{server.server_address[1]}/v1/completions?key=AIza-two&code=three-3&api_key=k4"
+    others = [url.replace("three-3", "other-5"), url.replace("me:pass-one@", "").replace("k4", "k6")]
+    who = [who_answers(remote(server, base_url=each)).look() for each in (url, *others)]
+    assert who[0] != who[1]
+    assert who[0] == who[2]
+    assert who_answers(remote(server, base_url=f"{url}&eu")).look() != who_answers(remote(server, base_url=url)).look()
+    for options in ({}, {"model": "declared"}):
+        CachedLM(remote(server, base_url=url), stash, **options).generate_until(generations(2))
+    stash.flush()
+    everything = b"".join(each.read_bytes() for each in tmp_path.rglob("*") if each.is_file())
+    assert b"/v1/completions" in everything
+    for secret in (b"pass-one", b"AIza-two", b"three-3"):
+        assert secret not in everything
+
+
+SENT = [
+    ("openai_completions", "LocalCompletionsAPI", 1234),
+    ("openai_completions", "LocalChatCompletion", 1234),
+    ("openai_completions", "OpenAIChatCompletion", 1234),
+    ("sglang_generate_API", "SGLANGGENERATEAPI", None),
+    ("anthropic_llms", "AnthropicChat", None),
+    ("litellm_llms", "LiteLLMChatCompletion", None),
+]
+
+
+@pytest.mark.parametrize(("module", "name", "seed"), SENT, ids=[each[1] for each in SENT])
+def test_a_seed_is_known_of_those_that_send_it(server, monkeypatch, module, name, seed):
+    pytest.importorskip("tenacity")
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "none")
+    monkeypatch.setitem(sys.modules, "litellm", types.ModuleType("litellm"))
+    kind = getattr(importlib.import_module(f"lm_eval.models.{module}"), name)
+    lm = kind(model="m", base_url="http://127.0.0.1:1/v1", tokenizer_backend=None, tokenized_requests=False)
+    assert RemoteModel(lm, revision=None, variant=None).seed() == seed
+
+
+def test_a_seed_is_not_known_of_code_of_ones_own_or_where_the_server_chooses_one(server):
+    class Mine(type(remote(server))):
+        def _create_payload(self, *arguments: Any, **options: Any) -> dict[str, Any]:
+            return super()._create_payload(*arguments, **options)
+
+    given = {"model": "m", "base_url": "http://127.0.0.1:1", "tokenizer_backend": None, "tokenized_requests": False}
+    replaced = remote(server)
+    replaced.model_call = lambda messages, **options: None
+    for lm in (Mine(**given), replaced, remote(server, seed=-1)):
+        assert RemoteModel(lm, revision=None, variant=None).seed() is None
+
+
+def test_samples_of_a_server_that_gets_no_seed_are_not_served_again(stash, server):
+    from lm_eval.models.sglang_generate_API import SGLANGGENERATEAPI
+
+    options = {"base_url": f"http://127.0.0.1:{server.server_address[1]}", "tokenizer_backend": None}
+    for kind, n_asked in ((SGLANGGENERATEAPI, 4), (type(remote(server)), 6)):
+        for _ in range(2):
+            lm = CachedLM(kind(model="m", tokenized_requests=False, **options), stash)
+            lm.generate_until(generations(2, do_sample=True, temperature=1.0))
+        assert len(server.asked) == n_asked
 
 
 def test_a_server_that_says_nothing_is_asked_again(stash, server):

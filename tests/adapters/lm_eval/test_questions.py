@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from lmstash.adapters.lm_eval.questions import Questions
 from lmstash.caches.responses.reading import RequestReader
 from lmstash.caches.responses.requests import read_request
@@ -26,6 +28,14 @@ def test_sampled_requests_name_their_document_and_the_seed_and_repeats_their_num
     assert first["doc"] == [once.task_name, once.doc_id, once.idx]
     assert first["seed"] == 7
     assert again == {**first, "repeat": 1}
+
+
+@pytest.mark.parametrize("seed", [None, -1, 5])
+def test_a_seed_that_a_request_names_stands_before_the_models(seed):
+    asked = Questions(
+        "generate_until", [instance("generate_until", "p", SAMPLED | {"seed": seed})], world_size=1, seed=7
+    )
+    assert "seed" not in asked.part(0, 1)[0]
 
 
 def test_padding_asks_again_what_was_asked():

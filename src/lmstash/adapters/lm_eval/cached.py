@@ -86,6 +86,7 @@ class CachedLM(LM):
             revision: What you declare of a model behind an API: a version, a date.
             variant: Your own name for a difference that lmstash cannot see.
             imported: Use what `lmstash import lm-eval --model NAME` took over under this name, too; default: `model`.
+                A model that lmstash cannot see takes `model=` beside it.
             keep_sampled: Keep sampled answers though nobody knows the seed, each under its number.
             keep_empty: Keep empty texts; default: those of models that run in this process.
             strict_numerics: For a local model: torch's version and the device count, too.
@@ -105,8 +106,9 @@ class CachedLM(LM):
                 self._vouched, keep_sampled=keep_sampled, keep_if=lambda answer: _is_kept(answer, empty)
             )
         except UnsupportedModelError as error:
+            also = "" if imported is None else " Nor is what was imported: give model= beside imported=."
             stash.store.events.warn_once(
-                f"lm_eval {type(lm)}", "lmstash: nothing is cached for this evaluation: %s", error
+                f"lm_eval {type(lm)}", "lmstash: nothing is cached for this evaluation: %s%s", error, also
             )
         name = imported or model
         self._imported = None if name is None else ImportedAnswers(stash, name)

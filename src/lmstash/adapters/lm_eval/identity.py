@@ -10,15 +10,17 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import sys
 import threading
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from lmstash.caches.responses.requests import SECRETS
+from lmstash.caches.responses.hiding import SECRETS
+from lmstash.caches.responses.sampling import seed_of
 from lmstash.caches.responses.who import Declared, Who, named, plain_url
 from lmstash.errors import InvalidArgumentError, UnsupportedModelError
 from lmstash.identity.code import CodeGraph
@@ -51,6 +53,7 @@ _BY_VERSION = frozenset(
     }
 )
 """Packages whose code is not read: lm_eval counts by version and source, transformers with the module."""
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
 def who_answers(
@@ -86,7 +89,7 @@ def who_answers(
         return RemoteModel(lm, revision=revision, variant=variant)
     raise UnsupportedModelError(
         f"what a {type(lm).__module__}.{type(lm).__qualname__} answers depends on a model that lmstash cannot see. "
-        "Declare which: model='name and version' (`lmstash eval --model NAME lm_eval ...`)."
+        "Declare which: model='name and version' (`lmstash eval --model-is NAME lm_eval ...`)."
     )
 
 
@@ -165,7 +168,7 @@ class RemoteModel:
         """Return who would answer now."""
         lm = self._lm
         code, about = _class_of(lm)
-        url = None if lm.base_url is None else _address(lm.base_url)
+        url = None if lm.base_url is None else str(lm.base_url)
         header = {
             str(name).lower(): hashlib.sha256(str(value).encode()).hexdigest()
             for name, value in (lm._header or {}).items()
@@ -174,7 +177,7 @@ class RemoteModel:
         parts: dict[str, Component] = {
             "kind": "lm_eval remote model",
             "class": about,
-            "base_url": url,
+            "base_url": None if url is None else _address(url),
             "header": header,
             "tokenizer": self._tokenizer.digest(lm.tokenizer),
             "settings": _described(vars(lm), _RUNNING | _DERIVED | {"base_url"}, code),
@@ -182,7 +185,8 @@ class RemoteModel:
             **self._declared,
         }
         name = str(lm.model or type(lm).__name__)
-        return Fingerprint(Key(parts), {"name": name, "base_url": url, "harness": "lm_eval", **self._declared})
+        where = None if url is None else plain_url(url)
+        return Fingerprint(Key(parts), {"name": name, "base_url": where, "harness": "lm_eval", **self._declared})
 
     def unchanged(self, since: Fingerprint) -> bool:
         """Whether the harness's settings are still the same."""
@@ -192,8 +196,33 @@ class RemoteModel:
             return False
 
     def seed(self) -> int | None:
-        """The seed that is sent with each request (part of the identity, too)."""
-        return getattr(self._lm, "_seed", None)
+        """The seed that is sent with each request (part of the identity, too), as far as it is known to be."""
+        return _sent_seed(self._lm)
+
+
+def _sent_seed(lm: Any) -> Any:
+    """Return the seed in what the harness's own code sends; None where it sends none, or where other code decides.
+
+    Every `TemplateAPI` has a seed, but not every one sends it, and LiteLLM drops it for some providers.
+    """
+    template = sys.modules["lm_eval.models.api_models"].TemplateAPI
+    if any(_function_of(lm, name) is not getattr(template, name) for name in ("model_call", "amodel_call")):
+        return None
+    create = _function_of(lm, "_create_payload")
+    if str(getattr(create, "__module__", "")).partition(".")[0] != "lm_eval":
+        return None
+    options = {"until": ["."], "max_gen_toks": 1, "do_sample": True, "temperature": 1.0}
+    try:
+        sent = create(lm, [{"role": "user", "content": "."}], generate=True, gen_kwargs=options, seed=lm._seed)
+        return seed_of(sent)
+    except Exception:  # then nobody knows
+        return None
+
+
+def _function_of(lm: Any, name: str) -> Any:
+    """Return what a method of this object runs, also if it was replaced in the object alone."""
+    found = getattr(lm, name, None)
+    return getattr(found, "__func__", found)
 
 
 class _Tokenizer:
@@ -294,12 +323,15 @@ def _described(values: Mapping[str, Any], without: frozenset[str] | set[str], co
 
 
 def _without_secrets(value: Component) -> Component:
+    """Return a value without fields that are named as secrets, and with URLs that may hold some as digests."""
     if isinstance(value, dict):
         return {
             name: _without_secrets(each)
             for name, each in value.items()
             if not (isinstance(name, str) and SECRETS.fullmatch(name))
         }
+    if isinstance(value, str) and _URL.match(value) and (urlsplit(value).query or "@" in urlsplit(value).netloc):
+        return [plain_url(value), hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()]
     return [_without_secrets(each) for each in value] if isinstance(value, list) else value
 
 
@@ -324,11 +356,14 @@ def _is_plain(value: Any) -> bool:
     return True
 
 
-def _address(url: str) -> str:
-    """Return a URL without user name and password; of its query, only what names no secret."""
-    query = urlencode([pair for pair in parse_qsl(urlsplit(url).query) if not SECRETS.fullmatch(pair[0])])
-    plain = urlsplit(plain_url(url))
-    return urlunsplit((plain.scheme, plain.netloc, plain.path, query, ""))
+def _address(url: str) -> Component:
+    """Return a server's URL as it may be stored: of user name and password nothing, of its query a digest.
+
+    What names a secret in the query does not count; values under other names do, but may be secrets all the same.
+    """
+    pairs = parse_qsl(urlsplit(url).query, keep_blank_values=True)
+    query = urlencode([pair for pair in pairs if not SECRETS.fullmatch(pair[0])])
+    return [plain_url(url), hashlib.sha256(query.encode()).hexdigest()] if query else plain_url(url)
 
 
 def _plain(value: Any) -> Component:

@@ -1,6 +1,8 @@
 """The harness's own command line, with a stash in place of its cache.
 
-Nothing of its arguments is changed: `--use_cache PREFIX` names the folder, and without it the stash in force is used.
+Its arguments mean what they mean: `--use_cache PREFIX` names the folder, and without it the stash in force is used.
+Only `--cache_requests` has questions built anew: what the harness keeps of them does not follow an edited task, and is
+a pickle, which may run code when it is loaded. Building them takes little beside a model.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import lm_eval.evaluator
 
 from lmstash.adapters.lm_eval.cached import Counts
 from lmstash.adapters.lm_eval.dropin import CachingLM, close_all, install, uninstall
+from lmstash.events import logger
 
 
 def run(argv: Sequence[str], place: str, **options: Any) -> tuple[int, dict[str, int]]:
@@ -30,6 +33,11 @@ def run(argv: Sequence[str], place: str, **options: Any) -> tuple[int, dict[str,
     def with_cache(*arguments: Any, **named: Any) -> Any:
         if not named.get("use_cache"):
             named["use_cache"] = place
+        if named.get("cache_requests"):
+            logger.warning(
+                "lmstash: --cache_requests: questions are built anew, since what the harness keeps of them may be stale"
+            )
+        named |= {"cache_requests": False, "rewrite_requests_cache": False}
         return evaluate(*arguments, **named)
 
     before, theirs = len(CachingLM.made), sys.argv

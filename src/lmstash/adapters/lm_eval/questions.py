@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lmstash.caches.responses.sampling import is_sampled, seed_of
+from lmstash.caches.responses.sampling import is_sampled
+
+_SEEDS = frozenset({"seed", "random_seed"})
 
 
 class Questions:
@@ -54,7 +56,7 @@ class Questions:
                 request["doc"] = [instance.task_name, instance.doc_id, instance.idx]
                 if instance.doc_id is None:
                     request["doc"].append(self._nameless.setdefault(id(instance), len(self._nameless)))
-                if self._seed is not None and seed_of(options) is None:
+                if self._seed is not None and not _SEEDS & options.keys():  # its own goes out, though it be -1 or None
                     request["seed"] = self._seed
         if number:
             request["repeat"] = number

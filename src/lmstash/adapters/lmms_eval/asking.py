@@ -12,6 +12,7 @@ import dataclasses
 import datetime
 import decimal
 import os
+import re
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +25,10 @@ from lmstash.identity.media import Media, bytes_media, media_of
 SHOWN = frozenset({"generate_until", "loglikelihood"})
 """Methods that call a function once, with the document: what it returns says all. Elsewhere its code counts, too."""
 
+_VISUAL = 2
+"""Where `doc_to_visual` stands among the arguments, whatever the method."""
 _NUMBERS = frozenset((type(None), bool, int, float))
+_URL = re.compile(r"\s*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _LONG_BYTES = 4096
 _MOST_FILES = 10_000
 
@@ -115,7 +119,8 @@ class Reader:
         name = (place, _name_of(function))
         if name not in self._made:
             made = function(self._doc)
-            told: list[Any] = ["function", plain(made) if type(made) is str else media(made)]
+            is_text = type(made) is str and place != _VISUAL
+            told: list[Any] = ["function", plain(made) if is_text else media(made)]
             if self._method not in SHOWN:
                 told.append(self._source(function))
             self._made[name] = (function, told)
@@ -147,7 +152,8 @@ def plain(value: Any) -> Any:
 def media(value: Any) -> Any:
     """As `plain`, for what is given to a model to look at: a text that names a file stands for the file.
 
-    Then only the last part of its path counts beside its content. Texts of chat messages stay texts.
+    Then only the last part of its path counts beside its content. A URL is named as one, so that the cache's rule for
+    URLs decides: what lies there may change. Texts of chat messages stay texts.
     """
     return _walk(value, True)
 
@@ -189,7 +195,8 @@ def _walk(value: Any, looking: bool) -> Any:
 def _text(value: str, looking: bool) -> Any:
     if not looking and value[:1] != "/":  # most texts
         return value
-    if len(value) > _LONG_BYTES or "\n" in value or "\0" in value or not value:
+    is_url = looking and _URL.match(value) is not None
+    if not is_url and (len(value) > _LONG_BYTES or "\n" in value or "\0" in value or not value):
         return value
     path = value
     if looking and value.startswith("file://"):
@@ -201,7 +208,7 @@ def _text(value: str, looking: bool) -> Any:
             return ["folder", os.path.basename(os.path.normpath(path)), _folder(path)]
     except ValueError:
         pass
-    return value
+    return {"type": "url", "url": value} if is_url else value
 
 
 def _folder(path: str) -> list[Any]:

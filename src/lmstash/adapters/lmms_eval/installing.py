@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from lmstash.adapters.lmms_eval.attaching import Building, building
 from lmstash.adapters.lmms_eval.invalidating import task_fingerprint
 from lmstash.adapters.lmms_eval.response_cache import ResponseCache
-from lmstash.adapters.lmms_eval.saved import delete_cache, load_from_cache, save_to_cache
+from lmstash.adapters.lmms_eval.saved import delete_cache, delete_chosen, load_from_cache, save_to_cache
 from lmstash.errors import LmstashError
 from lmstash.events import logger
 
@@ -36,7 +37,8 @@ def installed(response_cache: type[ResponseCache] = ResponseCache, *, delete_req
     @functools.wraps(build)
     def build_all_requests(task: Any, **options: Any) -> Any:
         if delete_requests:
-            delete_cache(f"requests-{task.config.task}-")
+            name = re.compile(rf"requests-{re.escape(task.config.task)}-\w+shot-")  # not those of another task
+            delete_chosen(lambda meta: name.match(meta.get("name", "")) is not None)
         now = _building(task, options)
         token = building.set(now)
         try:

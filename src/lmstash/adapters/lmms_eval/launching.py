@@ -11,12 +11,12 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from lmstash.adapters.lmms_eval.parts import parent_began, run_of_ranks
 from lmstash.adapters.lmms_eval.requests import Request
 from lmstash.adapters.lmms_eval.response_cache import ResponseCache, is_padding
-from lmstash.adapters.lmms_eval.saved import delete_cache, save_to_cache
+from lmstash.adapters.lmms_eval.saved import delete_chosen, save_to_cache
 from lmstash.caches.responses.asking import namespace_of
 from lmstash.errors import InvalidArgumentError
 from lmstash.events import logger
@@ -135,13 +135,17 @@ class RunCache(ResponseCache):
         """Answered requests by task and document."""
         self.counts = {"asked": 0, "served": 0, "computed": 0}
         self._cleared = False
+        self._whole = True
+        """Whether the model answered all that it was asked."""
 
     def execute(self, lm: Any, reqtype: str, requests: Sequence[Any]) -> list[Any]:
         """As `ResponseCache.execute`, noting what was answered."""
         if self.clear and not self._cleared:
             self._cleared = True
             self._clear(lm)
+        self._whole = False
         answers = super().execute(lm, reqtype, requests)
+        self._whole = True
         for each, answer in zip(requests, answers, strict=True):
             if not is_padding(each):
                 answered = Request(each.args, getattr(answer, "text", answer), each.task_name, each.doc_id, reqtype)
@@ -149,20 +153,27 @@ class RunCache(ResponseCache):
         return answers
 
     def finalize(self, *, success: bool, dist_backend: str = "accelerate", accelerator: Any = None) -> None:
-        """Save the answered groups of each task as `{model}_{task}`, and let go."""
+        """Save the answered groups of each task as `{model}_{task}`, unless the model failed, and let go."""
         stats = self.get_stats()
         asked = stats["hits"] + stats["misses"]
         self.counts = {"asked": asked, "served": stats["hits"], "computed": stats["misses"]}
-        model = self.model_name
-        for task in sorted({name for name, _ in self.groups}):
-            groups = [group for (name, _), group in self.groups.items() if name == task]
-            save_to_cache(f"{model}_{task}", groups, model=model, task=task, part=self.part)
+        if self._whole:
+            self._save(success)
         super().finalize(success=success, dist_backend=dist_backend, accelerator=accelerator)
+
+    def _save(self, success: bool) -> None:
+        model, run = self.model_name, run_of_ranks(self.part[1], self.started)
+        tasks = {name for name, _ in self.groups}
+        if success and self.part[1] > 1:
+            tasks |= self.tasks  # of a task with few documents a rank may have none: its part is empty
+        for task in sorted(tasks):
+            groups = [group for (name, _), group in self.groups.items() if name == task]
+            save_to_cache(f"{model}_{task}", groups, model=model, task=task, part=self.part, run=run)
 
     def _clear(self, lm: Any) -> None:
         """Remove what was kept of this model and these tasks before this run began; each rank may do so."""
         self.meet(lm)
-        started = self.started if self.part[1] == 1 else min(self.started, _parent_started())
+        started = self.started if self.part[1] == 1 else min(self.started, parent_began())
         fingerprint = self.identity()
         if fingerprint is not None:
             removed = self.stash.store.prune(
@@ -171,8 +182,9 @@ class RunCache(ResponseCache):
             )
             logger.info("lmstash: cleared %d answers", removed.entries)
         if self.part[0] == 0:
-            for task in self.tasks:
-                delete_cache(f"{self.model_name}_{task}")
+            model = self.model_name
+            names = {f"{model}_{task}" for task in self.tasks}
+            delete_chosen(lambda meta: meta.get("name") in names and meta.get("models") == [model])
 
 
 def _names(task_dict: Mapping[str, Any]) -> list[str]:
@@ -186,13 +198,3 @@ def _default_place() -> str:
     from lmstash.adapters.lmms_eval.saved import default_place
 
     return default_place()
-
-
-def _parent_started() -> float:
-    """Return when the process began that started this rank and the others (Unix seconds)."""
-    try:
-        ticks = int(Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()[19])
-        booted = time.time() - float(Path("/proc/uptime").read_text().split()[0])
-        return booted + ticks / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, IndexError):  # not Linux
-        return time.time()

@@ -102,6 +102,8 @@ def _of_harness(name: str, fields: Mapping[str, Any]) -> Any:
     if module is not None:
         made = object.__new__(getattr(module, name))
         made.__dict__.update(fields)
+        if name == "Instance":  # as a `Request` has it, beside the harness's own fields
+            made.__dict__["response"] = answer_of(fields.get("resps"))
         return made
     if name != "Instance":
         return Record(f"{INSTANCES}.{name}", fields)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmstash.adapters.lmms_eval.growth import countable, globals_of
 from lmstash.adapters.lmms_eval.pinned import harness_code
-from lmstash.caches.responses.requests import SECRETS
+from lmstash.caches.responses.hiding import SECRETS
 from lmstash.errors import UnsupportedModelError
 from lmstash.identity.code import CodeGraph
 from lmstash.identity.describe import Describer

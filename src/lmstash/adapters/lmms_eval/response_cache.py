@@ -53,6 +53,7 @@ class ResponseCache:
         keep_sampled: bool = False,
         chunk_size: int | None = None,
         refresh: bool = False,
+        urls: str = "refuse",
     ) -> None:
         """Open where answers are kept; nothing is read yet.
 
@@ -64,8 +65,11 @@ class ResponseCache:
             declared: A name that you vouch for, for a model that nobody can identify: all answers are that one's.
             harmless: Names of the model's attributes and arguments that change no answer, besides the known ones.
             keep_sampled: Keep sampled answers that have no seed, too, each under its number among its repeats.
-            chunk_size: Requests that the model gets at once; default: some of its batches, about ten seconds of work.
+            chunk_size: Requests that the model gets at once; default: one of its batches, or more where batches are
+                quick, as many as take two seconds.
             refresh: Compute anew and replace what is kept.
+            urls: What becomes of requests that show media by URL, whose content may change: `refuse` (they are not
+                cached), `content` (fetched and hashed at each look-up) or `trust` (the URL stands for it).
         """
         from lmstash.adapters.lmms_eval.places import open_place
 
@@ -79,6 +83,7 @@ class ResponseCache:
         self._keep_sampled = keep_sampled
         self._chunk_size = chunk_size
         self._refresh = refresh
+        self._urls = urls
         self._lm: Any = None
         self._who: ModelObject | Declared | None = None
         self._responses: Responses | None = None
@@ -196,6 +201,7 @@ class ResponseCache:
             sampled_by_default=samples_by_default(lm, self._arguments),
             keep_sampled=self._keep_sampled,
             keep_if=is_worth_keeping,
+            urls=self._urls,
         )
         self._chunks = Chunks(batch_size_of(lm), self._chunk_size)
 

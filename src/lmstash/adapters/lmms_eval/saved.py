@@ -6,7 +6,8 @@ import os
 import struct
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from lmstash.adapters.lmms_eval.attaching import Attaching, DetachedError, build
 from lmstash.adapters.lmms_eval.blobs import NAMESPACE as MEDIA
 from lmstash.adapters.lmms_eval.blobs import Blobs, MissingBlobError
 from lmstash.adapters.lmms_eval.packing import Packer
+from lmstash.adapters.lmms_eval.parts import Rounds, Run, are_of_one_run, stamp
 from lmstash.adapters.lmms_eval.places import SUBFOLDER, VARIABLE
 from lmstash.codecs.records import decode_record, encode_record
 from lmstash.errors import CorruptEntryError, FormatError, InvalidArgumentError, LmstashError
@@ -21,12 +23,13 @@ from lmstash.events import DropReason, MissReason
 from lmstash.identity.keys import Key
 from lmstash.settings import settings_stamp
 from lmstash.stash import Stash, open_stash
-from lmstash.store.base import EntryInfo, Write
+from lmstash.store.base import Write
 
 NAMESPACE = "lmms_eval/saved"
 _HEAD = struct.Struct("<BI")
 _FORM = 0
 
+_rounds = Rounds()
 _opened: dict[tuple[Any, ...], Stash] = {}
 _lock = threading.Lock()
 
@@ -48,15 +51,7 @@ def load_from_cache(file_name: str, *, fingerprint: Any = None, stash: Stash | N
         return None
     place = stash or _place()
     _report_pickles(place, file_name)
-    found = _load_part(place, file_name, 0, _asked(fingerprint))
-    if found is None:
-        return None
-    value, n_parts = found
-    for part in range(1, n_parts):
-        more = _load_part(place, file_name, part, None)
-        if more is not None:
-            value += more[0]
-    return sorted(value, key=_first_doc) if n_parts > 1 else value
+    return _load(place, file_name, _asked(fingerprint))
 
 
 def save_to_cache(
@@ -69,6 +64,7 @@ def save_to_cache(
     stash: Stash | None = None,
     compress: bool = False,
     part: tuple[int, int] = (0, 1),
+    run: Run | None = None,
 ) -> bool:
     """Save a value under a name, in the place of what was there; returns whether it is kept.
 
@@ -84,7 +80,9 @@ def save_to_cache(
         task: Another one; those of instances and requests in it are noted, too.
         stash: As for `load_from_cache`.
         compress: Make it smaller (needs the extra `zstd`).
-        part: Number of this part and how many there are, of a list of groups that several ranks save.
+        part: Number of this part and how many there are, of a list of groups that several ranks save. They are loaded
+            when all parts of one run are there.
+        run: Which run a part is of; default: one in which this process saves each part once.
     """
     now = building.get()
     if now is not None and not now.wanted:
@@ -93,12 +91,17 @@ def save_to_cache(
     store, events = place.store, place.store.events
     key = _key(place, file_name, part[0])
     try:
+        number, n_parts = part
+        if not 0 <= number < n_parts or (n_parts > 1 and not isinstance(obj, list)):
+            raise InvalidArgumentError(f"part {part} is none of a list")
         asked = _asked(fingerprint)
         squeeze = _compress if compress else None
         blobs = Blobs(store, place.salt, squeeze)
         packer = Packer(blobs, Attaching())
         body = encode_record(obj, packer.take_apart)
-        told = {"fingerprint": asked, "parts": part[1], "media": blobs.names, "packed": compress}
+        told = {"fingerprint": asked, "parts": n_parts, "media": blobs.names, "packed": compress}
+        if n_parts > 1:
+            told["run"] = stamp(run or _rounds.run((id(store), file_name, n_parts), number))
         head = encode_record(told)
         tasks, models = _names(file_name, packer.tasks, model, task)
         meta = {"name": file_name, "tasks": tasks, "models": models}
@@ -120,32 +123,51 @@ def delete_cache(key: str = "", *, stash: Stash | None = None) -> int:
         key: How their names begin, or the name of their model or their task; the default removes all.
         stash: As for `load_from_cache`.
     """
+
+    def chosen(meta: Mapping[str, Any]) -> bool:
+        return meta.get("name", "").startswith(key) or key in meta.get("tasks", ()) or key in meta.get("models", ())
+
+    return delete_chosen(chosen, stash=stash)
+
+
+def delete_chosen(chosen: Callable[[Mapping[str, Any]], bool], *, stash: Stash | None = None) -> int:
+    """Remove the saved values that are chosen by their `name`, `tasks` and `models`; returns how many values."""
     if stash is None and not _exists():
         return 0
     place = stash or _place()
-
-    def chosen(entry: EntryInfo) -> bool:
-        meta = entry.meta
-        return meta.get("name", "").startswith(key) or key in meta.get("tasks", ()) or key in meta.get("models", ())
-
-    removed = place.store.prune(chosen, namespace=NAMESPACE)
+    removed = place.store.prune(lambda entry: chosen(entry.meta), namespace=NAMESPACE)
     _sweep(place)
     return removed.entries
 
 
-def _load_part(place: Stash, file_name: str, part: int, fingerprint: str | None) -> tuple[Any, int] | None:
+def _load(place: Stash, file_name: str, fingerprint: str | None) -> Any:
     store, events = place.store, place.store.events
-    key = _key(place, file_name, part)
-    value = store.get(key)
-    if value is None:
-        return None
-    blobs = Blobs(store, place.salt)
+    heads: list[dict[str, Any]] = []
+    bodies: dict[bytes, Any] = {}
+    key = _key(place, file_name, 0)
     try:
-        head, body = _split(value)
-        if fingerprint is not None and head["fingerprint"] != fingerprint:
+        while not heads or len(heads) < heads[0]["parts"]:
+            key = _key(place, file_name, len(heads))
+            value = store.get(key)
+            if value is None:
+                break
+            head, bodies[key] = _split(value)
+            heads.append(head)
+        if not heads:
+            return None
+        if not are_of_one_run(heads):
+            text = "lmstash: %s was saved by several ranks, and not all parts of one run are there"
+            events.warn_once(f"parts {file_name}", text, file_name)
             events.miss(NAMESPACE, key, MissReason.MISMATCH)
             return None
-        return decode_record(body, Packer(blobs, Attaching()).put_together), head["parts"]
+        if fingerprint is not None and heads[0]["fingerprint"] != fingerprint:
+            events.miss(NAMESPACE, key, MissReason.MISMATCH)
+            return None
+        packer = Packer(Blobs(store, place.salt), Attaching())
+        parts: list[Any] = []
+        for key in bodies:
+            parts.append(decode_record(bodies[key], packer.put_together))
+        return parts[0] if len(parts) == 1 else sorted(chain(*parts), key=_first_doc)
     except DetachedError as error:
         events.warn_once(f"detached {file_name}", "lmstash: %s; it is built anew", error)
         events.miss(NAMESPACE, key, MissReason.MISMATCH)
