@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -29,7 +32,8 @@ class TorchModel:
         """Look at `model`.
 
         Raises:
-            UnsupportedModelError: An encoder-decoder, a model on the meta device, or one with virtual tokens.
+            UnsupportedModelError: An encoder-decoder (not its encoder), a model on the meta device, or one with virtual
+                tokens.
         """
         config = getattr(model, "config", None)
         if not isinstance(model, nn.Module) or config is None:
@@ -37,11 +41,8 @@ class TorchModel:
                 f"{type(model).__name__} is no transformers model (a module with a config). Pass the model itself "
                 "(for a wrapper: its .module), or extractor=, an object that reads the values."
             )
-        if getattr(config, "is_encoder_decoder", False):
-            raise UnsupportedModelError(
-                f"{type(model).__name__} is an encoder-decoder: its encoder and decoder see different tokens. "
-                "Pass model.get_encoder(), or extractor=."
-            )
+        if getattr(config, "is_encoder_decoder", False) and not _is_encoder(model):
+            _refuse_two_streams(model)
         if any(each.is_meta for each in model.parameters()):
             raise UnsupportedModelError(
                 f"{type(model).__name__} has weights on the meta device: there is nothing to compute with. "
@@ -86,6 +87,8 @@ class TorchModel:
         except ImportError:
             raise MissingDependencyError("transformers", "torch") from None
         config = self.config
+        if getattr(self.model.config, "is_encoder_decoder", False):
+            return False  # the encoder of one: what the configuration says is about the whole
         if not type(self.base).__module__.startswith("transformers."):
             return False  # code nobody here has seen
         kind = getattr(config, "model_type", "")
@@ -93,7 +96,20 @@ class TorchModel:
             return False
         if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
             return False
-        return not any(_depends_on_length(getattr(config, name, None)) for name in ("rope_scaling", "rope_parameters"))
+        return self.alike_tokens() is None
+
+    def alike_tokens(self) -> int | None:
+        """Return how long a batch may be to be computed as any shorter one is; None for any length, 0 for none.
+
+        By what the configuration says: some rotary embeddings turn otherwise in longer batches, for every prompt in
+        them, and BigBird's attention is whole in short ones.
+        """
+        if getattr(self.base, "attention_type", None) == "block_sparse":
+            return 0
+        config = self.config
+        ropes = [getattr(config, name, None) for name in ("rope_scaling", "rope_parameters")]
+        before = first_number(config, "original_max_position_embeddings", "max_position_embeddings") or 0
+        return min((limit for rope in ropes for limit in _alike_tokens(rope, before)), default=None)
 
     def _find_max_tokens(self) -> int | None:
         limit = first_number(self.config, "max_position_embeddings", "n_positions")
@@ -120,13 +136,40 @@ class TorchModel:
             )
 
 
+def _is_encoder(module: Any) -> bool:
+    """Whether part of an encoder-decoder turns token ids into states by itself, waiting for nobody else's."""
+    takes = inspect.signature(module.forward).parameters
+    if "input_ids" not in takes or "decoder_input_ids" in takes:
+        return False
+    # T5 builds both ends of one class.
+    return "encoder_hidden_states" not in takes or getattr(module, "is_decoder", None) is False
+
+
+def _refuse_two_streams(model: Any) -> NoReturn:
+    name = type(model).__name__
+    encoder = model.get_encoder() if hasattr(model, "get_encoder") else None
+    if encoder is model:
+        raise UnsupportedModelError(
+            f"{name} is the decoder of an encoder-decoder: its values depend on what the encoder read, too. "
+            "Pass extractor=, an object that knows both."
+        )
+    way_out = "model.get_encoder(), or " if isinstance(encoder, nn.Module) and _is_encoder(encoder) else ""
+    raise UnsupportedModelError(
+        f"{name} is an encoder-decoder: its encoder and decoder see different inputs. Pass {way_out}extractor=, an "
+        "object that reads the values."
+    )
+
+
 def first_number(config: Any, *names: str) -> int | None:
     """Return the first of these settings that is a number other than 0."""
     return next((value for name in names if isinstance(value := getattr(config, name, None), int) and value), None)
 
 
-def _depends_on_length(rope: Any) -> bool:
+def _alike_tokens(rope: Any, otherwise: int) -> Iterator[int]:
+    """Yield the lengths up to which rotary embeddings that depend on the length are the same."""
     if not isinstance(rope, dict):
-        return False
-    kind = rope.get("rope_type", rope.get("type"))
-    return kind in _LENGTH_DEPENDENT_ROPE or any(_depends_on_length(each) for each in rope.values())
+        return
+    if rope.get("rope_type", rope.get("type")) in _LENGTH_DEPENDENT_ROPE:
+        yield first_number(SimpleNamespace(**rope), "original_max_position_embeddings") or otherwise
+    for each in rope.values():
+        yield from _alike_tokens(each, otherwise)

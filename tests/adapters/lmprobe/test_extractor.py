@@ -396,6 +396,28 @@ def test_a_storage_dtype_rounds_cold_and_warm_runs_alike_and_is_part_of_the_iden
     assert same(CachedExtractor(extractor).extract(PROMPTS), exact)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_results_come_in_the_storage_dtype_in_cold_and_warm_runs(dtype):
+    adapter.set_cache_dtype(str(dtype).removeprefix("torch."))
+    extractor = Letters()
+    exact = extractor.expected(PROMPTS)[0]
+    for _ in range(2):
+        values, _mask = CachedExtractor(extractor).extract(PROMPTS)
+        assert values.dtype == dtype
+        assert torch.equal(values, exact.to(dtype))
+    assert CachedExtractor(extractor).extract([])[0].dtype == dtype
+
+
+def test_one_value_too_large_for_float16_makes_the_whole_result_float32():
+    adapter.set_cache_dtype("float16")
+    small, large = Letters(), Letters(scale=100.0)
+    for _ in range(2):
+        assert CachedExtractor(small).extract(PROMPTS)[0].dtype == torch.float16
+        values, _mask = CachedExtractor(large).extract(PROMPTS)
+        assert values.dtype == torch.float32
+        assert values.max() > 65_504
+
+
 def test_a_value_too_large_for_float16_is_kept_in_float32(store):
     """lmprobe turns 70,000 into infinity without a word."""
     adapter.set_cache_dtype("float16")

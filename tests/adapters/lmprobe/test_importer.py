@@ -73,8 +73,8 @@ def test_everything_is_taken_and_the_folder_is_not_touched(filled):
     assert (model.name, model.prompts, model.status, report.problems) == ("letters", 4, "unverified", [])
     assert model.added == model.tensors == 14
     assert filled.picture() == before
-    assert torch.equal(load_imported("letters", "abc")["perplexity"], torch.tensor([1.0, 2.0, 3.0]))
-    old = load_imported("letters", "old")
+    assert torch.equal(load_imported("letters", "abc", unverified=True)["perplexity"], torch.tensor([1.0, 2.0, 3.0]))
+    old = load_imported("letters", "old", unverified=True)
     assert torch.equal(old["layer_1"], value("old", 1))
     assert torch.equal(old["pooled_mean_layer_0"], torch.ones(1, HIDDEN))
 
@@ -85,6 +85,59 @@ def test_imported_values_are_marked_and_not_served_without_a_word(filled, store)
     extractor = Letters()
     extract(extractor)
     assert extractor.calls == 1
+
+
+def test_nothing_of_an_import_is_returned_before_somebody_vouches_for_it(filled, caplog):
+    import_cache(filled.base)
+    assert load_imported("letters", "abc") is None
+    assert "unverified" in caplog.text
+    declare_model("letters")
+    assert set(load_imported("letters", "abc")) == {"layer_0", "layer_1", "attention_mask", "perplexity"}
+    assert load_imported("letters", "never seen") is None
+
+
+def test_a_sample_that_agrees_lets_the_rest_be_returned_and_one_that_does_not_takes_it_back(filled):
+    import_cache(filled.base, model=Letters(), verify_sample=2)
+    assert torch.equal(load_imported("letters", "old")["pooled_mean_layer_0"], torch.ones(1, HIDDEN))
+    import_cache(filled.base, model=Letters(scale=1.1), verify_sample=2)
+    assert load_imported("letters", "old") is None
+
+
+def test_a_cache_of_pooled_values_alone_is_returned_once_it_is_declared(folder):
+    """W16: lmprobe's default keeps pooled values only, and lists none of their prompts."""
+    kept = {f"pooled_last_token_layer_{layer}": torch.full((1, HIDDEN), float(layer)) for layer in (0, 1)}
+    folder.add("letters", "abc", kept, listed=False)
+    import_cache(folder.base)
+    assert load_imported("letters", "abc") is None
+    import_cache(folder.base, model="letters", declare=True)
+    found = load_imported("letters", "abc")
+    assert {name: value.tolist() for name, value in found.items()} == {
+        name: value.tolist() for name, value in kept.items()
+    }
+
+
+def test_a_first_token_pooled_under_left_padding_is_not_returned_on_the_owners_word(folder):
+    """W5: lmprobe's first-token pooling takes the padding where there is some on the left."""
+    padding = {"pooled_first_token_layer_0": torch.full((1, HIDDEN), 9.0)}
+    folder.add("letters", "de", entry("de", [0], left=2, right=0) | padding)
+    import_cache(folder.base, model="letters", declare=True)
+    assert load_imported("letters", "de") is None
+    report = import_cache(folder.base, model=Letters(layers=[0]), verify_sample=1)
+    assert report.models[0].status == "disagrees"
+    assert load_imported("letters", "de") is None
+    assert torch.equal(load_imported("letters", "de", unverified=True)["layer_0"], value("de", 0))
+
+
+def test_top_logits_are_told_with_the_number_that_is_kept(folder):
+    """W4: asked for the top 50 where 5 are kept, lmprobe returns 5 and calls them 50."""
+    for k in (5, 50):
+        values, indices = torch.rand(1, 1, k), torch.arange(k, dtype=torch.int32).reshape(1, 1, k)
+        folder.add("letters", "abc", {"logits_top_k_values": values, "logits_top_k_indices": indices}, suffix=".logits")
+        import_cache(folder.base, model="letters", declare=True)
+        found = load_imported("letters", "abc")
+        assert adapter.discover_cached("letters", "abc").logits_top_k == k
+        assert found["logits_top_k_values"].shape[-1] == found["logits_top_k_indices"].shape[-1] == k
+        assert torch.equal(found["logits_top_k_values"], values)
 
 
 def test_importing_again_adds_nothing_and_takes_what_is_new(filled, store):
@@ -217,7 +270,7 @@ def test_damaged_files_are_reported_and_the_rest_is_taken(filled):
     report = import_cache(filled.base)
     assert len(report.problems) == 2
     assert report.models[0].prompts == 4
-    assert "perplexity" not in load_imported("letters", "abc")
+    assert "perplexity" not in load_imported("letters", "abc", unverified=True)
 
 
 def test_a_model_whose_name_is_lost_is_taken_and_can_be_named(folder):

@@ -96,6 +96,114 @@ def test_pooled_raw_and_router_entries_of_a_live_model_are_described(tmp_path):
     assert info.models[0].has_pooled
 
 
+class Words:
+    """A tokenizer: `w5` is 5."""
+
+    def __call__(self, texts, **settings):
+        return {"input_ids": [[int(word[1:]) for word in text.split()] for text in texts]}
+
+
+@pytest.fixture(scope="module")
+def mixtral():
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    shape = transformers.MixtralConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, num_local_experts=2, max_position_embeddings=256,
+    )  # fmt: skip
+    model = transformers.MixtralForCausalLM(shape).eval()
+    model.config.name_or_path = "mix"
+    return model
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_what_stash_activations_keeps_is_described_by_name_and_prompt(mixtral, private):
+    """W16: lmprobe lists no prompt of which pooled values alone are kept."""
+    adapter.set_cache_backend(Stash(MemoryStore(), private=private))
+    acts = config.current_stash().activations(mixtral, Words())
+    acts(["w1 w2 w3"], layers=[1], pool="last")
+    assert adapter.discover_cached("mix", "w1 w2 w3") == adapter.CachedPromptInfo(
+        [], {"last_token": [1]}, False, None, False, False, 3, []
+    )
+    acts(["w1 w2 w3", "w9"], layers="all", pool="mean")
+    acts(["w1 w2 w3"], layers=[0], pool=None)
+    acts(["w1 w2 w3"], layers=[1], pool=None, site="router_logits")
+    acts(["w1 w2 w3"], layers=[1], pool=None, site="mlp_out")
+    pooled = {"last_token": [1], "mean": [0, 1]}
+    everything = adapter.CachedPromptInfo([0], pooled, False, None, False, False, 3, [1])
+    assert adapter.discover_cached("mix", "w1 w2 w3") == everything
+    assert adapter.discover_cached("mix", "w1 w2") is None
+    assert adapter.discover_cached("other", "w1 w2 w3") is None
+
+
+def test_a_router_entry_alone_is_described(mixtral):
+    acts = config.current_stash().activations(mixtral, Words())
+    acts(["w1 w2 w3"], layers=[1], pool=None, site="router_logits")
+    found = adapter.discover_cached("mix", "w1 w2 w3")
+    assert (found.raw_layers, found.pooled, found.router_layers) == ([], {}, [1])
+
+
+def test_nothing_evicted_stays_listed_that_was_found_by_its_text(mixtral, store):
+    acts = config.current_stash().activations(mixtral, Words())
+    acts(["w1 w2 w3"], layers=[1], pool="last")
+    assert adapter.discover_cached("mix", "w1 w2 w3") is not None
+    store.delete_many([entry.key for entry in store.entries("activations/")])
+    assert adapter.discover_cached("mix", "w1 w2 w3") is None
+    acts(["w1 w2 w3"], layers=[0], pool="mean")
+    assert adapter.discover_cached("mix", "w1 w2 w3").pooled == {"mean": [0]}
+
+
+def test_raw_values_found_by_their_text_are_named_only_when_every_block_is_kept(mixtral, store):
+    acts = config.current_stash().activations(mixtral, Words())
+    long = " ".join(f"w{each % 60}" for each in range(130))
+    acts([long], layers=[0, 1], pool=None)
+    assert adapter.discover_cached("mix", long).raw_layers == [0, 1]
+    assert adapter.discover_cached("mix", long).num_tokens == 130
+    [second] = [entry for entry in store.entries("activations/") if entry.n_tokens == 64 and entry.parent]
+    store.delete(second.key)
+    assert adapter.discover_cached("mix", long) is None
+    acts([long], layers=[0, 1], pool=None)
+    store.delete(next(entry.key for entry in store.entries("activations/") if entry.n_tokens == 2))
+    assert adapter.discover_cached("mix", long) is None  # the tail is gone: what is left is another, shorter prompt
+
+
+def test_a_stash_with_a_salt_is_not_told_of_the_entries_of_others(mixtral, store):
+    Stash(store).activations(mixtral, Words())(["w1 w2 w3"], layers=[1], pool="last")
+    adapter.set_cache_backend(Stash(store, salt="tenant"))
+    assert adapter.discover_cached("mix", "w1 w2 w3") is None
+
+
+def test_entries_are_gone_through_once_for_many_questions(mixtral, store, monkeypatch):
+    acts = config.current_stash().activations(mixtral, Words())
+    acts([f"w{each}" for each in range(1, 20)], layers=[1], pool="last")
+    looked = []
+    entries = type(store).entries
+    monkeypatch.setattr(type(store), "entries", lambda self, *rest: looked.append(rest) or entries(self, *rest))
+    found = [adapter.discover_cached("mix", f"w{each}") for each in range(1, 30)]
+    assert sum(each is not None for each in found) == 19
+    assert len(looked) == 1
+
+
+def test_sidecars_outlive_the_main_values_they_came_with_and_go_when_the_prompt_goes(folder, store):
+    """W16: evicting a main file leaves lmprobe's sidecars behind, where nothing lists or removes them."""
+    main = {"layer_2": torch.ones(1, 3, 2), "attention_mask": MASK}
+    folder.add("m", "p", main)
+    folder.add("m", "p", {"logits": torch.ones(1, 1, 9)}, suffix=".logits")
+    folder.add("m", "p", {"perplexity": torch.ones(3)}, suffix=".perplexity")
+    folder.add("m", "orphan", {"perplexity": torch.ones(3)}, suffix=".perplexity", listed=False)
+    import_cache(folder.base)
+    assert adapter.discover_cached("m", "orphan").has_perplexity
+    for entry in list(store.entries("activations/")):
+        if entry.meta["tensor"] in main:
+            store.delete(entry.key)
+    assert adapter.discover_cached("m", "p") == adapter.CachedPromptInfo([], {}, True, None, True, False, None, [])
+    assert adapter.cache_info("m").models[0].has_perplexity
+    for prompt in ("p", "orphan"):
+        adapter.invalidate_extraction_cache(adapter.get_prompt_cache_dir("m", prompt))
+        assert adapter.discover_cached("m", prompt) is None
+    assert list(store.entries("activations/")) == []
+
+
 def test_sidecars_that_were_imported_are_described(folder):
     """W4: full logits and the top k of them are told apart; in lmprobe one replaces the other."""
     folder.add(

@@ -273,6 +273,23 @@ def test_left_padding_tokenizers_are_made_to_pad_right_while_extracting(tmp_path
         assert torch.allclose(row[keep], alone[0], atol=1e-5)
 
 
+@pytest.mark.parametrize(("pool", "token"), [("first", 0), ("last", -1)])
+def test_pooling_never_takes_padding_whatever_side_the_tokenizer_pads_on(tmp_path, pool, token):
+    """W5: of a prompt padded on the left, lmprobe's first-token pooling keeps the padding's vector."""
+    from lmprobe.pooling import pool_first_token
+
+    extractor = extractor_of(save_model(tmp_path / "m", padding_side="left"), batch_size=4)
+    theirs = pool_first_token(*extractor.extract_batch(PROMPTS, [1]))
+    acts = config.current_stash().activations(extractor.model, extractor.tokenizer)
+    for _ in range(2):
+        pooled = acts(PROMPTS, layers=[1], pool=pool, batch_size=4)[:, 0]
+        for row, prompt in zip(pooled, PROMPTS, strict=True):
+            alone, _ = extractor.extract_batch([prompt], [1])
+            assert torch.allclose(row, alone[0, token], atol=1e-5)
+    if pool == "first":
+        assert not torch.allclose(pooled, theirs, atol=1e-3)  # or this shows nothing
+
+
 def test_training_mode_with_dropout_is_computed_and_not_kept(tmp_path, caplog):
     extractor = extractor_of(save_model(tmp_path / "m"))
     extractor.model.train()

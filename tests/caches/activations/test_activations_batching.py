@@ -22,6 +22,15 @@ def test_short_prompts_do_not_pile_up_without_end():
     assert max(map(len, plan_batches([1] * 1000, None))) == BATCH_PROMPTS
 
 
+def test_prompts_longer_than_may_be_padded_run_beside_their_like_only():
+    lengths = [3, 9, 5, 9, 2, 5, 12, 1]
+    alike = [[lengths[index] for index in batch] for batch in plan_batches(lengths, None, padded_tokens=0)]
+    assert alike == [[12], [9, 9], [5, 5], [3], [2], [1]]
+    some = [[lengths[index] for index in batch] for batch in plan_batches(lengths, None, padded_tokens=5)]
+    assert some == [[12], [9, 9], [5, 5, 3, 2, 1]]
+    assert [len(batch) for batch in plan_batches([4] * 5, 2, padded_tokens=0)] == [2, 2, 1]
+
+
 def test_no_prompts_make_no_batches():
     assert plan_batches([], None) == []
 

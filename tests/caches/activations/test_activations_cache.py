@@ -1,5 +1,6 @@
 """What a user of `Activations` relies on, pooled and raw."""
 
+import logging
 import threading
 
 import numpy as np
@@ -302,6 +303,54 @@ def test_refresh_computes_anew_and_replaces(model, prompts, count_forwards):
     assert entries(store).keys() == set(created)
     assert all(entry.created > created[entry.key] for entry in entries(store).values())
     assert store.events.stats.misses["refresh"] == 7
+
+
+def test_to_compute_everything_and_nothing_is_refused(model, prompts, count_forwards):
+    acts = Activations(MemoryStore(), model)
+    acts(prompts, 0)
+    forwards = count_forwards(model)
+    with pytest.raises(InvalidArgumentError, match=r"refresh=True .* on_miss='error' .* drop one"):
+        acts(prompts, 0, refresh=True, on_miss="error")
+    with pytest.raises(InvalidArgumentError, match="drop one"):
+        next(acts.batches(prompts, 0, refresh=True, on_miss="error"))
+    assert forwards.rows == 0
+
+
+@pytest.mark.parametrize("pool", ["last", None])
+def test_summaries_are_info_and_each_hit_and_miss_is_debug(model, prompts, pool, caplog):
+    store = MemoryStore()
+    acts = Activations(store, model)
+    with caplog.at_level(logging.INFO, logger="lmstash"):
+        acts(prompts[:2], [0, 3], pool)
+    assert caplog.messages == [f"{acts._source.name}: 0 of 2 prompts kept, 2 to compute (layers 0, 3)"]
+    caplog.clear()
+    with caplog.at_level(logging.DEBUG, logger="lmstash"):
+        acts(prompts[:3], [0, 3], pool)
+    assert f"{acts._source.name}: 2 of 3 prompts kept, 1 to compute (layers 0, 3)" in caplog.messages
+    assert any(line.startswith(f"hit {acts.namespace} ") for line in caplog.messages)
+    assert any(line.startswith("miss ") and line.endswith(": absent") for line in caplog.messages)
+    caplog.clear()
+    with caplog.at_level(logging.DEBUG, logger="lmstash"), pytest.raises(NotFoundError):
+        acts(prompts[3:], [0, 3], pool, on_miss="error")
+    assert any(line.endswith(": absent") for line in caplog.messages)
+    assert not store.events.listening
+
+
+def test_nobody_listens_to_a_store_for_a_logger_that_is_not_asked(model, prompts, caplog):
+    store = MemoryStore()
+    acts = Activations(store, model)
+    heard = []
+
+    def note(module, args):
+        heard.append(store.events.listening)
+
+    note._lmstash = True
+    model.model.layers[0].register_forward_pre_hook(note)
+    with caplog.at_level(logging.INFO, logger="lmstash"):
+        acts(prompts[:1], 0)
+    with caplog.at_level(logging.DEBUG, logger="lmstash"):
+        acts(prompts[1:2], 0)
+    assert heard == [False, True]
 
 
 @pytest.mark.parametrize("pool", ["mean", None])

@@ -64,6 +64,73 @@ def test_the_fingerprint_is_the_whole_identity():
     Activations(store, extractor=Counting())(PROMPTS, 0, on_miss="error")
 
 
+class Revised(Counting):
+    """Its values, and its fingerprint, follow `revision`."""
+
+    revision = 1
+
+    @property
+    def fingerprint(self):
+        return f"revised/{self.revision}"
+
+    def values(self, ids, layer):
+        return torch.full((len(ids), 2), float(self.revision))
+
+
+@pytest.mark.parametrize("pool", ["last", None])
+def test_the_fingerprint_is_read_at_each_call(pool):
+    store = MemoryStore()
+    extractor = Revised()
+    acts = Activations(store, extractor=extractor)
+    before = acts.fingerprint
+
+    def values(acts, prompts):
+        return [float(each.max()) for each in acts(prompts, 0, pool)]
+
+    assert values(acts, PROMPTS[:2]) == [1.0, 1.0]
+    extractor.revision = 2
+    assert values(acts, PROMPTS[:3]) == [2.0, 2.0, 2.0]
+    assert acts.fingerprint != before
+    extractor.revision = 1
+    assert values(acts, PROMPTS[:3]) == [1.0, 1.0, 1.0]
+    assert len(acts.missing(PROMPTS, 0, pool)) == 1
+    assert values(Activations(store, extractor=Revised(revision=2)), PROMPTS[:3]) == [2.0, 2.0, 2.0]
+
+
+def test_what_an_extractor_that_changed_meanwhile_computed_is_not_kept():
+    class Changing(Revised):
+        def extract(self, batch, layers, site):
+            answer = super().extract(batch, layers, site)
+            self.revision = 2
+            return answer
+
+    store = MemoryStore()
+    acts = Activations(store, extractor=Changing())
+    assert acts(PROMPTS, 0).flatten().tolist() == [1.0] * 8
+    assert (store.info().entries, store.events.stats.drops["model_changed"]) == (0, 4)
+    with pytest.raises(MismatchError, match="changed"):
+        Activations(MemoryStore(strict=True), extractor=Changing())(PROMPTS, 0)
+
+
+def test_an_extractor_that_cannot_say_who_it_is_any_more_breaks_no_call():
+    class Forgetful(Counting):
+        reads = 0
+
+        @property
+        def fingerprint(self):
+            self.reads += 1
+            if self.reads > 4:
+                raise ConnectionError("gateway timeout")
+            return "forgetful"
+
+    store = MemoryStore()
+    extractor = Forgetful()
+    acts = Activations(store, extractor=extractor)
+    extractor.reads = 3  # once more for the call, then never again
+    assert acts(PROMPTS, 0).shape == (4, 1, 3)
+    assert (store.info().entries, store.events.stats.drops["model_changed"]) == (0, 4)
+
+
 def test_raw_values_are_kept_by_prefix_only_on_its_word():
     long = list(range(1, 131))
     for causal, entries in ((False, 2), (True, 4)):

@@ -30,6 +30,8 @@ class Family:
     final: str
     router: str = ""
     extra: dict = field(default_factory=dict)
+    encoder: bool = False
+    """Whether it is the encoder of this model that is read."""
 
     def __str__(self):
         return self.name
@@ -150,6 +152,22 @@ FAMILIES = [
         "transformer.layer.2",
     ),
 ]
+T5 = {"d_model": 32, "d_ff": 48, "d_kv": 8, "num_layers": 3, "num_decoder_layers": 2, "num_heads": 4, "vocab_size": 90}
+SEVERAL = {"attn": "layer.0.SelfAttention", "mlp": "layer.1.DenseReluDense", "encoder": True}
+BART = {
+    **{"d_model": 32, "encoder_layers": 3, "decoder_layers": 2, "vocab_size": 90},
+    **{"encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48},
+    **{"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1, "decoder_start_token_id": 1},
+    **{"forced_eos_token_id": 1},
+}
+ENCODERS = [
+    Family("T5ForConditionalGeneration", T5, "block", final="final_layer_norm", **SEVERAL),
+    Family("MT5Model", T5, "block", final="final_layer_norm", **SEVERAL),
+    Family("BartModel", BART, "layers", "self_attn", "fc2", "layers.2", encoder=True),
+    Family("MBartForConditionalGeneration", BART, "layers", "self_attn", "fc2", "layer_norm", encoder=True),
+    Family("MarianModel", BART, "layers", "self_attn", "fc2", "layers.2", encoder=True),
+    Family("PegasusModel", BART, "layers", "self_attn", "fc2", "layer_norm", encoder=True),
+]
 
 
 def build(family: Family, **more) -> torch.nn.Module:
@@ -159,7 +177,7 @@ def build(family: Family, **more) -> torch.nn.Module:
     with torch.no_grad():
         for parameter in model.parameters():  # away from zeros and ones, so that every module shows
             parameter.add_(torch.randn_like(parameter) * 0.05)
-    return model
+    return model.get_encoder() if family.encoder else model
 
 
 def first(output):
@@ -197,7 +215,7 @@ def paths(family: Family, site: str) -> list[str]:
 
 CASES = [
     pytest.param(family, site, id=f"{index}-{family}-{site}")
-    for index, family in enumerate(FAMILIES)
+    for index, family in enumerate([*FAMILIES, *ENCODERS])
     for site in ("block_out", "embed", "attn_out", "mlp_out", "final", *(["router_logits"] if family.router else []))
 ]
 
@@ -219,9 +237,9 @@ def test_every_site_equals_hooks_set_by_hand(family, site):
     torch.testing.assert_close(pooled, torch.stack([each[:, -1] for each in expected]), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: f"{family}")
+@pytest.mark.parametrize("family", [*FAMILIES, *ENCODERS], ids=lambda family: f"{family}")
 def test_only_models_whose_tokens_see_no_future_are_kept_by_prefix(family):
-    expected = family.name not in ("BertModel", "RobertaForMaskedLM", "DistilBertModel")
+    expected = family.name not in ("BertModel", "RobertaForMaskedLM", "DistilBertModel") and not family.encoder
     assert ModelSource(build(family)).causal() is expected
 
 
@@ -230,8 +248,13 @@ def test_the_vocabulary_head_and_later_blocks_do_not_run():
     ran = []
     for name, module in model.named_modules():
         if name in ("lm_head", "model.layers.1", "model.layers.2", "model.norm"):
-            module.register_forward_hook(lambda _, args, output, name=name: ran.append(name))
-    acts = Activations(MemoryStore(), model, variant="counted")
+
+            def note(_, args, output, name=name):
+                ran.append(name)
+
+            note._lmstash = True  # reads only: with hooks that may do anything, the model would be tried with padding
+            module.register_forward_hook(note)
+    acts = Activations(MemoryStore(), model)
     acts(PROMPTS, 1)
     assert ran == ["model.layers.1"]
     ran.clear()
@@ -266,6 +289,30 @@ def test_an_encoder_decoder_is_refused_with_the_way_out():
     config = transformers.T5Config(d_model=16, d_ff=16, d_kv=4, num_layers=1, num_heads=2, vocab_size=30)
     with pytest.raises(UnsupportedModelError, match="extractor="):
         Activations(MemoryStore(), transformers.T5ForConditionalGeneration(config).eval())
+
+
+@pytest.mark.parametrize("family", ENCODERS, ids=lambda family: f"{family}")
+def test_the_way_out_of_an_encoder_decoder_is_one(family):
+    kind = getattr(transformers, family.name)
+    whole = kind(kind.config_class(**family.options)).eval()
+    with pytest.raises(UnsupportedModelError, match=r"Pass model\.get_encoder\(\)"):
+        Activations(MemoryStore(), whole)
+    assert Activations(MemoryStore(), whole.get_encoder())(PROMPTS, "all").shape == (3, 3, 32)
+
+
+@pytest.mark.parametrize("family", [ENCODERS[0], ENCODERS[2]], ids=lambda family: f"{family}")
+def test_the_decoder_of_an_encoder_decoder_is_not_sent_to_its_encoder(family):
+    kind = getattr(transformers, family.name)
+    decoder = kind(kind.config_class(**family.options)).eval().get_decoder()
+    with pytest.raises(UnsupportedModelError, match="depend on what the encoder read") as refused:
+        Activations(MemoryStore(), decoder)
+    assert "get_encoder" not in str(refused.value)
+
+
+def test_an_encoder_that_takes_no_tokens_is_no_way_out():
+    config = transformers.WhisperConfig(**{**BART, "encoder_layers": 2})
+    with pytest.raises(UnsupportedModelError, match="Pass extractor="):
+        Activations(MemoryStore(), transformers.WhisperModel(config).eval())
 
 
 def test_a_module_without_blocks_is_refused_with_the_way_out():

@@ -18,15 +18,13 @@ from hashlib import sha256
 from typing import Any
 
 import numpy as np
-import torch
 
 from lmstash.adapters.lmprobe.layout import hash16
 from lmstash.adapters.lmprobe.slots import keep_fact, read_facts
-from lmstash.caches.activations.batching import BATCH_TOKENS
+from lmstash.adapters.lmprobe.source import ROUTER, SITE
 from lmstash.caches.activations.context import EXACT, Context
-from lmstash.caches.activations.pooling import Pool
 from lmstash.caches.activations.prompts import Prompt
-from lmstash.caches.activations.source import Values
+from lmstash.caches.activations.unloaded import UnloadedSource
 from lmstash.codecs.records import decode_record, encode_record
 from lmstash.errors import FormatError
 from lmstash.identity.keys import Key
@@ -56,11 +54,19 @@ class Reading:
     """Values per token of a layer, when known: it decides which layers are kept together."""
     n_experts: int | None
     """Router logits per token, when known and not none."""
+    padded_tokens: int | None = None
+    """How long batches may be in which prompts are padded, as `Source.padded_tokens`."""
 
     @property
     def layers(self) -> range:
         """Layers of which something may be kept."""
         return range(LAYERS_TRIED if self.n_layers is None else self.n_layers)
+
+    def source(self) -> UnloadedSource:
+        """Return what stands in for the model: enough to name its entries."""
+        widths = {SITE: self.width, ROUTER: self.n_experts}
+        told = {"layers": self.layers, "widths": widths, "padded_tokens": self.padded_tokens}
+        return UnloadedSource(self.name, causal=self.causal, **told)
 
 
 @dataclass(frozen=True)
@@ -145,7 +151,10 @@ def register(store: Store, known: Reading | Shape) -> bytes:
     """Make sure that a reading or a shape is known, and return the key of its slot."""
     if isinstance(known, Reading):
         meta = {"name": known.name, "model": known.model.hex()[:16], "storage": known.storage_dtype}
-        return keep_fact(store, hash16(known.name), {"what": "reading", **asdict(known)}, meta)
+        fact = {"what": "reading", **asdict(known)}
+        if known.padded_tokens is None:  # as versions wrote it that knew nothing of padding
+            del fact["padded_tokens"]
+        return keep_fact(store, hash16(known.name), fact, meta)
     listed = {"layers": list(known.layers), "kinds": list(known.kinds)}
     fact = {"what": "shape", **asdict(known), **listed}
     return keep_fact(store, known.model_hash, fact, {"name": known.name, **listed})
@@ -166,36 +175,3 @@ def as_shape(fact: Mapping[str, Any]) -> Shape | None:
         return replace(shape, layers=tuple(map(int, shape.layers)), kinds=tuple(map(str, shape.kinds)))
     except (TypeError, ValueError):
         return None
-
-
-class NamedSource:
-    """Stands in a `Context` for a model that is not loaded: enough to name entries, nothing to compute with."""
-
-    max_tokens: int | None = None
-    vocabulary: int | None = None
-    batch_tokens = BATCH_TOKENS
-    remote = False
-    max_retries = 0
-    retry_seconds = 0.0
-    dtype = torch.float32
-
-    def __init__(self, reading: Reading) -> None:
-        """Take what `reading` remembers of the model."""
-        self.name = reading.name
-        self._reading = reading
-
-    def width(self, site: str) -> int | None:
-        """As remembered."""
-        return self._reading.n_experts if site == "router_logits" else self._reading.width
-
-    def layers(self, site: str) -> Sequence[int]:
-        """Layers of which something may be kept."""
-        return self._reading.layers
-
-    def causal(self) -> bool:
-        """As remembered."""
-        return self._reading.causal
-
-    def compute(self, batch: Sequence[np.ndarray], layers: Sequence[int], site: str, pool: Pool) -> list[Values]:
-        """There is no model: nothing is computed."""
-        return []

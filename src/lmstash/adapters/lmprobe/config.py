@@ -73,7 +73,8 @@ def set_cache_dtype(dtype: str | None = None) -> None:
     """Set in which dtype new activations are stored: halves what they take, at the cost of exactness.
 
     Values are then returned in that dtype, in the run that computes them too, so that a cold and a warm run agree bit
-    for bit. A tensor that the dtype cannot hold (float16 ends at 65,504) is kept in float32. Entries of another storage
+    for bit. A tensor that the dtype cannot hold (float16 ends at 65,504) is kept in float32; a result with such a
+    tensor in it, or with one that was imported in a wider dtype, is float32 as a whole. Entries of another storage
     dtype are not served.
 
     Args:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +17,7 @@ from lmstash.adapters.lmprobe.imported import rebind, serve_imported
 from lmstash.adapters.lmprobe.layout import hash16
 from lmstash.adapters.lmprobe.recording import Recorder, record_keys_of
 from lmstash.adapters.lmprobe.result import PaddedResult, first_places
-from lmstash.adapters.lmprobe.source import SITE, ExtractBatchSource, right_padding, text_prompts
+from lmstash.adapters.lmprobe.source import ROUTER, SITE, ExtractBatchSource, right_padding, text_prompts
 from lmstash.adapters.lmprobe.text_shelf import TextShelf
 from lmstash.caches.activations.context import Context
 from lmstash.caches.activations.extractor import ExtractionError
@@ -26,10 +25,11 @@ from lmstash.caches.activations.model_source import ModelSource
 from lmstash.caches.activations.prompts import Prompts, read_prompts
 from lmstash.caches.activations.publish import Publisher
 from lmstash.caches.activations.raw import RawShelf
+from lmstash.caches.activations.results import as_dtype
 from lmstash.caches.activations.running import Runner
 from lmstash.caches.activations.texts import TextIndex
+from lmstash.caches.telling import tell_summary, told
 from lmstash.errors import InvalidArgumentError, LmstashError
-from lmstash.events import Drop, Event, Hit, Miss, logger
 from lmstash.stash import Stash
 from lmstash.store.memory import MemoryStore
 
@@ -104,7 +104,8 @@ class CachedExtractor:
 
         Returns:
             Activations `[n_prompts, n_tokens, n_layers * hidden]`, layers side by side in ascending order, zeros on the
-            right of shorter prompts; and the attention mask `[n_prompts, n_tokens]`. The caller owns both.
+            right of shorter prompts, in the dtype of `set_cache_dtype` if one is set; and the attention mask
+            `[n_prompts, n_tokens]`. The caller owns both.
 
         Raises:
             InvalidArgumentError: `prompts` is not a list of strings, or a prompt has no tokens.
@@ -118,7 +119,7 @@ class CachedExtractor:
         with right_padding(self.extractor.tokenizer) if local else nullcontext():
             retries = 0 if not remote else _REMOTE_RETRIES if max_retries is None else max_retries
             call = self._prepare(texts, remote, local, retries)
-            with _told(call):
+            with told(call.stash.store.events):
                 try:
                     return self._run(call, invalidate_cache, cache_only)
                 except ExtractionError as error:
@@ -184,7 +185,8 @@ class CachedExtractor:
         n_tokens = self._lengths(call)
         known = [each for each in n_tokens if each is not None]
         longest = max(known, default=0) if len(known) == len(n_tokens) else None
-        result = None if cache_only else PaddedResult(call.owners, len(call.layers), longest)
+        dtype = as_dtype(call.context.storage_dtype)
+        result = None if cache_only else PaddedResult(call.owners, len(call.layers), longest, dtype)
         shelf: RawShelf | TextShelf
         if call.live is not None:
             shelf = RawShelf(call.context, call.prompts, call.layers, SITE, result)
@@ -202,14 +204,7 @@ class CachedExtractor:
                 call.context, call.prompts, absent, call.layers, shelf, result, live=call.live is not None
             )
             absent = [index for index in absent if index not in served]
-        logger.info(
-            "%s: %d of %d prompts kept, %d to compute (layers %s)",
-            call.source.name,
-            len(call.prompts) - len(absent),
-            len(call.prompts),
-            len(absent),
-            ", ".join(map(str, call.layers)),
-        )
+        tell_summary(call.source.name, n_absent=len(absent), n_prompts=len(call.prompts), layers=call.layers)
         try:
             # Twice at most: a batch may show that what was found for a prompt was not computed alike.
             for _ in range(2):
@@ -250,7 +245,8 @@ class CachedExtractor:
             causal=live is not None and live.causal(),
             n_layers=None if live is None else len(live.layers(SITE)),
             width=None if live is None else live.width(SITE),
-            n_experts=None if live is None else live.width("router_logits"),
+            n_experts=None if live is None else live.width(ROUTER),
+            padded_tokens=None if live is None else live.padded_tokens(SITE),
         )
         told = context, reading, call.prompts, lengths, call.layers, shelf.missing
         self._recorder.record(*told, computed=call.computed)
@@ -276,28 +272,6 @@ class _Following:
 
 class _CachingOff(Exception):
     pass
-
-
-@contextmanager
-def _told(call: _Call) -> Iterator[None]:
-    """Log each hit and miss while the logger wants to hear of them."""
-    if not logger.isEnabledFor(logging.DEBUG):
-        yield
-        return
-
-    def tell(event: Event) -> None:
-        if isinstance(event, Hit):
-            logger.debug("hit %s %s (%d bytes)", event.namespace, event.key.hex()[:16], event.nbytes)
-        elif isinstance(event, Miss):
-            logger.debug("miss %s %s: %s", event.namespace, event.key.hex()[:16], event.reason.value)
-        elif isinstance(event, Drop):
-            logger.debug("not kept %s %s: %s", event.namespace, event.key.hex()[:16], event.reason.value)
-
-    stop = call.stash.store.events.listen(tell)
-    try:
-        yield
-    finally:
-        stop()
 
 
 def _check(prompts: Any) -> list[str]:

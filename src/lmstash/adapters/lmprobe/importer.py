@@ -188,17 +188,45 @@ def declare_model(model: Any, stash: Any = None) -> None:
     declare_identity(target.store, str(extractor.model_name), identity.digest, how="owner", left_padded=False)
 
 
-def load_imported(model_name: str, prompt: str, stash: Any = None) -> dict[str, Any] | None:
-    """Return every tensor that was imported for a prompt, by lmprobe's names; None when there is none.
+def load_imported(
+    model_name: str, prompt: str, stash: Any = None, *, unverified: bool = False
+) -> dict[str, Any] | None:
+    """Return every tensor that was imported for a prompt, by lmprobe's names; None where nothing may be returned.
 
-    Layers are `[n_tokens, hidden]`, padding removed; everything else is as lmprobe kept it. Nothing is checked against
-    a model: what an extractor is served goes through `CachedExtractor`.
+    This is how pooled values, logits, the top k of them, perplexity and router logits of an import are read:
+    `CachedExtractor` serves its raw layers only. Layers are `[n_tokens, hidden]`, padding removed; everything else is
+    as lmprobe kept it (`pooled_mean_layer_3` is `[1, hidden]`).
+
+    Like all that was imported, they are returned on somebody's word only: once the owner declared the model
+    (`declare_model`, or `declare=True` with the import), or a sample was computed again and agreed. What was computed
+    under left padding needs such a sample. The word is about a name: that the model of this name is still the one
+    which computed them is for you to know.
+
+    Args:
+        model_name: As lmprobe named it.
+        prompt: The prompt's text.
+        stash: Where the import went; None is the backend in use.
+        unverified: Return them on nobody's word, as a look at what was imported: nobody knows which model computed
+            them, nor, under left padding, whether they are right.
     """
     target = config.current_stash() if stash is None else config.as_stash(stash)
-    imported = read_index(target.store, hash16(model_name), hash16(prompt))
+    store, model_hash, prompt_hash = target.store, hash16(model_name), hash16(prompt)
+    imported = read_index(store, model_hash, prompt_hash)
     if imported is None or imported.text not in (None, prompt):
         return None
-    return read_imported(target.store, hash16(model_name), hash16(prompt), imported.tensors) or None
+    declared = declaration(store, model_hash)
+    if not unverified and (declared is None or (imported.left_padded and not declared.left_padded)):
+        remedy = "declare_model() or import_cache(..., verify_sample=5)"
+        if declared is not None:
+            remedy = "as it was computed under left padding, a sample with such a prompt that agrees"
+        store.events.warn_once(
+            f"unverified import of {model_name}",
+            "lmstash: what was imported for %s is unverified and not returned. It takes %s.",
+            model_name,
+            remedy,
+        )
+        return None
+    return read_imported(store, model_hash, prompt_hash, imported.tensors) or None
 
 
 def _import_model(found: LayoutModel, name: str | None, stash: Stash, problems: list[str]) -> ImportedModel:

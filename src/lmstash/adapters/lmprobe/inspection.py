@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from lmstash.adapters.lmprobe import config
-from lmstash.adapters.lmprobe.catalog import NamedSource, Reading, Record, read_records, readings, record_keys
+from lmstash.adapters.lmprobe.catalog import Reading, Record, read_records, readings, record_keys
 from lmstash.adapters.lmprobe.counting import POOLED, count
 from lmstash.adapters.lmprobe.imported import imported_key, index_key, read_index
 from lmstash.adapters.lmprobe.info import CachedPromptInfo, CacheInfo
 from lmstash.adapters.lmprobe.layout import hash16
-from lmstash.adapters.lmprobe.source import SITE, text_prompts
+from lmstash.adapters.lmprobe.source import ROUTER, SITE, text_prompts
 from lmstash.adapters.lmprobe.text_shelf import TextShelf
+from lmstash.adapters.lmprobe.unrecorded import Kept, kept_by_text
 from lmstash.caches.activations.context import Context
 from lmstash.caches.activations.pooled import PooledShelf
 from lmstash.caches.activations.prompts import Prompt, Prompts
@@ -59,10 +60,18 @@ def cache_info(model: str | None = None) -> CacheInfo:
 def discover_cached(model_name: str, prompt: str) -> CachedPromptInfo | None:
     """Say what is kept for a prompt, without loading a model.
 
-    Only what can be found is named: entries are asked for by their own keys, so nothing evicted stays listed. Those
-    that hold several layers are read (half a MiB at most), which costs 10 to 100 us each. Values of several identities
-    under one name are taken together; extraction serves only those of the model that asks. A private stash keeps no
-    token ids, so that there nothing can be said of what a live model computed.
+    Only what is there is named: nothing evicted stays listed. Values of several identities under one name are taken
+    together; extraction serves only those of the model that asks.
+
+    Of a prompt that a `CachedExtractor` saw, entries are asked for by their own keys, in the storage dtype of that
+    extractor. Those that hold several layers are read (half a MiB at most), which costs 10 to 100 us each.
+
+    Of any other prompt, and in a private stash, entries are found by what `stash.activations` keeps beside them: the
+    model's name and a digest of the text. That goes through all entries, 15 us each, but again only when something was
+    kept since. Raw values are named only where they are known to be there from the first token to the last, which
+    cannot be told of prompts that end with a full block of 64 tokens, of those whose first blocks another prompt had
+    computed before, and in a private stash of any longer than a block. A stash with a salt finds nothing in this way;
+    one without finds entries under a salt in the same folder, too.
 
     Args:
         model_name: As the extractor names it.
@@ -76,11 +85,14 @@ def discover_cached(model_name: str, prompt: str) -> CachedPromptInfo | None:
     raw: set[int] = set()
     router: set[int] = set()
     pooled: dict[str, set[int]] = {}
-    for reading in readings(stash.store, hash16(model_name)):
+    known = readings(stash.store, hash16(model_name))
+    told = False
+    for reading in known:
         [key] = record_keys(reading.name, reading.model, reading.storage_dtype, [hash16(prompt)])
         record = read_records(stash.store, [key])[0] if stash.store.contains(key) else None
         if record is None:
             continue
+        told = told or record.ids is not None or not reading.by_tokens
         there = _Probe(stash, reading, record, prompt)
         raw.update(there.raw())
         router.update(there.router())
@@ -88,6 +100,10 @@ def discover_cached(model_name: str, prompt: str) -> CachedPromptInfo | None:
             pooled.setdefault(name, set()).update(there.pooled(pool))
         if raw or any(pooled.values()):
             found.num_tokens = record.n_tokens
+    if not told:
+        models = {reading.model.hex()[:16] for reading in known}
+        for kept in kept_by_text(stash, model_name, prompt, models):
+            _add_kept(kept, found, raw, router, pooled)
     _add_imported(stash, model_name, prompt, found, raw, router, pooled)
     found.raw_layers = sorted(raw)
     found.router_layers = sorted(router)
@@ -125,7 +141,9 @@ def get_prompt_cache_dir(model_name: str, prompt: str) -> Path:
 
 
 def invalidate_extraction_cache(cache_dir: Path) -> None:
-    """Remove everything kept for one prompt: raw and pooled values of all layers, and what was imported.
+    """Remove everything kept for a prompt that a `CachedExtractor` saw, and what was imported for it, of all layers.
+
+    What `stash.activations` kept of any other prompt goes with `stash.forget(prompt=)`, which is told the text.
 
     Values of a shared prefix go with it; prompts that share it compute it anew. Lists of token ids go as a whole, since
     ids spell out text and any of them may hold this prompt's: they are made again. No file of lmprobe's is touched.
@@ -176,11 +194,11 @@ class _Probe:
 
     def router(self) -> list[int]:
         """Layers whose router logits are kept."""
-        return self._there("router_logits", None) if self._record.ids is not None else []
+        return self._there(ROUTER, None) if self._record.ids is not None else []
 
     def keys(self) -> list[bytes]:
         """Return the key of everything that might be kept."""
-        places = ((SITE, None), ("router_logits", None), *((SITE, pool) for pool in POOLS.values()))
+        places = ((SITE, None), (ROUTER, None), *((SITE, pool) for pool in POOLS.values()))
         return list(chain.from_iterable(self._shelf(site, pool).keys() for site, pool in places))
 
     def _there(self, site: str, pool: str | None) -> list[int]:
@@ -191,13 +209,25 @@ class _Probe:
 
     def _shelf(self, site: str, pool: str | None) -> RawShelf | PooledShelf | TextShelf:
         stash, reading = self._stash, self._reading
-        source = NamedSource(reading)
+        source = reading.source()
         context = Context(self._store, source, reading.model, reading.storage_dtype, stash.salt, stash.private, None)
         if pool is not None:
             return PooledShelf(context, self._prompts, self._layers, site, pool, None, [0])
         if reading.by_tokens:
             return RawShelf(context, self._prompts, self._layers, site, None)
         return TextShelf(context, self._prompts, self._layers, None, [None])
+
+
+def _add_kept(
+    kept: Kept, found: CachedPromptInfo, raw: set[int], router: set[int], pooled: dict[str, set[int]]
+) -> None:
+    name = next((name for name, pool in POOLS.items() if pool == kept.pool), None)
+    if kept.site == SITE and name is not None:
+        pooled.setdefault(name, set()).update(kept.layers)
+    elif kept.pool is None:
+        (router if kept.site == ROUTER else raw).update(kept.layers)
+    if kept.layers and kept.site == SITE and (name is not None or kept.pool is None):
+        found.num_tokens = kept.n_tokens
 
 
 def _add_imported(

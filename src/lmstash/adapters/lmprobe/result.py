@@ -22,15 +22,19 @@ class PaddedResult(RawResult):
 
     adopts = False  # all prompts share one memory: values are copied into it
 
-    def __init__(self, owners: Sequence[int], n_layers: int, longest: int | None) -> None:
+    def __init__(
+        self, owners: Sequence[int], n_layers: int, longest: int | None, dtype: torch.dtype | None = None
+    ) -> None:
         """Plan a result.
 
         Args:
             owners: For each prompt asked for, which of the distinct ones it is.
             n_layers: Layers side by side.
             longest: Tokens of the longest prompt, or None when not known yet.
+            dtype: Of the result, unless a value cannot be said in it exactly; None is that of the values.
         """
         super().__init__([], n_layers, None)
+        self._wanted = dtype
         self._owners = owners
         self._n_layers = n_layers
         self._longest = longest
@@ -53,6 +57,7 @@ class PaddedResult(RawResult):
             self.width = width
         elif width != self.width:
             raise MismatchError(f"values of {width} numbers do not go with others of {self.width}.")
+        bits, dtype = self._as_wanted(bits, dtype)
         end = start + n_tokens
         if end > self._tokens[prompt]:
             self._tokens[prompt] = end
@@ -73,8 +78,9 @@ class PaddedResult(RawResult):
 
         Args:
             width: Hidden size for a result without any value.
-            dtype: The same.
+            dtype: The same, unless one was asked for.
         """
+        dtype = self._wanted or dtype
         longest = max(self._tokens, default=0)
         if self._padded is None or longest > self._padded.shape[1]:
             self._widen(longest, dtype, self.width or width)
@@ -93,6 +99,15 @@ class PaddedResult(RawResult):
                 if row != first:
                     self._rows[row] = self._rows[first]
         return out, torch.from_numpy(mask)
+
+    def _as_wanted(self, bits: np.ndarray, dtype: torch.dtype) -> tuple[np.ndarray, torch.dtype]:
+        """Return values, given and returned as bits, in the dtype asked for, if that loses nothing."""
+        if self._wanted in (None, dtype):
+            return bits, dtype
+        values = torch.from_numpy(bits).view(dtype)
+        cast = values.to(self._wanted)
+        same = (cast.to(dtype) == values) | values.isnan()
+        return (bits_of(cast), self._wanted) if bool(same.all()) else (bits, dtype)
 
     def _widen(self, longest: int, dtype: torch.dtype, width: int) -> None:
         old = self._padded

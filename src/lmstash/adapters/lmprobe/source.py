@@ -20,6 +20,8 @@ from lmstash.errors import MismatchError
 
 SITE = "block_out"
 """What lmprobe's layer i is: the output of block i."""
+ROUTER = "router_logits"
+"""What lmprobe's router layer i is."""
 
 
 class ExtractBatchSource:
@@ -72,6 +74,10 @@ class ExtractBatchSource:
     def causal(self) -> bool:
         """Whether raw values may be kept by token prefix."""
         return self._live is not None and self._live.causal()
+
+    def padded_tokens(self, site: str) -> int | None:
+        """How long batches of prompts of different lengths may be; None for any length, and where nobody knows."""
+        return None if self._live is None else self._live.padded_tokens(site)
 
     def bind(self, prompts: Prompts) -> None:
         """Remember the text of each prompt: `compute` is given token ids."""

@@ -21,23 +21,31 @@ def check_batch_size(batch_size: object) -> int | None:
     raise InvalidArgumentError(f"batch_size={batch_size!r}: pass a number of prompts, 1 or more, or None.")
 
 
-def plan_batches(lengths: Sequence[int], batch_size: int | None, batch_tokens: int = BATCH_TOKENS) -> list[list[int]]:
+def plan_batches(
+    lengths: Sequence[int],
+    batch_size: int | None,
+    batch_tokens: int = BATCH_TOKENS,
+    padded_tokens: int | None = None,
+) -> list[list[int]]:
     """Group prompts for forward passes, longest first, so that running out of memory shows at once.
 
     Args:
         lengths: Tokens of each prompt.
         batch_size: Prompts in a batch; None takes as many as fit `batch_tokens` with padding (at least one).
         batch_tokens: The budget for that, in tokens.
+        padded_tokens: Prompts longer than this run beside others of just their length only; None pads any.
 
     Returns:
         Indices into `lengths`; each exactly once.
     """
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     batches: list[list[int]] = []
-    room = 0
+    room = longest = 0
     for index in order:
-        if room == 0:
-            room = batch_size or min(BATCH_PROMPTS, max(1, batch_tokens // max(1, lengths[index])))
+        apart = padded_tokens is not None and longest > padded_tokens and lengths[index] != longest
+        if room == 0 or apart:
+            longest = lengths[index]
+            room = batch_size or min(BATCH_PROMPTS, max(1, batch_tokens // max(1, longest)))
             batches.append([])
         batches[-1].append(index)
         room -= 1

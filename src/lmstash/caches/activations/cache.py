@@ -22,6 +22,7 @@ from lmstash.caches.activations.sites import LAYERLESS_SITES, check_site
 from lmstash.caches.activations.source import ExtractorSource, Source, resolve_layers
 from lmstash.caches.activations.texts import TextIndex
 from lmstash.caches.models import describe_model
+from lmstash.caches.telling import tell_summary, told
 from lmstash.codecs.dtypes import check_storage_dtype
 from lmstash.errors import InvalidArgumentError, NotFoundError
 from lmstash.events import logger
@@ -91,11 +92,13 @@ class Activations:
         self._described: bytes | None = None
         """The last model whose description was kept."""
         self._model = model
+        self._extractor = extractor
+        self._variant = variant
         self._source: Source
         if extractor is not None:
             self._source = ExtractorSource(extractor)
             self._watch = None
-            self._digest = _vouched(extractor.fingerprint, variant)
+            self._digest = _vouched(extractor, variant)
         else:
             from lmstash.identity.watch import watch_model
 
@@ -151,7 +154,7 @@ class Activations:
             dtype: Of the result; by default the one in which values were computed.
             out: An array, memory map or tensor `[n_prompts, n_layers, hidden]` to fill; returned. Pooled values only.
             progress: Show a progress bar of what is computed; None shows one on a terminal.
-            refresh: Compute everything anew and replace what is kept.
+            refresh: Compute everything anew and replace what is kept; not with `on_miss="error"`.
             cache_only: Fill the store and return None; reads nothing.
             on_miss: "error" raises instead of computing.
             tags: Kept beside new entries; `prune(tag=)` selects by them.
@@ -170,6 +173,10 @@ class Activations:
         """
         if on_miss not in ("compute", "error"):
             raise InvalidArgumentError(f"on_miss={on_miss!r}: use 'compute' or 'error'.")
+        if refresh and on_miss == "error":
+            raise InvalidArgumentError(
+                "refresh=True computes everything anew and on_miss='error' computes nothing: drop one of them."
+            )
         if cache_only and out is not None:
             raise InvalidArgumentError("cache_only=True returns nothing, so out= cannot be filled: drop one of them.")
         site, pool, wanted = check_site(site), check_pool(pool), as_dtype(dtype)
@@ -192,32 +199,32 @@ class Activations:
             pooled = None if cache_only else PooledResult(len(asked), len(chosen), wanted, out)
             shelf = PooledShelf(context, unique, chosen, site, pool, pooled, distinct)
             result = pooled
-        if refresh:
-            shelf.refresh()
-        elif cache_only:
-            shelf.look()
-        else:
-            shelf.load()
-        absent = shelf.absent()
-        if absent and on_miss == "error":
-            raise NotFoundError(
-                f"{len(absent)} of {len(unique)} prompts are not kept (the first is prompt {distinct[absent[0]]}). "
-                "Call without on_miss='error' to compute them."
-            )
-        kept = len(unique) - len(absent)
-        logger.debug("%s: activations of %d of %d prompts kept", source.name, kept, len(unique))
-        if absent:
-            # What is kept was checked when it was computed.
-            places = [distinct[index] for index in absent]
-            _check_vocabulary(unique.pick(absent), places, source)
-            publisher = Publisher(
-                self.store,
-                lambda: self._still(fingerprint),
-                replace=refresh,
-                on_saved=None if fingerprint is None else lambda: self._describe_model(fingerprint),
-            )
-            runner = Runner(source, shelf, publisher, unique, chosen, site, pool)
-            runner.run(absent, distinct, batch_size=batch_size, progress=progress, max_retries=max_retries)
+        with told(self.store.events):
+            if refresh:
+                shelf.refresh()
+            elif cache_only:
+                shelf.look()
+            else:
+                shelf.load()
+            absent = shelf.absent()
+            tell_summary(source.name, n_absent=len(absent), n_prompts=len(unique), layers=chosen)
+            if absent and on_miss == "error":
+                raise NotFoundError(
+                    f"{len(absent)} of {len(unique)} prompts are not kept (the first is prompt {distinct[absent[0]]}). "
+                    "Call without on_miss='error' to compute them."
+                )
+            if absent:
+                # What is kept was checked when it was computed.
+                places = [distinct[index] for index in absent]
+                _check_vocabulary(unique.pick(absent), places, source)
+                publisher = Publisher(
+                    self.store,
+                    lambda: self._still(context.model, fingerprint),
+                    replace=refresh,
+                    on_saved=None if fingerprint is None else lambda: self._describe_model(fingerprint),
+                )
+                runner = Runner(source, shelf, publisher, unique, chosen, site, pool)
+                runner.run(absent, distinct, batch_size=batch_size, progress=progress, max_retries=max_retries)
         if isinstance(result, RawResult):
             return result.finish(owners)
         if isinstance(result, PooledResult):
@@ -273,7 +280,7 @@ class Activations:
         return [prompts[distinct[index]] for index in shelf.absent()]
 
     def _context(self, tags: Sequence[str]) -> tuple[Context, Fingerprint | None]:
-        """Return the identity as of now: a model that changed in place since the last call is another one."""
+        """Return the identity as of now: what changed since the last call, in place or by its own word, is another."""
         found: Fingerprint | None = None
         with self._lock:
             if self._watch is not None:
@@ -281,6 +288,11 @@ class Activations:
                 if found.digest != self._digest:
                     self._source = ModelSource(self._model)
                     self._digest = found.digest
+            elif self._extractor is not None:
+                digest = _vouched(self._extractor, self._variant)
+                if digest != self._digest:
+                    self._source = ExtractorSource(self._extractor)
+                    self._digest = digest
             context = Context(
                 self.store,
                 self._source,
@@ -300,8 +312,15 @@ class Activations:
         self._described = fingerprint.digest
         describe_model(self.store, fingerprint, self._source.name)
 
-    def _still(self, fingerprint: Fingerprint | None) -> bool:
-        return self._watch is None or self._watch.unchanged(fingerprint)
+    def _still(self, digest: bytes, fingerprint: Fingerprint | None) -> bool:
+        """Whether the same one computes as when the call began."""
+        if self._watch is not None:
+            return self._watch.unchanged(fingerprint)
+        try:
+            return _vouched(self._extractor, self._variant) == digest
+        except Exception as error:
+            logger.debug("%s: its fingerprint cannot be read any more: %r", self._source.name, error)
+            return False
 
 
 def _choose_layers(layers: Any, site: str, source: Source) -> list[int]:
@@ -344,7 +363,9 @@ def _distinct(prompts: Prompts) -> tuple[list[int], list[int]]:
     return places, owners
 
 
-def _vouched(fingerprint: Any, variant: str | None) -> bytes:
+def _vouched(extractor: Any, variant: str | None) -> bytes:
+    """Return who an extractor says it is now."""
+    fingerprint = extractor.fingerprint
     digest = getattr(fingerprint, "digest", fingerprint)
     if not isinstance(digest, bytes | str) or not digest:
         raise InvalidArgumentError(

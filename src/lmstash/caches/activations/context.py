@@ -131,13 +131,20 @@ class Context:
 
     def common(self, site: str, pool: Pool, *, by: str) -> bytes:
         """Return the digest of all that is in the keys of a call's entries but what tells them from each other."""
-        named = {"kind": KIND, "site": site, "pool": pool, "storage": self.storage, "by": by}
+        named = {**self._named(site, pool), "by": by}
         return Key({**named, "model": self.model, "salt": self.salt}).digest
 
     def describe(self, site: str, pool: Pool, **components: Component) -> dict[str, object]:
         """Return the identity kept beside an entry: everything that is in its key, but for the salt and the model."""
-        named: dict[str, Component] = {"kind": KIND, "site": site, "pool": pool, "storage": self.storage, **components}
+        named: dict[str, Component] = {**self._named(site, pool), **components}
         return {"schema": SCHEMA_VERSION, "components": {name: to_json(each) for name, each in named.items()}}
+
+    def _named(self, site: str, pool: Pool) -> dict[str, Component]:
+        named: dict[str, Component] = {"kind": KIND, "site": site, "pool": pool, "storage": self.storage}
+        padded_tokens = self.source.padded_tokens(site)
+        if padded_tokens is not None:  # versions that padded all kept what is not to be served
+            named["padded_tokens"] = padded_tokens
+        return named
 
     def unfit(self, key: bytes) -> None:
         """Count an entry that was found but is not what was asked for."""

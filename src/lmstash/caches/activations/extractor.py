@@ -19,7 +19,8 @@ class Extractor(Protocol):
     """Computes activations for `Activations(store, extractor=...)`.
 
     lmstash cannot look inside, so `fingerprint` is the whole identity of who computed: it must change whenever the
-    values could (weights, revision, dtype, where values are read).
+    values could (weights, revision, dtype, where values are read). It is read at each call, and again before values are
+    kept: what was computed meanwhile under another one is not kept.
 
     Optional attributes, read when there: `name` (str, for people), `max_retries` and `retry_seconds` (for batches that
     fail: 3, from 2 seconds up), `n_layers` (int, for negative layers and "all"),

@@ -13,11 +13,15 @@ from torch import Tensor, nn
 
 from lmstash.caches.activations.batching import ACCELERATOR_BATCH_TOKENS, BATCH_TOKENS
 from lmstash.caches.activations.on_device import says_no_memory, to_device, to_host
+from lmstash.caches.activations.padding import pad, rounding_of, shows_padding
 from lmstash.caches.activations.pooling import Pool, pack_tokens, pool_tokens
 from lmstash.caches.activations.sites import LAYERLESS_SITES, find_blocks, find_submodule, first_tensor, router_layers
 from lmstash.caches.activations.source import Values
 from lmstash.caches.torch_model import TorchModel, first_number
 from lmstash.errors import UnsupportedModelError
+from lmstash.events import logger
+from lmstash.identity.reached import global_hooks
+from lmstash.identity.structure import foreign_hooks, own_hooks
 
 
 class _EverythingRead(Exception):
@@ -27,9 +31,10 @@ class _EverythingRead(Exception):
 class ModelSource(TorchModel):
     """A transformers model as a `Source`.
 
-    Prompts are padded on the right with an attention mask, whatever the tokenizer would do; positions are 0..n-1. Only
-    the base model runs (no vocabulary head), under `no_grad`, and stops after the last module asked for. Threads may
-    share it: each reads only what its own forward pass computes.
+    Prompts are padded on the right with an attention mask, whatever the tokenizer would do, unless that shows in its
+    values: then only prompts of one length run together. Positions are 0..n-1. Only the base model runs (no vocabulary
+    head), under `no_grad`, and stops after the last module asked for. Threads may share it: each reads only what its
+    own forward pass computes.
     """
 
     remote = False
@@ -49,6 +54,7 @@ class ModelSource(TorchModel):
         # An exception through accelerate's hooks would leave offloaded weights where they are.
         self._may_stop_early = not any(hasattr(module, "_hf_hook") for module in model.modules())
         self._causal: bool | None = None
+        self._padded_tokens: dict[str, int | None] = {}
 
     @property
     def overlaps(self) -> bool:
@@ -100,15 +106,10 @@ class ModelSource(TorchModel):
         Raises:
             torch.OutOfMemoryError: As `compute`.
         """
-        shape = len(batch), max(len(ids) for ids in batch)
-        ids = np.zeros(shape, dtype=np.int64)
-        mask = np.zeros(shape, dtype=np.int64)
-        for row, prompt in enumerate(batch):
-            ids[row, : len(prompt)] = prompt
-            mask[row, : len(prompt)] = 1
-        lengths = mask.sum(axis=1)
+        ids, mask = pad(batch)
+        lengths = mask.sum(dim=1)
         # Sent before the pass, and once: within it, sending would wait for what runs.
-        chosen = to_device(torch.from_numpy(lengths if pool is not None else np.flatnonzero(mask)), self.device)
+        chosen = to_device(lengths if pool is not None else mask.flatten().nonzero()[:, 0], self.device)
         local = {chosen.device: chosen}
 
         def read(hidden: Tensor) -> Tensor:
@@ -118,7 +119,7 @@ class ModelSource(TorchModel):
             return pack_tokens(hidden, where) if pool is None else pool_tokens(hidden, where, pool)
 
         try:
-            arriving = to_host(self._forward(torch.from_numpy(ids), torch.from_numpy(mask), layers, site, read))
+            arriving = to_host(self._forward(ids, mask, layers, site, read))
         except RuntimeError as error:
             if isinstance(error, torch.cuda.OutOfMemoryError) or not says_no_memory(error):
                 raise
@@ -136,8 +137,25 @@ class ModelSource(TorchModel):
         The probe (one forward pass of eight tokens, once) changes the last token and asks that nothing before it moves.
         """
         if self._causal is None:
-            self._causal = self.declared_causal() and self._observed_causal()
+            self._causal = (
+                self.declared_causal()
+                and self._observed_causal()
+                # Others' hooks may count from the end, which shows at another length only.
+                and (self._is_plain() or self.padded_tokens("block_out") is None)
+            )
         return self._causal
+
+    def padded_tokens(self, site: str) -> int | None:
+        """Return how long batches may be in which prompts are padded: None for any length, 0 where none may be.
+
+        A causal model cannot see what lies on the right. Others are tried, once for each site (see `shows_padding`);
+        what cannot be tried is not padded.
+        """
+        if site not in self._padded_tokens:
+            self._padded_tokens[site] = self.alike_tokens() if self._is_blind_to_padding(site) else 0
+            if self._padded_tokens[site] == 0:
+                logger.info("%s: padding shows in %s, so only prompts of one length run together", self.name, site)
+        return self._padded_tokens[site]
 
     def _forward(
         self, ids: Tensor, mask: Tensor, layers: Sequence[int], site: str, read: Callable[[Tensor], Tensor]
@@ -223,6 +241,35 @@ class ModelSource(TorchModel):
         if self.config is not self.model.config and hasattr(tower, "get_decoder"):
             tower = tower.get_decoder()  # models that also see or hear have more towers of blocks than the text's
         return find_blocks(tower if isinstance(tower, nn.Module) else self.base, n_layers)
+
+    def _is_blind_to_padding(self, site: str) -> bool:
+        def run(ids: Tensor, mask: Tensor) -> list[Tensor]:
+            return self._forward(ids, mask, self.layers(site), site, lambda values: values.cpu().clone())
+
+        limits = [each for each in (self.max_tokens, self.alike_tokens()) if each is not None]
+        if 0 in limits:
+            return False
+        try:
+            return (self._is_plain() and (self._says_causal() or self.causal())) or not shows_padding(
+                run,
+                vocabulary=self.vocabulary or 2,
+                max_tokens=min(limits, default=None),
+                rounding=rounding_of(self.dtype, self.device),
+            )
+        except Exception as error:
+            logger.debug("%s: site %r could not be tried with padding: %r", self.name, site, error)
+            return False
+
+    def _says_causal(self) -> bool:
+        """Whether the kind of model and all that attends in it say so: then pooled values cost no probe."""
+        said = {getattr(module, "is_causal", None) for module in self.base.modules()}
+        return True in said and False not in said and self.declared_causal()
+
+    def _is_plain(self) -> bool:
+        """Whether only the modules' own code runs: nobody's hooks, no `forward` but those that accelerate placed."""
+        modules = list(self.model.modules())
+        hooks = foreign_hooks([*global_hooks(), *(each for module in modules for each in own_hooks(module))])
+        return not hooks and not any("forward" in vars(each) and not hasattr(each, "_hf_hook") for each in modules)
 
     def _observed_causal(self) -> bool:
         vocabulary = self.vocabulary or 2

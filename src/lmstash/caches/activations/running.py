@@ -155,9 +155,10 @@ class Runner:
         for index, lacks in zip(absent, self._shelf.missing_of(absent), strict=True):
             groups[lacks].append(index)
         out: list[tuple[list[int], tuple[int, ...]]] = []
+        padded_tokens = self._source.padded_tokens(self._site)
         for positions, members in groups.items():
             lengths = [self._prompts.lengths[member] for member in members]
-            batches = plan_batches(lengths, batch_size, self._batch_tokens(len(positions)))
+            batches = plan_batches(lengths, batch_size, self._batch_tokens(len(positions)), padded_tokens)
             out.extend(([members[each] for each in batch], positions) for batch in batches)
         return out
 

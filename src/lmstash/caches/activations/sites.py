@@ -26,6 +26,8 @@ LAYERLESS_SITES = ("embed", "final")
 
 _ATTENTION_NAMES = ("self_attn", "self_attention", "attn", "attention")
 _MLP_NAMES = ("mlp", "ffn", "feed_forward", "block_sparse_moe", "moe", "fc2", "output")
+_INNER_NAMES = {"attn_out": ("SelfAttention",), "mlp_out": ("DenseReluDense",)}
+"""Of what lies one step deeper, where a block is a list of parts (T5)."""
 _ROUTER_NAMES = ("gate", "router")
 _PROJECTION_NAMES = ("dense", "dense_4h_to_h", "down_proj", "out_proj", "o_proj")
 _RESIDUAL_ARGUMENTS = {"residual", "input_tensor"}
@@ -86,6 +88,9 @@ def find_submodule(block: nn.Module, site: str, layer: int, n_experts: int | Non
         return router
     names = _ATTENTION_NAMES if site == "attn_out" else _MLP_NAMES
     module = _child(block, names)
+    parts = getattr(block, "layer", None)
+    if module is None and isinstance(parts, nn.ModuleList):
+        module = next(filter(None, (_child(part, _INNER_NAMES[site]) for part in parts)), None)
     place = None if module is None else _before_residual(module)
     if place is None:
         children = ", ".join(name for name, _ in block.named_children())

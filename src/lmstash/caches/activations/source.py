@@ -59,6 +59,10 @@ class Source(Protocol):
         """Whether the value of a token depends on nothing after it, not even on the length of the prompt."""
         ...
 
+    def padded_tokens(self, site: str) -> int | None:
+        """How long batches of prompts of different lengths may be, in tokens: 0 for never, None for any length."""
+        ...
+
     def compute(self, batch: Sequence[np.ndarray], layers: Sequence[int], site: str, pool: Pool) -> list[Values]:
         """Run one batch.
 
@@ -148,6 +152,10 @@ class ExtractorSource:
     def causal(self) -> bool:
         """Return what the extractor promises; no by default."""
         return bool(getattr(self.extractor, "causal", False))
+
+    def padded_tokens(self, site: str) -> int | None:
+        """Return None: how an extractor puts prompts side by side is its own affair."""
+        return None
 
     def compute(self, batch: Sequence[np.ndarray], layers: Sequence[int], site: str, pool: Pool) -> list[Values]:
         """Call the extractor; raises MismatchError when its answer has another shape than asked."""
