@@ -147,6 +147,11 @@ def test_the_advice_for_a_model_that_nobody_knows_can_be_followed(tmp_path, task
     assert launch(tasks)["hits"] == 8
 
 
+def test_a_launch_can_be_told_to_compute_anew(tasks, launch):
+    assert launch(tasks)["computed"] == launch(tasks, refresh=True)["computed"] == 8
+    assert launch(tasks)["hits"] == 8
+
+
 # --- databases of the harness -------------------------------------------------------------------------------------
 
 
@@ -176,6 +181,16 @@ def test_answers_of_the_harness_are_found_by_the_model_that_is_declared(stash, t
     CachedLM(lm, stash, model="mine 3", imported="mine 1").generate_until(generations(5))
     assert not lm.seen
     assert import_caching_db(tmp_path / "c_rank0.db", stash, model="mine 1").known == 5
+
+
+def test_what_is_computed_anew_replaces_what_is_kept_and_what_was_imported(stash, tmp_path):
+    their_database(tmp_path / "c_rank0.db", Scripted(lambda *asked: "imported"), generations(2))
+    import_caching_db(tmp_path / "c_rank0.db", stash, model="m")
+    for word, refresh, computed in (("old", True, 2), ("new", True, 2), ("not asked", False, 0)):
+        lm = Scripted(lambda *asked, word=word: word)
+        said = CachedLM(lm, stash, model="m", refresh=refresh).generate_until(generations(2))
+        assert said == ["new" if word == "not asked" else word] * 2
+        assert len(lm.seen) == computed
 
 
 def test_samples_of_the_harness_are_not_found(stash, tmp_path):

@@ -24,7 +24,7 @@ from lmms_eval.models.registry_v2 import ModelManifest
 from lmms_eval.tasks import TaskManager
 
 import lmstash
-from lmstash.adapters.lmms_eval import Request, ResponseCache, launching, load_from_cache, save_to_cache
+from lmstash.adapters.lmms_eval import Request, ResponseCache, delete_cache, launching, load_from_cache, save_to_cache
 from lmstash.adapters.lmms_eval.installing import installed
 
 
@@ -413,6 +413,13 @@ def test_clearing_concerns_this_run_only(launch: Any) -> None:
     assert launch("--use_cache", "", model_args="word=x")[1]["computed"] == 0
 
 
+def test_a_launch_can_be_told_to_compute_anew(tmp_path: Path) -> None:
+    folder = write_task(tmp_path / "task", n_docs=3)
+    argv = ["--model", "seeing", "--tasks", "mini", "--include_path", str(folder), "--verbosity", "ERROR"]
+    told = [launching.run(argv, str(tmp_path / "stash"), refresh=refresh)[1] for refresh in (False, True, False)]
+    assert [each["computed"] for each in told] == [3, 3, 0]
+
+
 def test_a_named_folder_and_failures(launch: Any, tmp_path: Path) -> None:
     elsewhere = str(tmp_path / "elsewhere")
     assert launch("--use_cache", elsewhere)[1]["computed"] == 12
@@ -479,3 +486,71 @@ def test_saved_instances_of_the_harness_have_a_response_as_the_seeds_examples_re
         assert sum(group[0].response == str(k + 1) for k, group in enumerate(groups)) == 3
         groups[0][0].resps[0] = "1"
         assert save_to_cache("toy_sums", groups)
+
+
+def test_a_response_is_what_the_instance_says_now_and_the_whole_instance_comes_back(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import copy
+    import pickle
+
+    from lmms_eval.api.instance import Instance
+
+    monkeypatch.setenv("LM_HARNESS_CACHE_PATH", str(tmp_path / "cache"))
+
+    def saved(**fields: Any) -> Any:
+        metadata = {"task": "sums", "doc_id": 0, "repeats": 1}
+        assert save_to_cache("m_sums", [[Instance("generate_until", ("1 + 1 =", {}), 0, metadata, **fields)]])
+        return load_from_cache("m_sums")[0][0]
+
+    assert saved(resps=["2"], filtered_resps={"none": "two"}).response == "2"
+    assert saved(resps=["2", "3"]).response == ["2", "3"]
+    assert saved(filtered_resps={"none": "two"}).response == "two"
+    assert saved().response is None
+    one = saved(resps=["2"])
+    assert isinstance(one, Instance)
+    for each in (one, copy.deepcopy(one), pickle.loads(pickle.dumps(one))):  # noqa: S301
+        each.resps[0] = "changed"
+        assert each.response == "changed"
+    assert save_to_cache("m_sums", [[one]])
+    assert load_from_cache("m_sums") == [[one]]
+    assert "response" not in vars(load_from_cache("m_sums")[0][0])
+
+
+def test_the_seeds_examples_run_on_instances_of_the_harness(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lmms_eval.api.instance import Instance
+
+    monkeypatch.setenv("LM_HARNESS_CACHE_PATH", str(tmp_path / "cache"))
+    runs = []
+
+    def run_evaluation(model: str, task: str) -> list[list[Any]]:
+        runs.append((model, task))
+        metadata = {"task": task, "doc_id": 0, "repeats": 1}
+        return [[Instance("generate_until", ("Q", {}, lambda doc: []), 0, metadata, resps=["A"])]]
+
+    def basic_usage(model_name: str, task_name: str) -> Any:
+        cache_key = f"{model_name}_{task_name}"
+        cached_results = load_from_cache(cache_key)
+        if cached_results is not None:
+            requests = cached_results
+        else:
+            requests = run_evaluation(model_name, task_name)
+            save_to_cache(cache_key, requests)
+        return requests
+
+    basic_usage("qwen25vl", "videomme")
+    cached_responses = basic_usage("qwen25vl", "videomme")
+    assert len(runs) == 1
+    for request_group in cached_responses:
+        for request in request_group:
+            print(f"Input: {request.arguments}")
+            print(f"Response: {request.response}")
+    assert capsys.readouterr().out.splitlines() == ["Input: ('Q', {}, None)", "Response: A"]
+    for metric, score in ((str.isupper, 1), (str.islower, 0)):  # A/B testing
+        assert sum(metric(request.response) for group in cached_responses for request in group) == score
+    assert delete_cache(key="videomme") == 1
+    basic_usage("qwen25vl", "videomme")
+    assert delete_cache(key="qwen25vl") == 1
+    assert load_from_cache("qwen25vl_videomme") is None

@@ -75,6 +75,7 @@ class CachedLM(LM):
         keep_sampled: bool = False,
         keep_empty: bool | None = None,
         strict_numerics: bool = False,
+        refresh: bool = False,
     ) -> None:
         """Wrap `lm`. Reads its weights once (0.4 s per GB).
 
@@ -90,8 +91,10 @@ class CachedLM(LM):
             keep_sampled: Keep sampled answers though nobody knows the seed, each under its number.
             keep_empty: Keep empty texts; default: those of models that run in this process.
             strict_numerics: For a local model: torch's version and the device count, too.
+            refresh: Compute anew and replace what is kept.
         """
         self.lm = lm
+        self._refresh = refresh
         self.stash = stash
         self.counts = Counts()
         self.responses: Responses | None = None
@@ -111,7 +114,7 @@ class CachedLM(LM):
                 f"lm_eval {type(lm)}", "lmstash: nothing is cached for this evaluation: %s%s", error, also
             )
         name = imported or model
-        self._imported = None if name is None else ImportedAnswers(stash, name)
+        self._imported = None if name is None or refresh else ImportedAnswers(stash, name)
         self._hook.on_report = self._reported
         lm.set_cache_hook(self._hook)  # pyright: ignore[reportArgumentType]
 
@@ -185,7 +188,7 @@ class CachedLM(LM):
             end = min(start + _AT_ONCE, len(instances))
             try:
                 asked = responses.asker.ask_many(model, questions.part(start, end))
-                found = responses.shelf.read_many(asked)
+                found = [MISSING] * len(asked) if self._refresh else responses.shelf.read_many(asked)
             except Exception as error:  # a cache does not end an evaluation
                 if self.stash.store.strict:
                     raise

@@ -23,7 +23,7 @@ from lmstash.events import logger
 
 NO_CACHE = frozenset({"--no-cache", "--no_cache"})
 CLEAR_CACHE = frozenset({"--clear-cache", "--clear_cache"})
-_OPTIONS = frozenset({"model", "revision"})
+_OPTIONS = frozenset({"model", "revision", "refresh"})
 
 
 def run(argv: Sequence[str], place: str | None = None, **options: Any) -> tuple[int, dict[str, int]]:
@@ -32,7 +32,7 @@ def run(argv: Sequence[str], place: str | None = None, **options: Any) -> tuple[
     Args:
         argv: The harness's arguments, without its name; `--no-cache` and `--clear-cache` are ours.
         place: The stash to use where the arguments name none: a folder or a URI.
-        **options: `model=` declares who answers, `revision=` which version of it.
+        **options: `model=` declares who answers, `revision=` which version of it; `refresh=True` computes all anew.
 
     Raises:
         InvalidArgumentError: The harness is not installed, or an option is not known here.
@@ -57,6 +57,7 @@ def run(argv: Sequence[str], place: str | None = None, **options: Any) -> tuple[
         started = time.time()
         declared = options.get("model")
         revision = options.get("revision")
+        refresh = bool(options.get("refresh"))
 
     failed: list[BaseException] = []
 
@@ -99,6 +100,7 @@ class RunCache(ResponseCache):
         started: When the run began (Unix seconds).
         declared: Who answers, where somebody vouches for it.
         revision: Which version of it.
+        refresh: Whether to compute anew and replace what is kept.
     """
 
     made: ClassVar[list[RunCache]] = []
@@ -106,6 +108,7 @@ class RunCache(ResponseCache):
     started = 0.0
     declared: str | None = None
     revision: str | None = None
+    refresh = False
 
     tasks: frozenset[str] = frozenset()
     part = (0, 1)
@@ -122,7 +125,8 @@ class RunCache(ResponseCache):
         global_rank: int = 0,
     ) -> Self:
         """As `ResponseCache.create`, noting what the run is."""
-        made = cls(cache_root, model=model, model_args=model_args, declared=cls.declared, revision=cls.revision)
+        options = {"declared": cls.declared, "revision": cls.revision, "refresh": cls.refresh}
+        made = cls(cache_root, model=model, model_args=model_args, **options)
         made.tasks = frozenset(_names(task_dict or {}))
         made.part = (global_rank, world_size)
         cls.made.append(made)

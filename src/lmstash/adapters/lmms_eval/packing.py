@@ -7,16 +7,20 @@ import functools
 import sys
 import types
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import PurePath
 from typing import Any
 
 from lmstash.adapters.lmms_eval.attaching import Attaching, DetachedError
 from lmstash.adapters.lmms_eval.blobs import Blobs
-from lmstash.adapters.lmms_eval.requests import Record, Request
+from lmstash.adapters.lmms_eval.requests import Record, Request, answer_of
 from lmstash.errors import CorruptEntryError
 
 INSTANCES = "lmms_eval.api.instance"
-_OF_HARNESS = ("Instance", "GenerationResult", "TokenCounts")
+_ANSWERED = "lmstash.adapters.lmms_eval.answered"
+_OF_HARNESS = {(INSTANCES, name): name for name in ("Instance", "GenerationResult", "TokenCounts")}
+_OF_HARNESS[_ANSWERED, "AnsweredInstance"] = "Instance"
+"""Names that classes of the harness are kept under, and ours of such."""
 _MEDIA = frozenset({"image", "frames", "array", "scalar", "tensor", "bytes"})
 _PLAIN: dict[type, Any] = {str: str, bytes: bytes, int: int, float: float}
 _FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, functools.partial)
@@ -45,10 +49,11 @@ class Packer:
         if kind is Request:
             self.tasks.add(str(value.task))
             return "request", dict(vars(value))
-        if kind.__module__ == INSTANCES and kind.__name__ in _OF_HARNESS:
-            if kind.__name__ == "Instance":
+        name = _OF_HARNESS.get((kind.__module__, kind.__name__))
+        if name is not None:
+            if name == "Instance":
                 self.tasks.add(str(value.task_name))
-            return kind.__name__, dict(vars(value))
+            return name, dict(vars(value))
         if isinstance(value, (_FUNCTIONS, type)):
             return "function", self._attaching.describe(value)
         if kind is set or kind is frozenset:
@@ -77,7 +82,7 @@ class Packer:
             return self._blobs.give(name, made_of)
         if name == "request":
             return Request(**made_of)
-        if name in _OF_HARNESS:
+        if name in _OF_HARNESS.values():
             return _of_harness(name, made_of)
         if name == "function":
             return self._attaching.find(made_of)
@@ -100,29 +105,21 @@ def _of_harness(name: str, fields: Mapping[str, Any]) -> Any:
     """Return an object of the harness where that is loaded; else a `Request`, or a plain record."""
     module = sys.modules.get(INSTANCES)
     if module is not None:
-        made = object.__new__(getattr(module, name))
+        kind = import_module(_ANSWERED).AnsweredInstance if name == "Instance" else getattr(module, name)
+        made = object.__new__(kind)
         made.__dict__.update(fields)
-        if name == "Instance":  # as a `Request` has it, beside the harness's own fields
-            made.__dict__["response"] = answer_of(fields.get("resps"))
         return made
     if name != "Instance":
         return Record(f"{INSTANCES}.{name}", fields)
     known = {"arguments", "resps", "task_name", "doc_id", "request_type"}
     return Request(
         arguments=fields.get("arguments", ()),
-        response=answer_of(fields.get("resps")),
+        response=answer_of(fields.get("resps"), fields.get("filtered_resps")),
         task=fields.get("task_name"),
         doc_id=fields.get("doc_id"),
         request_type=fields.get("request_type"),
         metadata={key: value for key, value in fields.items() if key not in known},
     )
-
-
-def answer_of(answers: Any) -> Any:
-    """Return the answer among an instance's: the one, or the list where it was asked repeatedly."""
-    if not answers:
-        return None
-    return answers[0] if len(answers) == 1 else list(answers)
 
 
 def _attributes(value: Any) -> dict[str, Any]:
@@ -143,4 +140,4 @@ def _name(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-__all__ = ["DetachedError", "Packer", "answer_of"]
+__all__ = ["DetachedError", "Packer"]

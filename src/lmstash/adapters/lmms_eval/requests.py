@@ -33,6 +33,18 @@ class Request:
         return self.arguments if isinstance(self.arguments, tuple) else (self.arguments,)
 
 
+def answer_of(answers: Any, filtered: Any = None) -> Any:
+    """Return the answer among an instance's: the one, or the list where it was asked repeatedly.
+
+    Args:
+        answers: As the model gave them.
+        filtered: What filters made of them, by the filter's name; where there are no answers, the first of these.
+    """
+    if not answers:
+        return next(iter(filtered.values()), None) if isinstance(filtered, Mapping) else None
+    return answers[0] if len(answers) == 1 else list(answers)
+
+
 class Record:
     """An object of a class that is not restored: its attributes, and the name of its class in `class_name`."""
 
