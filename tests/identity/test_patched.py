@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch.nn import functional
@@ -98,7 +100,36 @@ class Times:
         return x * self.by
 
 
-@pytest.mark.parametrize("make", [Times, lambda by: partial(torch.mul, other=by), lambda by: lambda x: x * by])
+def scripted(by: int) -> Any:
+    from torch.jit import script
+
+    return script(twice if by == 2 else thrice)
+
+
+def twice(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
+
+
+def thrice(x: torch.Tensor) -> torch.Tensor:
+    return x * 3
+
+
+WAYS = {
+    "an object": Times,
+    "a method": lambda by: Times(by).__call__,
+    "a partial": lambda by: partial(torch.mul, other=by),
+    "a closure": lambda by: lambda x: x * by,
+    "a method of a tensor": lambda by: torch.full((4,), float(by)).mul,
+    "a remembering function": lambda by: lru_cache(lambda x: x * by),
+    "a class": lambda by: type("Made", (), {"by": by, "__new__": lambda cls, x: x * cls.by}),
+    "a scripted function": scripted,
+    "another package's function": lambda by: (numpy.dot, math.sqrt)[by - 2],
+    "another package's object": lambda by: (numpy.sin, numpy.cos)[by - 2],
+}
+
+
+@pytest.mark.parametrize("make", WAYS.values(), ids=WAYS)
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 def test_other_callables_count_with_what_they_hold(
     model: torch.nn.Module, put: Any, make: Callable[[int], Any]
 ) -> None:

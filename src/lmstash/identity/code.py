@@ -31,7 +31,7 @@ from lmstash.errors import InvalidArgumentError
 from lmstash.identity.dict_stamps import Stamps
 from lmstash.identity.encoding import Component, encode
 
-BY_NAME = {*sys.stdlib_module_names, "torch", "numpy", "huggingface_hub", "builtins"} - {"__main__"}
+_BY_NAME = {*sys.stdlib_module_names, "torch", "numpy", "huggingface_hub", "builtins"} - {"__main__"}
 _PYTHON = f"{sys.implementation.name}-{sys.version_info.major}.{sys.version_info.minor}"
 _PLAIN = (type(None), bool, int, float, str, bytes)
 
@@ -71,7 +71,7 @@ class CodeGraph:
 
     def packages(self) -> dict[Component, Component]:
         """Return {package: version} of the packages that the code lies in."""
-        roots = {name.partition(".")[0] for name in self._units} - BY_NAME
+        roots = {name.partition(".")[0] for name in self._units} - _BY_NAME
         versions = {root: getattr(sys.modules.get(root), "__version__", None) for root in sorted(roots)}
         return {root: version for root, version in versions.items() if isinstance(version, str)}
 
@@ -139,7 +139,7 @@ class CodeGraph:
     def _add_class(self, cls: type) -> str:
         name = f"{cls.__module__}.{cls.__qualname__}"
         owner = owner_of(cls.__module__)
-        if owner in BY_NAME:
+        if owner in _BY_NAME:
             return self._note(cls, name, "by name")
         if self._pinned(cls.__module__):
             return self._note(cls, name, "by version")
@@ -155,7 +155,7 @@ class CodeGraph:
         for key, member in list(vars(cls).items()):  # what is read first may be made only now
             if owner != "transformers" and isinstance(member, list | dict | set):
                 self._place(vars(cls), key, member)
-            for function in functions_of(member):
+            for function in _functions(member):
                 module = function.__globals__.get("__name__")
                 if owner != "transformers" or module != cls.__module__ or _is_modeling(cls.__module__):
                     self._link(f"{name}.{key}", self.add(function))
@@ -165,7 +165,7 @@ class CodeGraph:
         module = str(function.__globals__.get("__name__"))  # `__module__` is copied about by functools.wraps
         name = f"{module}.{function.__code__.co_qualname}"
         owner = owner_of(module)
-        if owner in BY_NAME:
+        if owner in _BY_NAME:
             name = self._note(function, name, "by name")
         elif self._pinned(module):
             name = self._note(function, name, "by version")
@@ -186,7 +186,7 @@ class CodeGraph:
                 continue
         if self._pinned(module):
             return name
-        if owner not in BY_NAME and (owner != "transformers" or _is_modeling(module)):
+        if owner not in _BY_NAME and (owner != "transformers" or _is_modeling(module)):
             self._add_globals(function, name, owner)
         return name
 
@@ -195,7 +195,7 @@ class CodeGraph:
         for each in sorted(names & function.__globals__.keys()):
             value = function.__globals__[each]
             if isinstance(value, ModuleType):
-                foreign = owner_of(value.__name__) not in {*BY_NAME, "transformers"}
+                foreign = owner_of(value.__name__) not in {*_BY_NAME, "transformers"}
                 for attribute in sorted(names & vars(value).keys()):
                     inner = vars(value)[attribute]
                     patched = isinstance(inner, FunctionType | type) and defined_in(inner) != value.__name__
@@ -272,17 +272,17 @@ def defined_in(code: Any) -> str:
     return str(getattr(code, "__module__", None))
 
 
-def functions_of(member: Any) -> Iterator[FunctionType]:
+def _functions(member: Any) -> Iterator[FunctionType]:
     """Yield the Python functions behind a class member."""
     if isinstance(member, FunctionType):
         yield member
     elif isinstance(member, staticmethod | classmethod):
-        yield from functions_of(member.__func__)
+        yield from _functions(member.__func__)
     elif isinstance(member, property):
         for each in (member.fget, member.fset):
-            yield from functions_of(each)
+            yield from _functions(each)
     elif hasattr(member, "__wrapped__"):
-        yield from functions_of(member.__wrapped__)
+        yield from _functions(member.__wrapped__)
 
 
 def _names(code: CodeType) -> Iterator[str]:
@@ -333,7 +333,7 @@ def _encoded(value: Any) -> bytes | None:
 def is_installed(module: str) -> bool:
     """Return whether a module belongs to an installed package, whose version pins what its globals hold."""
     path = str(getattr(sys.modules.get(module), "__file__", ""))
-    return owner_of(module) in {*BY_NAME, "transformers"} or "site-packages" in path or "dist-packages" in path
+    return owner_of(module) in {*_BY_NAME, "transformers"} or "site-packages" in path or "dist-packages" in path
 
 
 @lru_cache(maxsize=4096)

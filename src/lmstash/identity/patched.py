@@ -9,10 +9,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from functools import partial
-from types import BuiltinFunctionType, FunctionType, MethodDescriptorType, ModuleType, WrapperDescriptorType
+from types import BuiltinFunctionType, FunctionType, MethodDescriptorType, MethodType, ModuleType, WrapperDescriptorType
 from typing import TYPE_CHECKING, Any
 
-from lmstash.identity.code import BY_NAME, defined_in, functions_of, owner_of
+from lmstash.identity.code import defined_in, owner_of
 from lmstash.identity.encoding import Component
 
 if TYPE_CHECKING:
@@ -21,9 +21,14 @@ if TYPE_CHECKING:
 _MODULES = ("torch", "torch.nn.functional", "torch.linalg", "torch.special", "torch.fft")
 _HARMLESS = frozenset({"torch.nn.modules.module.Module.smart_apply"})
 """Transformers puts it there anew with each model that it makes, and initialises weights by it."""
-_OWN = BY_NAME | {"typing_extensions"}
-_NATIVE = (BuiltinFunctionType, MethodDescriptorType, WrapperDescriptorType, ModuleType, type)
+_OWN = frozenset({"torch", "typing", "typing_extensions", "collections"})
+"""torch imports words for annotations from the others."""
+_NATIVE = (BuiltinFunctionType, MethodDescriptorType, WrapperDescriptorType)
+_CODE = (*_NATIVE, FunctionType, type)
+"""What is read as code; the rest is described by what it holds."""
 _MEMBERS = (staticmethod, classmethod, property)
+_MADE = frozenset({"ScriptFunction", "ScriptMethod", "CustomOpDef"})
+"""torch's classes of what it makes of somebody's function."""
 _first: dict[str, Any] = {}
 """What of torch's lay in each place when it was first seen."""
 
@@ -42,11 +47,11 @@ def patched(model: Any, code: CodeGraph) -> dict[Component, Component]:
             where = f"{place}.{name}"
             if where in _HARMLESS or not (callable(value) or isinstance(value, _MEMBERS)):
                 continue
-            foreign = list(_foreign(value))
+            foreign = list(_foreign(name, value))
             if foreign:
-                found[where] = [code.add(each if isinstance(each, FunctionType) else type(each)) for each in foreign]
-                if not isinstance(foreign[0], FunctionType):
-                    code.objects[where] = foreign[0]
+                found[where] = [code.add(each if isinstance(each, _CODE) else type(each)) for each in foreign]
+                held = [each for each in foreign if not isinstance(each, _CODE)]
+                code.objects.update({f"{where} {number}": each for number, each in enumerate(held)})
             elif value is not _first.setdefault(where, value):
                 found[where] = f"{getattr(value, '__module__', None)}.{getattr(value, '__qualname__', None)}"
 
@@ -67,11 +72,34 @@ def patched(model: Any, code: CodeGraph) -> dict[Component, Component]:
     return found
 
 
-def _foreign(value: Any) -> Iterator[Any]:
-    """Yield the functions behind a value that are not torch's, or the value where it is somebody's other object."""
-    if isinstance(value, (FunctionType, *_MEMBERS)):
-        yield from (each for each in functions_of(value) if owner_of(defined_in(each)) not in _OWN)
-    elif isinstance(value, partial) or not (
-        isinstance(value, _NATIVE) or owner_of(type(value).__module__) in _OWN or owner_of(defined_in(value)) in _OWN
-    ):
+def _foreign(name: str, value: Any) -> Iterator[Any]:
+    """Yield what is not torch's of what lies under a name: code, and other objects that decide what a call gives."""
+    owner = owner_of(defined_in(value))
+    if isinstance(value, _MEMBERS):
+        inner = (value.fget, value.fset, value.fdel) if isinstance(value, property) else (value.__func__,)
+        for each in inner:
+            yield from () if each is None else _foreign(name, each)
+    elif isinstance(value, MethodType):
+        yield from (value.__func__, value.__self__)
+    elif isinstance(value, FunctionType | type):
+        if owner not in _OWN and not (isinstance(value, type) and owner == "builtins"):
+            yield value
+    elif isinstance(value, _NATIVE):
+        holder = getattr(value, "__self__", None)
+        if getattr(value, "__module__", None) is not None:
+            yield from () if owner in _OWN else (value,)
+        elif not isinstance(holder, ModuleType | type | None):  # a method of an object
+            yield from (value, holder)
+    elif hasattr(value, "__wrapped__") and not isinstance(value, partial):
+        yield from _foreign(name, value.__wrapped__)
+    elif not _is_own(name, value):
         yield value
+
+
+def _is_own(name: str, value: Any) -> bool:
+    """Whether an object that is neither function nor class is torch's, or of those that only annotate."""
+    kind = type(value)
+    if owner_of(kind.__module__) in ("typing", "typing_extensions"):
+        return True
+    of_torch = owner_of(kind.__module__) == owner_of(defined_in(value)) == "torch" and kind.__name__ not in _MADE
+    return of_torch and getattr(value, "__name__", name) == name

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +24,7 @@ def put(store: DiskStore, numbers: range, n_bytes: int, n_namespaces: int = 1) -
 
 
 def fill(folder: Path, n_entries: int, n_bytes: int, n_namespaces: int = 1) -> DiskStore:
-    store = DiskStore(folder, strict=True)
+    store = DiskStore(folder, capacity_bytes=None, strict=True)
     for start in range(0, n_entries, 100):
         put(store, range(start, min(start + 100, n_entries)), n_bytes, n_namespaces)
     return store
@@ -68,6 +70,23 @@ def test_what_fits_stays_and_the_newest_first(
     assert tools.folder_bytes(tmp_path) <= limit
     store.close()
     assert tools.folder_bytes(tmp_path) <= limit
+
+
+def test_a_disk_without_room_for_copies_is_no_reason_to_break_the_limit(
+    mount: Any, tools: Any, monkeypatch: pytest.MonkeyPatch
+):
+    """Disks with quotas say that they have room, and refuse it."""
+    disk = mount(size="8m")
+    with closing(fill(disk / "stash", 100, 40_000)) as store:
+        free = shutil.disk_usage(disk).free
+        (disk / "somebody's").write_bytes(bytes(free - 100_000))
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 30))
+        store.set_capacity(3 * MB)
+        monkeypatch.undo()
+        assert tools.folder_bytes(disk / "stash") <= 3 * MB
+        (disk / "somebody's").unlink()
+        assert put(store, range(100, 110), 40_000) == 10
+        assert kept(store, 110, 40_000)[-10:] == list(range(100, 110))
 
 
 def test_many_namespaces_of_few_entries_fit_into_a_small_limit(tmp_path: Path, tools: Any):

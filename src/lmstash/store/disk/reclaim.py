@@ -114,15 +114,20 @@ class Reclaimer:
         """Evict until the folder takes at most `to_bytes`, one segment a transaction, so that its file goes at once."""
         stats = self._events.stats
         before = stats.evicted_entries, stats.evicted_bytes
-        room, stuck = self._appender.room, set[int]()
+        room, stuck, lends = self._appender.room, set[int](), True
         with self._index.write_lock:
             self._appender.seal_all()
             for _attempt in range(64 + 16 * len(self._index.segments())):
-                with self.changes(), room.lent():
-                    excess = max(room.held_bytes() - to_bytes, room.over_bytes())
-                    newest = self._index.newest_segment()
-                    if excess <= 0 or not self._reclaim_least(set(), stuck, newest, excess=excess):
-                        break
+                try:
+                    with self.changes(), room.lent() if lends else contextlib.nullcontext():
+                        excess = max(room.held_bytes() - to_bytes, room.over_bytes())
+                        newest = self._index.newest_segment()
+                        if excess <= 0 or not self._reclaim_least(set(), stuck, newest, excess=excess):
+                            break
+                except OSError:  # the disk has less room for copies than it said (quotas): so nothing is spared
+                    if not lends:
+                        raise
+                    lends = False
             self._appender.seal_all()
         self._index.checkpoint()
         return Removed(stats.evicted_entries - before[0], stats.evicted_bytes - before[1])

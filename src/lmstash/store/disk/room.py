@@ -8,12 +8,12 @@ What is still to come while granted room fills up (index pages, the log) is set 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator
 from dataclasses import dataclass
 
 from lmstash.settings import DEFAULT_CAPACITY_BYTES
 from lmstash.store.disk.folder import Folder
+from lmstash.store.disk.guarded import Guarded
 from lmstash.store.disk.index import Index
 from lmstash.store.disk.rows import IndexDamagedError
 
@@ -108,16 +108,18 @@ class Room:
         longer = max(0, self._folder.wal_bytes() - self.sizes.log_bytes)
         return max(0, self.taken_bytes() - longer - self.capacity_bytes)
 
-    @contextmanager
-    def lent(self) -> Iterator[None]:
+    def lent(self) -> Guarded[None]:
         """Let copies take room where there is none since the limit was lowered: their source goes when they are done.
 
         As much as the limit, of what the disk has free.
         """
+        return Guarded(self._lend())
+
+    def _lend(self) -> Generator[None, None, None]:
         over = self.over_bytes()
-        if self.capacity_bytes is not None and over > 0:
-            self.lent_bytes = over + min(self.capacity_bytes, shutil.disk_usage(self._folder.path).free // 2)
         try:
+            if self.capacity_bytes is not None and over > 0:
+                self.lent_bytes = over + min(self.capacity_bytes, shutil.disk_usage(self._folder.path).free // 2)
             yield
         finally:
             self.lent_bytes = 0
