@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--revision", metavar="TEXT", help="declare the version of a model behind an API")
     parser.add_argument("--imported", metavar="NAME", help="use what `lmstash import lm-eval --model NAME` took over")
+    parser.add_argument("--refresh", action="store_true", help="compute anew, and replace what is kept")
     parser.add_argument("harness", choices=HARNESSES, help="whose command line follows")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="passed on as they stand")
 
@@ -44,6 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
         "model": arguments.model_is,
         "revision": arguments.revision,
         "imported": arguments.imported,
+        "refresh": arguments.refresh or None,
     }
     given = {name: value for name, value in options.items() if value is not None}
     try:

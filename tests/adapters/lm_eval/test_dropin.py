@@ -147,8 +147,14 @@ def test_the_advice_for_a_model_that_nobody_knows_can_be_followed(tmp_path, task
     assert launch(tasks)["hits"] == 8
 
 
-def test_a_launch_can_be_told_to_compute_anew(tasks, launch):
+def test_a_launch_can_be_told_to_compute_anew(tmp_path, tasks, launch, capsys):
     assert launch(tasks)["computed"] == launch(tasks, refresh=True)["computed"] == 8
+    line = ["--model", "dummy", "--tasks", "t_gen", "--include_path", str(tasks)]
+    for flags, computed in ([], 0), (["--refresh"], 8):
+        capsys.readouterr()
+        place = ["--dir", str(tmp_path / "s"), "--model-is", "dummy 1"]
+        assert main(["eval", *place, "--json", *flags, "lm_eval", *line]) == 0
+        assert json.loads(capsys.readouterr().out)["requests"]["computed"] == computed
     assert launch(tasks)["hits"] == 8
 
 

@@ -122,3 +122,45 @@ def test_what_cannot_say_whether_it_samples_does() -> None:
     assert sampled({"p": 1, "temperature": "hot"})
     assert sampled({"p": 1, "config": {"temperature": [0.0, 0.2]}}), "as Whisper takes them"
     assert seed({"p": 1, "temperature": 1.0, "seed": np.ones(2)}) is None
+
+
+CHATS: list[Any] = [
+    {"messages": [{"role": "user", "content": "Two and two?"}]},
+    {"model": "m", "contents": [{"parts": [{"text": "Two and two?"}]}], "max_tokens": 8},
+]
+
+
+@pytest.mark.parametrize("chat", CHATS)
+@pytest.mark.parametrize("model", ["openai/m", lmstash.caches.responses.who.named("m")])
+def test_a_chat_that_says_nothing_is_sampled_as_all_known_servers_do_and_that_is_said_once(
+    stash: Stash, chat: Any, model: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    responses = stash.responses(model=model)
+    assert not responses.put(chat, "four")
+    assert responses.map([chat, chat, {**chat, "x": 1}], lambda batch: [2] * len(batch)) == [2, 2, 2]
+    assert stash.stats.misses == {"sampled": 4}
+    assert [record.message for record in caplog.records if "temperature=0" in record.message] == [
+        caplog.records[0].message
+    ]
+    for said in (
+        {"temperature": 0},
+        {"do_sample": False},
+        {"temperature": 0.5, "seed": 3},
+        {"generationConfig": {"temperature": 0}},
+    ):
+        assert responses.put(chat | said, "four")
+        assert responses.get(chat | said) == "four"
+        assert responses.get_many([chat | said] * 2) == ["four", "four"]
+    assert stash.responses(model=model, keep_sampled=True).put(chat, "four")
+
+
+def test_who_opens_the_cache_says_what_a_silent_request_is(stash: Stash) -> None:
+    greedy, drawn = (
+        stash.responses(model="m", sampled_by_default=False),
+        stash.responses(model="m", sampled_by_default=True),
+    )
+    for each in (*CHATS, {"prompt": "x"}, "x"):
+        assert greedy.put(each, 1)
+        assert greedy.get_many([each, each]) == [1, 1]
+        assert not drawn.put(each, 1)
+    assert stash.responses(model="m").put({"prompt": "x"}, 1)

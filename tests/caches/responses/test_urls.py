@@ -77,7 +77,10 @@ def stash(tmp_path: Path) -> Iterator[Stash]:
 
 
 def chat(url: str) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]}
+    return {
+        "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}],
+        "temperature": 0,
+    }
 
 
 URL = "https://host/cat.png"
@@ -89,7 +92,7 @@ PARTS: list[Any] = [
     {"content": [{"type": "input_file", "file_url": URL}]},
     {"content": [{"type": "image", "source": {"type": "url", "url": URL}}]},
     {"content": [{"type": "image", "url": URL}]},
-    {"messages": {"type": "image", "source": URL}},
+    {"messages": {"type": "image", "source": URL}, "temperature": 0},
     {"content": ({"type": "video", "video": ["https://host/1.png", "https://host/2.png"]},)},
     {"parts": [{"fileData": {"file_uri": "gs://bucket/cat.mp4"}}]},
     {"image_url": URL},
@@ -109,7 +112,7 @@ PARTS: list[Any] = [
     {"prompt": "x", "image": {"path": URL}},
     {"prompt": "x", "image": {"format": "png", "source": {"s3Location": {"uri": "s3://bucket/cat.png"}}}},
     {"prompt": "x", "image": "odd+scheme://cat"},
-    {"messages": [{"role": "user", "content": "x", "images": [URL]}]},
+    {"messages": [{"role": "user", "content": "x", "images": [URL]}], "temperature": 0},
     {"content": [{"type": "image", "uri": URL}]},
     {"content": [{"type": "image", "src": URL}]},
     {"content": [{"type": "image", "path": URL}]},
@@ -133,10 +136,13 @@ def test_media_by_url_is_refused_by_default_and_kept_by_its_text_on_trust(stash:
     "request_",
     [
         {"prompt": f"what is {URL} about?"},
-        {"messages": [{"role": "tool", "content": [{"type": "text", "text": URL}]}]},
+        {"messages": [{"role": "tool", "content": [{"type": "text", "text": URL}]}], "temperature": 0},
         {"results": [{"title": "Cats", "url": URL}]},
         {"tools": [{"parameters": {"properties": {"image_url": {"type": "string", "description": f"as {URL}"}}}}]},
-        {"messages": [{"content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]}]},
+        {
+            "messages": [{"content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]}],
+            "temperature": 0,
+        },
         {"prompt": URL, "text": URL, "content": URL, "docs": [{"source": URL, "path": URL, "data": URL}]},
         {"image": {"description": URL, "alt": URL}, "image_caption": URL, "media_type": URL},
         {"image": "a red cat", "video": None, "audio": {"voice": "alloy", "format": "wav"}, "images": [1, b"x"]},
@@ -229,7 +235,7 @@ def test_a_local_file_url_is_named_by_what_the_file_holds(tmp_path: Path) -> Non
 def by_path(path: str) -> list[Any]:
     """Requests that name media by a path."""
     return [
-        {"messages": [{"role": "user", "content": [{"type": "image", "image": path}]}]},
+        {"messages": [{"role": "user", "content": [{"type": "image", "image": path}]}], "temperature": 0},
         {"content": [{"type": "image_url", "image_url": {"url": path}}]},
         {"content": [{"type": "video", "video": [path, path]}]},
         {"content": [{"type": "image", "path": path}]},

@@ -10,8 +10,8 @@ from operator import index
 from typing import Any, NamedTuple
 
 from lmstash.caches.responses.reading import RequestReader
-from lmstash.caches.responses.requests import HARMLESS, Request
-from lmstash.caches.responses.sampling import is_sampled, seed_of
+from lmstash.caches.responses.requests import HARMLESS
+from lmstash.caches.responses.sampling import is_chat, is_sampled, seed_of
 from lmstash.caches.responses.who import Who
 from lmstash.errors import InvalidArgumentError, UnsupportedModelError
 from lmstash.events import EventLog, MissReason
@@ -20,6 +20,11 @@ from lmstash.identity.keys import KeyFamily
 
 KIND = "responses"
 _MOST_COUNTED = 1_000_000
+_SILENT = (
+    "lmstash: a request that says nothing of its temperature is not cached, since the model samples then: send "
+    "temperature=0 or a seed, or open stash.responses with sampled_by_default=False if it does not, or with "
+    "keep_sampled=True to keep what it drew"
+)
 
 
 class Asked(NamedTuple):
@@ -42,7 +47,7 @@ class Asker:
         *,
         salt: str | bytes | None,
         harmless: frozenset[str],
-        sampled_by_default: bool,
+        sampled_by_default: bool | None,
         keep_sampled: bool,
         urls: str = "refuse",
     ) -> None:
@@ -59,9 +64,13 @@ class Asker:
         self._counts: dict[bytes, int] = {}
         self._lock = threading.Lock()
 
-    @property
-    def _by_default(self) -> bool:
-        return self._sampled_by_default or bool(getattr(self.who, "samples", False))
+    def _by_default(self, request: Any) -> bool:
+        """Whether the model samples where the request does not say."""
+        said = self._sampled_by_default
+        if said is None:
+            said = getattr(self.who, "samples", None)
+            return is_chat(request) if said is None else bool(said)
+        return said or bool(getattr(self.who, "samples", False))
 
     def look(self) -> Fingerprint | None:
         """Return who would answer now; None where that cannot be said safely, which is logged once."""
@@ -76,7 +85,7 @@ class Asker:
 
         Args:
             model: As `look` returned it.
-            request: The request, or one that was read already.
+            request: The request.
             occurrence: Which of several answers to the same sampled request; default: the first for a request with a
                 seed; for one without, where it is kept at all, as many as this object was asked for before.
         """
@@ -95,10 +104,10 @@ class Asker:
             raise InvalidArgumentError(f"{len(requests)} requests have {len(occurrences)} occurrences")
         if model is None:
             return [self._miss(MissReason.UNSUPPORTED) for _ in requests]
-        write, name, by_default = self._reader.write, self._namer(model).first, self._by_default
+        write, name = self._reader.write, self._namer(model).first
         make = tuple.__new__  # what Asked(...) does, at half its cost
         alike = self._reader.write_alike(requests)
-        if alike is not None and not is_sampled(alike[1], by_default):
+        if alike is not None and not is_sampled(alike[1], self._by_default(requests[0])):
             texts = alike[0]
             return [make(Asked, each) for each in zip(map(name, texts), texts, repeat(model), repeat(0))]
         out: list[Asked | None] = []
@@ -106,7 +115,7 @@ class Asker:
         for number, request in enumerate(requests):
             arguments.clear()
             text = write(request, arguments)
-            if text is None or is_sampled(arguments, by_default):
+            if text is None or is_sampled(arguments, self._by_default(request)):
                 occurrence = None if occurrences is None else occurrences[number]
                 out.append(self._name(model, request, text, arguments, occurrence))
             else:
@@ -124,11 +133,13 @@ class Asker:
         """Do what `ask` does, for a request that was written, or for one that is not usual (`text` is None)."""
         try:
             if text is None:
-                read = request if type(request) is Request else self._reader.read(request)
+                read = self._reader.read(request)
                 text, arguments = read.text, read.arguments
             number = 0
-            if is_sampled(arguments, self._by_default):
+            if is_sampled(arguments, self._by_default(request)):
                 if seed_of(arguments) is None and not self.keep_sampled:
+                    if self._sampled_by_default is None and not is_sampled(arguments):
+                        self._events.warn_once("silent request", _SILENT)
                     return self._miss(MissReason.SAMPLED)
                 number = self._next(text, arguments) if occurrence is None else index(occurrence)
             return Asked(self._namer(model).name(text, number), text, model, number)

@@ -41,7 +41,7 @@ class Responses:
         strict_numerics: bool = False,
         assume_frozen: bool = False,
         harmless: Sequence[str] = (),
-        sampled_by_default: bool = False,
+        sampled_by_default: bool | None = None,
         keep_sampled: bool = False,
         keep_if: Callable[[Any], bool] = is_kept,
         compress: bool = False,
@@ -64,8 +64,9 @@ class Responses:
             assume_frozen: For a torch module: it never changes.
             harmless: Names of the requests' own fields that change no answer, besides `timeout`, `request_timeout` and
                 `max_retries`.
-            sampled_by_default: Whether the model samples where a request says nothing of it. A torch module's
-                `generation_config` says so, too.
+            sampled_by_default: Whether the model samples where a request says nothing of it. Default: a torch module as
+                its `generation_config` says; others where the request is a chat (`messages` or `contents`), as all
+                known servers do.
             keep_sampled: Keep sampled answers that have no seed, too, each under the number of its occurrence.
             keep_if: Which answers are kept; by default those that are not empty and do not report an error.
             compress: Compress with zstd, by a dictionary that is trained on the first thousand answers and kept in the

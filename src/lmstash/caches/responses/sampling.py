@@ -45,6 +45,17 @@ _BESIDE_N = frozenset(
 """Beside one of these `n` is how many answers; elsewhere it may count anything."""
 
 
+_CHAT = ("messages", "contents")
+
+
+def is_chat(request: Any) -> bool:
+    """Whether a request is a chat, as OpenAI, Anthropic, Google and the servers after their model take it.
+
+    All of them sample where a chat says nothing of it.
+    """
+    return type(request) is dict and any(name in request for name in _CHAT)
+
+
 def is_sampled(arguments: Mapping[str, Any], by_default: bool = False) -> bool:
     """Whether the arguments ask for sampling.
 
