@@ -29,6 +29,7 @@ PLACES = [
     (torch.nn.Module, "__call__"),
     (torch.Tensor, "softmax"),
     (torch.Tensor, "__matmul__"),
+    (torch._C._nn, "silu"),
 ]
 
 
@@ -171,6 +172,79 @@ for _ in range(2):
     assert graph.unchanged()
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+def test_torchs_own_function_in_anothers_place_is_known_by_its_name_from_the_first_look() -> None:
+    program = """
+import sys, torch
+if sys.argv[1] == "1":
+    torch.nn.functional.silu = torch.nn.functional.gelu
+if sys.argv[1] == "2":
+    torch.tanh = torch.sin
+import lmstash
+torch.manual_seed(0)
+print(lmstash.fingerprint(torch.nn.Linear(2, 2)).hex)
+"""
+    said = [
+        subprocess.run([sys.executable, "-c", program, each], check=True, timeout=120, capture_output=True).stdout
+        for each in ("0", "1", "2")
+    ]
+    assert len({*said}) == 3
+
+
+def test_compiling_anything_makes_no_other_model() -> None:
+    """`torch.compile` puts functions of its own into `torch.nn.Module` when it is first used."""
+    program = """
+import torch
+from transformers import LlamaConfig, LlamaModel
+import lmstash
+from lmstash.identity.watch import watch_model
+sizes = dict(hidden_size=16, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=8)
+model = LlamaModel(LlamaConfig(**sizes)).eval()
+watch = watch_model(model)
+before = watch.recognise().hex
+init = torch.nn.Module.__init__
+torch.compile(lambda x: x + 1, backend="eager")(torch.ones(2))
+assert torch.nn.Module.__init__ is not init, "torch no longer does so: nothing is tested here"
+assert watch.unchanged()
+assert watch.recognise().hex == before == lmstash.fingerprint(model).hex
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=200)
+
+
+def test_a_kernel_that_is_replaced_is_refused_unless_somebody_vouches_for_it(model: torch.nn.Module) -> None:
+    watch = watch_model(model)
+    first = watch.recognise().hex
+    with torch.library._scoped_library("aten", "IMPL") as library:
+        library.impl("silu", lambda x: x * 2, "CPU")
+        with pytest.raises(UnsupportedModelError, match="aten/silu/CPU"):
+            watch.recognise()
+        assert lmstash.fingerprint(model, variant="doubled").hex != lmstash.fingerprint(Tiny().eval(), variant="x").hex
+    assert watch.recognise().hex == first
+
+
+def test_what_is_no_function_in_the_place_of_one_of_transformers_counts(put: Any, build_llama: Any) -> None:
+    from transformers.models.llama import modeling_llama
+
+    model = build_llama()
+    watch = watch_model(model)
+    seen = {watch.recognise().hex}
+    for name in ("a partial", "an object", "a method", "a remembering function", "another package's function"):
+        for by in (2, 3):
+            put(modeling_llama, "rotate_half", WAYS[name](by))
+            seen.add(watch.recognise().hex)
+    assert len(seen) == 11
+
+
+def test_what_is_put_where_attention_is_computed_counts(put: Any, build_llama: Any) -> None:
+    from transformers.integrations import sdpa_attention
+
+    watch = watch_model(build_llama())
+    first, theirs = watch.recognise().hex, sdpa_attention.repeat_kv
+    back = put(sdpa_attention, "repeat_kv", lambda x, n: theirs(x, n) * 2)
+    assert watch.recognise().hex != first
+    back()
+    assert watch.recognise().hex == first
 
 
 def test_it_finds_torchs_own_places(model: torch.nn.Module, put: Any) -> None:

@@ -1,14 +1,16 @@
 """The code that a model runs, as digests: what is loaded now, not what a file on disk says.
 
 Followed from the modules' classes: their base classes, every function in them, and the functions, classes and plain
-values that these functions name. Three kinds of owner:
+values that these functions name, hold as defaults or import. Three kinds of owner:
 
-* torch, numpy, huggingface_hub and the standard library: by name only (torch's version is recorded in fingerprints);
+* torch, numpy, huggingface_hub, tqdm and the standard library: by name only (torch's version is recorded in
+  fingerprints);
 * transformers: by name and SHA-256 of the source file (its version is a component of its own), so that another minor
   version of Python shares; functions that another package has put into its classes or modules count as that package's;
 * everything else (your classes, remote code, other packages): by bytecode, which is what really runs. Bytecode differs
   between minor versions of Python; the loss is a miss. Objects, tensors and modules that your own functions name as
-  globals count, too; those of installed packages are taken to follow from the package's version.
+  globals, that are their defaults or lie in your classes count, too; those of installed packages are taken to follow
+  from the package's version.
 
 Not seen: state that a function reaches neither through its arguments, its module's globals nor what it closed over
 (files, environment variables), and C code that is replaced under the same version.
@@ -19,21 +21,32 @@ from __future__ import annotations
 import gc
 import hashlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from enum import Enum
 from functools import lru_cache
+from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec
 from itertools import chain
 from operator import is_, methodcaller
 from pathlib import Path
-from types import CodeType, FunctionType, ModuleType
+from types import BuiltinFunctionType, CellType, FunctionType, MethodDescriptorType, ModuleType, WrapperDescriptorType
 from typing import Any
 
-from lmstash.errors import InvalidArgumentError
+from lmstash.identity.bytecode import (
+    code_component,
+    encoded,
+    imports_in,
+    is_plain,
+    names_in,
+    parts_of,
+    plain_component,
+)
 from lmstash.identity.dict_stamps import Stamps
 from lmstash.identity.encoding import Component, encode
 
-_BY_NAME = {*sys.stdlib_module_names, "torch", "numpy", "huggingface_hub", "builtins"} - {"__main__"}
+_BY_NAME = {*sys.stdlib_module_names, "torch", "numpy", "huggingface_hub", "tqdm", "builtins"} - {"__main__"}
 _PYTHON = f"{sys.implementation.name}-{sys.version_info.major}.{sys.version_info.minor}"
-_PLAIN = (type(None), bool, int, float, str, bytes)
 
 
 class CodeGraph:
@@ -46,8 +59,7 @@ class CodeGraph:
         """Begin with nothing.
 
         Args:
-            installed_by_version: Follow no code of installed packages that say their version; that stands for it. Then
-                `unchanged` also looks at what functions have closed over, and whether their code was swapped.
+            installed_by_version: Follow no code of installed packages that say their version; that stands for it.
             pin_of: Given a module's name, what stands for all its code, which is not followed then; None to follow it.
         """
         self._by_version = installed_by_version
@@ -61,7 +73,9 @@ class CodeGraph:
         self._n_members: list[int] = []
         self._stamps: Stamps | None = None
         self._named: list[tuple[Mapping[str, Any], list[str], list[Any]]] = []
-        self._tables: list[tuple[Mapping[str, Any], list[tuple[str, Any]]]] = []
+        self._functions: list[tuple[FunctionType, Any, Any, Any]] = []
+        self._cells: list[tuple[CellType, Any, bytes | None]] = []
+        self._looks: list[tuple[Callable[[], Any], Any]] = []
         self.objects: dict[str, Any] = {}
         """Other things that your own code names as globals, by where; whoever asked for the code describes them."""
 
@@ -78,9 +92,14 @@ class CodeGraph:
     def unchanged(self) -> bool:
         """Return whether classes, functions and globals are still the objects that were read. Costs about 0.03 ms."""
         for namespace, name, value, data in self._places:
-            if namespace.get(name) is not value or (data is not None and _encoded(value) != data):
+            if namespace.get(name) is not value or (data is not None and encoded(value) != data):
                 return False
-        if any(list(table.items()) != entries for table, entries in self._tables):
+        for function, code, defaults, named in self._functions:  # as autoreloaders swap them
+            if function.__code__ is not code or function.__defaults__ is not defaults:
+                return False
+            if function.__kwdefaults__ is not named:
+                return False
+        if not all(_holds(*each) for each in self._cells) or any(look() != seen for look, seen in self._looks):
             return False
         stamps = self._stamps
         if stamps is None:
@@ -95,9 +114,9 @@ class CodeGraph:
             return False
         return all(all(map(is_, map(table.get, names), values)) for table, names, values in self._named)
 
-    def watch_table(self, table: Mapping[str, Any]) -> None:
-        """Have `unchanged` say no once a dict of functions holds others than now."""
-        self._tables.append((table, list(table.items())))
+    def watch(self, look: Callable[[], Any]) -> None:
+        """Have `unchanged` say no once `look` returns something else than now. It is called at each look."""
+        self._looks.append((look, look()))
 
     def watch_names(self, table: Mapping[str, Any], names: list[str]) -> None:
         """Have `unchanged` say no once a module or class has others, or none any more, under these names than now."""
@@ -126,9 +145,9 @@ class CodeGraph:
         name = f"{getattr(code, '__module__', None)}.{getattr(code, '__qualname__', type(code).__qualname__)}"
         return self._note(code, name, "builtin")
 
-    def _note(self, code: Any, name: str, *what: Component) -> str:
+    def _note(self, code: Any, name: str, *what: Component, own: bool = False) -> str:
         digest = hashlib.sha256(encode(what)).hexdigest()
-        own = bool(getattr(code, "__closure__", None))  # what it has closed over hangs on its name
+        own = own or bool(getattr(code, "__closure__", None))  # what it has closed over hangs on its name
         while name in self._units if own else self._units.get(name, digest) != digest:
             name += "'"  # another one of the same name: decorators and notebooks make them
         self._units[name] = digest
@@ -147,18 +166,24 @@ class CodeGraph:
         if owner == "transformers":
             name = self._note(cls, name, "file", _file_digest(cls.__module__), bases)
         else:
-            plain = {key: value for key, value in vars(cls).items() if _is_plain(value) and key not in _CLASS_NOISE}
-            name = self._note(cls, name, "class", bases, _plain_component(plain))
+            plain = {key: value for key, value in vars(cls).items() if is_plain(value) and key not in _CLASS_NOISE}
+            name = self._note(cls, name, "class", bases, plain_component(plain))
         self.watch_class(cls)
         for base in cls.__bases__:
             self.add(base)
+        holds = not is_installed(cls.__module__) and not issubclass(cls, Enum)  # whose members are its values
         for key, member in list(vars(cls).items()):  # what is read first may be made only now
             if owner != "transformers" and isinstance(member, list | dict | set):
                 self._place(vars(cls), key, member)
-            for function in _functions(member):
-                module = function.__globals__.get("__name__")
-                if owner != "transformers" or module != cls.__module__ or _is_modeling(cls.__module__):
-                    self._link(f"{name}.{key}", self.add(function))
+            for number, part in enumerate(parts_of(key, member)):
+                if isinstance(part, FunctionType):
+                    if owner != "transformers" or defined_in(part) != cls.__module__ or _is_modeling(cls.__module__):
+                        self._link(f"{name}.{key}", self.add(part))
+                elif owner == "transformers":
+                    if not isinstance(part, type) and callable(part) and not _is_usual(key, part):
+                        self.objects[f"{name}.{key}"] = part
+                elif holds:
+                    self._follow(cls.__module__, part, f"{name}.{key}" + (f" {number}" if number else ""))
         return name
 
     def _add_function(self, function: FunctionType) -> str:
@@ -172,42 +197,89 @@ class CodeGraph:
         elif owner == "transformers":
             name = self._note(function, name, "file", _file_digest(module))
         else:
-            defaults = _plain_component([function.__defaults__, function.__kwdefaults__])
-            name = self._note(function, name, "bytecode", _PYTHON, _code_component(function.__code__), defaults)
-            if self._by_version:
-                for attribute in ("__code__", "__defaults__", "__kwdefaults__"):
-                    self._place(_Attributes(function), attribute, getattr(function, attribute))
+            name = self._add_bytecode(function, name)
+        own = not is_installed(module)
         for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
             try:
-                if self._by_version:
-                    self._place(_Attributes(cell), "cell_contents", cell.cell_contents)
-                self._follow(function, cell.cell_contents, f"{name}:{variable}")
+                held = cell.cell_contents
             except ValueError:  # an empty cell
                 continue
+            if own or self._by_version:
+                self._cells.append((cell, held, encoded(held) if isinstance(held, list | dict | set) else None))
+            self._follow(module, held, f"{name}:{variable}")
         if self._pinned(module):
             return name
-        if owner not in _BY_NAME and (owner != "transformers" or _is_modeling(module)):
+        if owner not in _BY_NAME:
             self._add_globals(function, name, owner)
         return name
 
+    def _add_bytecode(self, function: FunctionType, name: str) -> str:
+        """Note a function by its bytecode and its arguments' defaults; return what it goes by."""
+        defaults = function.__defaults__, function.__kwdefaults__
+        held = [*enumerate(defaults[0] or ()), *(defaults[1] or {}).items()]
+        objects = [(which, value) for which, value in held if encoded(value) is None]
+        what = [_PYTHON, code_component(function.__code__), plain_component([*defaults])]
+        name = self._note(function, name, "bytecode", *what, own=bool(objects))
+        self._functions.append((function, function.__code__, *defaults))
+        for _, value in held:
+            if isinstance(value, list | dict | set):
+                self._place({"": value}, "", value)
+        for which, value in objects:
+            self._follow(defined_in(function), value, f"{name}({which})")
+        return name
+
     def _add_globals(self, function: FunctionType, name: str, owner: str) -> None:
-        names = set(_names(function.__code__))
+        names = set(names_in(function.__code__))
+        here = defined_in(function)
         for each in sorted(names & function.__globals__.keys()):
             value = function.__globals__[each]
             if isinstance(value, ModuleType):
-                foreign = owner_of(value.__name__) not in {*_BY_NAME, "transformers"}
-                for attribute in sorted(names & vars(value).keys()):
-                    inner = vars(value)[attribute]
-                    patched = isinstance(inner, FunctionType | type) and defined_in(inner) != value.__name__
-                    if self._pinned(value.__name__) and self._pinned(type(inner).__module__):
-                        continue  # an object that the package has made
-                    if patched or foreign:
-                        self._place(vars(value), attribute, inner)
-                        self._follow(function, inner, f"{name}:{attribute}")
+                if owner != "transformers" or _is_modeling(here):
+                    self._add_named(here, value, names, f"{name}:", set())
                 continue
             self._place(function.__globals__, each, value)
-            if owner != "transformers" or isinstance(value, FunctionType | type):
-                self._follow(function, value, f"{name}:{each}")
+            if owner == "transformers" and not _is_modeling(here):
+                if isinstance(value, FunctionType) and _is_foreign(defined_in(value)):  # put there by somebody
+                    self._follow(here, value, f"{name}:{each}")
+            elif owner != "transformers" or isinstance(value, FunctionType | type):
+                self._follow(here, value, f"{name}:{each}")
+            elif callable(value) and not _is_usual(each, value):  # put there by somebody
+                self.objects[f"{name}:{each}"] = value
+        if not is_installed(here):
+            imported = {*imports_in(function.__code__, function.__globals__.get("__package__"))}
+            for each in sorted(filter(_is_foreign, imported)):
+                self._add_import(here, each, names, name)
+
+    def _add_named(self, here: str, module: ModuleType, names: set[str], place: str, seen: set[str]) -> None:
+        """Read what lies in a module under some names, and in its modules."""
+        foreign = _is_foreign(module.__name__)
+        seen.add(module.__name__)
+        for attribute in sorted(names & vars(module).keys()):
+            inner = vars(module)[attribute]
+            patched = isinstance(inner, FunctionType | type) and defined_in(inner) != module.__name__
+            if self._pinned(module.__name__) and self._pinned(type(inner).__module__):
+                continue  # an object that the package has made
+            if patched or foreign:
+                self._place(vars(module), attribute, inner)
+                self._follow(here, inner, place + attribute)
+                if isinstance(inner, ModuleType) and _is_foreign(inner.__name__) and inner.__name__ not in seen:
+                    self._add_named(here, inner, names, f"{place}{attribute}.", seen)
+
+    def _add_import(self, here: str, imported: str, names: set[str], name: str) -> None:
+        """Read what a function will import when it runs: your own modules now, others by their version."""
+        place = f"{name} imports {imported}"
+        loaded, parent = imported in sys.modules, sys.modules.get(imported.rpartition(".")[0])
+        try:
+            spec = None if loaded or (parent and not hasattr(parent, "__path__")) else find_spec(imported)
+            if not loaded and spec is None:
+                if parent is None:  # or it is something in that module
+                    self._units[place] = "not found"
+            elif is_installed(imported) or (spec is not None and _is_installed_file(str(spec.origin))):
+                self._units[place] = version(owner_of(imported))
+            else:
+                self._add_named(here, import_module(imported), names, f"{place}:", set())
+        except (Exception, SystemExit) as error:  # it may do anything; the function will say so
+            self._units[place] = type(error).__name__
 
     def _pinned(self, module: str) -> bool:
         """Whether a module's code follows from the version of its package."""
@@ -221,37 +293,34 @@ class CodeGraph:
             self._units[f"{place} is"] = name
 
     def _place(self, namespace: Mapping[str, Any], name: str, value: Any) -> None:
-        data = _encoded(value) if isinstance(value, list | dict | set) else None
+        data = encoded(value) if isinstance(value, list | dict | set) else None
         self._places.append((namespace, name, value, data))
 
-    def _follow(self, function: FunctionType, value: Any, name: str) -> None:
+    def _follow(self, here: str, value: Any, name: str) -> None:
+        """Read what code in a module leads to, and note under what name it does."""
         if isinstance(value, FunctionType | type):
             target = defined_in(value)
-            here = function.__globals__.get("__name__")
             if owner_of(target) == "transformers" and target != here and not isinstance(value, FunctionType):
                 self._units.setdefault(f"{target}.{value.__qualname__}", "pinned by version")
             else:
                 self._link(name, self.add(value))
-        elif (data := _encoded(value)) is not None:
+        elif (data := encoded(value)) is not None:
             self._units[name] = hashlib.sha256(data).hexdigest()
-        elif not is_installed(str(function.__globals__.get("__name__"))):
+        elif not is_installed(here):
             self.objects[name] = value
 
 
-class _Attributes(dict[str, Any]):
-    """Attributes of an object, looked up as in a dict."""
-
-    def __init__(self, owner: Any) -> None:
-        super().__init__()
-        self._owner = owner
-
-    def get(self, name: str, default: Any = None) -> Any:
-        try:
-            return getattr(self._owner, name)
-        except (AttributeError, ValueError):  # an empty cell
-            return default
+def _holds(cell: CellType, held: Any, data: bytes | None) -> bool:
+    """Whether a cell holds what it held."""
+    try:
+        return cell.cell_contents is held and (data is None or encoded(held) == data)
+    except ValueError:  # an empty cell
+        return False
 
 
+_BESIDE_CODE = frozenset({"transformers", "typing", "typing_extensions", "types", "collections"})
+"""Whose objects lie beside functions: activations, and words for annotations."""
+_ENUM_NOISE = frozenset({"_new_member_", "_value_repr_", "_member_type_"})
 _CLASS_NOISE = frozenset({"__module__", "__doc__", "__qualname__", "__firstlineno__"})
 
 
@@ -265,6 +334,21 @@ def _is_modeling(module: str) -> bool:
     return module.startswith("transformers.models.")
 
 
+def _is_foreign(module: str) -> bool:
+    return owner_of(module) not in {*_BY_NAME, "transformers"}
+
+
+def _is_usual(name: str, value: Any) -> bool:
+    """Whether something callable in a module or class of transformers is of the kinds that lie there by themselves."""
+    if isinstance(value, BuiltinFunctionType | WrapperDescriptorType | MethodDescriptorType):
+        return getattr(value, "__name__", None) in (name, name.strip("_")) or name in _ENUM_NOISE
+    if owner_of(type(value).__module__) == "torch":  # a scripted function
+        return getattr(value, "__name__", None) == name
+    if type(value).__qualname__ == "_lru_cache_wrapper":
+        return not _is_foreign(defined_in(value.__wrapped__))
+    return owner_of(type(value).__module__) in _BESIDE_CODE
+
+
 def defined_in(code: Any) -> str:
     """Return the module whose code a function or class is."""
     if isinstance(code, FunctionType):
@@ -272,68 +356,15 @@ def defined_in(code: Any) -> str:
     return str(getattr(code, "__module__", None))
 
 
-def _functions(member: Any) -> Iterator[FunctionType]:
-    """Yield the Python functions behind a class member."""
-    if isinstance(member, FunctionType):
-        yield member
-    elif isinstance(member, staticmethod | classmethod):
-        yield from _functions(member.__func__)
-    elif isinstance(member, property):
-        for each in (member.fget, member.fset):
-            yield from _functions(each)
-    elif hasattr(member, "__wrapped__"):
-        yield from _functions(member.__wrapped__)
-
-
-def _names(code: CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for each in code.co_consts:
-        if isinstance(each, CodeType):
-            yield from _names(each)
-
-
-def _code_component(code: CodeType) -> Component:
-    consts = [
-        _code_component(each) if isinstance(each, CodeType) else _plain_component(each) for each in code.co_consts
-    ]
-    names = [*code.co_names, "|", *code.co_varnames, "|", *code.co_freevars, "|", *code.co_cellvars]
-    counts = [code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags]
-    return [code.co_code, consts, names, counts, code.co_exceptiontable]
-
-
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, (*_PLAIN, tuple, list, dict, set, frozenset))
-
-
-def _plain_component(value: Any) -> Component:
-    """Return `value` with what no key can hold replaced by the name of its type."""
-    if type(value) in _PLAIN:
-        return value
-    if isinstance(value, tuple | list):
-        return [type(value).__name__, *map(_plain_component, value)]
-    if isinstance(value, set | frozenset):
-        parts = [_plain_component(each) for each in value]
-        return [type(value).__name__, *sorted(parts, key=encode)]
-    if isinstance(value, dict):
-        return {encode(_plain_component(key)): _plain_component(each) for key, each in value.items()}
-    return ["type", f"{type(value).__module__}.{type(value).__qualname__}"]
-
-
-def _encoded(value: Any) -> bytes | None:
-    """Return the encoding of a plain value, or None where it holds anything else."""
-    if not _is_plain(value):
-        return None
-    try:
-        return encode(_plain_component(value) if isinstance(value, set | frozenset) else value)
-    except InvalidArgumentError:
-        return None
-
-
 @lru_cache(maxsize=4096)
 def is_installed(module: str) -> bool:
     """Return whether a module belongs to an installed package, whose version pins what its globals hold."""
     path = str(getattr(sys.modules.get(module), "__file__", ""))
-    return owner_of(module) in {*_BY_NAME, "transformers"} or "site-packages" in path or "dist-packages" in path
+    return not _is_foreign(module) or _is_installed_file(path)
+
+
+def _is_installed_file(path: str) -> bool:
+    return "site-packages" in path or "dist-packages" in path
 
 
 @lru_cache(maxsize=4096)

@@ -150,6 +150,8 @@ class Describer:
         name = f"{kind.__module__}.{kind.__qualname__}"
         if isinstance(value, functools.partial):
             return ["partial", self.value(value.func, path), self.value([value.args, value.keywords], path)]
+        if isinstance(value, functools._lru_cache_wrapper):
+            return ["cached", self.code(value.__wrapped__, path)]
         if isinstance(value, types.MethodType):
             return ["method", self.code(value.__func__, path), self.value(value.__self__, f"{path}.__self__")]
         if isinstance(value, Mapping):

@@ -1,26 +1,41 @@
 """What others have put into torch: `torch.nn.functional.silu = mine`, `torch.nn.Linear.forward = mine`.
 
 torch's own code counts by its name alone, so whatever lies in its place counts by its code. Functions of torch that are
-put in each other's places are noticed after a process has looked at its first model, not before.
+put in each other's places are known by their names; those that have the place's own name (an older form of it, say) are
+noticed after a process has looked at its first model, not before. Kernels that `torch.library` replaces cannot be read.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from types import BuiltinFunctionType, FunctionType, MethodDescriptorType, MethodType, ModuleType, WrapperDescriptorType
 from typing import TYPE_CHECKING, Any
 
+from lmstash.errors import UnsupportedModelError
 from lmstash.identity.code import defined_in, owner_of
 from lmstash.identity.encoding import Component
 
 if TYPE_CHECKING:
     from lmstash.identity.code import CodeGraph
 
-_MODULES = ("torch", "torch.nn.functional", "torch.linalg", "torch.special", "torch.fft")
-_HARMLESS = frozenset({"torch.nn.modules.module.Module.smart_apply"})
-"""Transformers puts it there anew with each model that it makes, and initialises weights by it."""
+_MODULES = ("torch", "torch.nn.functional", "torch.linalg", "torch.special", "torch.fft", "torch._C._nn")
+_MODULE = "torch.nn.modules.module.Module"
+_HARMLESS = frozenset({f"{_MODULE}.{name}" for name in ("smart_apply", "__init__", "__setstate__")})
+"""What makes modules: transformers replaces the first with each model, `torch.compile` the others when first used."""
+_ALIASES = frozenset(
+    {
+        *("torch._sync", "torch.nn.functional.logsigmoid", "torch.nn.functional._jit_unused"),
+        *("torch.Tensor.__rtruediv__", "torch.Tensor.__ipow__", "torch.Tensor.__torch_dispatch__"),
+        *(f"{_MODULE}.forward", f"{_MODULE}.__call__"),
+    }
+)
+"""Places whose functions have other names, as torch is made."""
+_OWN_KERNELS = frozenset({"aten/_foreach_mm/CUDA", "aten/linalg_lu_solve.out/MPS"})
+"""Kernels that torch itself makes in this way."""
+_KEYS = frozenset({"CPU", "CUDA", "AutogradCPU", "AutogradCUDA", "Autograd", "MPS", "XPU"})
+"""What computes; torch puts others in the place of those that only say shapes or map over batches."""
 _OWN = frozenset({"torch", "typing", "typing_extensions", "collections"})
 """torch imports words for annotations from the others."""
 _NATIVE = (BuiltinFunctionType, MethodDescriptorType, WrapperDescriptorType)
@@ -33,14 +48,25 @@ _first: dict[str, Any] = {}
 """What of torch's lay in each place when it was first seen."""
 
 
-def patched(model: Any, code: CodeGraph) -> dict[Component, Component]:
+def patched(model: Any, code: CodeGraph, *, lenient: bool = False) -> dict[Component, Component]:
     """Return what lies in torch's modules and classes and is not torch's; reads it into `code`, which watches the rest.
 
     Args:
         model: Its modules' classes are looked at, and `torch.Tensor`.
         code: Collects the code. Costs 3 ms.
+        lenient: Whether somebody vouches for what cannot be read.
+
+    Raises:
+        UnsupportedModelError: A kernel was replaced.
     """
-    found: dict[Component, Component] = {}
+    code.watch(lambda: len(_all_kernels()))
+    kernels = sorted(filter(_is_replaced, tuple(_all_kernels())))
+    if kernels and not lenient:
+        raise UnsupportedModelError(
+            f"torch.library has replaced {', '.join(kernels)}, and what computes it now cannot be read. Name it: "
+            "variant='...' (a new name whenever it changes)."
+        )
+    found: dict[Component, Component] = {"torch.library": [*kernels]} if kernels else {}
 
     def look(place: str, table: Mapping[str, Any]) -> None:
         for name, value in list(table.items()):
@@ -52,7 +78,7 @@ def patched(model: Any, code: CodeGraph) -> dict[Component, Component]:
                 found[where] = [code.add(each if isinstance(each, _CODE) else type(each)) for each in foreign]
                 held = [each for each in foreign if not isinstance(each, _CODE)]
                 code.objects.update({f"{where} {number}": each for number, each in enumerate(held)})
-            elif value is not _first.setdefault(where, value):
+            elif value is not _first.setdefault(where, value) or not _goes_by(name, value, where):
                 found[where] = f"{getattr(value, '__module__', None)}.{getattr(value, '__qualname__', None)}"
 
     for name in _MODULES:
@@ -63,13 +89,31 @@ def patched(model: Any, code: CodeGraph) -> dict[Component, Component]:
     for cls in (*classes, sys.modules["torch"].Tensor):
         if owner_of(cls.__module__) == "torch":
             place = f"{cls.__module__}.{cls.__qualname__}"
-            if place == "torch.nn.modules.module.Module":  # behind it is nothing that a new name could hide
+            if place == _MODULE:  # behind it is nothing that a new name could hide
                 names = [name for name in vars(cls) if f"{place}.{name}" not in _HARMLESS]
                 code.watch_names(vars(cls), [*names, "__getattribute__"])
             else:
                 code.watch_class(cls)
             look(place, vars(cls))
     return found
+
+
+def _all_kernels() -> Collection[str]:
+    """Return `operator/kind of tensor` of all that `torch.library` was given to compute."""
+    return getattr(sys.modules.get("torch.library"), "_impls", ())
+
+
+def _is_replaced(kernel: str) -> bool:
+    return kernel[:5] == "aten/" and kernel.rpartition("/")[2] in _KEYS and kernel not in _OWN_KERNELS
+
+
+def _goes_by(name: str, value: Any, where: str) -> bool:
+    """Whether a function of torch's has the name of its place, or another one since torch was made."""
+    said = getattr(value, "__name__", name)
+    if not isinstance(value, FunctionType | BuiltinFunctionType) or said == name or where in _ALIASES:
+        return True
+    # linalg.cross is linalg_cross, threshold is _threshold, __pow__ is pow.
+    return said.rpartition("linalg_")[2].removeprefix("special_").removeprefix("fft_").strip("_") == name.strip("_")
 
 
 def _foreign(name: str, value: Any) -> Iterator[Any]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any
 
 from lmstash.identity.encoding import Component
@@ -22,6 +24,8 @@ _REGISTRIES = (
     ("transformers.modeling_rope_utils", "ROPE_INIT_FUNCTIONS", ""),
 )
 """Module, registry, and the setting that has the word."""
+_CODE = (FunctionType, BuiltinFunctionType, type)
+"""What is read as code; the rest is described by what it holds."""
 
 
 def registered(model: Any, code: CodeGraph) -> dict[Component, Component]:
@@ -33,12 +37,19 @@ def registered(model: Any, code: CodeGraph) -> dict[Component, Component]:
         if registry is None:
             continue
         for table in _tables(registry):
-            code.watch_table(table)
+            code.watch(partial(_entries, table))
         word = getattr(config, setting, None) if setting else None
         for key, function in list(registry.items()):
             if isinstance(key, str) and (key == word or not _is_own(function)) and isinstance(function, Callable):
-                found[f"{attribute}[{key}]"] = code.add(function)
+                place = f"{attribute}[{key}]"
+                found[place] = code.add(function if isinstance(function, _CODE) else type(function))
+                if not isinstance(function, _CODE):
+                    code.objects[place] = function
     return found
+
+
+def _entries(table: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return list(table.items())
 
 
 def _tables(registry: Any) -> Iterator[Mapping[str, Any]]:

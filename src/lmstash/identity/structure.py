@@ -76,7 +76,8 @@ def read(model: torch.nn.Module, *, variant: str | None, strict_numerics: bool) 
     hooks = foreign_hooks(global_hooks())
     _refuse_hooks(hooks, "torch's global hooks", variant)
     out.components["global_hooks"] = [describer.value(each, "global hooks") for each in hooks]
-    out.components["registered"] = {**registered(model, out.code), **patched(model, out.code)}
+    put = patched(model, out.code, lenient=variant is not None)
+    out.components["registered"] = {**registered(model, out.code), **put}
     outside: dict[Component, Component] = {}
     while describer.modules or len(outside) < len(out.code.objects):
         while describer.modules:

@@ -308,3 +308,21 @@ def test_a_call_that_is_wrong_raises_what_the_function_raises(responses: Respons
 def test_what_cannot_be_kept_is_refused_at_once(responses: Responses, wrong: Any) -> None:
     with pytest.raises(InvalidArgumentError):
         responses.cached(wrong)
+
+
+def test_a_class_that_holds_an_instance_of_itself_is_an_argument_and_what_it_holds_counts(stash: Any) -> None:
+    @dataclass(frozen=True)
+    class Style:
+        words: int
+
+    Style.default = Style(1)  # pyright: ignore[reportAttributeAccessIssue]
+    asked: list[Any] = []
+
+    @stash.responses(model="m").cached(harmless=["asked"])
+    def ask(style: Any) -> int:
+        asked.append(style)
+        return len(asked)
+
+    assert ask(Style(2)) == ask(Style(2)) == 1
+    Style.default = Style(3)  # pyright: ignore[reportAttributeAccessIssue]
+    assert ask(Style(2)) == 2

@@ -88,6 +88,7 @@ class Calls:
         self._name = f"{fn.__module__}.{fn.__qualname__}"
         self._codes: dict[int, _Code] = {}
         self._lock = threading.RLock()
+        self._reading = threading.local()
 
     def now(self, fn: FunctionType, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Answer a call."""
@@ -191,9 +192,14 @@ class Calls:
                 if len(self._codes) >= _MOST_KNOWN:
                     self._codes.clear()
                 known = self._codes[id(code)] = _Code(code, self._harmless)
-        if not known.objects:
+        reading: set[int] = vars(self._reading).setdefault("codes", set())
+        if not known.objects or id(code) in reading:  # a class may hold an instance of itself
             return known.digest
-        held: dict[Any, Any] = {place: self._content(place, value) for place, value in known.objects.items()}
+        reading.add(id(code))
+        try:
+            held: dict[Any, Any] = {place: self._content(place, value) for place, value in known.objects.items()}
+        finally:
+            reading.discard(id(code))
         return Key({"code": known.digest, "objects": held}).hex
 
     def _content(self, place: str, value: Any) -> Any:

@@ -1,0 +1,119 @@
+"""What code says for itself: its bytecode, the plain values in it, the names and modules that it asks for."""
+
+from __future__ import annotations
+
+import dis
+import functools
+from collections.abc import Iterator
+from importlib.util import resolve_name
+from types import BuiltinFunctionType, CodeType, FunctionType, GetSetDescriptorType, MemberDescriptorType
+from typing import Any
+
+from lmstash.errors import InvalidArgumentError
+from lmstash.identity.encoding import Component, encode
+
+_PLAIN = (type(None), bool, int, float, str, bytes)
+_CONSTANTS = (complex, slice, range)
+"""Other constants, which are what they print as."""
+_WITHOUT_MEANING = (GetSetDescriptorType, MemberDescriptorType)
+_NOISE = frozenset({"_abc_impl", "__dict__", "__weakref__", "__slots__"})
+
+
+def names_in(code: CodeType) -> Iterator[str]:
+    """Yield the names of globals and attributes that code asks for, and functions within it."""
+    yield from code.co_names
+    for each in code.co_consts:
+        if isinstance(each, CodeType):
+            yield from names_in(each)
+
+
+def imports_in(code: CodeType, package: str | None) -> Iterator[str]:
+    """Yield the full names of the modules that code imports when it runs, and of all that it takes from them.
+
+    Args:
+        code: Of a function.
+        package: Where relative names begin.
+    """
+    before: list[Any] = [None, None]
+    for each in dis.get_instructions(code):
+        if each.opname == "IMPORT_NAME":
+            level = before[0] if isinstance(before[0], int) else 0
+            try:
+                module = resolve_name("." * level + str(each.argval), package)
+            except ImportError:  # beyond the top: it will not run, either
+                continue
+            yield module
+            yield from (f"{module}.{taken}" for taken in before[1] or ())
+        elif each.opname != "EXTENDED_ARG":
+            before = [before[1], each.argval]
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from imports_in(inner, package)
+
+
+def code_component(code: CodeType) -> Component:
+    """Return all of a function's code that decides what it does: not where it was written."""
+    consts = [code_component(each) if isinstance(each, CodeType) else plain_component(each) for each in code.co_consts]
+    names = [*code.co_names, "|", *code.co_varnames, "|", *code.co_freevars, "|", *code.co_cellvars]
+    counts = [code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags]
+    return [code.co_code, consts, names, counts, code.co_exceptiontable]
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is of a kind that keys hold, whatever is in it."""
+    return isinstance(value, (*_PLAIN, tuple, list, dict, set, frozenset))
+
+
+def plain_component(value: Any) -> Component:
+    """Return `value` with what no key can hold replaced by the name of its type."""
+    if type(value) in _PLAIN:
+        return value
+    if isinstance(value, tuple | list):
+        return [type(value).__name__, *map(plain_component, value)]
+    if isinstance(value, set | frozenset):
+        parts = [plain_component(each) for each in value]
+        return [type(value).__name__, *sorted(parts, key=encode)]
+    if isinstance(value, dict):
+        return {encode(plain_component(key)): plain_component(each) for key, each in value.items()}
+    what = f"{type(value).__module__}.{type(value).__qualname__}"
+    return ["type", what, repr(value)] if type(value) in _CONSTANTS else ["type", what]
+
+
+def encoded(value: Any) -> bytes | None:
+    """Return the encoding of a plain value, or None where it holds anything else."""
+    if not is_plain(value):
+        return None
+    if isinstance(value, set | frozenset):
+        return encode(plain_component(value)) if all(type(each) in _PLAIN for each in value) else None
+    try:
+        return encode(value)
+    except InvalidArgumentError:
+        return None
+
+
+def parts_of(name: str, member: Any) -> Iterator[Any]:
+    """Yield what is behind a class member and counts: Python functions, and objects that are not plain values.
+
+    Args:
+        name: The member's.
+        member: As it lies in the class.
+    """
+    if isinstance(member, staticmethod | classmethod):
+        yield from parts_of(name, member.__func__)
+    elif isinstance(member, property):
+        for each in (member.fget, member.fset):
+            yield from parts_of(name, each)
+    elif isinstance(member, functools.cached_property):
+        yield member.func
+    elif isinstance(member, functools.partialmethod):
+        yield functools.partial(member.func, *member.args, **member.keywords)
+    elif isinstance(member, functools.singledispatchmethod):
+        yield from member.dispatcher.registry.values()
+    elif isinstance(member, FunctionType):
+        yield member
+    elif not isinstance(member, type) and hasattr(member, "__wrapped__"):
+        yield from parts_of(name, member.__wrapped__)
+    elif not (isinstance(member, _WITHOUT_MEANING) or name in _NOISE or encoded(member) is not None):
+        is_word = name.startswith("__") and name.endswith("__")  # annotations and such
+        if not is_word or isinstance(member, BuiltinFunctionType) or (callable(member) and name != "__signature__"):
+            yield member
