@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,13 +31,15 @@ from lmstash.store.disk.format import (
     payload_align,
 )
 from lmstash.store.disk.index import Index
-from lmstash.store.disk.recency import FIRST_SLOT, REGION_UNIT, SLOT_BYTES, Recency
+from lmstash.store.disk.recency import FIRST_SLOT, SLOT_BYTES, Recency, region
 from lmstash.store.disk.room import Room
 from lmstash.store.disk.rows import OPEN, SEALED, Row, row_id
-from lmstash.store.disk.segment import SegmentWriter, sync_data
+from lmstash.store.disk.segment import SegmentWriter, descriptors, sync_data
 
 _FIRST_SLOTS = 4096
-"""Of the first segment of a namespace: few of these ever have more entries, and slots take room for good."""
+"""Of the first segment of a namespace: few of these ever have more entries."""
+_MOST_WRITERS = 64
+"""Segments open at once: each takes a descriptor, of which the host program wants most."""
 CONTROL_BYTES = aligned(HEADER.size + TOMBSTONE.size + RECORD_ALIGN, RECORD_ALIGN)
 
 
@@ -78,11 +81,14 @@ class Appender:
         self._index = index
         self._recency = recency
         self.room = room
-        self.writers: dict[str, SegmentWriter] = {}
+        self.writers: OrderedDict[str, SegmentWriter] = OrderedDict()
+        """By namespace, the most recently used last."""
         self._sealed: list[SegmentWriter] = []
         """Sealed in the running transaction: theirs to take back."""
         self.make_room: Callable[[int, bool, set[int]], bool] = lambda n_bytes, forced, busy: True
         """Evicts until `n_bytes` are free; given by the reclaimer."""
+        self.unsettled = False
+        """Whether the limit was found to be lowered below what is taken: before more is granted, the folder shrinks."""
         self._unsynced: list[Path] = []
         self._last_generation = 0
         self._limits = recency.limits()
@@ -92,21 +98,27 @@ class Appender:
         if self._recency.limits() != self._limits:
             return None
         writer = self.writers.get(namespace)
-        if writer is None or self._full(writer, n_bytes, n_records):
+        if writer is None:
+            return None
+        self.writers.move_to_end(namespace)
+        if self._full(writer, n_bytes, n_records):
             return None
         return writer if writer.room_for(n_bytes, n_records) <= writer.granted else None
 
     def reserve(self, namespace: str, n_bytes: int, n_records: int, *, forced: bool = False) -> SegmentWriter | None:
         """Return an open segment of `namespace` with room for records of `n_bytes` together, or None.
 
+        None, too, where the limit was lowered (see `unsettled`).
+
         Inside a transaction. With `forced`, nothing is evicted and the reserve may be used.
         """
-        self.room.refresh()
-        if self._recency.limits() != self._limits:
+        known = self.room.capacity_bytes
+        if self._recency.limits() != self._limits or self.room.refresh().capacity_bytes != known:
             self._limits = self._recency.limits()
             self.seal_all()  # what was granted under another limit goes back
-            if not forced:
-                self.make_room(0, False, set())
+            self.unsettled = self.room.refresh().over_bytes() > 0
+        if self.unsettled and not forced:
+            return None
         # Making room copies records forward, which may begin, fill or seal this very segment: look again each time.
         for _attempt in range(8):
             writer = self.granted(namespace, n_bytes, n_records)
@@ -287,8 +299,8 @@ class Appender:
             self._unsynced.append(writer.path)
             size = writer.seal()
             connection.execute(
-                "UPDATE segments SET state = ?, granted = ?, tail = ?, records = ? WHERE id = ?",
-                (SEALED, aligned(size, 4096), writer.tail, writer.count, writer.row),
+                "UPDATE segments SET state = ?, granted = ?, tail = ?, records = ?, n_slots = ? WHERE id = ?",
+                (SEALED, aligned(size, 4096), writer.tail, writer.count, region(writer.count), writer.row),
             )
 
     def seal_all(self, busy: set[int] | None = None) -> bool:
@@ -343,7 +355,7 @@ class Appender:
     def _begin(self, namespace: str, n_bytes: int, n_records: int, forced: bool) -> bool:
         """Begin a segment; returns whether there was room for one."""
         sizes = self.room.sizes
-        n_slots = aligned(max(n_records, self._slots(namespace) if n_bytes < sizes.segment_bytes else 1), REGION_UNIT)
+        n_slots = region(max(n_records, self._slots(namespace) if n_bytes < sizes.segment_bytes else 1))
         need = aligned(n_bytes + 8192 + footer_bytes(n_records), 4096)
         for want in (max(need, sizes.step_bytes), need):
             if self.make_room(want + 8192 + n_slots * SLOT_BYTES, forced, set()):
@@ -352,7 +364,9 @@ class Appender:
             return False
         if namespace in self.writers:
             return True
-        first_slot = self._free_slots(n_slots)
+        while len(self.writers) >= descriptors(_MOST_WRITERS):
+            self.seal(next(iter(self.writers.values())))
+        first_slot, n_slots = self._free_slots(n_slots, region(max(n_records, n_slots // 4)))
         self._recency.grow(first_slot + n_slots)
         self._recency.forget(first_slot, n_slots)
         name = os.urandom(16).hex()
@@ -375,11 +389,12 @@ class Appender:
             connection.execute("UPDATE segments SET granted = ? WHERE id = ?", (want, writer.row))
         writer.granted = want
 
-    def _free_slots(self, n_slots: int) -> int:
+    def _free_slots(self, n_slots: int, least: int) -> tuple[int, int]:
+        """Return the first of a region of free slots, and their number: `least` do where there is a gap of so many."""
         taken = self._index.writer.execute("SELECT first_slot, n_slots FROM segments ORDER BY first_slot")
         start = FIRST_SLOT
         for first, count in taken:
-            if first - start >= n_slots:
-                break
+            if first - start >= least:
+                return start, min(n_slots, first - start)
             start = max(start, first + count)
-        return start
+        return start, n_slots

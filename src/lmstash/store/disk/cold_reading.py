@@ -58,7 +58,11 @@ class _ColdRead:
                 other = None
         self._work()
         if other is not None:
-            other.join()
+            try:
+                other.join()
+            except BaseException as error:  # an interrupt; the other must not go on with a descriptor that is closed
+                self._failure = error
+                other.join()
         if self._failure is not None:
             raise self._failure
         assert self._header is not None

@@ -151,6 +151,13 @@ class Folder:
         except OSError:
             return 0
 
+    def slot_bytes(self) -> int:
+        """Return the length of the file of uses."""
+        try:
+            return os.stat(self.recency).st_size
+        except OSError:
+            return 0
+
     def explain(self, error: OSError) -> str:
         """Say what is wrong with the folder and what to do."""
         if error.errno in (errno.EACCES, errno.EPERM):

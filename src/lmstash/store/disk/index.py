@@ -8,6 +8,7 @@ One connection reads and one writes, each under its own lock, so that a long wri
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -187,6 +188,11 @@ class Index:
         """As `segments`, as the running transaction sees them."""
         return [checked_segment(each) for each in self.writer.execute("SELECT * FROM segments ORDER BY id")]
 
+    def segment_for_change(self, row: int) -> SegmentRow | None:
+        """As `segment`, as the running transaction sees it."""
+        found = self.writer.execute("SELECT * FROM segments WHERE id = ?", (row,)).fetchall()
+        return checked_segment(found[0]) if found else None
+
     def newest_segment(self) -> int:
         """Return the largest row id of a segment so far. Inside a transaction."""
         return self.writer.execute("SELECT coalesce(max(id), 0) FROM segments").get
@@ -350,6 +356,18 @@ class Index:
     def checkpoint(self) -> None:
         """Move the log into the database and cut it, if nobody is reading."""
         with self.write_lock:
+            self.log.cut()
+
+    def page_bytes(self) -> tuple[int, int]:
+        """Return what the database's pages take, log aside, and what those take in which nothing is."""
+        asked = ("page_size", "page_count", "freelist_count")
+        size, count, free = (int(self.writer.execute(f"PRAGMA {each}").get) for each in asked)
+        return size * count, size * free
+
+    def compact(self) -> None:
+        """Give back pages that are empty or half empty; not on a full disk. Costs a second for a million entries."""
+        with self.write_lock, contextlib.suppress(apsw.Error):
+            self.writer.execute("VACUUM")
             self.log.cut()
 
     def cut_long_log(self) -> int:

@@ -16,6 +16,7 @@ from lmstash.store.disk.recency import Recency
 from lmstash.store.disk.reclaim import Reclaimer
 from lmstash.store.disk.rows import Row, row_ids
 from lmstash.store.disk.segment import SegmentWriter
+from lmstash.store.disk.shrinking import Shrinker
 
 if TYPE_CHECKING:
     from lmstash.store.sheets import Sheet
@@ -40,13 +41,20 @@ class Intake:
     """Changes one folder. Every method takes the index's write lock."""
 
     def __init__(
-        self, index: Index, recency: Recency, appender: Appender, reclaimer: Reclaimer, events: EventLog
+        self,
+        index: Index,
+        recency: Recency,
+        appender: Appender,
+        reclaimer: Reclaimer,
+        shrinker: Shrinker,
+        events: EventLog,
     ) -> None:
         """Take the parts of a store."""
         self._index = index
         self._recency = recency
         self._appender = appender
         self._reclaimer = reclaimer
+        self._shrinker = shrinker
         self._events = events
 
     def keep(self, namespace: str, items: Sequence[Item], *, replace: bool) -> None:
@@ -60,10 +68,7 @@ class Intake:
         with self._index.write_lock:
             self._index.finish()  # or what an interrupt has left to be done would take the new records for old ones
             try:
-                writer = self._appender.granted(namespace, n_bytes, len(items))
-                if writer is None:
-                    with self._reclaimer.changes():
-                        writer = self._appender.reserve(namespace, n_bytes, len(items))
+                writer = self._writer(namespace, n_bytes, len(items))
                 if writer is None:
                     raise NoRoomError
                 try:
@@ -94,9 +99,19 @@ class Intake:
                 if writer is not None:
                     self._appender.forget(writer)
             else:
-                if writer is None:
+                if writer is None and not self._shrinker.settle_if_lowered():
                     break
         raise NoRoomError
+
+    def _writer(self, namespace: str, n_bytes: int, n_records: int) -> SegmentWriter | None:
+        """Return an open segment with room for so much, or None; enforces a limit that another process has lowered."""
+        writer = self._appender.granted(namespace, n_bytes, n_records)
+        while writer is None:
+            with self._reclaimer.changes():
+                writer = self._appender.reserve(namespace, n_bytes, n_records)
+            if writer is None and not self._shrinker.settle_if_lowered():
+                break
+        return writer
 
     def keep_sheets(self, namespace: str, sheets: Sequence[Sheet], expires_us: int) -> bool:
         """Append sheets of one namespace and make their entries findable, if that is all there is to do.
@@ -120,10 +135,7 @@ class Intake:
             self._index.finish()
             writer = None
             try:
-                writer = self._appender.granted(namespace, n_bytes, n_records)
-                if writer is None:
-                    with self._reclaimer.changes():
-                        writer = self._appender.reserve(namespace, n_bytes, n_records)
+                writer = self._writer(namespace, n_bytes, n_records)
                 if writer is None:
                     return False
                 self._commit_sheets(writer, sheets, ids, expires_us)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from lmstash.errors import FormatError, StoreUnavailableError
+from lmstash.errors import CapacityError, FormatError, StoreUnavailableError
 from lmstash.events import EventLog, MissReason
 from lmstash.store.disk.appender import Appender
 from lmstash.store.disk.folder import Folder
@@ -17,9 +17,11 @@ from lmstash.store.disk.lookup import Lookup
 from lmstash.store.disk.recency import Recency
 from lmstash.store.disk.reclaim import Reclaimer
 from lmstash.store.disk.recovery import Recovery, rebuild
+from lmstash.store.disk.renumbering import renumber
 from lmstash.store.disk.room import Room, Sizes, default_capacity_bytes
 from lmstash.store.disk.rows import DAMAGE, IndexDamagedError, Row
 from lmstash.store.disk.segment import SegmentFile
+from lmstash.store.disk.shrinking import Shrinker
 from lmstash.store.policies.base import Policy
 from lmstash.unset import UNSET
 
@@ -67,6 +69,8 @@ class Opened:
         try:
             self.recency = Recency(folder, read_only=read_only)
             self.index = self._open_index(capacity_bytes, condemned)
+            if self.recency.replaced():  # before the index was open, which forbids it
+                self.recency = Recency(folder)
         except OSError as error:
             raise StoreUnavailableError(folder.explain(error)) from error
         self.room = Room(folder, self.index)
@@ -86,33 +90,46 @@ class Opened:
             self.recovery.tend,
             self.lookup.forget,
         )
-        self.intake = Intake(self.index, self.recency, self.appender, self.reclaimer, events)
+        self.shrinker = Shrinker(self.index, self.appender, self.reclaimer, events)
+        self.intake = Intake(self.index, self.recency, self.appender, self.reclaimer, self.shrinker, events)
         if not read_only:
             with self.index.write_lock:
                 self.settle_capacity(capacity_bytes)
                 self.recovery.reconcile()
 
     def settle_capacity(self, asked: int | None) -> None:
-        """Make `asked` (if set) or a default the folder's limit, and enforce it."""
+        """Make `asked` (if set) or a default the folder's limit, and enforce it: somebody may have died over that."""
+        with self.index.write_lock:
+            try:
+                lowered = self._note_capacity(asked)
+            except (OSError, CapacityError):  # a full disk may have no room to note by how much it is to be emptied
+                if not isinstance(asked, int) or self.room.held_bytes() <= asked or not self.shrinker.unlink_first():
+                    raise
+                lowered = self._note_capacity(asked)
+            if self.room.over_bytes() > 0 or (lowered and self.room.over_bytes(signed=True) > -self.room.ahead_bytes()):
+                self.shrinker.settle()
+
+    def _note_capacity(self, asked: int | None) -> bool:
+        """Make `asked` (if set) or a default the folder's limit; returns whether it was a larger one."""
         with self.index.transaction():
             known = self.index.fact("capacity")
             if asked is not UNSET:
                 capacity = asked
             elif known is not None:
-                return
+                return False
             else:
                 described = self.folder.describe().get("capacity_bytes", UNSET)
                 capacity = default_capacity_bytes(self.folder) if described is UNSET else described
             fact = "unlimited" if capacity is None else capacity
             if known == fact:
-                return
+                return False
             self.index.set_fact("capacity", fact)
+            self.recency.note_limit()  # before others can be granted anything: from now on they ask
+            self.room.take_back_grants()
             with contextlib.suppress(OSError):
                 self.folder.write_description(capacity)
-        self.recency.note_limit()
         self.room.refresh()
-        if capacity is not None and known is not None:
-            self.reclaimer.evict(capacity)
+        return capacity is not None and (known == "unlimited" or (isinstance(known, int) and known > capacity))
 
     def sync(self) -> None:
         """Return once what was put is on the medium."""
@@ -130,10 +147,14 @@ class Opened:
                     self.sync()
                     self.index.checkpoint()
         finally:
-            self.appender.abandon()
-            self.lookup.close()
-            self.recency.close()
-            self.index.close()
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Close files as they are; the next opener seals."""
+        self.appender.abandon()
+        self.lookup.close()
+        self.recency.close()
+        self.index.close()
 
     def sheet_reader(self) -> SheetReader:
         """Return what reads many small records at once; loads numpy when it is first asked for."""
@@ -216,7 +237,12 @@ def connect(
     for last in (condemned != (0, 0) or read_only, True):
         try:
             with opening:
-                return Opened(folder, capacity_bytes, policy, events, read_only=read_only, condemned=condemned)
+                opened = Opened(folder, capacity_bytes, policy, events, read_only=read_only, condemned=condemned)
+                if read_only or not opened.room.slot_bytes()[1]:
+                    return opened
+                opened.let_go()
+                renumber(folder)
+                return Opened(folder, capacity_bytes, policy, events, read_only=read_only)
         except DAMAGE as error:
             damage, condemned = error, folder.index_inode()
             events.damage("", None, f"{folder.index}: {error}")

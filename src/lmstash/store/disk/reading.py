@@ -78,11 +78,14 @@ def _read_large(file: SegmentFile, row: Row) -> tuple[Header, memoryview]:
         raise CorruptEntryError(f"{file.path.name} is cut short")
     aside = row.size >= cold.LEAST_BYTES and not start % PAGE_BYTES
     middle = start + (row.size - _ASKED_BYTES) // 2
-    if aside and cached_share(file.fd, middle, _ASKED_BYTES) < _CACHED_SHARE and (direct := file.direct()) is not None:
+    cached = not aside or cached_share(file.fd, middle, _ASKED_BYTES) >= _CACHED_SHARE
+    if not cached and (direct := file.open_direct()) is not None:
         try:
             return cold.read_cold(direct, file, row)
         except OSError:  # some file systems open files so, and read none
             file.give_up_direct()
+        finally:
+            os.close(direct)
     header = parse_head(os.pread(file.fd, row.head, row.off))
     check_identity(file, header, row)
     check_chunk_table(header)

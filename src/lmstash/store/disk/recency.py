@@ -2,7 +2,8 @@
 
 A hit costs one eight-byte store into shared memory and no write to the index. Slots are handed out in regions, one for
 each segment, so that a segment's slots are freed with it. The file is filled with real blocks (`posix_fallocate`)
-before it is mapped and never cut, since touching a hole on a full disk, or a page beyond the end, is SIGBUS.
+before it is mapped and never cut (see `renumbering`), since touching a hole on a full disk, or a page beyond the end,
+is SIGBUS.
 
 A slot holds milliseconds since 1970 shifted left by 16, and a hit count that stops at 65,535. Lost updates between
 processes only blur the order of eviction.
@@ -38,6 +39,7 @@ class Recency:
         self._read_only = read_only
         self._slots: memoryview = memoryview(bytearray(0)).cast("Q")
         self._map: mmap.mmap | None = None
+        self._inode = 0
         if read_only:
             self._slots = memoryview(bytearray(SLOT_BYTES * FIRST_SLOT)).cast("Q")
         else:
@@ -49,7 +51,8 @@ class Recency:
             return
         fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            size = os.fstat(fd).st_size // SLOT_BYTES * SLOT_BYTES
+            status = os.fstat(fd)
+            self._inode, size = status.st_ino, status.st_size // SLOT_BYTES * SLOT_BYTES
             if size < n_slots * SLOT_BYTES:
                 _fill_with_blocks(fd, size, n_slots * SLOT_BYTES)
                 size = n_slots * SLOT_BYTES
@@ -57,6 +60,10 @@ class Recency:
         finally:
             os.close(fd)
         self._map, self._slots = fresh, memoryview(fresh).cast("Q")
+
+    def replaced(self) -> bool:
+        """Whether the file that is mapped is no longer the folder's: somebody was alone there, and made it shorter."""
+        return not self._read_only and os.stat(self._path).st_ino != self._inode
 
     def close(self) -> None:
         """Let go of the file. Later uses are noted nowhere."""
@@ -174,6 +181,11 @@ class Recency:
         except OSError:
             return False
         return slot < len(self._slots)
+
+
+def region(n_records: int) -> int:
+    """Return how many slots a segment of so many records has."""
+    return max(-(-n_records // REGION_UNIT), 1) * REGION_UNIT
 
 
 def _fill_with_blocks(fd: int, start: int, end: int) -> None:

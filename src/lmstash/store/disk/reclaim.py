@@ -16,11 +16,12 @@ from operator import attrgetter
 
 import apsw
 
+from lmstash.errors import CapacityError
 from lmstash.events import EventLog
 from lmstash.store.base import Removed, matches
 from lmstash.store.disk.appender import Appender
 from lmstash.store.disk.folder import Folder
-from lmstash.store.disk.format import SEGMENT_HEADER_BYTES, TOMBSTONE, Located, RecordType
+from lmstash.store.disk.format import FOOTER_ENTRY, SEGMENT_HEADER_BYTES, TOMBSTONE, Located, RecordType
 from lmstash.store.disk.guarded import Guarded
 from lmstash.store.disk.index import Index
 from lmstash.store.disk.moving import Mover
@@ -33,6 +34,10 @@ _SPARE_QUANTILE = 0.5
 """An entry of the chosen segment is spared if it is worth more than this share of all entries."""
 _MOST_SPARED = 0.5
 """At most this share of the chosen segment is copied, so that each eviction makes progress."""
+_MOST_PINNED = 0.75
+"""A segment with at least this share of pinned bytes gives too little room to be moved."""
+_MOST_KEPT = 15
+"""Of sixteenths of what a segment may keep when a folder shrinks."""
 _MOST_PASSES = 8
 """So often what was spared is looked through again, for a value that is large beside the limit."""
 _MANY_SMALL = 8
@@ -101,7 +106,7 @@ class Reclaimer:
             # Each pass looks at the segments that were there when it began, once: so it ends.
             newest, stuck, before = self._index.newest_segment(), set[int](), free
             while free is not None and free < n_bytes:
-                if not self._reclaim_least(busy, stuck, newest, most_pinned=0.75):
+                if not self._reclaim_least(busy, stuck, newest):
                     break
                 free = room.free_bytes()
             if free is None or free >= n_bytes:
@@ -110,27 +115,68 @@ class Reclaimer:
                 return False
         return False
 
-    def evict(self, to_bytes: int) -> Removed:
-        """Evict until the folder takes at most `to_bytes`, one segment a transaction, so that its file goes at once."""
-        stats = self._events.stats
-        before = stats.evicted_entries, stats.evicted_bytes
-        room, stuck, lends = self._appender.room, set[int](), True
-        with self._index.write_lock:
-            self._appender.seal_all()
-            for _attempt in range(64 + 16 * len(self._index.segments())):
-                try:
-                    with self.changes(), room.lent() if lends else contextlib.nullcontext():
-                        excess = max(room.held_bytes() - to_bytes, room.over_bytes())
-                        newest = self._index.newest_segment()
-                        if excess <= 0 or not self._reclaim_least(set(), stuck, newest, excess=excess):
-                            break
-                except OSError:  # the disk has less room for copies than it said (quotas): so nothing is spared
-                    if not lends:
-                        raise
-                    lends = False
-            self._appender.seal_all()
-        self._index.checkpoint()
-        return Removed(stats.evicted_entries - before[0], stats.evicted_bytes - before[1])
+    def shares(self, excess: int) -> list[tuple[SegmentRow, int]]:
+        """Return the segments that have to give something that `excess` bytes come back, and how much of it each.
+
+        The least valuable entries of all go, wherever they lie. First come the segments that give most of what they
+        hold: they leave the least to copy. Inside a transaction.
+        """
+        segments = self._candidates(set(), self._index.newest_segment())
+        parts: list[tuple[float, float, int, int]] = []
+        for number, each in enumerate(segments):
+            sample = self._values(each) or [0.0]
+            size = -(-each.granted // len(sample))
+            parts += [(value, place / len(sample), number, size) for place, value in enumerate(sample)]
+        given = [0] * len(segments)
+        for _value, _place, number, size in sorted(parts):  # of equal value, as much of each segment
+            if excess <= 0:
+                break
+            given[number] += min(size, excess)
+            excess -= size
+        found = [(each, min(share, each.granted)) for each, share in zip(segments, given, strict=True) if share]
+        return sorted(found, key=lambda pair: pair[1] / max(1, pair[0].granted), reverse=True)
+
+    def reclaim_share(self, segment: SegmentRow, share: int, *, must: bool) -> None:
+        """Take about `share` bytes from a segment, the least valuable first, if it is still there. In a transaction.
+
+        With `must`, take more where there is no room to copy what may stay; without it, take nothing then.
+        """
+        if self._index.segment_for_change(segment.id) is None:
+            return
+        self.recover()
+        listed, rows = self._contents(segment)
+        slack = self._slack_bytes()
+        pinned = sum(row.record_bytes for row in rows if row.pinned)
+        budget = (segment.granted - share) * _MOST_KEPT // 16  # a little of what might stay goes, too: so that it ends
+        if pinned <= slack and (must or budget <= slack) and not (rows and all(row.pinned for row in rows)):
+            self._reclaim(segment, listed, rows, threshold=-1.0, budget=min(budget, slack))
+
+    def unlink_first(self, shares: list[tuple[SegmentRow, int]]) -> bool:
+        """Unlink a segment before the index hears of it, whose log a full disk has no room for; returns whether it did.
+
+        Only one that holds nothing but entries, none of them pinned: others have something that must be copied first.
+        """
+        with self.changes():
+            self.recover()
+            chosen = next((each for each, _share in shares if self._holds_only_entries(each)), None)
+            if chosen is not None:
+                self._on_unlink(chosen.id)
+                os.unlink(self._folder.segment(chosen.name))
+        if chosen is None:
+            return False
+        # If there is no room for this either, the index catches up when it next meets a file that is gone.
+        with contextlib.suppress(OSError, CapacityError), self.changes():
+            if self._index.segment_for_change(chosen.id) is not None:
+                self._reclaim(chosen, None, self._index.rows_of_segment(chosen.id), budget=0)
+        return True
+
+    def _holds_only_entries(self, segment: SegmentRow) -> bool:
+        if self._index.segment_for_change(segment.id) is None:
+            return False
+        listed, rows = self._contents(segment)
+        return listed is not None and not any(
+            [*(each.type != RecordType.ENTRY for each in listed), *(row.pinned for row in rows)]
+        )
 
     def tidy(self) -> None:
         """Unlink segments in which nothing lives, and rewrite those that are mostly dead or small and many."""
@@ -186,20 +232,16 @@ class Reclaimer:
                 os.unlink(self._folder.segment(segment.name))
             self._doomed.pop()
 
-    def _reclaim_least(
-        self, busy: set[int], stuck: set[int], newest: int, *, most_pinned: float = 1.0, excess: int = 0
-    ) -> bool:
+    def _reclaim_least(self, busy: set[int], stuck: set[int], newest: int) -> bool:
         """Reclaim the least valuable segment, or find that pins fill it; returns whether there was any left to try.
 
         Args:
             busy: Open segments (row ids) that must stay open.
             stuck: Segments not to look at again; grows.
             newest: Segments with a larger row id are copies made meanwhile: not looked at.
-            excess: Bytes that are wanted back: if the segment holds more, the best of it is spared.
-            most_pinned: A segment with at least this share of pinned bytes gives too little room to be moved.
         """
         removals = self._recency.removals()
-        stuck.update(row for row, seen in self._pinned.items() if seen == removals and most_pinned < 1)
+        stuck.update(row for row, seen in self._pinned.items() if seen == removals)
         if not self._doomed:
             self.recover()
         segments = self._candidates(stuck, newest)
@@ -222,18 +264,14 @@ class Reclaimer:
         listed, rows = self._contents(victim)
         pinned = sum(row.record_bytes for row in rows if row.pinned)
         slack = self._slack_bytes()
-        if pinned > victim.granted * most_pinned or (rows and all(row.pinned for row in rows)):
+        if pinned > victim.granted * _MOST_PINNED or (rows and all(row.pinned for row in rows)):
             stuck.add(victim.id)
             self._pinned[victim.id] = removals
         elif pinned > slack:
             stuck.add(victim.id)
         else:
-            if excess:
-                # An eighth of what might stay goes, too: so that it ends.
-                budget, threshold = (victim.granted - excess) * 7 // 8, -1.0
-            else:
-                budget = int(victim.granted * _MOST_SPARED)
-            self._reclaim(victim, listed, rows, threshold=threshold, budget=min(budget, slack))
+            budget = min(int(victim.granted * _MOST_SPARED), slack)
+            self._reclaim(victim, listed, rows, threshold=threshold, budget=budget)
         return True
 
     def _slack_bytes(self) -> int:
@@ -276,7 +314,7 @@ class Reclaimer:
             row = rows[number]
             if row.exp and row.exp <= now and not row.pinned:
                 continue
-            n_bytes = row.record_bytes
+            n_bytes = row.record_bytes + FOOTER_ENTRY.size
             if row.pinned or (budget >= n_bytes and self._value(cells[number]) > threshold):
                 budget -= n_bytes
                 spared.append(row)

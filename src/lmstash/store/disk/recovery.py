@@ -27,7 +27,7 @@ from lmstash.store.disk.format import (
     pack_listing,
 )
 from lmstash.store.disk.index import Index
-from lmstash.store.disk.recency import FIRST_SLOT, REGION_UNIT, Recency
+from lmstash.store.disk.recency import FIRST_SLOT, Recency, region
 from lmstash.store.disk.rows import OPEN, SEALED, IndexDamagedError, Row, SegmentRow, checked_segment, row_id
 from lmstash.store.disk.segment import lock_if_abandoned, read_footer, read_segment_header, scan, seal_file
 
@@ -125,8 +125,8 @@ class Recovery:
                 found = listed if listed is not None else list(scan(fd, segment.namespace))
                 size = seal_file(fd, pack_listing(self._vouched_for(segment, found)), segment.tail)
                 connection.execute(
-                    "UPDATE segments SET state = ?, granted = ? WHERE id = ?",
-                    (SEALED, aligned(size, 4096), segment.id),
+                    "UPDATE segments SET state = ?, granted = ?, n_slots = ? WHERE id = ?",
+                    (SEALED, aligned(size, 4096), region(segment.records), segment.id),
                 )
         except OSError as error:
             logger.info("lmstash: could not seal %s: %s", path, error)
@@ -282,7 +282,7 @@ def fill_from_segments(folder: Folder, index: Index, recency: Recency, events: E
                 seal_file(fd, pack_listing(records), tail)
             state = OPEN if listed is None and alive else SEALED
             count = max((each.ordinal + 1 for each in records), default=0)  # a footer may leave some out
-            n_slots = aligned(max(count, 1), REGION_UNIT)  # to an open one nobody who knows this index appends
+            n_slots = region(count)  # to an open one nobody who knows this index appends
             recency.grow(next_slot + n_slots)
             granted = aligned(os.fstat(fd).st_size, 4096)
             segment = index.add_segment(name, namespace, state, granted, tail, next_slot, n_slots)

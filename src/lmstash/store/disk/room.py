@@ -10,15 +10,19 @@ from __future__ import annotations
 import shutil
 from collections.abc import Generator
 from dataclasses import dataclass
+from typing import Any
 
 from lmstash.settings import DEFAULT_CAPACITY_BYTES
 from lmstash.store.disk.folder import Folder
+from lmstash.store.disk.format import FOOTER_ENTRY, TRAILER
 from lmstash.store.disk.guarded import Guarded
 from lmstash.store.disk.index import Index
-from lmstash.store.disk.rows import IndexDamagedError
+from lmstash.store.disk.recency import FIRST_SLOT, SLOT_BYTES, region
+from lmstash.store.disk.rows import OPEN, IndexDamagedError
 
 MIN_CAPACITY_BYTES = 1 << 20
 """A folder with a smaller limit keeps nothing: index and log alone take about that much."""
+_SPARE_SHARE = 8
 _SEGMENT_EXTRA_BYTES = 8192
 """What a file may take beyond its length: its last block and an extent block."""
 
@@ -101,25 +105,50 @@ class Room:
         reserve = -self.lent_bytes if forced else self.sizes.reserve_bytes
         return self.capacity_bytes - reserve - self.taken_bytes()
 
-    def over_bytes(self) -> int:
-        """Return what is taken beyond the limit, 0 where it holds, once a log that is long has been cut."""
+    def over_bytes(self, *, signed: bool = False) -> int:
+        """Return what is taken beyond the limit once a log that is long has been cut.
+
+        Args:
+            signed: Where the limit holds, return what it leaves, negative, and not 0.
+        """
         if self.capacity_bytes is None:
             return 0
         longer = max(0, self._folder.wal_bytes() - self.sizes.log_bytes)
-        return max(0, self.taken_bytes() - longer - self.capacity_bytes)
+        over = self.taken_bytes() - longer - self.capacity_bytes
+        return over if signed else max(0, over)
+
+    def ahead_bytes(self) -> int:
+        """Return what must be free for a usual put to evict nothing: the reserve, and what a new segment is granted."""
+        sizes = self.sizes
+        return sizes.reserve_bytes + sizes.step_bytes + _SEGMENT_EXTRA_BYTES + sizes.segment_slots * SLOT_BYTES
+
+    def slot_bytes(self) -> tuple[int, int]:
+        """Return what the slots of the segments must take in the file of uses, and what it takes beyond that.
+
+        Of the second 0 where it is little beside the limit: only then does `renumbering` give it back.
+        """
+        records: list[Any] = self._index.writer.execute("SELECT records FROM segments").fetchall()
+        needed = sum(region(n) for (n,) in records) * SLOT_BYTES
+        spare = self._folder.slot_bytes() - FIRST_SLOT * SLOT_BYTES - needed
+        return needed, spare if self.capacity_bytes is not None and spare > self.capacity_bytes // _SPARE_SHARE else 0
+
+    def take_back_grants(self) -> None:
+        """Take back what was promised and is not filled: whoever has it asks anew once the limit has changed."""
+        ended = f"(tail + records * {FOOTER_ENTRY.size} + {TRAILER.size} + 4095) / 4096 * 4096"
+        self._index.writer.execute(f"UPDATE segments SET granted = min(granted, {ended}) WHERE state = ?", (OPEN,))
 
     def lent(self) -> Guarded[None]:
-        """Let copies take room where there is none since the limit was lowered: their source goes when they are done.
+        """Let copies take room that a lowered limit does not give: their source goes when they are done.
 
         As much as the limit, of what the disk has free.
         """
         return Guarded(self._lend())
 
     def _lend(self) -> Generator[None, None, None]:
-        over = self.over_bytes()
         try:
-            if self.capacity_bytes is not None and over > 0:
-                self.lent_bytes = over + min(self.capacity_bytes, shutil.disk_usage(self._folder.path).free // 2)
+            if self.capacity_bytes is not None:
+                free = shutil.disk_usage(self._folder.path).free
+                self.lent_bytes = self.over_bytes() + min(self.capacity_bytes, free // 2)
             yield
         finally:
             self.lent_bytes = 0

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import functools
 import os
+import resource
 import sys
 import time
 from collections import OrderedDict
@@ -34,6 +35,8 @@ from lmstash.store.disk.format import (
 )
 
 _OPEN_FILES = 256
+_USUAL_DESCRIPTORS = 1024
+"""As many may a process have open on most systems."""
 _IOV = 512
 _STRETCH_BYTES = 8 << 20
 _EAGER_BYTES = 1 << 20
@@ -141,38 +144,34 @@ class SegmentWriter:
 class SegmentFile:
     """One segment opened for reading; closed when nobody refers to it any more."""
 
-    __slots__ = ("_direct", "_given_up", "fd", "namespace", "namespace_hash", "path")
+    __slots__ = ("_direct", "fd", "namespace", "namespace_hash", "path")
 
     def __init__(self, path: Path, namespace: str) -> None:
         """Open the file. Raises OSError."""
         self.path = path
         self.namespace = namespace
         self.namespace_hash = namespace_hash(namespace)
-        self._direct: int | None = None
-        self._given_up = -1
+        self._direct = hasattr(os, "O_DIRECT")
         self.fd = -1
         self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
-    def direct(self) -> int | None:
-        """Return a descriptor that bypasses the page cache, or None where the file system has none."""
-        if self._direct is None:
+    def open_direct(self) -> int | None:
+        """Return a descriptor that bypasses the page cache, to be closed, or None where the file system has none."""
+        if self._direct:
             try:
-                self._direct = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_DIRECT", 0))
+                return os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
             except OSError:
-                self._direct = -1
-        return None if self._direct < 0 or not hasattr(os, "O_DIRECT") else self._direct
+                self._direct = False
+        return None
 
     def give_up_direct(self) -> None:
-        """Bypass the page cache no more: this file cannot be read so. What another thread reads so stays open."""
-        if self._direct is not None and self._direct >= 0:
-            self._given_up = self._direct
-        self._direct = -1
+        """Bypass the page cache no more: this file cannot be read so."""
+        self._direct = False
 
     def __del__(self) -> None:
-        for fd in (self.fd, self._direct, self._given_up):
-            if fd is not None and fd >= 0:
-                with contextlib.suppress(OSError):
-                    os.close(fd)
+        if self.fd >= 0:
+            with contextlib.suppress(OSError):
+                os.close(self.fd)
 
 
 class SegmentFiles:
@@ -192,7 +191,7 @@ class SegmentFiles:
     def add(self, row: int, file: SegmentFile) -> SegmentFile:
         """Keep `file` open as segment `row`."""
         self._files[row] = file
-        while len(self._files) > _OPEN_FILES:
+        while len(self._files) > descriptors(_OPEN_FILES):
             self._files.popitem(last=False)
         return file
 
@@ -209,6 +208,12 @@ class SegmentFiles:
     def clear(self) -> None:
         """Stop keeping any open."""
         self._files.clear()
+
+
+def descriptors(most: int) -> int:
+    """Return how many descriptors may stay open where `most` may: fewer where a process may have less than usual."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return most if not 0 <= limit < _USUAL_DESCRIPTORS else max(4, most * limit // _USUAL_DESCRIPTORS)
 
 
 def write_all(fd: int, buffers: Sequence[Buffer], offset: int) -> None:

@@ -306,7 +306,7 @@ class DiskStore:
         with self._faults():
             opened = self._ready() if dry_run else self._writable()
             if select is None and not dry_run:
-                return opened.reclaimer.drop(namespace)
+                return opened.shrinker.clear(namespace)
             if select is None:
                 chosen = [each for each in opened.index.segments() if matches(each.namespace, namespace)]
                 return Removed(sum(each.live for each in chosen), sum(each.live_bytes for each in chosen))
@@ -326,7 +326,7 @@ class DiskStore:
     def evict(self, to_bytes: int) -> Removed:
         """Evict the least valuable entries until the folder takes at most `to_bytes`."""
         with self._faults():
-            return self._writable().reclaimer.evict(to_bytes)
+            return self._writable().shrinker.evict(to_bytes)
         return Removed(0, 0)
 
     def set_capacity(self, capacity_bytes: int | None) -> None:

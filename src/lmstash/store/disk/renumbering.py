@@ -1,0 +1,54 @@
+"""Making the file of uses short again, once most of its slots belong to nothing.
+
+Every process maps that file, so it is never cut: who touches a page beyond its end dies. Only a process that alone has
+the folder open replaces it by a shorter one, in which the segments have their slots one after another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Any
+
+import apsw
+
+from lmstash.store.disk.folder import Folder, write_private
+from lmstash.store.disk.recency import FIRST_SLOT, SLOT_BYTES, region
+
+
+def renumber(folder: Folder) -> None:
+    """Replace the file of uses by one as short as can be, if nobody has the folder open, this process included.
+
+    What is cut short blurs the order of eviction, and nothing else. A full disk leaves all as it is.
+    """
+    connection = apsw.Connection(str(folder.index))
+    fresh = folder.recency.with_name("recency.new")
+    try:
+        with contextlib.suppress(apsw.Error, OSError):
+            # Others keep a lock on a database with a log for as long as they have it open, and it cannot go meanwhile.
+            connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+            if connection.execute("PRAGMA journal_mode = DELETE").get == "delete":
+                with connection:
+                    write_private(fresh, _moved(connection, folder.recency.read_bytes()))
+                os.replace(fresh, folder.recency)
+    finally:
+        connection.close()
+        with contextlib.suppress(OSError):
+            os.unlink(fresh)
+
+
+def _moved(connection: apsw.Connection, cells: bytes) -> bytes:
+    """Give the segments slots one after another in the index, and return the cells as they lie then."""
+    out = bytearray(cells[: FIRST_SLOT * SLOT_BYTES].ljust(FIRST_SLOT * SLOT_BYTES, b"\0"))
+    connection.execute("CREATE TEMP TABLE moves(seg INTEGER PRIMARY KEY, shift INTEGER)")
+    found: list[Any] = connection.execute("SELECT id, first_slot, records FROM segments ORDER BY first_slot").fetchall()
+    for segment, first, records in found:
+        start, n_slots = len(out) // SLOT_BYTES, region(records)
+        out += cells[first * SLOT_BYTES : (first + records) * SLOT_BYTES].ljust(n_slots * SLOT_BYTES, b"\0")
+        connection.execute("UPDATE segments SET first_slot = ?, n_slots = ? WHERE id = ?", (start, n_slots, segment))
+        connection.execute("INSERT INTO moves VALUES(?, ?)", (segment, start - first))
+    connection.execute(
+        "UPDATE entries SET slot = slot + (SELECT shift FROM moves WHERE moves.seg = entries.seg)"
+        " WHERE seg IN (SELECT seg FROM moves WHERE shift != 0)"
+    )
+    return bytes(out)
