@@ -177,10 +177,10 @@ def test_the_same_prompt_of_two_documents_is_computed_once(stash):
 # --- repeats and sampling -----------------------------------------------------------------------------------------
 
 
-def counted() -> Any:
+def counted(**options: Any) -> Any:
     """A model whose every answer is another one."""
     numbers = iter(range(1000))
-    return Scripted(lambda method, arguments: f"sample {next(numbers)}")
+    return Scripted(lambda method, arguments: f"sample {next(numbers)}", **options)
 
 
 def test_repeats_are_answers_of_their_own_and_come_back_as_such(stash):
@@ -193,13 +193,91 @@ def test_repeats_are_answers_of_their_own_and_come_back_as_such(stash):
     assert not lm.seen
 
 
-def test_more_repeats_compute_only_the_new_ones(stash):
+def test_more_repeats_than_before_are_all_drawn_anew(stash):
     one = instance("generate_until", "p", {"temperature": 1.0, "seed": 3}, repeats=4)
     first = CachedLM(counted(), stash, model="m").generate_until([one] * 2)
+    again = CachedLM(counted(), stash, model="m").generate_until([one] * 4)  # by a generator that begins anew
+    assert len(set(again)) == 4
+    assert CachedLM(counted(), stash, model="m").generate_until([one] * 2) == first
+
+
+def test_greedy_repeats_compute_only_the_new_ones(stash):
+    one = instance("generate_until", "p", {"do_sample": False}, repeats=4)
+    CachedLM(counted(), stash, model="m").generate_until([one] * 2)
     lm = counted()
-    again = CachedLM(lm, stash, model="m").generate_until([one] * 4)
-    assert again[:2] == first
+    CachedLM(lm, stash, model="m").generate_until([one] * 4)
     assert len(lm.seen) == 2
+
+
+@pytest.mark.parametrize("keep_sampled", [False, True], ids=["a seed", "no seed"])
+def test_repeats_of_an_evaluation_that_was_killed_are_no_copies_of_each_other(stash, keep_sampled):
+    options = {"temperature": 1.0} if keep_sampled else {"temperature": 1.0, "seed": 3}
+    documents = [instance("generate_until", f"p{doc}", options, doc=doc, repeats=4) for doc in range(2)]
+    requests = [each for each in documents for _ in range(4)]
+    killed = counted(reports=True)
+    say = killed._say
+
+    def interrupted(method: str, arguments: tuple[Any, ...]) -> Any:
+        if len(killed.seen) > 6:
+            raise KeyboardInterrupt
+        return say(method, arguments)
+
+    killed._say = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        CachedLM(killed, stash, model="m", keep_sampled=keep_sampled).generate_until(requests)
+    lm = counted(reports=True)
+    said = CachedLM(lm, stash, model="m", keep_sampled=keep_sampled).generate_until(requests)
+    assert len(lm.seen) == 4  # the document that was complete is kept
+    assert [len(set(said[:4])), len(set(said[4:]))] == [4, 4]
+    again = CachedLM(counted(reports=True), stash, model="m", keep_sampled=keep_sampled)
+    assert again.generate_until(requests) == said
+    assert again.counts.computed == 0
+
+
+def test_samples_of_a_local_model_that_more_are_asked_of_are_no_copies(stash, hflm):
+    import torch
+
+    one = instance("generate_until", "p q", {"do_sample": True, "temperature": 1.0, "max_gen_toks": 8}, repeats=3)
+    for n_samples in (1, 2, 3):
+        torch.manual_seed(1234)  # as the harness does whenever it starts
+        said = CachedLM(hflm(batch_size=1), stash).generate_until([one] * n_samples)
+        assert len(set(said)) == n_samples
+
+
+def test_documents_with_one_text_are_drawn_together(stash):
+    documents = [instance("generate_until", "p", {"temperature": 1.0, "seed": 3}, doc=doc) for doc in range(3)]
+    CachedLM(counted(), stash, model="m").generate_until(documents[:1])
+    lm = CachedLM(counted(), stash, model="m")
+    said = lm.generate_until(documents)
+    assert (len(set(said)), lm.counts.computed) == (3, 3)
+    assert CachedLM(counted(), stash, model="m").generate_until(documents) == said
+
+
+def test_samples_that_are_drawn_together_are_kept_only_if_each_of_them_is(stash):
+    one = instance("generate_until", "p", {"temperature": 1.0, "seed": 3}, repeats=3)
+    for _ in range(2):
+        texts = iter(["a", "", "b"])
+        lm = Scripted(lambda method, arguments, texts=texts: next(texts))
+        assert CachedLM(lm, stash, model="m").generate_until([one] * 3) == ["a", "", "b"]
+
+
+def test_samples_of_more_requests_than_are_looked_up_at_once_come_back(stash, monkeypatch):
+    monkeypatch.setattr("lmstash.adapters.lm_eval.cached._AT_ONCE", 3)
+    one = instance("generate_until", "p", {"temperature": 1.0, "seed": 3}, repeats=5)
+    requests = [*generations(2), *[one] * 5, *generations(4)]
+    first = CachedLM(counted(), stash, model="m").generate_until(requests)
+    assert len(set(first)) == 9  # two greedy ones are asked twice
+    lm = counted()
+    assert CachedLM(lm, stash, model="m").generate_until(requests) == first
+    assert not lm.seen
+
+
+def test_refreshed_samples_replace_all_that_were_drawn_together(stash):
+    one = instance("generate_until", "p", {"temperature": 1.0, "seed": 3}, repeats=2)
+    CachedLM(counted(), stash, model="m").generate_until([one] * 2)
+    other = Scripted(lambda method, arguments: f"other {len(other.seen)}")
+    fresh = CachedLM(other, stash, model="m", refresh=True).generate_until([one] * 2)
+    assert CachedLM(counted(), stash, model="m").generate_until([one] * 2) == fresh
 
 
 @pytest.mark.parametrize("options", [{"temperature": 1.0}, {"do_sample": True}, {"temperature": "0.7"}])

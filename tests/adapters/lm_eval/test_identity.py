@@ -144,7 +144,8 @@ def remote(server: Any, **options: Any) -> Any:
 def test_a_server_is_asked_once(stash, server, n_concurrent):
     said = CachedLM(remote(server, num_concurrent=n_concurrent), stash).generate_until(generations(5))
     assert len(server.asked) == 5
-    again = CachedLM(remote(server, batch_size=2, timeout=9, max_retries=1), stash)
+    others = {1: 1, 3: 2}[n_concurrent]  # how many others there are changes nothing, but whether there are any does
+    again = CachedLM(remote(server, batch_size=2, timeout=9, max_retries=1, num_concurrent=others), stash)
     assert again.generate_until(generations(5)) == said
     assert len(server.asked) == 5
 
@@ -156,6 +157,14 @@ def test_what_is_said_of_a_server_counts(stash, server, change):
     CachedLM(remote(server), stash).generate_until(generations(2))
     CachedLM(remote(server, **change), stash).generate_until(generations(2))
     assert len(server.asked) == 4
+
+
+@pytest.mark.parametrize("options", [{}, {"model": "declared"}], ids=["seen", "declared"])
+def test_requests_beside_others_which_the_harness_sends_otherwise_are_others(stash, server, options):
+    for n_concurrent in (1, 2, 3):
+        lm = remote(server, num_concurrent=n_concurrent, eos_string="</s>")
+        CachedLM(lm, stash, **options).generate_until(generations(1))
+    assert [asked["stop"] for asked, _ in server.asked] == [["\n", "</s>"], ["\n"]]
 
 
 def test_a_declared_revision_counts(stash, server):

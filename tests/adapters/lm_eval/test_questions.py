@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from lmstash.adapters.lm_eval.draws import Place
 from lmstash.adapters.lm_eval.questions import Questions
 from lmstash.caches.responses.reading import RequestReader
 from lmstash.caches.responses.requests import read_request
@@ -21,13 +22,41 @@ def test_a_request_names_what_is_asked_and_nothing_of_the_task():
     assert asked == [{"method": "loglikelihood", "context": "p", "continuation": " c"}]
 
 
-def test_sampled_requests_name_their_document_and_the_seed_and_repeats_their_number():
+def test_a_sampled_request_names_its_document_and_the_seed():
     once = instance("generate_until", "p", SAMPLED)
-    questions = Questions("generate_until", [once, once], world_size=1, seed=7)
-    first, again = [*questions.part(0, 1), *questions.part(1, 2)]
-    assert first["doc"] == [once.task_name, once.doc_id, once.idx]
+    questions = Questions("generate_until", [once], world_size=1, seed=7)
+    (asked,) = questions.part(0, 1)
+    assert asked["doc"] == [once.task_name, once.doc_id, once.idx]
+    assert asked["seed"] == 7
+    assert not questions.places
+
+
+def test_samples_of_one_prompt_are_one_request_that_names_all_of_them():
+    one, other = instance("generate_until", "p", SAMPLED), instance("generate_until", "p", dict(SAMPLED), doc=5)
+    asked = [one, instance("generate_until", "q", SAMPLED), one, other]
+    questions = Questions("generate_until", asked, world_size=1, seed=7)
+    first, alone, again = questions.part(0, 3)
+    (last,) = questions.part(3, 4)
+    assert first is again is last
+    assert first["docs"] == [["t", 0, 0, 2], ["t", 5, 0, 1]]
     assert first["seed"] == 7
+    assert "repeat" not in first
+    assert alone["doc"] == ["t", 0, 0]
+    assert questions.places == {0: Place(0, 3), 2: Place(1, 3), 3: Place(2, 3)}
+
+
+def test_greedy_repeats_are_numbered():
+    once = instance("generate_until", "p", PLAIN)
+    first, again = Questions("generate_until", [once, once], world_size=1, seed=7).part(0, 2)
     assert again == {**first, "repeat": 1}
+
+
+def test_padding_of_a_sample_is_no_other_sample():
+    once = instance("generate_until", "p", SAMPLED)
+    questions = Questions("generate_until", [once, once], world_size=2, seed=7)
+    first, again = questions.part(0, 2)
+    assert first == again
+    assert not questions.places
 
 
 @pytest.mark.parametrize("seed", [None, -1, 5])

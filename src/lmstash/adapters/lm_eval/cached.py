@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.model import LM
 
+from lmstash.adapters.lm_eval.draws import Draws, Place
 from lmstash.adapters.lm_eval.identity import who_answers
 from lmstash.adapters.lm_eval.imported import ImportedAnswers
 from lmstash.adapters.lm_eval.partials import Hook
@@ -60,7 +61,8 @@ class CachedLM(LM):
     """Any `LM`, with its answers kept in a stash. For one thread, as the harness's models are.
 
     `simple_evaluate(model=CachedLM(lm, stash), ...)`. A kept answer is served only to the same request to the same
-    model; a program that is killed loses at most the batch in flight. Everything else is the inner model's own.
+    model; a program that is killed loses at most the batch in flight, and of samples that are drawn together (see
+    `draws`) those that are not complete. Everything else is the inner model's own.
     """
 
     def __init__(
@@ -88,7 +90,7 @@ class CachedLM(LM):
             variant: Your own name for a difference that lmstash cannot see.
             imported: Use what `lmstash import lm-eval --model NAME` took over under this name, too; default: `model`.
                 A model that lmstash cannot see takes `model=` beside it.
-            keep_sampled: Keep sampled answers though nobody knows the seed, each under its number.
+            keep_sampled: Keep sampled answers though nobody knows the seed.
             keep_empty: Keep empty texts; default: those of models that run in this process.
             strict_numerics: For a local model: torch's version and the device count, too.
             refresh: Compute anew and replace what is kept.
@@ -135,35 +137,41 @@ class CachedLM(LM):
     def _answer(self, method: str, instances: Sequence[Any]) -> list[Any]:
         answers: list[Any] = [None] * len(instances)
         names: dict[int, Asked] = {}
-        todo = self._kept(method, instances, answers, names)
-        computed = self._compute(method, instances, names, list(todo))
+        places: dict[int, Place] = {}
+        todo = self._kept(method, instances, answers, names, places)
+        computed = self._compute(method, instances, Draws(places, names), names, list(todo))
         for numbers, answer in zip(todo.values(), computed, strict=True):
             for number in numbers:
                 answers[number] = answer
         return answers
 
     def _kept(
-        self, method: str, instances: Sequence[Any], answers: list[Any], names: dict[int, Asked]
+        self,
+        method: str,
+        instances: Sequence[Any],
+        answers: list[Any],
+        names: dict[int, Asked],
+        places: dict[int, Place],
     ) -> dict[int, list[int]]:
-        """Fill in what is kept, and the names of what is not.
+        """Fill in what is kept, the names of what is not, and the places of what is drawn together.
 
         Returns, for each request to compute, the numbers of all that ask the same.
         """
         counts, before = self.counts, self.counts.hits
         counts.asked += len(instances)
         todo: dict[int, list[int]] = {}
-        by_key: dict[bytes, int] = {}
-        for number, each, one in self._looked_up(method, instances):
+        by_name: dict[tuple[bytes, Place | None], int] = {}
+        for number, each, one in self._looked_up(method, instances, places):
             if one is not MISSING:
                 answers[number] = one
                 counts.hits += 1
             elif each is None:
                 todo[number] = [number]
-            elif each.key in by_key:
-                todo[by_key[each.key]].append(number)
+            elif (name := (each.key, places.get(number))) in by_name:
+                todo[by_name[name]].append(number)
                 counts.repeated += 1
             else:
-                by_key[each.key] = number
+                by_name[name] = number
                 names[number] = each
                 todo[number] = [number]
         if self._imported is not None and names:
@@ -174,8 +182,13 @@ class CachedLM(LM):
         logger.info("lmstash: %s: %d requests, %d kept", method, len(instances), self.counts.hits - before)
         return todo
 
-    def _looked_up(self, method: str, instances: Sequence[Any]) -> Iterator[tuple[int, Asked | None, Any]]:
-        """Yield each request's number, its name (None for what is not cached), and what is kept or `MISSING`."""
+    def _looked_up(
+        self, method: str, instances: Sequence[Any], places: dict[int, Place]
+    ) -> Iterator[tuple[int, Asked | None, Any]]:
+        """Yield each request's number, its name (None for what is not cached), and what is kept or `MISSING`.
+
+        Fills in the places before.
+        """
         events, responses = self.stash.store.events, self.responses
         if responses is None:
             events.misses([b""] * len(instances), MissReason.UNSUPPORTED)
@@ -184,20 +197,35 @@ class CachedLM(LM):
         model = responses.asker.look()
         seed = self._who.seed() if hasattr(self._who, "seed") else None
         questions = Questions(method, instances, world_size=self.lm.world_size, seed=seed)
+        places.update(questions.places)
+        drawn: dict[int, tuple[Asked | None, Any]] = {}  # looked up once, so that no two draws are mixed
         for start in range(0, len(instances), _AT_ONCE):
             end = min(start + _AT_ONCE, len(instances))
+            part = questions.part(start, end)
+            once = {id(each): each for each in part if id(each) not in drawn}
             try:
-                asked = responses.asker.ask_many(model, questions.part(start, end))
+                asked = responses.asker.ask_many(model, list(once.values()))
                 found = [MISSING] * len(asked) if self._refresh else responses.shelf.read_many(asked)
             except Exception as error:  # a cache does not end an evaluation
                 if self.stash.store.strict:
                     raise
                 events.warn_once("lm_eval requests", "lmstash: some requests are not cached: %r", error)
-                events.misses([b""] * (end - start), MissReason.UNSUPPORTED)
-                asked, found = [None] * (end - start), [MISSING] * (end - start)
-            yield from zip(range(start, end), asked, found, strict=True)
+                events.misses([b""] * len(once), MissReason.UNSUPPORTED)
+                asked, found = [None] * len(once), [MISSING] * len(once)
+            looked = dict(zip(once, zip(asked, found, strict=True), strict=True))
+            for number, each in enumerate(part, start):
+                place = places.get(number)
+                if place is None:
+                    yield number, *looked[id(each)]
+                    continue
+                if id(each) not in drawn:
+                    drawn[id(each)] = looked[id(each)]
+                name, one = drawn[id(each)]
+                yield number, name, place.of(one)
 
-    def _compute(self, method: str, instances: Sequence[Any], names: Mapping[int, Asked], todo: list[int]) -> list[Any]:
+    def _compute(
+        self, method: str, instances: Sequence[Any], draws: Draws, names: Mapping[int, Asked], todo: list[int]
+    ) -> list[Any]:
         """Return the model's answers to the requests of these numbers; keeps each as it comes."""
         n_even: int | None = None
         fill: Any = instances[0] if instances else None
@@ -215,11 +243,11 @@ class CachedLM(LM):
         def keep(numbers: list[int], values: list[Any], seconds: float) -> None:
             if self.responses is None:
                 return
-            pairs = [
-                (names.get(todo[n]), tags_of(instances[todo[n]]), _plain(v))
-                for n, v in zip(numbers, values, strict=True)
-            ]
-            self._keep([pair for pair in pairs if pair[0] is not None], seconds)
+            whole = draws.complete([todo[number] for number in numbers], [_plain(each) for each in values])
+            for n_drawn in {each[2] for each in whole}:
+                kept = [(number, value) for number, value, n in whole if n == n_drawn and number in names]
+                pairs = [(names[number], tags_of(instances[number]), value) for number, value in kept]
+                self._keep(pairs, seconds * n_drawn)
 
         self.counts.computed += len(todo)
         wanted = [instances[number] for number in todo]
@@ -302,7 +330,9 @@ def _is_kept(answer: Any, empty: bool) -> bool:
         return False
     if isinstance(answer, str) and answer and answer == _placeholder():
         return False
-    if isinstance(answer, str | list | dict):
+    if isinstance(answer, list):  # of samples that were drawn together, too
+        return (empty or bool(answer)) and all(_is_kept(each, empty) for each in answer)
+    if isinstance(answer, str | dict):
         return empty or bool(answer)
     numbers = answer if isinstance(answer, tuple) else (answer,)
     return not any(isinstance(each, float) and math.isnan(each) for each in numbers)

@@ -10,21 +10,16 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import sys
 import threading
-from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
+from lmstash.adapters.lm_eval.code_of import class_of, described, own_code, without_secrets
 from lmstash.caches.responses.hiding import SECRETS
 from lmstash.caches.responses.sampling import seed_of
 from lmstash.caches.responses.who import Declared, Who, named, plain_url
 from lmstash.errors import InvalidArgumentError, UnsupportedModelError
-from lmstash.identity.code import CodeGraph
-from lmstash.identity.describe import Describer
 from lmstash.identity.encoding import Component, encode
 from lmstash.identity.fingerprint import Fingerprint
 from lmstash.identity.keys import Key
@@ -46,14 +41,6 @@ _IN_WEIGHTS = frozenset(
 _DERIVED = frozenset({"tokenizer", "eot_token_id", "eos_string", "prefix_token_id", "header", "_header", "client"})
 """What follows from other attributes, or is described on its own."""
 _GENERATION_NAMES = frozenset({"transformers_version", "_from_model_config"})
-_BY_VERSION = frozenset(
-    {
-        *("lm_eval", "transformers", "torch", "accelerate", "tqdm", "jinja2", "packaging", "safetensors", "peft"),
-        *("numpy", "datasets", "evaluate", "huggingface_hub", "tokenizers", "requests", "aiohttp", "tenacity"),
-    }
-)
-"""Packages whose code is not read: lm_eval counts by version and source, transformers with the module."""
-_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
 def who_answers(
@@ -131,7 +118,8 @@ class LocalModel:
 
     def _with(self, module: Fingerprint) -> Fingerprint:
         lm = self._lm
-        code, about = _class_of(lm)
+        vouched = self._declared["variant"] is not None
+        code, about = class_of(lm, vouched=vouched)
         defaults = getattr(lm.model, "generation_config", None)
         generation = {} if defaults is None else {k: v for k, v in defaults.to_dict().items() if v is not None}
         parts: dict[str, Component] = {
@@ -140,9 +128,9 @@ class LocalModel:
             "tokenizer": self._tokenizer.digest(lm.tokenizer),
             "class": about,
             "max_length": _plain(lm.max_length),
-            "generation": _described(generation, _GENERATION_NAMES, code),
-            "settings": _described(vars(lm), _RUNNING | _IN_WEIGHTS | _DERIVED, code),
-            "code": _own_code(code),
+            "generation": described(generation, _GENERATION_NAMES, code),
+            "settings": described(vars(lm), _RUNNING | _IN_WEIGHTS | _DERIVED, code),
+            "code": own_code(code, vouched=vouched),
             **self._declared,
         }
         key = Key(parts)
@@ -167,7 +155,8 @@ class RemoteModel:
     def look(self) -> Fingerprint:
         """Return who would answer now."""
         lm = self._lm
-        code, about = _class_of(lm)
+        vouched = self._declared["variant"] is not None
+        code, about = class_of(lm, vouched=vouched)
         url = None if lm.base_url is None else str(lm.base_url)
         header = {
             str(name).lower(): hashlib.sha256(str(value).encode()).hexdigest()
@@ -180,8 +169,9 @@ class RemoteModel:
             "base_url": None if url is None else _address(url),
             "header": header,
             "tokenizer": self._tokenizer.digest(lm.tokenizer),
-            "settings": _described(vars(lm), _RUNNING | _DERIVED | {"base_url"}, code),
-            "code": _own_code(code),
+            "settings": described(vars(lm), _RUNNING | _DERIVED | {"base_url"}, code),
+            "code": own_code(code, vouched=vouched),
+            **_how_sent(lm),
             **self._declared,
         }
         name = str(lm.model or type(lm).__name__)
@@ -198,6 +188,15 @@ class RemoteModel:
     def seed(self) -> int | None:
         """The seed that is sent with each request (part of the identity, too), as far as it is known to be."""
         return _sent_seed(self._lm)
+
+
+def _how_sent(lm: Any) -> dict[str, Component]:
+    """Return what decides how an API is asked: beside other requests the harness sends no stop word of the model's own.
+
+    How many others there are does not count.
+    """
+    n_concurrent = getattr(lm, "_concurrent", 1)
+    return {"concurrent": True} if isinstance(n_concurrent, int) and n_concurrent > 1 else {}
 
 
 def _sent_seed(lm: Any) -> Any:
@@ -259,92 +258,17 @@ def _foreign_tokenizer(tokenizer: Any) -> Component:
     return [kind.__module__, kind.__qualname__, name, None if address is None else plain_url(str(address))]
 
 
-def _class_of(lm: Any) -> tuple[CodeGraph, Component]:
-    """Return what an `LM`'s class is: by version and source within lm_eval, by its code elsewhere."""
-    code = CodeGraph()
-    kind = type(lm)
-    sources: dict[Component, Component] = {}
-    own = False
-    for each in kind.__mro__:
-        root = each.__module__.partition(".")[0]
-        if root == "lm_eval":
-            sources[each.__module__] = _source_digest(each.__module__)
-        elif root not in ("builtins", "abc"):
-            own = True
-    about: dict[Component, Component] = {
-        "name": f"{kind.__module__}.{kind.__qualname__}",
-        "lm_eval": _version("lm_eval"),
-        "sources": sources,
-    }
-    if own:
-        code.add(kind)
-    return code, about
-
-
-def _own_code(code: CodeGraph) -> Component:
-    """Return the code that was met, without that of packages which count by version."""
-    return {name: each for name, each in code.components().items() if str(name).partition(".")[0] not in _BY_VERSION}
-
-
-_digests: dict[tuple[str, int], str] = {}
-
-
-def _source_digest(module: str) -> Component:
-    file = getattr(sys.modules.get(module), "__file__", None)
-    if file is None:
-        return None
-    try:
-        name = (file, Path(file).stat().st_mtime_ns)
-        if name not in _digests:
-            _digests[name] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
-        return _digests[name]
-    except OSError:
-        return None
-
-
-def _version(package: str) -> Component:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _described(values: Mapping[str, Any], without: frozenset[str] | set[str], code: CodeGraph) -> Component:
-    describer = Describer(code, lenient=False)
-    found: dict[Component, Component] = {}
-    for name, value in values.items():
-        if name in without or SECRETS.fullmatch(name):
-            continue
-        found[name] = _without_secrets(describer.value(value, name))
-    if describer.tensors or describer.modules:
-        places = ", ".join([*describer.tensors, *(name for name, _ in describer.modules)])
-        raise UnsupportedModelError(f"{places} of the LM holds weights that lmstash does not read: use variant=")
-    return found
-
-
-def _without_secrets(value: Component) -> Component:
-    """Return a value without fields that are named as secrets, and with URLs that may hold some as digests."""
-    if isinstance(value, dict):
-        return {
-            name: _without_secrets(each)
-            for name, each in value.items()
-            if not (isinstance(name, str) and SECRETS.fullmatch(name))
-        }
-    if isinstance(value, str) and _URL.match(value) and (urlsplit(value).query or "@" in urlsplit(value).netloc):
-        return [plain_url(value), hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()]
-    return [_without_secrets(each) for each in value] if isinstance(value, list) else value
-
-
 def _declared(lm: Any, model: str, revision: str | None, variant: str | None) -> Fingerprint:
     """A declared model, with those of the `LM`'s plain attributes that are not known to be harmless."""
     base = named(model, revision=revision, variant=variant)
     plain: dict[Component, Component] = {
-        name: _without_secrets(value)
+        name: without_secrets(value)
         for name, value in vars(lm).items()
         if name not in _RUNNING | _DERIVED | {"pretrained"} and not SECRETS.fullmatch(name) and _is_plain(value)
     }
     kind = f"{type(lm).__module__}.{type(lm).__qualname__}"
     parts: dict[str, Component] = {"kind": "lm_eval", "of": base.digest, "class": kind, "settings": plain}
+    parts |= _how_sent(lm)
     return Fingerprint(Key(parts), {**base.recorded, "harness": "lm_eval"})
 
 

@@ -3,7 +3,8 @@
 A request is the method and its arguments, and nothing of the task: so a change of metric, or another task that asks the
 same, finds what is kept. What the harness asks several times (`repeats`) is numbered by occurrence; what it appends to
 make ranks even is recognised. A sampled request also names its document and the seed of the sampling: two documents
-with one text do not share a sample.
+with one text do not share a sample. Where one call asks for several samples of a prompt, they are one request, which
+names all of them (see `draws`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from lmstash.adapters.lm_eval.draws import Place
 from lmstash.caches.responses.sampling import is_sampled
 
 _SEEDS = frozenset({"seed", "random_seed"})
@@ -34,33 +36,84 @@ class Questions:
         self._last = instances[-1] if instances and world_size > 1 else None
         self._asked: dict[int, int] = {}
         self._nameless: dict[int, int] = {}
+        self._sampled: set[int] = set()
+        self._drawn: dict[int, dict[str, Any]] = {}
+        self.places: dict[int, Place] = {}
+        """Of the requests that are drawn with others, by number."""
+        if method == "generate_until":
+            self._find_draws()
 
     def part(self, start: int, end: int) -> list[Any]:
-        """Return these requests, as the responses cache takes them; parts have to be asked for in order."""
+        """Return these requests, as the responses cache takes them; parts have to be asked for in order.
+
+        The same object stands for each of those that are drawn together.
+        """
         out: list[Any] = []
-        asked, last = self._asked, self._last
-        for each in self._instances[start:end]:
-            number = asked.get(id(each), 0)
-            asked[id(each)] = number + 1
-            if number and each is last and each.repeats:
-                number %= each.repeats  # padding asks again what was asked already
-            out.append(self._request(each, number))
+        for number, each in enumerate(self._instances[start:end], start):
+            drawn = self._drawn.get(number)
+            out.append(self._request(number, each, self._occurrence(each)) if drawn is None else drawn)
         return out
 
-    def _request(self, instance: Any, number: int) -> dict[str, Any]:
-        arguments = instance.args
-        request = _plain_request(self._method, arguments)
-        if self._method == "generate_until" and len(arguments) > 1 and isinstance(arguments[1], dict):
-            options = arguments[1]
-            if is_sampled(options):
-                request["doc"] = [instance.task_name, instance.doc_id, instance.idx]
-                if instance.doc_id is None:
-                    request["doc"].append(self._nameless.setdefault(id(instance), len(self._nameless)))
-                if self._seed is not None and not _SEEDS & options.keys():  # its own goes out, though it be -1 or None
-                    request["seed"] = self._seed
-        if number:
-            request["repeat"] = number
+    def _occurrence(self, instance: Any) -> int:
+        """Count the how-manieth time this is asked."""
+        number = self._asked.get(id(instance), 0)
+        self._asked[id(instance)] = number + 1
+        if number and instance is self._last and instance.repeats:
+            number %= instance.repeats  # padding asks again what was asked already
+        return number
+
+    def _find_draws(self) -> None:
+        prompts: dict[Any, list[int]] = {}
+        for number, each in enumerate(self._instances):
+            options = each.args[1] if len(each.args) > 1 else None
+            if isinstance(options, dict) and is_sampled(options):
+                self._sampled.add(number)
+                prompts.setdefault(_prompt_of(each), []).append(number)
+        for numbers in prompts.values():
+            if len(numbers) == 1:
+                continue
+            samples = [(id(self._instances[number]), self._occurrence(self._instances[number])) for number in numbers]
+            index = {each: place for place, each in enumerate(dict.fromkeys(samples))}
+            if len(index) == 1:  # the rest is padding
+                self._asked.pop(samples[0][0])
+                continue
+            n_of: dict[int, int] = {}
+            for instance, _ in index:
+                n_of[instance] = n_of.get(instance, 0) + 1
+            by_id = {id(self._instances[number]): self._instances[number] for number in numbers}
+            request = _plain_request(self._method, self._instances[numbers[0]].args)
+            request["docs"] = [[*self._document(by_id[each]), n_samples] for each, n_samples in n_of.items()]
+            self._add_seed(request, self._instances[numbers[0]])
+            for number, each in zip(numbers, samples, strict=True):
+                self._drawn[number] = request
+                self.places[number] = Place(index[each], len(index))
+
+    def _request(self, number: int, instance: Any, occurrence: int) -> dict[str, Any]:
+        request = _plain_request(self._method, instance.args)
+        if number in self._sampled:
+            request["doc"] = self._document(instance)
+            self._add_seed(request, instance)
+        if occurrence:
+            request["repeat"] = occurrence
         return request
+
+    def _document(self, instance: Any) -> list[Any]:
+        found = [instance.task_name, instance.doc_id, instance.idx]
+        if instance.doc_id is None:
+            found.append(self._nameless.setdefault(id(instance), len(self._nameless)))
+        return found
+
+    def _add_seed(self, request: dict[str, Any], instance: Any) -> None:
+        if self._seed is not None and not _SEEDS & instance.args[1].keys():  # its own goes out, though it be -1 or None
+            request["seed"] = self._seed
+
+
+def _prompt_of(instance: Any) -> Any:
+    """Return what is equal for instances that ask the same; where that cannot be said, for the same instance."""
+    try:
+        return same_arguments(instance.args)
+    except Exception:  # whatever other people's arguments do when they are printed
+        return id(instance)
 
 
 def tags_of(instance: Any) -> dict[str, Any]:

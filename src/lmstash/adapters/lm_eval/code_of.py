@@ -1,0 +1,179 @@
+"""What the objects of an evaluation are made of: classes by their code, settings by what they hold."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+from urllib.parse import urlsplit
+
+from lmstash.caches.responses.hiding import SECRETS
+from lmstash.caches.responses.who import plain_url
+from lmstash.errors import UnsupportedModelError
+from lmstash.identity.bytecode import parts_of
+from lmstash.identity.code import CodeGraph, defined_in
+from lmstash.identity.describe import Describer
+from lmstash.identity.encoding import Component
+
+_BY_VERSION = frozenset(
+    {
+        *("lm_eval", "transformers", "torch", "accelerate", "tqdm", "jinja2", "packaging", "safetensors", "peft"),
+        *("numpy", "datasets", "evaluate", "huggingface_hub", "tokenizers", "requests", "aiohttp", "tenacity"),
+    }
+)
+"""Packages whose code is not read: lm_eval counts by version and source, transformers with the module."""
+_FUNCTIONS = (FunctionType, staticmethod, classmethod, type)
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+
+
+def class_of(lm: Any, *, vouched: bool) -> tuple[CodeGraph, Component]:
+    """Return what an `LM`'s class is: by version and source within lm_eval, by its code elsewhere.
+
+    What somebody has put into a class of lm_eval counts by its code, too.
+
+    Args:
+        lm: The harness's model.
+        vouched: Whether somebody vouches for what cannot be read of that.
+
+    Raises:
+        UnsupportedModelError: Something put there cannot be read.
+    """
+    code = CodeGraph()
+    kind = type(lm)
+    sources: dict[Component, Component] = {}
+    foreign: dict[str, Any] = {}
+    own = False
+    for each in kind.__mro__:
+        root = each.__module__.partition(".")[0]
+        if root == "lm_eval":
+            sources[each.__module__] = _source_digest(each.__module__)
+            foreign.update(_put_into(each))
+        elif root not in ("builtins", "abc"):
+            own = True
+    about: dict[Component, Component] = {
+        "name": f"{kind.__module__}.{kind.__qualname__}",
+        "lm_eval": _version("lm_eval"),
+        "sources": sources,
+    }
+    if own:
+        code.add(kind)
+    if foreign:
+        told = {place: described({place: part}, frozenset(), code, vouched=vouched) for place, part in foreign.items()}
+        units = code.components()  # those under lm_eval's own names are not part of own_code
+        about["put into lm_eval"] = {
+            place: [told[place], units.get(code.add(part)) if isinstance(part, FunctionType) else None]
+            for place, part in foreign.items()
+        }
+    return code, about
+
+
+def _put_into(cls: type) -> Iterator[tuple[str, Any]]:
+    """Yield what lies in a class of lm_eval and is not of its source file, by place: functions and other objects.
+
+    Of itself, no class of lm_eval holds other objects than plain values, and classes of its own or of transformers.
+    """
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    for name, member in list(vars(cls).items()):
+        # An object may say that it wraps the harness's function, and do anything.
+        is_wrapper = hasattr(member, "__wrapped__") and not isinstance(member, _FUNCTIONS)
+        for number, part in enumerate((member,) if is_wrapper else parts_of(name, member)):
+            if isinstance(part, FunctionType):
+                own = defined_in(part) == cls.__module__ and file in (None, part.__code__.co_filename)
+            else:
+                own = isinstance(part, type) and defined_in(part).partition(".")[0] in _BY_VERSION
+            if not own:
+                yield f"{cls.__module__}.{cls.__qualname__}.{name} {number}", part
+
+
+def own_code(code: CodeGraph, *, vouched: bool) -> Component:
+    """Return the code that was met, without that of packages which count by version, and the objects that it names.
+
+    Args:
+        code: Where it was read.
+        vouched: Whether somebody vouches for what cannot be read.
+
+    Raises:
+        UnsupportedModelError: An object cannot be read.
+    """
+    objects: dict[Component, Component] = {}
+    while left := code.objects.keys() - objects.keys():  # describing one may lead to more code
+        for place in sorted(left):
+            # Of no module is what attrs and the like have written: it names objects of theirs.
+            held = {} if place.startswith("None.") else {place: code.objects[place]}
+            objects[place] = described(held, frozenset(), code, vouched=vouched)
+    units = code.components().items()
+    return {name: each for name, each in units if str(name).partition(".")[0] not in _BY_VERSION} | {
+        place: each for place, each in objects.items() if each
+    }
+
+
+_digests: dict[tuple[str, int], str] = {}
+
+
+def _source_digest(module: str) -> Component:
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if file is None:
+        return None
+    try:
+        name = (file, Path(file).stat().st_mtime_ns)
+        if name not in _digests:
+            _digests[name] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        return _digests[name]
+    except OSError:
+        return None
+
+
+def _version(package: str) -> Component:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def described(
+    values: Mapping[str, Any], without: frozenset[str] | set[str], code: CodeGraph, *, vouched: bool = False
+) -> Component:
+    """Return values by name, without secrets.
+
+    Args:
+        values: By name.
+        without: Names that do not count.
+        code: Takes the code that is met.
+        vouched: Whether somebody vouches for what cannot be read.
+
+    Raises:
+        UnsupportedModelError: One of them cannot be read.
+    """
+    describer = Describer(code, lenient=vouched)
+    found: dict[Component, Component] = {}
+    for name, value in values.items():
+        if name in without or SECRETS.fullmatch(name):
+            continue
+        try:
+            found[name] = without_secrets(describer.value(value, name))
+        except UnsupportedModelError:
+            raise
+        except Exception as error:  # whatever other people's objects do when they are looked at
+            raise UnsupportedModelError(f"{name} of the LM cannot be looked into: {error!r}") from error
+    if not vouched and (describer.tensors or describer.modules):
+        places = ", ".join([*describer.tensors, *(name for name, _ in describer.modules)])
+        raise UnsupportedModelError(f"{places} of the LM holds weights that lmstash does not read: use variant=")
+    return found
+
+
+def without_secrets(value: Component) -> Component:
+    """Return a value without fields that are named as secrets, and with URLs that may hold some as digests."""
+    if isinstance(value, dict):
+        return {
+            name: without_secrets(each)
+            for name, each in value.items()
+            if not (isinstance(name, str) and SECRETS.fullmatch(name))
+        }
+    if isinstance(value, str) and _URL.match(value) and (urlsplit(value).query or "@" in urlsplit(value).netloc):
+        return [plain_url(value), hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()]
+    return [without_secrets(each) for each in value] if isinstance(value, list) else value
