@@ -135,6 +135,22 @@ def test_of_a_text_that_begins_a_kept_one_it_is_said_that_it_cannot_be_told(tmp_
     assert ask("--prompt", BLOCK, "--layer", "0", "--pool", "mean")["hit"] is False  # pooled values are not shared
 
 
+def test_in_a_private_stash_it_cannot_be_told_whether_a_text_is_a_block_of_a_longer_one(tmp_path, model, ask):
+    keep(tmp_path, model, ([f"{BLOCK} {OTHER} w3"], [0], None), private=True)
+    for text in (BLOCK, f"{BLOCK} {OTHER}", "w9"):
+        answer = ask("--prompt", text, "--layer", "0", "--pool", "none")
+        assert answer["hit"] is None, text
+        assert "private" in answer["answer"]
+        assert "--tokens" in answer["answer"]
+    assert ask("--prompt", BLOCK, "--layer", "1", "--pool", "none")["hit"] is False
+    assert ask("--prompt", BLOCK, "--layer", "0", "--pool", "mean")["hit"] is False
+
+
+def test_in_a_private_stash_a_text_is_a_miss_where_no_whole_block_is_kept(tmp_path, model, ask):
+    keep(tmp_path, model, (["w1 w2 w3"], [0], None), ([BLOCK], [0], "mean"), private=True)
+    assert ask("--prompt", "w1 w2", "--layer", "0", "--pool", "none")["hit"] is False
+
+
 def test_raw_values_of_a_text_in_blocks_are_a_hit_only_while_every_block_is_kept(tmp_path, model, ask):
     text = f"{BLOCK} {OTHER} w3"
     keep(tmp_path, model, ([text], [0, 3], None))

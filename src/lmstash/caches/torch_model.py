@@ -161,8 +161,8 @@ def _refuse_two_streams(model: Any) -> NoReturn:
 
 
 def first_number(config: Any, *names: str) -> int | None:
-    """Return the first of these settings that is a number other than 0."""
-    return next((value for name in names if isinstance(value := getattr(config, name, None), int) and value), None)
+    """Return the first of these settings that is a number above 0: some say -1 where there is no limit."""
+    return next((value for name in names if isinstance(value := getattr(config, name, None), int) and value > 0), None)
 
 
 def _alike_tokens(rope: Any, otherwise: int) -> Iterator[int]:

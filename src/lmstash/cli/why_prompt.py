@@ -29,6 +29,10 @@ TEXT_CHARACTERS = 200
 """How much of a prompt an entry keeps for people to read."""
 PARTS = ("model", "layer", "site", "pool", "storage")
 _ABSENT = "absent"
+_SHARED = (
+    f"blocks of {BLOCK_TOKENS} tokens are shared by all prompts that begin with the same tokens: a hit if this one is "
+    "nothing but such blocks. Ask with --tokens"
+)
 _IMPORTED = re.compile(r"(?:(router)_|pooled_(.+)_)?layer_(\d+)")
 """lmprobe's names of tensors that have a layer."""
 _POOLS = {"last_token": "last", "first_token": "first"}
@@ -77,12 +81,17 @@ class _Question:
             return start is None or 4 * entry.n_tokens == len(self.tokens or b"")
         return start == 0 and entry.n_tokens != BLOCK_TOKENS
 
-    def begins(self, entry: EntryInfo, parts: dict[str, Any]) -> bool:
-        """Whether an entry holds raw values of another prompt that begins with this one, as far as its text is kept."""
-        text, asked = entry.meta.get("text"), self.text
-        if asked is None or "start" not in parts or not isinstance(text, str):
+    def begins(self, entry: EntryInfo, parts: dict[str, Any]) -> bool | None:
+        """Whether an entry holds raw values of another prompt that begins with this one, as far as its text is kept.
+
+        None where no text is kept, as in a private stash, and its tokens are a whole block, which prompts share.
+        """
+        if self.text is None or "start" not in parts:
             return False
-        return text.startswith(asked[:TEXT_CHARACTERS])
+        text = entry.meta.get("text")
+        if isinstance(text, str):
+            return text.startswith(self.text[:TEXT_CHARACTERS])
+        return None if parts["start"] == 0 and entry.n_tokens == BLOCK_TOKENS else False
 
     def difference(self, entry: EntryInfo, parts: dict[str, Any]) -> tuple[str, Any, Any]:
         """Return (name, asked, kept) of the prompt, for an entry that is not of it."""
@@ -112,6 +121,8 @@ class _Found:
     """Entries of the prompt in which nothing differs that was named."""
     longer: EntryInfo | None = None
     """Raw values of a longer prompt, in which nothing else differs."""
+    veiled: EntryInfo | None = None
+    """A block of raw values that may be so: no text says of which prompt."""
     nearest: EntryInfo | None = None
     differing: list[tuple[str, Any, Any]] = field(default_factory=list)
     silent: int = 0
@@ -137,10 +148,10 @@ def by_prompt(store: Store, arguments: argparse.Namespace) -> dict[str, Any]:
     if found.same:
         return _served(store, question, found, imports, uncompared)
     if found.longer is not None:
+        return _untold(f"a prompt that begins alike is kept, and {_SHARED}", found.longer)
+    if found.veiled is not None:
         return _untold(
-            f"a prompt that begins alike is kept, and blocks of {BLOCK_TOKENS} tokens are shared by all prompts that "
-            "begin with the same tokens: a hit if this one is nothing but such blocks. Ask with --tokens",
-            found.longer,
+            f"raw values are kept of prompts without their text (a private stash), and {_SHARED}", found.veiled
         )
     if found.nearest is None:
         hidden = f"; {found.silent:,} do not say what they were computed over" if found.silent else ""
@@ -166,8 +177,11 @@ def _search(store: Store, question: _Question, kind: str, imports: _Imports) -> 
         if not differing and same:
             found.same.append((entry, parts))
             continue
-        if not differing and found.longer is None and question.begins(entry, parts):
+        begins = not differing and question.begins(entry, parts)
+        if begins and found.longer is None:
             found.longer = entry
+        if begins is None and found.veiled is None:
+            found.veiled = entry
         if not same:
             differing = sorted([*differing, question.difference(entry, parts)], key=lambda each: each[0])
         distance = (len(differing), -1.0 if same else -question.likeness(entry))

@@ -5,11 +5,12 @@ import re
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, XLNetConfig, XLNetModel
 
 import lmstash
 from lmstash.caches.activations.model_source import ModelSource
 from lmstash.caches.activations.on_device import says_no_memory, to_host
+from lmstash.errors import UnsupportedModelError
 
 
 def build():
@@ -63,3 +64,30 @@ def test_other_errors_stay_what_they_are():
 def test_what_lies_on_the_host_is_handed_on_as_it_is():
     values = [torch.ones(2, 3), torch.zeros(1)]
     assert all(torch.equal(a, b) for a, b in zip(to_host(values)(), values, strict=True))
+
+
+def build_xlnet():
+    torch.manual_seed(0)
+    return XLNetModel(XLNetConfig(vocab_size=64, d_model=16, n_layer=2, n_head=2, d_inner=32)).eval()
+
+
+@pytest.mark.parametrize("pool", ["last", None])
+def test_a_limit_below_0_is_none(pool):
+    """As XLNet's configuration says that there is no limit."""
+    model = build_xlnet()
+    assert model.config.max_position_embeddings == -1
+    assert ModelSource(model).max_tokens is None
+    with lmstash.open("memory://", strict=True, trust_env=False) as stash:
+        got = stash.activations(model)([[1, 2, 3], [4, 5, 6], [7, 8]], 0, pool, site="final")
+    for values, ids in zip(got, ([1, 2, 3], [4, 5, 6], [7, 8]), strict=True):
+        with torch.no_grad():
+            wanted = model(torch.tensor([ids])).last_hidden_state[0]
+        torch.testing.assert_close(values[0], wanted[-1] if pool else wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_blocks_that_put_tokens_before_prompts_are_refused_though_there_are_as_many_of_both():
+    with (
+        lmstash.open("memory://", strict=True, trust_env=False) as stash,
+        pytest.raises(UnsupportedModelError, match="block_out"),
+    ):
+        stash.activations(build_xlnet())([[1, 2], [3, 4]], 1)

@@ -8,7 +8,7 @@ from torch import nn
 
 from lmstash.caches.activations import Activations
 from lmstash.caches.activations.model_source import ModelSource
-from lmstash.caches.activations.padding import pad, rounding_of, shows_padding
+from lmstash.caches.activations.padding import pad, rounding_of, shows_company, shows_padding
 from lmstash.store.memory import MemoryStore
 
 SHORT = [5, 6, 7]
@@ -211,6 +211,101 @@ def test_attention_that_is_sparse_in_long_batches_is_not_padded_and_not_tried():
     assert ModelSource(model).padded_tokens("block_out") == 0
     assert model.attention_type == "block_sparse"  # one short prompt would change it for good
     assert ModelSource(build("BigBirdModel", attention_type="original_full")).padded_tokens("block_out") is None
+
+
+class FailsAtFirst(nn.Module):
+    """Raises `errors`, one at a pass with padding; without one left it honours its mask."""
+
+    def __init__(self, *errors):
+        super().__init__()
+        self.errors = list(errors)
+
+    def forward(self, hidden, mask):
+        if self.errors and not mask.all():
+            raise self.errors.pop()
+        return MeanOfRealTokens()(hidden, mask)
+
+
+def test_an_error_that_passes_is_no_verdict():
+    assert ModelSource(build(FailsAtFirst(RuntimeError("a hiccup")))).padded_tokens("block_out") is None
+
+
+def test_a_model_that_refuses_padding_is_tried_twice_and_then_no_more():
+    source = ModelSource(build(FailsAtFirst(*[ValueError("no padding, please")] * 3)))
+    assert source.padded_tokens("block_out") == 0
+    assert source.renewed() is source
+    assert len(source.model.mix.errors) == 1
+    assert source.padded_tokens("block_out") == 0
+    assert not source.runs_alone("block_out")
+
+
+def test_a_device_that_was_full_is_no_verdict_for_the_next_call():
+    full = torch.cuda.OutOfMemoryError("out of memory")
+    source = ModelSource(build(FailsAtFirst(full, full)))
+    assert [source.padded_tokens("block_out") for _ in range(2)] == [0, 0]  # a call keeps to one answer
+    assert source.renewed().padded_tokens("block_out") is None
+    assert source.padded_tokens("block_out") == 0
+
+
+def test_the_call_after_one_without_memory_shares_with_all_others(encoder, monkeypatch):
+    def full(*_, **__):
+        raise torch.cuda.OutOfMemoryError("out of memory")
+
+    store = MemoryStore()
+    acts = Activations(store, encoder)
+    with monkeypatch.context() as patch:
+        patch.setattr("lmstash.caches.activations.model_source.shows_padding", full)  # no device here to fill
+        acts([SHORT], 1)
+    assert acts.missing([SHORT], 1) == [SHORT]
+    acts([SHORT], 1)
+    named = [entry.meta["id"]["components"] for entry in store.entries("activations/")]
+    assert sorted(each.get("padded_tokens", -1) for each in named) == [-1, 0]
+    Activations(store, encoder)([SHORT], 1, on_miss="error")
+
+
+def build_moe(fraction):
+    sizes = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
+    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "num_experts": 4, "pad_token_id": 1}
+    steps = {"encoder_sparse_step": 1, "decoder_sparse_step": 1, "max_position_embeddings": 256, "vocab_size": 128}
+    config = transformers.NllbMoeConfig(**sizes, **heads, **steps, moe_eval_capacity_token_fraction=fraction)
+    torch.manual_seed(0)
+    return transformers.NllbMoeModel(config).eval().get_encoder()
+
+
+def test_experts_with_room_for_so_many_tokens_of_a_batch_are_given_one_prompt_at_a_time():
+    generator = torch.Generator().manual_seed(0)
+    prompts = torch.randint(3, 128, (8, 20), generator=generator).tolist()
+    model = build_moe(0.25)
+    alone = [Activations(MemoryStore(), build_moe(0.25))([ids], 0, None, site="final")[0] for ids in prompts]
+    acts = Activations(MemoryStore(), model)
+    for got, wanted in zip(acts(prompts, 0, None, site="final", batch_size=4), alone, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+    assert ModelSource(model).runs_alone("block_out")
+    assert not ModelSource(build_moe(1.0)).runs_alone("block_out")
+
+
+@pytest.mark.parametrize(("name", "options"), LEAKING, ids=lambda each: str(each).split("(")[0])
+def test_a_model_that_sees_its_padding_only_is_not_run_alone(name, options):
+    assert not ModelSource(build(name, **options).float()).runs_alone("block_out")
+
+
+def test_a_model_with_which_company_cannot_be_tried_is_given_one_prompt_at_a_time():
+    class RefusesCompany(nn.Module):
+        def forward(self, hidden, mask):
+            if len(hidden) > 1:
+                raise ValueError("one at a time, please")
+            return hidden.mean(dim=1, keepdim=True).expand_as(hidden)
+
+    prompts = [[1, 2, 3], [4, 5, 6]]
+    assert Activations(MemoryStore(), build(RefusesCompany()))(prompts, 1).shape == (2, 1, 32)
+
+
+@pytest.mark.parametrize(("moved", "shows"), [(0.0, False), (0.01, False), (0.1, True), (float("nan"), True)])
+def test_company_shows_where_values_move_by_more_than_rounding(moved, shows):
+    def run(ids, mask):
+        return [torch.ones(*ids.shape, 1) * (1 + moved * (len(ids) > 1))]
+
+    assert shows_company(run, vocabulary=9, max_tokens=5, rounding=0.002) is shows
 
 
 def test_prompts_lie_on_the_left_under_a_mask():

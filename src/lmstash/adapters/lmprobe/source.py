@@ -79,6 +79,10 @@ class ExtractBatchSource:
         """How long batches of prompts of different lengths may be; None for any length, and where nobody knows."""
         return None if self._live is None else self._live.padded_tokens(site)
 
+    def runs_alone(self, site: str) -> bool:
+        """Whether no prompt may have another one beside it."""
+        return self._live is not None and self._live.runs_alone(site)
+
     def bind(self, prompts: Prompts) -> None:
         """Remember the text of each prompt: `compute` is given token ids."""
         self._texts = dict(zip(prompts.names, prompts.plain_texts(), strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from hashlib import sha256
 from typing import Any
 
@@ -282,12 +283,14 @@ class Activations:
     def _context(self, tags: Sequence[str]) -> tuple[Context, Fingerprint | None]:
         """Return the identity as of now: what changed since the last call, in place or by its own word, is another."""
         found: Fingerprint | None = None
-        with self._lock:
+        with self._at_rest(), self._lock:
             if self._watch is not None:
                 found = self._watch.refresh()
                 if found.digest != self._digest:
                     self._source = ModelSource(self._model)
                     self._digest = found.digest
+                elif isinstance(self._source, ModelSource):
+                    self._source = self._source.renewed()
             elif self._extractor is not None:
                 digest = _vouched(self._extractor, self._variant)
                 if digest != self._digest:
@@ -305,6 +308,10 @@ class Activations:
             )
         return context, found
 
+    def _at_rest(self) -> AbstractContextManager[None]:
+        source = self._source
+        return source.at_rest() if isinstance(source, ModelSource) else nullcontext()
+
     def _describe_model(self, fingerprint: Fingerprint) -> None:
         """Keep what the model's fingerprint was made of, once, so that people can be told in what two models differ."""
         if self._described == fingerprint.digest:
@@ -315,7 +322,8 @@ class Activations:
     def _still(self, digest: bytes, fingerprint: Fingerprint | None) -> bool:
         """Whether the same one computes as when the call began."""
         if self._watch is not None:
-            return self._watch.unchanged(fingerprint)
+            with self._at_rest():
+                return self._watch.unchanged(fingerprint)
         try:
             return _vouched(self._extractor, self._variant) == digest
         except Exception as error:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,8 @@ from torch import Tensor, nn
 
 from lmstash.caches.activations.batching import ACCELERATOR_BATCH_TOKENS, BATCH_TOKENS
 from lmstash.caches.activations.on_device import says_no_memory, to_device, to_host
-from lmstash.caches.activations.padding import pad, rounding_of, shows_padding
+from lmstash.caches.activations.padding import pad, rounding_of, shows_company, shows_padding
+from lmstash.caches.activations.passes import passes_over
 from lmstash.caches.activations.pooling import Pool, pack_tokens, pool_tokens
 from lmstash.caches.activations.sites import LAYERLESS_SITES, find_blocks, find_submodule, first_tensor, router_layers
 from lmstash.caches.activations.source import Values
@@ -33,8 +36,8 @@ class ModelSource(TorchModel):
 
     Prompts are padded on the right with an attention mask, whatever the tokenizer would do, unless that shows in its
     values: then only prompts of one length run together. Positions are 0..n-1. Only the base model runs (no vocabulary
-    head), under `no_grad`, and stops after the last module asked for. Threads may share it: each reads only what its
-    own forward pass computes.
+    head), under `no_grad`, stops after the last module asked for, and is left as it was (see `Passes`). Threads may
+    share it: each reads only what its own forward pass computes.
     """
 
     remote = False
@@ -53,8 +56,12 @@ class ModelSource(TorchModel):
         self.n_experts = first_number(self.config, "num_experts", "num_local_experts", "n_routed_experts")
         # An exception through accelerate's hooks would leave offloaded weights where they are.
         self._may_stop_early = not any(hasattr(module, "_hf_hook") for module in model.modules())
+        self._passes = passes_over(self.base)
         self._causal: bool | None = None
         self._padded_tokens: dict[str, int | None] = {}
+        self._runs_alone: dict[str, bool] = {}
+        self._untried: set[str] = set()
+        """Sites for whose trials there was no memory."""
 
     @property
     def overlaps(self) -> bool:
@@ -152,12 +159,52 @@ class ModelSource(TorchModel):
         what cannot be tried is not padded.
         """
         if site not in self._padded_tokens:
-            self._padded_tokens[site] = self.alike_tokens() if self._is_blind_to_padding(site) else 0
-            if self._padded_tokens[site] == 0:
+            found = self.alike_tokens() if self._is_blind_to_padding(site) else 0
+            if self._padded_tokens.setdefault(site, found) == 0:  # one answer for all threads
                 logger.info("%s: padding shows in %s, so only prompts of one length run together", self.name, site)
         return self._padded_tokens[site]
 
+    def runs_alone(self, site: str) -> bool:
+        """Return whether each prompt must run by itself.
+
+        Tried once for each site, and only where padding shows: whatever depends on the prompts beside it does on those.
+        """
+        if site not in self._runs_alone:
+            shown = self.padded_tokens(site) == 0 and self.alike_tokens() != 0
+            self._runs_alone[site] = shown and self._tried(shows_company, site) is not False
+            if self._runs_alone[site]:
+                logger.info("%s: the prompts beside a prompt show in %s, so each runs by itself", self.name, site)
+        return self._runs_alone[site]
+
+    def at_rest(self) -> AbstractContextManager[None]:
+        """Return a context within which no pass of another thread has left anything on the model, as far as known."""
+        return self._passes.none_running()
+
+    def renewed(self) -> ModelSource:
+        """Return a source that tries again what there was no memory to try; this one, where there was.
+
+        A call keeps to one source, so that all its entries are named by one answer.
+        """
+        if not self._untried:
+            return self
+        out = copy.copy(self)
+        out._padded_tokens = {site: each for site, each in self._padded_tokens.items() if site not in self._untried}
+        out._runs_alone = {site: each for site, each in self._runs_alone.items() if site not in self._untried}
+        out._untried = set()
+        return out
+
     def _forward(
+        self, ids: Tensor, mask: Tensor, layers: Sequence[int], site: str, read: Callable[[Tensor], Tensor]
+    ) -> list[Tensor]:
+        return self._passes.run(
+            self.model,
+            self.base,
+            lambda: self._pass(ids, mask, layers, site, read),
+            again=lambda: self._pass(ids[:1], mask[:1], layers, site, lambda values: values),
+            may_undo=lambda: self._may_stop_early and self._is_plain(),
+        )
+
+    def _pass(
         self, ids: Tensor, mask: Tensor, layers: Sequence[int], site: str, read: Callable[[Tensor], Tensor]
     ) -> list[Tensor]:
         thread = threading.get_ident()
@@ -243,22 +290,39 @@ class ModelSource(TorchModel):
         return find_blocks(tower if isinstance(tower, nn.Module) else self.base, n_layers)
 
     def _is_blind_to_padding(self, site: str) -> bool:
+        if self.max_tokens == 0 or self.alike_tokens() == 0:
+            return False
+        try:
+            if self._is_plain() and (self._says_causal() or self.causal()):
+                return True
+        except Exception as error:
+            logger.debug("%s: whether it is causal could not be tried: %r", self.name, error)
+        return self._tried(shows_padding, site) is False
+
+    def _tried(self, shows: Callable[..., bool], site: str) -> bool | None:
+        """Return what a trial says; None when it could not be made, for an error that came again at once."""
+
         def run(ids: Tensor, mask: Tensor) -> list[Tensor]:
             return self._forward(ids, mask, self.layers(site), site, lambda values: values.cpu().clone())
 
-        limits = [each for each in (self.max_tokens, self.alike_tokens()) if each is not None]
-        if 0 in limits:
-            return False
-        try:
-            return (self._is_plain() and (self._says_causal() or self.causal())) or not shows_padding(
-                run,
-                vocabulary=self.vocabulary or 2,
-                max_tokens=min(limits, default=None),
-                rounding=rounding_of(self.dtype, self.device),
-            )
-        except Exception as error:
-            logger.debug("%s: site %r could not be tried with padding: %r", self.name, site, error)
-            return False
+        limits = [each for each in (self.max_tokens, self.alike_tokens()) if each]
+        no_memory = False
+        for _ in range(2):
+            try:
+                return shows(
+                    run,
+                    vocabulary=self.vocabulary or 2,
+                    max_tokens=min(limits, default=None),
+                    rounding=rounding_of(self.dtype, self.device),
+                )
+            except Exception as error:
+                logger.debug("%s: site %r could not be tried: %r", self.name, site, error)
+                no_memory = isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or (
+                    isinstance(error, RuntimeError) and says_no_memory(error)
+                )
+        if no_memory:
+            self._untried.add(site)
+        return None
 
     def _says_causal(self) -> bool:
         """Whether the kind of model and all that attends in it say so: then pooled values cost no probe."""
@@ -276,7 +340,10 @@ class ModelSource(TorchModel):
         ids = torch.arange(8, device="cpu").remainder(vocabulary).repeat(2, 1)
         ids[1, -1] = (ids[1, -1] + 1) % vocabulary
         last = len(self.blocks) - 1
-        (hidden,) = self._forward(ids, torch.ones_like(ids), [last], "block_out", lambda values: values.clone())
+        try:
+            (hidden,) = self._forward(ids, torch.ones_like(ids), [last], "block_out", lambda values: values.clone())
+        except UnsupportedModelError:  # its blocks cannot be read; its final states may be
+            return False
         return vocabulary > 1 and torch.equal(hidden[0, :-1], hidden[1, :-1])
 
 

@@ -156,6 +156,8 @@ class Runner:
             groups[lacks].append(index)
         out: list[tuple[list[int], tuple[int, ...]]] = []
         padded_tokens = self._source.padded_tokens(self._site)
+        if self._source.runs_alone(self._site):
+            batch_size = 1
         for positions, members in groups.items():
             lengths = [self._prompts.lengths[member] for member in members]
             batches = plan_batches(lengths, batch_size, self._batch_tokens(len(positions)), padded_tokens)

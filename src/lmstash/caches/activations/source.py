@@ -63,6 +63,10 @@ class Source(Protocol):
         """How long batches of prompts of different lengths may be, in tokens: 0 for never, None for any length."""
         ...
 
+    def runs_alone(self, site: str) -> bool:
+        """Whether no prompt may have another one beside it."""
+        ...
+
     def compute(self, batch: Sequence[np.ndarray], layers: Sequence[int], site: str, pool: Pool) -> list[Values]:
         """Run one batch.
 
@@ -156,6 +160,10 @@ class ExtractorSource:
     def padded_tokens(self, site: str) -> int | None:
         """Return None: how an extractor puts prompts side by side is its own affair."""
         return None
+
+    def runs_alone(self, site: str) -> bool:
+        """Return False, for the same reason."""
+        return False
 
     def compute(self, batch: Sequence[np.ndarray], layers: Sequence[int], site: str, pool: Pool) -> list[Values]:
         """Call the extractor; raises MismatchError when its answer has another shape than asked."""

@@ -65,6 +65,10 @@ class UnloadedSource:
         """As remembered."""
         return self._padded_tokens
 
+    def runs_alone(self, site: str) -> bool:
+        """Nothing runs."""
+        return False
+
     def compute(self, batch: Sequence[np.ndarray], layers: Sequence[int], site: str, pool: Pool) -> list[Values]:
         """There is no model: nothing is computed."""
         return []
