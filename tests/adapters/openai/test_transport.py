@@ -219,3 +219,57 @@ def test_an_own_transport_sends_and_a_compressed_answer_is_not_kept(stash: Stash
             assert made.json()["choices"][0]["message"]["content"] == "hi"
     assert asked_for == ["identity"] * 2
     assert stash.info().entries == 0
+
+
+def test_behind_a_gateway_the_host_header_says_who_answers(stash: Stash) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        said = {"finish_reason": "stop", "message": {"role": "assistant", "content": request.headers["host"]}}
+        return httpx.Response(200, json={"choices": [said]})
+
+    with httpx.Client(transport=CachingTransport(stash, httpx.MockTransport(answer))) as client:
+        said = [
+            client.post("http://10.0.0.1/v1/chat/completions", json=ASK, headers={"host": host}).json()
+            for host in ("svc-a", "svc-b", "svc-a", "10.0.0.1")
+        ]
+        plain = client.post("http://10.0.0.1/v1/chat/completions", json=ASK)
+    assert [each["choices"][0]["message"]["content"] for each in said] == ["svc-a", "svc-b", "svc-a", "10.0.0.1"]
+    assert plain.headers["x-lmstash"] == "hit"
+    assert stash.stats.hits == 2
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_what_goes_to_another_endpoint_is_sent_as_it_comes(stash: Stash, is_async: bool) -> None:
+    came: list[bool] = []
+    sent: list[bytes] = []
+
+    def body() -> Iterator[bytes]:
+        for number in range(3):
+            sent.append(b"%d" % number)
+            yield sent[-1]
+
+    async def body_async() -> Any:
+        for each in body():
+            yield each
+
+    class Server(httpx.BaseTransport, httpx.AsyncBaseTransport):
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            came.append(not sent)
+            return httpx.Response(200, content=b"".join(request.stream))  # pyright: ignore
+
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            came.append(not sent)
+            return httpx.Response(200, content=b"".join([each async for each in request.stream]))  # pyright: ignore
+
+    url = "http://localhost/v1/files"
+
+    async def ask() -> httpx.Response:
+        async with httpx.AsyncClient(transport=AsyncCachingTransport(stash, Server())) as client:
+            return await client.post(url, content=body_async())
+
+    if is_async:
+        answered = asyncio.run(ask())
+    else:
+        with httpx.Client(transport=CachingTransport(stash, Server())) as client:
+            answered = client.post(url, content=body())
+    assert answered.content == b"012"
+    assert came == [True]

@@ -86,7 +86,7 @@ def chat(url: str) -> dict[str, Any]:
 URL = "https://host/cat.png"
 PARTS: list[Any] = [
     chat(URL),
-    {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": URL}]}]},
+    {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": URL}]}], "temperature": 0},
     {"content": [{"type": "audio_url", "audio_url": {"url": URL}}]},
     {"content": [{"type": "video_url", "video_url": {"url": URL.upper()}}]},
     {"content": [{"type": "input_file", "file_url": URL}]},

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-_STATE = frozenset({"previous_response_id", "conversation", "background", "container", "web_search_options"})
+_STATE = frozenset(
+    {
+        *("previous_response_id", "conversation", "background", "container", "thread_id", "assistant_id", "session_id"),
+        *("web_search_options", "web_search", "enable_search", "search_parameters", "plugins", "connectors"),
+        *("data_sources", "tool_resources", "files"),
+    }
+)
 """Fields of a request that make an answer depend on what the server remembers, or on the world."""
+
+_LOOKS_AROUND = re.compile(r".*:online|.*-search-(preview|api).*|(.*/)?(sonar|compound)(-.*)?")
+"""Models that search the web before they answer."""
 
 _IDS = frozenset({"file_id", "file_ids", "vector_store_ids"})
 """Fields that name what was uploaded."""
@@ -18,10 +28,20 @@ def depends_on_state(body: dict[str, Any]) -> bool:
     """Whether an answer depends on what a server remembers or finds, not on the request alone."""
     if any(body.get(name) not in (None, False) for name in _STATE) or isinstance(body.get("prompt"), dict):
         return True
+    model = body.get("model")
+    if isinstance(model, str) and _LOOKS_AROUND.fullmatch(model):
+        return True
     tools = body.get("tools")
     if not isinstance(tools, list):
         return False
-    return any(not isinstance(each, dict) or each.get("type", "function") not in _OWN_TOOLS for each in tools)
+    return any(not isinstance(each, dict) or _runs_there(each) for each in tools)
+
+
+def _runs_there(tool: dict[str, Any]) -> bool:
+    """Whether the server runs a tool itself."""
+    kind, function = tool.get("type", "function"), tool.get("function")
+    name = function.get("name") if isinstance(function, dict) else None
+    return not isinstance(kind, str) or kind not in _OWN_TOOLS or (isinstance(name, str) and name.startswith("$"))
 
 
 def said(body: dict[str, Any]) -> list[Any]:

@@ -10,6 +10,7 @@ from functools import lru_cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from lmstash.adapters.openai.endpoints import endpoint_of
 from lmstash.adapters.openai.library import Case, Library
 from lmstash.adapters.openai.question import Bypass, lower
 from lmstash.adapters.openai.recorded import MARK, REASON, Recorded, record
@@ -46,6 +47,9 @@ class _Transport:
 
     def _consider(self, request: Any, body: bytes) -> Case | Bypass:
         headers = lower(request.headers.multi_items())
+        host = request.headers.get("host", "").lower()
+        if host and host != request.url.netloc.decode("ascii", "replace").lower():  # a gateway finds the model by it
+            headers = [*headers, (":authority", host)]
         return self.library.consider(request.method, str(request.url), headers, body)
 
 
@@ -61,6 +65,8 @@ class CachingTransport(_Transport):
         inner = self._sender(request, "HTTPTransport")
         if request.method != "POST":
             return inner.handle_request(request)
+        if endpoint_of(request.url.path) is None:  # its body may be large, and come as it is sent
+            return _marked(inner.handle_request(request), "bypass", Bypass.ENDPOINT)
         body = request.read()
         case = self._consider(request, body)
         if isinstance(case, Bypass):
@@ -114,6 +120,8 @@ class AsyncCachingTransport(_Transport):
         inner = self._sender(request, "AsyncHTTPTransport")
         if request.method != "POST":
             return await inner.handle_async_request(request)
+        if endpoint_of(request.url.path) is None:
+            return _marked(await inner.handle_async_request(request), "bypass", Bypass.ENDPOINT)
         body = await request.aread()
         case = self._consider(request, body)
         if isinstance(case, Bypass):

@@ -35,6 +35,7 @@ class _Codec:
     name: str
     to_plain: Callable[[Any], Any]
     from_plain: Callable[[Any], Any]
+    given: bool
 
 
 _by_class: dict[type, _Codec] = {}
@@ -62,13 +63,14 @@ def register(
     Raises:
         InvalidArgumentError: Nobody knows how to take an instance apart, or the name is another class's.
     """
+    given = to_plain is not None and from_plain is not None
     if to_plain is None or from_plain is None:
         to_plain, from_plain = _known(cls)
     called = name or f"{cls.__module__}.{cls.__qualname__}"
     other = _by_name.get(called)
     if other is not None and other.cls is not cls and other.cls.__qualname__ != cls.__qualname__:
         raise InvalidArgumentError(f"{called!r} names {other.cls} already; give another name=")
-    _by_class[cls] = _by_name[called] = _Codec(cls, called, to_plain, from_plain)
+    _by_class[cls] = _by_name[called] = _Codec(cls, called, to_plain, from_plain, given)
     return cls
 
 
@@ -83,7 +85,7 @@ def _known(cls: type) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
         return lambda value: list(value), lambda plain: cls(*plain)
     if hasattr(cls, "model_dump") and hasattr(cls, "model_validate"):
         validate: Callable[[Any], Any] = getattr(cls, "model_validate")  # noqa: B009 (pyright knows no such attribute)
-        return lambda value: value.model_dump(mode="json", exclude_unset=True), validate
+        return lambda value: value.model_dump(mode="json", exclude_unset=True, by_alias=True), validate
     raise InvalidArgumentError(
         f"{cls.__qualname__} is no dataclass with plain fields, named tuple, enum or pydantic model: give to_plain= "
         "and from_plain="
@@ -94,9 +96,28 @@ def encode_answer(answer: Any) -> bytes:
     """Return an answer as a record.
 
     Raises:
-        InvalidArgumentError: It holds something of a type that is not registered.
+        InvalidArgumentError: It holds something of a type that is not registered, or that would come back as another.
     """
-    return encode_record(answer, _take_apart)
+    taken: list[str] = []
+
+    def take_apart(value: Any) -> tuple[str, Any] | None:
+        parts = _take_apart(value)
+        if parts is not None:
+            taken.append(parts[0])
+        return parts
+
+    encoded = encode_record(answer, take_apart)
+    if taken:
+        try:
+            same = _is_same(answer, decode_answer(encoded))
+        except Exception:  # other people's classes are asked
+            same = False
+        if not same:
+            raise InvalidArgumentError(
+                f"an answer of type {taken[0]} would come back as another: it is checked, changed or shortened when it "
+                "is made. Give to_plain= and from_plain=."
+            )
+    return encoded
 
 
 def decode_answer(data: Buffer) -> Any:
@@ -221,6 +242,30 @@ def _take_apart(value: Any) -> tuple[str, Any] | None:
         return codec.name, codec.to_plain(value)
     except Exception as error:
         raise InvalidArgumentError(f"an answer of type {codec.name} cannot be taken apart: {error}") from error
+
+
+def _is_same(answer: Any, made: Any) -> bool:
+    """Whether an answer came back as it went in."""
+    if type(answer) is not type(made):
+        return False
+    if isinstance(answer, float):
+        return answer == made or (answer != answer and made != made)
+    if isinstance(answer, dict):
+        pairs = zip(answer.items(), made.items(), strict=True)
+        return all(_is_same(a, b) and _is_same(c, d) for (a, c), (b, d) in pairs)
+    if isinstance(answer, list | tuple):
+        return len(answer) == len(made) and all(map(_is_same, answer, made))
+    if dataclasses.is_dataclass(answer) and not isinstance(answer, type):
+        held, back = ({each: getattr(one, each) for each in _names_in(one)} for one in (answer, made))
+        return _is_same(held, back)
+    codec = _by_class.get(type(answer))
+    if codec is not None and codec.given:  # whoever gave it says what an instance is made of
+        return bool(answer == made) or _is_same(codec.to_plain(answer), codec.to_plain(made))
+    return bool(answer == made)
+
+
+def _names_in(instance: Any) -> list[str]:
+    return sorted({*(each.name for each in dataclasses.fields(instance)), *getattr(instance, "__dict__", ())})
 
 
 def _put_together(name: str, plain: Any) -> Any:

@@ -72,6 +72,12 @@ class Asker:
             return is_chat(request) if said is None else bool(said)
         return said or bool(getattr(self.who, "samples", False))
 
+    def _is_sampled(self, arguments: Mapping[str, Any], requests: Sequence[Any]) -> bool:
+        """Whether one of several requests is answered by chance, all of which say the same of it."""
+        if is_sampled(arguments):
+            return True
+        return is_sampled(arguments, True) and any(map(self._by_default, requests))
+
     def look(self) -> Fingerprint | None:
         """Return who would answer now; None where that cannot be said safely, which is logged once."""
         try:
@@ -107,7 +113,7 @@ class Asker:
         write, name = self._reader.write, self._namer(model).first
         make = tuple.__new__  # what Asked(...) does, at half its cost
         alike = self._reader.write_alike(requests)
-        if alike is not None and not is_sampled(alike[1], self._by_default(requests[0])):
+        if alike is not None and not self._is_sampled(alike[1], requests):
             texts = alike[0]
             return [make(Asked, each) for each in zip(map(name, texts), texts, repeat(model), repeat(0))]
         out: list[Asked | None] = []
@@ -115,7 +121,7 @@ class Asker:
         for number, request in enumerate(requests):
             arguments.clear()
             text = write(request, arguments)
-            if text is None or is_sampled(arguments, self._by_default(request)):
+            if text is None or self._is_sampled(arguments, [request]):
                 occurrence = None if occurrences is None else occurrences[number]
                 out.append(self._name(model, request, text, arguments, occurrence))
             else:
@@ -136,7 +142,7 @@ class Asker:
                 read = self._reader.read(request)
                 text, arguments = read.text, read.arguments
             number = 0
-            if is_sampled(arguments, self._by_default(request)):
+            if self._is_sampled(arguments, [request]):
                 if seed_of(arguments) is None and not self.keep_sampled:
                     if self._sampled_by_default is None and not is_sampled(arguments):
                         self._events.warn_once("silent request", _SILENT)

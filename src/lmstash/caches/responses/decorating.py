@@ -135,6 +135,8 @@ class Calls:
         out: dict[str, Any] = {}
         for name, value in arguments.items():
             if self._signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+                if not value.keys().isdisjoint(self._signature.parameters):
+                    raise InvalidArgumentError("two of its arguments have one name, one of them in **kwargs")
                 out |= {each: value[each] for each in sorted(value)}
             else:
                 out[name] = value
@@ -223,7 +225,14 @@ class Calls:
             ) from error
 
     def _about(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tags | None:
-        return self._tags(*args, **kwargs) if callable(self._tags) else self._tags
+        if not callable(self._tags):
+            return self._tags
+        try:
+            return self._tags(*args, **kwargs)
+        except Exception as error:  # a tag is no reason to lose a call
+            events = self._cache.store.events
+            events.warn_once(f"tags {self._name}", "lmstash: calls of %s have no tags: %r", self._name, error)
+            return None
 
 
 class _Code:

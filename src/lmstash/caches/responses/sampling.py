@@ -46,6 +46,8 @@ _BESIDE_N = frozenset(
 
 
 _CHAT = ("messages", "contents")
+_AROUND = ("input", "body", "request")
+"""What may be around them, in batches; `input` of OpenAI's responses is one."""
 
 
 def is_chat(request: Any) -> bool:
@@ -53,7 +55,13 @@ def is_chat(request: Any) -> bool:
 
     All of them sample where a chat says nothing of it.
     """
-    return type(request) is dict and any(name in request for name in _CHAT)
+    if type(request) is list:
+        return bool(request) and type(request[0]) is dict and "role" in request[0]
+    if type(request) is not dict:
+        return False
+    return any(name in request for name in _CHAT) or any(
+        is_chat(inner) for name in _AROUND if (inner := request.get(name)) is not request
+    )
 
 
 def is_sampled(arguments: Mapping[str, Any], by_default: bool = False) -> bool:

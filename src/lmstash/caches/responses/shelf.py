@@ -135,7 +135,8 @@ class Shelf:
         ttl = self._ttl_seconds if ttl_seconds is None else ttl_seconds
         writes = [
             Write(
-                each.key, value, namespace_of(each.model), _meta(about, each.occurrence), b"", compute_seconds, 0, ttl
+                *(each.key, value, namespace_of(each.model)),
+                *(_meta(self._tags(about), each.occurrence), b"", compute_seconds, 0, ttl),
             )
             for (each, about, _), value in zip(chosen, values, strict=True)
         ]
@@ -159,7 +160,12 @@ class Shelf:
 
     def _encode(self, asked: Asked, answer: Any) -> bytes | None:
         events = self.store.events
-        if not self._keep_if(answer):
+        try:
+            keep = self._keep_if(answer)
+        except Exception as error:  # the answer is paid for: whoever asked gets it
+            events.warn_once("keep_if", "lmstash: keep_if= failed, so an answer is not kept: %r", error)
+            keep = False
+        if not keep:
             events.drop(KIND, asked.key, DropReason.EMPTY)
             return None
         try:
@@ -189,6 +195,12 @@ class Shelf:
             if self.store.strict:
                 raise
         return MISSING
+
+    def _tags(self, about: Any) -> Tags | None:
+        if about is None or isinstance(about, Mapping):
+            return about
+        self.store.events.warn_once("tags", "lmstash: tags= takes a dict such as {'task': 'sums'}; got %r", about)
+        return None
 
     def _describe(self, model: Fingerprint) -> None:
         if model.digest not in self._described:

@@ -1,0 +1,190 @@
+"""What a hit returns is what was computed, or it is not kept; and no wish beside it costs the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import InitVar, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, Field, SecretStr, field_validator
+
+import lmstash
+from lmstash.caches.responses import register
+from lmstash.caches.responses.answers import decode_answer, encode_answer
+from lmstash.errors import InvalidArgumentError
+from lmstash.stash import Stash
+
+
+class Aliased(BaseModel):
+    kind: str = Field("none", alias="class")
+
+
+class Scaled(BaseModel):
+    score: float
+
+    @field_validator("score")
+    @classmethod
+    def _share(cls, value: float) -> float:
+        return value / 100
+
+
+class Anything(BaseModel):
+    said: Any
+
+
+class Secretive(BaseModel):
+    key: SecretStr
+
+
+class Base(BaseModel):
+    a: int
+
+
+class Derived(Base):
+    b: int
+
+
+class Holder(BaseModel):
+    held: Base
+
+
+@dataclass
+class Grown:
+    score: float
+
+    def __post_init__(self) -> None:
+        self.score *= 100
+
+
+@dataclass
+class Made:
+    a: int
+    more: InitVar[int] = 1
+
+    def __post_init__(self, more: int) -> None:
+        self.a += more
+
+
+@dataclass
+class Plain:
+    words: list[str] = field(default_factory=list)
+    odds: float = 0.0
+
+
+class Own:
+    def __init__(self, by: int) -> None:
+        self.by = by
+
+
+@pytest.fixture(autouse=True)
+def known() -> None:
+    for cls in (Aliased, Scaled, Anything, Secretive, Base, Derived, Holder, Grown, Made, Plain):
+        register(cls)
+    register(Own, to_plain=lambda value: value.by, from_plain=Own)
+
+
+@pytest.fixture
+def stash(tmp_path: Path) -> Iterator[Stash]:
+    with lmstash.open(tmp_path / "stash") as opened:
+        yield opened
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Scaled(score=50),
+        Anything(said=(1, 2)),
+        Secretive(key=SecretStr("abc")),
+        Holder(held=Derived(a=1, b=2)),
+        Grown(0.5),
+        Made(5, 1),
+        [Plain(), Grown(1)],
+    ],
+)
+def test_what_would_come_back_as_another_is_not_kept(stash: Stash, answer: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match="come back as another"):
+        encode_answer(answer)
+    responses = stash.responses(model="m")
+    for _ in range(2):
+        assert responses.get_or_compute("x", lambda: answer) == answer
+    assert stash.stats.hits == 0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Aliased(**{"class": "good"}),
+        Anything(said=[1, {"a": None}]),
+        Holder(held=Base(a=1)),
+        {"several": [Plain(["a"], 0.5), Plain()], "more": (Base(a=1),)},
+    ],
+)
+def test_what_comes_back_as_itself_is_kept(answer: Any) -> None:
+    assert decode_answer(encode_answer(answer)) == answer
+
+
+def test_numbers_that_are_none_and_classes_that_say_how_they_are_made_are_kept() -> None:
+    assert str(decode_answer(encode_answer(Plain(odds=float("nan"))))) == "Plain(words=[], odds=nan)"
+    assert decode_answer(encode_answer([Own(3)]))[0].by == 3
+
+
+@pytest.mark.parametrize("tags", ["nightly", ["nightly"], 5])
+def test_tags_that_are_no_dict_cost_neither_answer_nor_entry(
+    stash: Stash, tags: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    responses = stash.responses(model="m")
+    assert [responses.get_or_compute("x", lambda: "y", tags=tags) for _ in range(2)] == ["y", "y"]
+    assert stash.stats.hits == 1
+    assert caplog.text.count("tags= takes a dict") == 1
+
+
+def test_a_keep_if_that_fails_costs_no_answer(stash: Stash, caplog: pytest.LogCaptureFixture) -> None:
+    responses = stash.responses(model="m", keep_if=lambda answer: answer["choices"][0])
+    for _ in range(2):
+        assert responses.get_or_compute("x", lambda: {"oops": 1}) == {"oops": 1}
+    assert responses.map(["y"], lambda batch: [{"oops": 2}]) == [{"oops": 2}]
+    assert stash.stats.hits == 0
+    assert caplog.text.count("keep_if= failed") == 1
+
+
+def test_tags_of_a_call_that_fail_cost_no_call(stash: Stash) -> None:
+    @stash.responses(model="m").cached(tags=lambda text: {"task": text["no"]})
+    def title(text: str) -> str:
+        return text.title()
+
+    assert [title("a b"), title("a b")] == ["A B", "A B"]
+    assert stash.stats.hits == 1
+
+
+def test_arguments_of_one_name_are_passed_on(stash: Stash) -> None:
+    @stash.responses(model="m").cached()
+    def given(x: int, /, **more: Any) -> Any:
+        return [x, more]
+
+    assert given(1, x=2) == [1, {"x": 2}]
+    assert given(3, x=2) == [3, {"x": 2}]
+    assert given(1, y=2) == given(1, y=2)
+    assert stash.stats.hits == 1
+
+
+@pytest.mark.parametrize(
+    "chat",
+    [
+        [{"role": "user", "content": "x"}],
+        {"input": [{"role": "user", "content": "x"}]},
+        {"body": {"messages": []}, "custom_id": "1"},
+        {"request": {"body": {"contents": []}}},
+    ],
+)
+def test_chats_within_are_sampled_where_they_say_nothing(stash: Stash, chat: Any) -> None:
+    responses = stash.responses(model="m")
+    assert not responses.put(chat, "y")
+    if isinstance(chat, dict):
+        assert responses.put(chat | {"temperature": 0}, "y")
+        plain = dict.fromkeys(chat, "x")
+        assert responses.put(plain, "y")
+        found = responses.map([plain, chat, chat], lambda batch: list(range(len(batch))))
+        assert found[0] == "y"
+        assert responses.get_many([plain, chat])[1] is lmstash.caches.responses.MISSING
