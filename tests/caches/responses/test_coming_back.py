@@ -188,3 +188,31 @@ def test_chats_within_are_sampled_where_they_say_nothing(stash: Stash, chat: Any
         found = responses.map([plain, chat, chat], lambda batch: list(range(len(batch))))
         assert found[0] == "y"
         assert responses.get_many([plain, chat])[1] is lmstash.caches.responses.MISSING
+
+
+def test_a_request_or_file_that_changes_before_its_batch_is_not_kept_under_its_old_name(
+    stash: Stash, tmp_path: Path
+) -> None:
+    responses, shared = stash.responses(model="m"), {"until": "."}
+    requests: list[Any] = [{"p": number, "gen_kwargs": shared} for number in range(3)]
+
+    def pops(batch: Any) -> list[str]:
+        said = [f"until {each['gen_kwargs'].get('until')}" for each in batch]
+        shared.pop("until", None)
+        return said
+
+    assert responses.map(requests, pops, batch_size=1) == ["until .", "until None", "until None"]
+    shared["until"] = "."
+    assert [responses.get(each, default="absent") for each in requests] == ["until .", "absent", "absent"]
+    picture = tmp_path / "b.png"
+    picture.write_bytes(b"one")
+    asked: list[Any] = ["first", {"image": str(picture)}]
+
+    def reads(batch: Any) -> list[bytes]:
+        said = [picture.read_bytes() for _ in batch]
+        picture.write_bytes(b"another")
+        return said
+
+    assert responses.map(asked, reads, batch_size=1) == [b"one", b"another"]
+    picture.write_bytes(b"one")
+    assert responses.get(asked[1], default="absent") == "absent"

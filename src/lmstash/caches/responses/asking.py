@@ -86,6 +86,16 @@ class Asker:
             self._events.warn_once("responses model", "lmstash: nothing is cached for this model: %s", error)
             return None
 
+    def text_of(self, request: Any) -> bytes | None:
+        """Return the text by which a request would be named now; None for what cannot be named."""
+        text = self._reader.write(request, {})
+        if text is not None:
+            return text
+        try:
+            return self._reader.read(request).text
+        except Exception:  # other people's objects are looked at
+            return None
+
     def ask(self, model: Fingerprint | None, request: Any, occurrence: int | None = None) -> Asked | None:
         """Return what to look up; None, counted as a miss, for what may not be served or cannot be named.
 

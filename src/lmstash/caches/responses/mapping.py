@@ -165,6 +165,7 @@ class Mapped:
         if not batch:
             return
         cache, requests = self._cache, [self._requests[each.numbers[0]] for each in batch]
+        changed = {id(each) for each, request in zip(batch, requests, strict=True) if self._is_other(each, request)}
         started = time.perf_counter()
         answers = yield Batch(requests)
         seconds = (time.perf_counter() - started) / len(batch)
@@ -174,7 +175,8 @@ class Mapped:
                 f"the function got {len(batch)} requests and returned {got} answers: it has to return one for each, "
                 "None where there is none"
             )
-        named = [(each, answer) for each, answer in zip(batch, answers, strict=True) if each.asked is not None]
+        pairs = zip(batch, answers, strict=True)
+        named = [(each, answer) for each, answer in pairs if each.asked is not None and id(each) not in changed]
         kept = cache.shelf.keep(
             [each.asked for each, _ in named if each.asked is not None],
             [answer for _, answer in named],
@@ -190,6 +192,16 @@ class Mapped:
             yield self._answered(each.numbers[0], answer)
             for number in each.numbers[1:]:
                 yield self._answered(number, answer if one is None else copy_of(one, answer))
+
+    def _is_other(self, wanted: _Wanted, request: Any) -> bool:
+        """Whether a request, or a file that it names, has become another since it was looked up."""
+        asker = self._cache.asker
+        if wanted.asked is None or asker.fetches or asker.text_of(request) == wanted.asked.text:
+            return False
+        self._cache.store.events.warn_once(
+            "request changed", "lmstash: a request was changed before it was computed, so its answer is not kept"
+        )
+        return True
 
     def _await(self, wanted: _Wanted) -> Generator[Any, Any, None]:
         """Wait until somebody else's computation is over, or it took too long."""
