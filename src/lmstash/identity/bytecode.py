@@ -112,6 +112,8 @@ def parts_of(name: str, member: Any) -> Iterator[Any]:
     elif isinstance(member, FunctionType):
         yield member
     elif not isinstance(member, type) and hasattr(member, "__wrapped__"):
+        if not isinstance(member, functools._lru_cache_wrapper):  # another wrapper may hold anything
+            yield member
         yield from parts_of(name, member.__wrapped__)
     elif not (isinstance(member, _WITHOUT_MEANING) or name in _NOISE or encoded(member) is not None):
         is_word = name.startswith("__") and name.endswith("__")  # annotations and such

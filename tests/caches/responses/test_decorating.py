@@ -326,3 +326,18 @@ def test_a_class_that_holds_an_instance_of_itself_is_an_argument_and_what_it_hol
     assert ask(Style(2)) == ask(Style(2)) == 1
     Style.default = Style(3)  # pyright: ignore[reportAttributeAccessIssue]
     assert ask(Style(2)) == 2
+
+
+def test_a_wrapper_that_holds_more_than_its_function_is_not_taken_for_it(
+    responses: Responses, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Times:
+        def __init__(self, by: int) -> None:
+            self.by = by
+            self.__wrapped__ = made("def ask():\n return 1")
+
+    def asks(times: Any) -> Any:
+        return responses.cached(made("def ask():\n return times.by", times=times))
+
+    assert [asks(Times(by))() for by in (2, 3)] == [2, 3]
+    assert "not cached" in caplog.text

@@ -213,9 +213,8 @@ class Calls:
             return ["pattern", value.pattern, value.flags]
         if isinstance(value, logging.Logger):
             return ["logger"]
-        inner = getattr(value, "__wrapped__", None)
-        if isinstance(inner, FunctionType):  # as functools.lru_cache leaves it
-            return ["wrapped", self._code(inner)]
+        if isinstance(value, functools._lru_cache_wrapper) and isinstance(value.__wrapped__, FunctionType):
+            return ["wrapped", self._code(value.__wrapped__)]
         try:
             return ["object", read_request([self._plain(value, _MOST_NESTED)], urls="trust").text]
         except InvalidArgumentError as error:
