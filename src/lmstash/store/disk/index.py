@@ -4,12 +4,13 @@ An entry's row id is a 64-bit hash of its key, so that one b-tree serves look-up
 the row and compared. Two keys of one hash displace each other, which costs a miss and never a wrong hit.
 
 One connection reads and one writes, each under its own lock, so that a long write holds up no look-up of this process.
+While nothing is being written, look-ups use the one that writes: it keeps its pages when this process commits, and the
+other would have to read them again.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
 from array import array
@@ -21,8 +22,9 @@ import apsw
 
 from lmstash.store.disk.folder import Folder
 from lmstash.store.disk.guarded import Guarded
+from lmstash.store.disk.index_connection import connect
 from lmstash.store.disk.index_errors import APPLICATION_ID, Translated, in_our_words
-from lmstash.store.disk.index_log import IndexLog, wait
+from lmstash.store.disk.index_log import IndexLog
 from lmstash.store.disk.rows import IndexDamagedError, Row, SegmentRow, checked, checked_segment, row_id, row_ids, sane
 
 SCHEMA_VERSION = 1
@@ -50,7 +52,7 @@ _PAGE = f"SELECT {_COLUMNS} FROM entries WHERE k > ? ORDER BY k LIMIT 1000"
 _ADD = f"INSERT INTO entries({_COLUMNS}) VALUES(?,?,?,?,?,?,?,?,?,?)"
 _PUT = _ADD.replace("INSERT", "INSERT OR REPLACE")
 _id = itemgetter(0)
-_READER_KIB, _WRITER_KIB = 128 << 10, 64 << 10
+_KIB, _BESIDE_KIB = 128 << 10, 16 << 10
 """Of pages that are held, as far as they are used: the index of a million entries is about 100 MiB."""
 
 
@@ -79,35 +81,14 @@ class Index:
         """Whether this object made the database, which then knows nothing of older files."""
         self.read_lock = threading.RLock()
         self.write_lock = threading.RLock()
+        """Taken before the other one, if both are."""
+        self._writing = 0
         with self._translated:
-            self.reader = self._connect(_READER_KIB)
-            self.writer = self.reader if read_only else self._connect(_WRITER_KIB)
+            self.reader = connect(folder, _KIB if read_only else _BESIDE_KIB, read_only=read_only)
+            self.writer = self.reader if read_only else connect(folder, _KIB)
             self.log = IndexLog(self.writer, folder, log_bytes)
             self._prepare()
         self.inode = folder.index_inode()
-
-    def _connect(self, cached_kib: int) -> apsw.Connection:
-        path = str(self._folder.index)
-        if not self._read_only:
-            connection = apsw.Connection(path)
-            os.chmod(path, 0o600)
-            connection.set_busy_handler(wait)
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = NORMAL")
-        else:
-            flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
-            uri = "file:" + path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
-            try:
-                connection = apsw.Connection(uri, flags=flags)
-                connection.set_busy_handler(wait)
-                connection.execute("SELECT count(*) FROM segments").fetchall()
-            except (apsw.CantOpenError, apsw.IOError, apsw.ReadOnlyError, apsw.FullError):
-                # A log needs a file beside it, which a full or read-only disk refuses: read what is checkpointed.
-                # Rows that are out of date are caught by the records' own keys and checksums.
-                connection = apsw.Connection(uri + "?immutable=1", flags=flags)
-        connection.execute(f"PRAGMA cache_size = -{cached_kib}")
-        connection.execute("PRAGMA temp_store = MEMORY")
-        return connection
 
     def _prepare(self) -> None:
         version = self.reader.execute("PRAGMA user_version").get
@@ -126,6 +107,10 @@ class Index:
 
     # --- look-ups -------------------------------------------------------------------------------------------------
 
+    def _quickest(self) -> apsw.Connection:
+        """Return the connection to look up with, for as long as the caller holds `read_lock`."""
+        return self.reader if self._writing else self.writer
+
     def find(self, key: bytes) -> Row | None:
         """Return where `key` is."""
         found = self.spot(key)
@@ -138,7 +123,7 @@ class Index:
         """
         try:
             with self.read_lock:
-                found = self.reader.execute(_FIND, (row_id(key),)).fetchall()
+                found = self._quickest().execute(_FIND, (row_id(key),)).fetchall()
         except apsw.Error as error:
             raise in_our_words(error, self._folder) from error
         return found[0] if found and found[0][1] == key else None
@@ -146,18 +131,18 @@ class Index:
     def find_many(self, keys: Sequence[bytes]) -> dict[bytes, Row]:
         """Return where each key is that is there."""
         with self.read_lock, self._translated:
-            return _find_many(self.reader, keys)
+            return _find_many(self._quickest(), keys)
 
     def expiries(self, keys: Sequence[bytes]) -> dict[bytes, int]:
         """Return when each key that is there expires (0: never); others may be in it, too."""
         ids = array("q", row_ids(keys))
         with self.read_lock, self._translated:
-            return dict(self.reader.execute(_EXPIRIES, (apsw.carray(ids),))) if ids else {}
+            return dict(self._quickest().execute(_EXPIRIES, (apsw.carray(ids),))) if ids else {}
 
     def locate(self, ids: Any) -> list[tuple[Any, ...]]:
         """Return (id, segment, offset, head, size, slot, expiry) of each row id (an int64 array) that is there."""
         with self.read_lock, self._translated:
-            return self.reader.execute(_LOCATE, (apsw.carray(ids),)).fetchall() if len(ids) else []
+            return self._quickest().execute(_LOCATE, (apsw.carray(ids),)).fetchall() if len(ids) else []
 
     def page(self, after: int | None) -> list[Row]:
         """Return up to 1,000 rows whose id follows `after`, in their order."""
@@ -212,12 +197,25 @@ class Index:
 
     # --- changes: only inside `transaction()` ---------------------------------------------------------------------
 
+    def writing(self) -> Guarded[None]:
+        """Use the connection that writes: one thread at a time, and no look-up meanwhile. Nests."""
+        return Guarded(self._keep_others_off())
+
+    def _keep_others_off(self) -> Generator[None, None, None]:
+        with self.write_lock:
+            with self.read_lock:  # whoever looks up with it now comes to an end
+                self._writing += 1
+            try:
+                yield
+            finally:
+                self._writing -= 1
+
     def transaction(self) -> Guarded[apsw.Connection]:
         """Run a group of changes that other processes see all at once or not at all. Nests."""
         return Guarded(self._transaction())
 
     def _transaction(self) -> Generator[apsw.Connection, None, None]:
-        with self.write_lock, self._translated:
+        with self.writing(), self._translated:
             if self.writer.in_transaction:
                 yield self.writer
                 return
@@ -345,7 +343,7 @@ class Index:
 
     def sync(self) -> None:
         """Return once every committed change is on the medium."""
-        with self.write_lock, self._translated:
+        with self.writing(), self._translated:
             self.writer.execute("PRAGMA synchronous = FULL")
             try:
                 with self.transaction():
@@ -355,30 +353,31 @@ class Index:
 
     def checkpoint(self) -> None:
         """Move the log into the database and cut it, if nobody is reading."""
-        with self.write_lock:
+        with self.writing():
             self.log.cut()
 
     def page_bytes(self) -> tuple[int, int]:
         """Return what the database's pages take, log aside, and what those take in which nothing is."""
         asked = ("page_size", "page_count", "freelist_count")
-        size, count, free = (int(self.writer.execute(f"PRAGMA {each}").get) for each in asked)
+        with self.writing():
+            size, count, free = (int(self.writer.execute(f"PRAGMA {each}").get) for each in asked)
         return size * count, size * free
 
     def compact(self) -> None:
         """Give back pages that are empty or half empty; not on a full disk. Costs a second for a million entries."""
-        with self.write_lock, contextlib.suppress(apsw.Error):
+        with self.writing(), contextlib.suppress(apsw.Error):
             self.writer.execute("VACUUM")
             self.log.cut()
 
     def cut_long_log(self) -> int:
         """Cut the log if it is long, waiting for others a little; returns how often it was so far."""
-        with self.write_lock, self._translated:
+        with self.writing(), self._translated:
             self.log.cut_if_long(patient=True)
             return self.log.cuts
 
     def close(self) -> None:
         """Close both connections."""
-        with self.write_lock, self.read_lock:
+        with self.writing(), self.read_lock:
             self.writer.close()
             self.reader.close()
 

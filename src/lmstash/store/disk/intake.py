@@ -65,7 +65,7 @@ class Intake:
             OSError, CapacityError: The disk is full.
         """
         n_bytes = sum(item.most_bytes for item in items)
-        with self._index.write_lock:
+        with self._index.writing():
             self._index.finish()  # or what an interrupt has left to be done would take the new records for old ones
             try:
                 writer = self._writer(namespace, n_bytes, len(items))
@@ -131,7 +131,7 @@ class Intake:
         ids = [row_ids(sheet.keys) for sheet in sheets]
         if len(set(chain.from_iterable(ids))) < n_records:
             return False  # one key twice: the later of them replaces the other, or does not
-        with self._index.write_lock:
+        with self._index.writing():
             self._index.finish()
             writer = None
             try:
@@ -176,7 +176,7 @@ class Intake:
 
     def delete(self, keys: Sequence[bytes]) -> int:
         """Remove entries; returns how many there were."""
-        with self._index.write_lock:
+        with self._index.writing():
             with self._reclaimer.changes():
                 rows = list(self._index.find_for_change(keys).values())
                 if rows:
@@ -190,7 +190,7 @@ class Intake:
 
     def drop(self, row: Row) -> None:
         """Remove one entry if it still is where `row` says."""
-        with self._index.write_lock, self._reclaimer.changes():
+        with self._index.writing(), self._reclaimer.changes():
             if self._index.find_for_change([row.key]).get(row.key) == row:
                 self._reclaimer.recover()
                 self._bury([row])
@@ -199,7 +199,7 @@ class Intake:
 
     def pin(self, keys: Sequence[bytes], pinned: bool) -> int:
         """Protect entries from eviction or stop doing so; returns how many are kept."""
-        with self._index.write_lock, self._reclaimer.changes():
+        with self._index.writing(), self._reclaimer.changes():
             rows = list(self._index.find_for_change(keys).values())
             changed = [row for row in rows if bool(row.pinned) != pinned]
             self._note_pins(changed, pinned=pinned)

@@ -93,13 +93,13 @@ class Opened:
         self.shrinker = Shrinker(self.index, self.appender, self.reclaimer, events)
         self.intake = Intake(self.index, self.recency, self.appender, self.reclaimer, self.shrinker, events)
         if not read_only:
-            with self.index.write_lock:
+            with self.index.writing():
                 self.settle_capacity(capacity_bytes)
                 self.recovery.reconcile()
 
     def settle_capacity(self, asked: int | None) -> None:
         """Make `asked` (if set) or a default the folder's limit, and enforce it: somebody may have died over that."""
-        with self.index.write_lock:
+        with self.index.writing():
             try:
                 lowered = self._note_capacity(asked)
             except (OSError, CapacityError):  # a full disk may have no room to note by how much it is to be emptied
@@ -140,7 +140,7 @@ class Opened:
         """Seal, tidy, sync, and close the index."""
         try:
             if not self.read_only:
-                with self.index.write_lock:
+                with self.index.writing():
                     self.appender.seal_all()
                     self.reclaimer.tidy()
                     self.appender.seal_all()

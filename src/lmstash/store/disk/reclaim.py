@@ -198,7 +198,7 @@ class Reclaimer:
 
     def drop(self, namespace: str | None) -> Removed:
         """Remove the whole segments of `namespace` (see `lmstash.store.base.matches`) with all that lives in them."""
-        with self._index.write_lock, self.changes():
+        with self._index.writing(), self.changes():
             self.recover()
             # All that there are now: the tombstones among them name records among them, and need not be kept.
             segments = [each for each in self._index.segments_for_change() if matches(each.namespace, namespace)]

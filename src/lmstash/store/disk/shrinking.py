@@ -34,12 +34,12 @@ class Shrinker:
 
     def evict(self, to_bytes: int) -> Removed:
         """Evict until the folder takes at most `to_bytes`."""
-        with self._index.write_lock:
+        with self._index.writing():
             return self._shrink(to_bytes, lends=self._room.refresh().over_bytes() > 0)
 
     def settle(self) -> None:
         """Evict until the folder keeps its limit, and the next put finds room without evicting more."""
-        with self._index.write_lock:
+        with self._index.writing():
             self._appender.unsettled = False
             if self._room.refresh().capacity_bytes is not None:
                 self._shrink(None, lends=True)
@@ -53,14 +53,14 @@ class Shrinker:
 
     def unlink_first(self) -> bool:
         """Unlink the least valuable segment that can go so: see `Reclaimer.unlink_first`."""
-        with self._index.write_lock:
+        with self._index.writing():
             with self._index.transaction():
                 shares = self._reclaimer.shares(1) + self._reclaimer.shares(1 << 62)  # if not the least, then any
             return self._reclaimer.unlink_first(shares)
 
     def clear(self, namespace: str | None) -> Removed:
         """Remove whole segments: see `Reclaimer.drop`."""
-        with self._index.write_lock:
+        with self._index.writing():
             needs = IndexNeeds(self._index)
             removed = self._reclaimer.drop(namespace)
             if needs.spare_bytes():
@@ -70,7 +70,7 @@ class Shrinker:
     def _shrink(self, to_bytes: int | None, *, lends: bool) -> Removed:
         stats = self._events.stats
         before = stats.evicted_entries, stats.evicted_bytes
-        with self._index.write_lock:
+        with self._index.writing():
             with contextlib.suppress(OSError, CapacityError):  # a full disk: what is sealed goes first
                 self._appender.seal_all()
             needs = IndexNeeds(self._index)

@@ -131,7 +131,7 @@ class DiskStore:
                 condemned, now = (0, 0), time.monotonic()
                 if damaged and now >= self._next_rebuild:
                     self._next_rebuild, condemned = now + _REBUILD_SECONDS, stale.index.inode
-                with stale.index.write_lock:  # nobody may be writing to a file that is closed
+                with stale.index.writing():  # nobody may be writing to a file that is closed
                     stale.appender.abandon()
                 forks.abandoned.append(stale)
                 self._opened = self._open(condemned)
@@ -313,7 +313,7 @@ class DiskStore:
             found = [(info.key, info.nbytes) for info in self.entries(namespace) if select(info)]
             if not dry_run:
                 self.delete_many([key for key, _nbytes in found])
-                with opened.index.write_lock:
+                with opened.index.writing():
                     opened.appender.seal_all()
                     opened.reclaimer.tidy()
             return Removed(len(found), sum(nbytes for _key, nbytes in found))
@@ -362,7 +362,7 @@ class DiskStore:
         """Return once everything put so far would survive a power loss: syncs segments, folder and index."""
         with self._faults():
             opened = self._writable()
-            with opened.index.write_lock:
+            with opened.index.writing():
                 opened.sync()
 
     def removals(self) -> int:
