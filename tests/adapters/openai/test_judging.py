@@ -58,6 +58,7 @@ def test_good_answers() -> None:
         (CHAT, chat(None, content="hi")),
         (CHAT, chat(content="")),
         (CHAT, chat(content=None)),
+        (CHAT, chat(content=" \n")),
         (CHAT, {"choices": []}),
         (CHAT, {"choices": None}),
         (CHAT, {"choices": [*chat(content="hi")["choices"], *chat(content="")["choices"]]}),
@@ -70,6 +71,7 @@ def test_good_answers() -> None:
         (COMPLETIONS, {"choices": [{"finish_reason": "stop", "text": ""}]}),
         (EMBEDDINGS, {"data": []}),
         (EMBEDDINGS, {"data": [{"embedding": []}]}),
+        (EMBEDDINGS, {"data": [{"embedding": [0.5, None]}]}),
         (RESPONSES, response("failed")),
         (RESPONSES, response("in_progress")),
         (RESPONSES, response("queued")),
@@ -103,6 +105,9 @@ def test_good_streams() -> None:
 
 def test_streams_that_are_cut_failed_or_empty() -> None:
     whole = [delta(content="hi"), delta("stop")]
+    assert good_stream(CHAT, *whole, end=b"event: message\ndata: [DONE]\n\n")
+    assert not good_stream(CHAT, *whole, end=b"event: error\ndata: {}\n\ndata: [DONE]\n\n")
+    assert not good_stream(CHAT, delta(content=" "), delta("stop"))
     assert not good_stream(CHAT, *whole, end=b"")
     assert not good_stream(CHAT, *whole, end=b"data: [DONE]\n")
     assert not good_stream(CHAT, *whole, end=b"data: [DO")

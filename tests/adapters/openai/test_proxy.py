@@ -220,6 +220,9 @@ def test_cache_control_of_a_request(start_proxy: Any, upstream: Any) -> None:
     ]
     time.sleep(1.1)
     assert ask("max-age=1") == "miss c-5"
+    sampled = ASK | {"temperature": 1}  # nor may anybody be asked what is not cached at all
+    made = httpx2.post(f"{proxy.url}/v1/chat/completions", json=sampled, headers={"cache-control": "only-if-cached"})
+    assert (made.status_code, made.headers["x-lmstash"], upstream.calls) == (504, "miss", 5)
 
 
 def test_two_proxies_on_one_folder_ask_once(start_proxy: Any, upstream: Any) -> None:

@@ -260,9 +260,10 @@ def test_cache_control(value: str, control: Control) -> None:
     assert read_control([("cache-control", each.strip()) for each in value.split(",")]) == control
 
 
-def test_an_occurrence_is_a_number() -> None:
+@pytest.mark.parametrize("value", ["-1", "two", "9" * 5000])
+def test_an_occurrence_is_a_number(value: str) -> None:
     with pytest.raises(InvalidArgumentError, match="from 0"):
-        read_control([("x-lmstash-occurrence", "-1")])
+        read_control([("x-lmstash-occurrence", value)])
 
 
 _JSON = st.recursive(

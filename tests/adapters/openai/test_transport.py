@@ -180,6 +180,9 @@ def test_cache_control_of_a_request(client: openai.OpenAI, upstream: Any) -> Non
     with pytest.raises(openai.InternalServerError) as caught:
         ask("only-if-cached")
     assert (caught.value.status_code, upstream.calls) == (504, 0)
+    with pytest.raises(openai.InternalServerError) as caught:  # nor may anybody be asked what is not cached at all
+        client.chat.completions.create(**ASK | {"temperature": 1}, extra_headers={"cache-control": "only-if-cached"})
+    assert (caught.value.status_code, upstream.calls) == (504, 0)
     assert ask("no-store") == "bypass c-1"
     assert ask("max-age=60") == "miss c-2"
     assert ask("only-if-cached") == "hit c-2"

@@ -154,6 +154,21 @@ def test_parquet(stash: Stash, tmp_path: Path) -> None:
         assert abs(flat["created"].timestamp() - row["created"]) < 1e-3
 
 
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_tags_of_any_kind_are_exported(stash: Stash, other: Stash, tmp_path: Path, form: str) -> None:
+    cache = stash.responses(model="provider/m", revision="1")
+    odd: list[Any] = [{"task": "caf\udce9.txt"}, {"tags": "word"}, {"tags": 5}, {"tags": None}, {"doc": {"a": [1]}}]
+    for number, tags in enumerate(odd):
+        assert cache.put({"odd": number}, "y", tags=tags)
+    assert len(list(cache.find(tag="word"))) == 1
+    assert exported(stash, tmp_path / "x", form) == 6 + len(odd)
+    if form == "jsonl":
+        assert import_responses(other.store, tmp_path / "x").taken == 6 + len(odd)
+        assert [each.tags["task"] for each in other.responses(model="provider/m", revision="1").find(task="caf*")] == [
+            "caf?.txt"
+        ]
+
+
 def test_an_export_that_fails_leaves_what_was_there(
     stash: Stash, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -268,6 +268,76 @@ def test_tasks_of_one_thread_that_need_each_others_answers_do_not_hang(responses
     assert got[1].startswith("b with ")
 
 
+@pytest.mark.parametrize("how", ["task", "thread", "map"])
+def test_a_task_or_thread_that_a_computation_starts_does_not_wait_for_it(responses: Responses, how: str) -> None:
+    async def inner() -> str:
+        return "inner"
+
+    async def outer() -> str:
+        if how == "thread":
+            return await asyncio.to_thread(responses.get_or_compute, "q", lambda: "inner")
+        return await asyncio.create_task(responses.get_or_compute_async("q", inner))
+
+    async def batch(_requests: list[Any]) -> list[Any]:
+        return [await outer()]
+
+    async def main() -> list[str]:
+        if how == "map":
+            return await responses.map_async(["q"], batch)
+        return [await responses.get_or_compute_async("q", outer)]
+
+    assert within(20, lambda: asyncio.run(main())) == ["inner"]
+    assert not responses.flights._aloft
+
+
+def test_of_those_who_wait_for_one_that_is_called_off_one_computes(responses: Responses) -> None:
+    calls: list[int] = []
+
+    async def slow() -> str:
+        calls.append(1)
+        await asyncio.sleep(0.2)
+        return f"answer {len(calls)}"
+
+    async def mapped() -> str:
+        async def batch(requests: list[Any]) -> list[Any]:
+            return [await slow() for _ in requests]
+
+        return (await responses.map_async(["q"], batch))[0]
+
+    async def main() -> list[Any]:
+        leader = asyncio.create_task(responses.get_or_compute_async("q", slow))
+        await asyncio.sleep(0.05)
+        rest = [asyncio.create_task(responses.get_or_compute_async("q", slow)) for _ in range(20)]
+        rest += [asyncio.create_task(mapped()) for _ in range(5)]
+        await asyncio.sleep(0.05)
+        leader.cancel()
+        return await asyncio.wait_for(asyncio.gather(*rest), 20)
+
+    assert asyncio.run(main()) == ["answer 2"] * 25
+    assert len(calls) == 2
+    assert not responses.flights._aloft
+
+
+def test_those_who_wait_for_one_that_fails_compute_for_themselves_at_once(responses: Responses) -> None:
+    calls: list[int] = []
+
+    async def fails_once() -> str:
+        calls.append(1)
+        await asyncio.sleep(0.1)
+        if len(calls) == 1:
+            raise OSError("busy")
+        return "answer"
+
+    async def main() -> list[Any]:
+        tasks = [responses.get_or_compute_async("q", fails_once) for _ in range(6)]
+        return await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 20)
+
+    got = asyncio.run(main())
+    assert [type(each) for each in got].count(OSError) == 1
+    assert got.count("answer") == 5
+    assert responses.get("q") == "answer"
+
+
 @pytest.mark.parametrize("how", ["get_or_compute", "map"])
 def test_a_plain_call_in_an_event_loop_does_not_wait_for_a_task_of_that_loop(responses: Responses, how: str) -> None:
     async def main() -> tuple[Any, Any]:

@@ -19,6 +19,7 @@ FIELDS = [
     *("token", "Token", "session_token", "aws_session_token", "github_token", "private_token", "sessionToken", "jwt"),
     *("credentials", "passwd", "db_passwd", "pwd", "auth", "basic_auth", "auth_header", "authHeader", "signature"),
     *("X-Amz-Signature", "sas", "sas_token", "X-Auth", "X-Token", "api_keys", "cookies", "Ocp-Apim-Subscription-Key"),
+    *("hub_token", "slack_token", "service_token", "password2", "api_key_1", "PASSWORD-03"),
 ]
 FRIENDS = [
     *("max_tokens", "tokens", "token_ids", "tokenizer", "token_type", "eos_token", "bos_token", "pad_token"),
@@ -36,6 +37,10 @@ FRIENDS = [
         {"headers": [("X-Auth", "SEKRET1")]},
         {"headers": [["X-Token", "SEKRET1"], ["session-token", "SEKRET1"]]},
         {"auth": ("user", "SEKRET1")},
+        {"headers": [(b"Authorization", b"SEKRET1")]},
+        {"headers": {b"authorization": b"SEKRET1", b"x-api-key-2": "SEKRET1"}},
+        {"headers": [{"name": "Authorization", "value": "SEKRET1"}, {"value": ["SEKRET1"], "key": "X-Auth"}]},
+        {"config": [["api_key_2", "SEKRET1"]]},
         {"credentials": {"type": "of_a_service", "what": "SEKRET1"}},
         {"base_url": "https://user:SEKRET1@host/v1"},
         {"base_url": "postgres://SEKRET1@host/v1"},
@@ -71,6 +76,8 @@ def test_a_secret_counts_and_is_not_stored(tmp_path: Path, request_: Any) -> Non
         {"tools": [{"parameters": {"properties": {"auth": {"anyOf": [{"const": "shown"}]}}}}]},
         {"choices": ["token", "shown"], "stop": [["signature", "shown"]]},
         {"token": 7, "auth": None, "x": "shown"},
+        {"password": None, "secret": False},
+        {"rows": [{"name": "colour", "value": "shown"}, {"name": "token", "value": "shown"}]},
         {"url": "https://host/v1?model=shown&page=2#part"},
         {"url": "https://host/shown@home?email=me@host"},
         {"prompt": "https://user:pw@host?api_key=x is shown"},
@@ -87,10 +94,24 @@ def test_names_of_secrets() -> None:
     assert [name for name in FRIENDS if is_secret(name)] == []
 
 
+def test_a_number_that_is_a_secret_counts_and_is_not_stored() -> None:
+    texts = [read_request({"password": number}).text for number in (4_815_162_342, 4_815_162_343)]
+    assert texts[0] != texts[1]
+    assert b"4815162342" not in texts[0]
+
+
+def test_a_long_text_before_another_one_costs_little_and_is_no_name() -> None:
+    passage = "one two three " * 5000
+    assert not is_secret(passage)
+    assert read_request([passage, "what?"]).text == json.dumps([passage, "what?"], separators=(",", ":")).encode()
+
+
 def test_a_tag_that_is_a_secret_is_not_stored(tmp_path: Path) -> None:
     with lmstash.open(tmp_path / "stash", strict=True) as stash:
         responses = stash.responses(model="m")
-        responses.put({"prompt": "x"}, "y", tags={"task": "sums", "api_key": "hidden-from-all", "session_token": "too"})
+        secrets = {"api_key": "hidden-from-all", "session_token": "too", "config": {"api_key": "hidden-from-all"}}
+        secrets["server"] = "https://user:hidden-from-all@host/v1"
+        responses.put({"prompt": "x"}, "y", tags={"task": "sums", **secrets})
         (found,) = responses.find(task="sums")
         assert found.tags == {"task": "sums"}
     assert not any(b"hidden-from-all" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())

@@ -245,6 +245,12 @@ def by_path(path: str) -> list[Any]:
         {"prompt": "x", "image_path": path},
         {"prompt": "x", "audio_file": path},
         {"multi_modal_data": {"image": {"path": path, "bytes": None}}},
+        {"prompt": "x", "images": {"front": path}},
+        {"prompt": "x", "file_path": path},
+        {"prompt": "x", "pdf": path},
+        {"prompt": "x", "inputs": [{"type": "local_image", "filename": path}]},
+        {"prompt": path, "temperature": 0},
+        ["describe", path],
     ]
 
 
@@ -283,7 +289,8 @@ def test_a_text_that_is_no_path_of_media_stays_as_it_is(tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.png").write_bytes(b"cat")
     requests: list[Any] = [
-        {"prompt": "a.png", "text": "a.png", "content": ["a.png"], "path": "a.png", "file_path": "a.png"},
+        {"prompt": "see a.png?", "text": "a.png: a cat", "content": ["a.png."], "caption": "file://a.png"},
+        {"prompt": "b.png", "text": "x/a.png", "content": ["a.png\n"], "more": ".png", "last": "x" * 5000 + ".png"},
         {"type": "file", "path": "a.png", "content": "what it holds"},
         {"audio": {"array": [0.1], "path": "a.png"}},
         {"image": {"bytes": b"cat", "path": "a.png"}},
@@ -293,7 +300,7 @@ def test_a_text_that_is_no_path_of_media_stays_as_it_is(tmp_path: Path, monkeypa
     texts = [read_request(each).text for each in requests]
     (tmp_path / "a.png").unlink()
     assert [read_request(each).text for each in requests] == texts
-    assert b"a red cat" in texts[4]
+    assert b"a red cat" in texts[5]
 
 
 def test_a_path_among_other_media_counts_by_content_and_is_not_taken_for_one_of_two(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from lmstash.errors import InvalidArgumentError
 
+_MOST_DIGITS = 18
+
 
 @dataclass(frozen=True, slots=True)
 class Control:
@@ -37,15 +39,13 @@ def read_control(headers: Iterable[tuple[str, str]]) -> Control:
     Raises:
         InvalidArgumentError: `x-lmstash-occurrence` is no number.
     """
-    directives: dict[str, str] = {}
-    ours: dict[str, str] = {}
-    for name, value in headers:
-        if name == "cache-control":
-            for each in value.lower().split(","):
-                directive, _, argument = each.strip().partition("=")
-                directives[directive] = argument.strip('"')
-        elif name.startswith("x-lmstash-"):
-            ours[name.removeprefix("x-lmstash-")] = value.strip().lower()
+    headers = list(headers)
+    directives = _directives(headers)
+    ours = {
+        name.removeprefix("x-lmstash-"): value.strip().lower()
+        for name, value in headers
+        if name.startswith("x-lmstash-")
+    }
     max_age = math.inf
     if "max-age" in directives:
         value = directives["max-age"]
@@ -53,8 +53,8 @@ def read_control(headers: Iterable[tuple[str, str]]) -> Control:
     if "no-cache" in directives:
         max_age = 0.0
     occurrence = ours.get("occurrence", "")
-    if occurrence and not occurrence.isdecimal():
-        raise InvalidArgumentError(f"x-lmstash-occurrence takes a number from 0, not {occurrence!r}")
+    if occurrence and not (occurrence.isdecimal() and len(occurrence) <= _MOST_DIGITS):
+        raise InvalidArgumentError(f"x-lmstash-occurrence takes a number from 0, not {occurrence[:40]!r}")
     return Control(
         bypass="no-store" in directives,
         max_age_seconds=max_age,
@@ -62,3 +62,19 @@ def read_control(headers: Iterable[tuple[str, str]]) -> Control:
         keep_sampled=ours.get("keep-sampled") in ("1", "true", "yes", "on"),
         occurrence=int(occurrence) if occurrence else None,
     )
+
+
+def asks_nobody(headers: Iterable[tuple[str, str]]) -> bool:
+    """Whether a request, which may be one that is not cached, wants nobody to be asked (`only-if-cached`)."""
+    return "only-if-cached" in _directives(headers)
+
+
+def _directives(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return what `Cache-Control` says, in lower case."""
+    found: dict[str, str] = {}
+    for name, value in headers:
+        if name == "cache-control":
+            for each in value.lower().split(","):
+                directive, _, argument = each.strip().partition("=")
+                found[directive] = argument.strip('"')
+    return found

@@ -40,7 +40,7 @@ def _is_good(endpoint: Endpoint, answer: Any) -> bool:
     if not isinstance(answer, dict) or answer.get("error"):
         return False
     if endpoint is EMBEDDINGS:
-        return bool(answer["data"]) and all(each["embedding"] for each in answer["data"])
+        return bool(answer["data"]) and all(_is_vector(each["embedding"]) for each in answer["data"])
     if endpoint is RESPONSES:
         return _is_good_response(answer)
     choices = answer["choices"]
@@ -75,7 +75,13 @@ def _is_good_stream(endpoint: Endpoint, events: list[Any]) -> bool:
 
 
 def _has_content(part: dict[str, Any]) -> bool:
-    return any(part.get(name) for name in _CONTENT)
+    said = [part.get(name) for name in _CONTENT]
+    return any(not each.isspace() if each and isinstance(each, str) else each for each in said)
+
+
+def _is_vector(embedding: Any) -> bool:
+    """Whether it is one: base64, or numbers and nothing else (a server writes null for what is none)."""
+    return bool(embedding) and (isinstance(embedding, str) or None not in embedding)
 
 
 def _events(body: bytes) -> Iterator[Any]:
@@ -92,6 +98,8 @@ def _events(body: bytes) -> Iterator[Any]:
             name, _, value = line.partition(":")
             if name == "data":
                 data.append(value.removeprefix(" "))
+            elif name == "event" and value.strip() == "error":
+                raise ValueError("a stream reports a failure")
             elif name not in ("", "event", "id", "retry"):  # llama.cpp reports failures in a field of its own
                 raise ValueError(f"a stream says {name!r}")
         said = "\n".join(data)

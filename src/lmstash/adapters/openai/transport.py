@@ -10,6 +10,7 @@ from functools import lru_cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from lmstash.adapters.openai.control import asks_nobody
 from lmstash.adapters.openai.endpoints import endpoint_of
 from lmstash.adapters.openai.library import Case, Library
 from lmstash.adapters.openai.question import Bypass, lower
@@ -70,6 +71,8 @@ class CachingTransport(_Transport):
         body = request.read()
         case = self._consider(request, body)
         if isinstance(case, Bypass):
+            if asks_nobody(lower(request.headers.multi_items())):
+                return _nothing_kept(request, case)
             return _marked(inner.handle_request(request), "bypass", case)
         recorded = case.kept()
         if recorded is not None:
@@ -125,6 +128,8 @@ class AsyncCachingTransport(_Transport):
         body = await request.aread()
         case = self._consider(request, body)
         if isinstance(case, Bypass):
+            if asks_nobody(lower(request.headers.multi_items())):
+                return _nothing_kept(request, case)
             return _marked(await inner.handle_async_request(request), "bypass", case)
         recorded = case.kept()
         if recorded is not None:
@@ -257,6 +262,6 @@ def _rebuilt(request: Any, recorded: Recorded) -> Any:
     return _package_of(request).Response(recorded.status, headers=headers, content=recorded.body)
 
 
-def _nothing_kept(request: Any) -> Any:
+def _nothing_kept(request: Any, reason: str | None = None) -> Any:
     content = {"error": {"message": "lmstash keeps no answer to this request", "type": "only_if_cached", "code": 504}}
-    return _package_of(request).Response(504, headers={MARK: "miss"}, json=content)
+    return _marked(_package_of(request).Response(504, json=content), "miss", reason)

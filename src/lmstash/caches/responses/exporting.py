@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -63,7 +63,8 @@ def rows(store: Store, conditions: Conditions, **options: Any) -> Iterator[dict[
     names, models = ModelNames(store), read_digests(store)
     for kept in scan(store, conditions, **options):
         entry = kept.entry
-        model = models.get(fingerprint_of(entry))
+        model, meta = models.get(fingerprint_of(entry)), _shown(entry.meta)
+        words = meta.get("tags") or []
         try:
             request = json.loads(kept.request) if kept.request else None
             answer = json.loads(kept.answer)
@@ -74,9 +75,9 @@ def rows(store: Store, conditions: Conditions, **options: Any) -> Iterator[dict[
             "key": entry.key.hex(),
             "model": names.of(entry) or None,
             "fingerprint": fingerprint_of(entry) if model is None else model.hex(),
-            **{name: entry.meta.get(name) for name in NAMED},
-            "tags": entry.meta.get("tags", []),
-            "facts": {name: value for name, value in entry.meta.items() if name not in _WITH_COLUMN},
+            **{name: meta.get(name) for name in NAMED},
+            "tags": words if isinstance(words, list) else [words],
+            "facts": {name: value for name, value in meta.items() if name not in _WITH_COLUMN},
             "occurrence": occurrence_of(entry),
             "request": request,
             "answer": answer,
@@ -84,6 +85,11 @@ def rows(store: Store, conditions: Conditions, **options: Any) -> Iterator[dict[
             "expires": entry.expires,
             "compute_seconds": entry.compute_seconds,
         }
+
+
+def _shown(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Return facts that a file can hold: lone surrogates, as names of files have them, become question marks."""
+    return json.loads(json.dumps(meta, ensure_ascii=False).encode("utf-8", "replace"))
 
 
 def export_responses(store: Store, out: str | os.PathLike[str] | IO[str], form: str = "jsonl", **options: Any) -> int:

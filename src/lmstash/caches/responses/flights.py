@@ -8,16 +8,17 @@ all of a file's locks: 4,096 in one file cost 55 us each, in 32 files 5.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import fcntl
 import os
 import struct
 import threading
 import weakref
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from lmstash.forks import renew_after_fork
 
@@ -25,30 +26,40 @@ _FILES = 32
 _FLOCK = struct.Struct("hhqqi4x")
 _OFD_SETLK = getattr(fcntl, "F_OFD_SETLK", None)
 
+ABANDONED: Final = b""
+"""What those who wait get where the computation was called off, not tried in vain: they may lead it now."""
+
 
 class Flight:
     """One computation under way.
 
     Attributes:
-        landed: For those who wait: what it gave, encoded; None where they have to compute for themselves.
+        landed: For those who wait: what it gave, encoded; None where they have to compute for themselves; `ABANDONED`.
     """
 
-    __slots__ = ("key", "landed", "locked", "task", "thread")
+    __slots__ = ("key", "landed", "locked", "thread")
 
     def __init__(self, key: bytes) -> None:
-        """Belongs to the calling thread, and to the task it runs."""
+        """Belongs to the calling thread."""
         self.key = key
         self.landed: Future[bytes | None] | None = None
         self.locked = False
         self.thread = threading.get_ident()
-        self.task = _task()
 
     def own(self) -> bool:
-        """Whether to wait for it would be to wait for oneself."""
-        if self.thread != threading.get_ident():
-            return False
-        task = _task()
-        return task is None or task is self.task
+        """Whether to wait for it would be to wait for oneself: it waits for what runs here."""
+        return self in _computing.get()
+
+
+@contextlib.contextmanager
+def computing(flights: Iterable[Flight]) -> Iterator[None]:
+    """Say that what is called within, and the tasks that it starts, compute for these flights."""
+    mine = frozenset(flights)
+    _computing.set(_computing.get() | mine)
+    try:
+        yield
+    finally:  # a generator may be closed elsewhere than it ran, so what was set before is not put back
+        _computing.set(_computing.get() - mine)
 
 
 class Flights:
@@ -146,11 +157,7 @@ def flights_of(store: Any) -> Flights:
         return found
 
 
-def _task() -> Any:
-    loop = asyncio._get_running_loop()  # unlike `current_task`, which raises where there is none, for 1.5 us
-    return None if loop is None else asyncio.current_task(loop)
-
-
+_computing: ContextVar[frozenset[Flight]] = ContextVar("lmstash flights", default=frozenset())
 _by_store: weakref.WeakKeyDictionary[Any, Flights] = weakref.WeakKeyDictionary()
 _alive: weakref.WeakSet[Flights] = weakref.WeakSet()
 _making = threading.Lock()

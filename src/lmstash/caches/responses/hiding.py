@@ -25,7 +25,9 @@ SECRETS = re.compile(
 """Names that are a secret's wherever they stand: also of headers and attributes, which then do not count at all."""
 
 _FIELDS = re.compile(
-    r"token|(.*[-_])?(x|session|security|github|gitlab|private|personal|user|client|bot|csrf|xsrf|sas|jwt)[-_]?token|"
+    r"token|(.*[-_])?(x|session|security|github|gitlab|hub|private|personal|user|client|bot|csrf|xsrf|sas|jwt)[-_]?token|"
+    r"(?!.*(bos|eos|pad|unk|sep|cls|mask|stop|start|begin|end|image|video|audio|next|last|first|special|new)_token)"
+    r".*[-_]token|"
     r"(.*[-_])?(jwt|credentials?|o?auth|sas|auth[-_]?(header|info|data|string)s?)|.*(passwd|pwd)|"
     r"signature|x[-_].*signature|"
     r".*(api[-_]?key|secret([-_]?key)?|cookie|password|passphrase|(private|access)[-_]?key)s|"
@@ -34,15 +36,19 @@ _FIELDS = re.compile(
 )
 """Further names of fields whose values are not stored; alone they may also be words, and arguments of a tool."""
 
+_NUMBERED = re.compile(r"[-_]?\d{1,3}$")
+
 LONG: Final = 4096
 """Bytes, and texts that are media (`data:` URLs), of this length or more stand in a request as their digests."""
 _LONG_NAME = 256
+_NAME_FIELDS = ("name", "key", "header")
+"""Where the name stands whose `value` stands beside it."""
 _SCHEMA = frozenset({"$ref", "anyOf", "oneOf", "allOf", "enum"})
 _TYPES = frozenset({"string", "object", "array", "number", "integer", "boolean", "null"})
 
 _PAIR = re.compile(
     rb'\["(?:[^"\\]|\\.){0,256}(?:key|token|secret|zation|bearer|cookie|password|phrase|jwt|credential|auth|header|info|data|'
-    rb'string|wd|sas|ture)s?","',
+    rb'string|wd|sas|ture)s?(?:[-_]?[0-9]{1,3})?","',
     re.IGNORECASE,
 )
 """A secret's name as the first of two texts, as headers are written."""
@@ -69,13 +75,14 @@ def is_credential(name: str) -> bool:
 
 
 def is_secret(name: str) -> bool:
-    """Whether the value of a field of this name is never stored."""
+    """Whether the value of a field of this name is never stored; a number at its end says nothing."""
     # Long texts come here, too, as the first of two; they are not remembered.
-    return _is_secret(name) if len(name) <= _LONG_NAME else SECRETS.fullmatch(name) is not None
+    return _is_secret(name) if len(name) <= _LONG_NAME else SECRETS.fullmatch(name[-_LONG_NAME:]) is not None
 
 
 @lru_cache(maxsize=4096)
 def _is_secret(name: str) -> bool:
+    name = _NUMBERED.sub("", name)
     return SECRETS.fullmatch(name) is not None or _FIELDS.fullmatch(name) is not None
 
 
@@ -123,27 +130,44 @@ def shorten(value: Any, encode: Callable[[Any], bytes]) -> Any:
     if kind is bytes:
         return bytes_media(value) if len(value) >= LONG else value
     if kind is list or kind is tuple:
-        if len(value) == 2 and type(value[0]) is str and type(value[1]) is str and _is_header(value[0]):
-            return kind([value[0], text_media(value[1])])
+        if len(value) == 2 and _is_header(value[0]):
+            return kind([value[0], _hidden(value[1], encode)])
         shorter = [shorten(each, encode) for each in value]
         same = all(new is old for new, old in zip(shorter, value, strict=True))
         return value if same else kind(shorter)
     if kind is dict:
         found = {name: _field(name, each, encode) for name, each in value.items()}
+        if "value" in value and any(_is_header(value.get(each)) for each in _NAME_FIELDS):
+            found["value"] = _hidden(value["value"], encode)
         return value if all(new is old for new, old in zip(found.values(), value.values(), strict=True)) else found
     return value
 
 
-def _is_header(name: str) -> bool:
+def _is_header(name: Any) -> bool:
     """Whether the first of two texts names a secret, as headers are written; a lone `token` may be one of two words."""
+    name = _as_text(name)
     return is_secret(name) and (SECRETS.fullmatch(name) is not None or "-" in name or "_" in name)
 
 
-def _field(name: Any, value: Any, encode: Callable[[Any], bytes]) -> Any:
-    if value is None or isinstance(value, bool | int | float | Media):
+def _as_text(name: Any) -> str:
+    """Return a name, which programs near HTTP write in bytes; an empty text for what is none."""
+    return name if type(name) is str else name.decode("latin-1") if type(name) is bytes else ""
+
+
+def _hidden(value: Any, encode: Callable[[Any], bytes]) -> Any:
+    """Return what stands for a secret; what says nothing stays as it is."""
+    if value is None or isinstance(value, bool | float | Media):
         return value
-    if type(name) is str and is_secret(name) and (SECRETS.fullmatch(name) or not _is_schema(value)):
-        return text_media(value) if type(value) is str else bytes_media(encode(value))
+    return text_media(value) if type(value) is str else bytes_media(encode(value))
+
+
+def _field(name: Any, value: Any, encode: Callable[[Any], bytes]) -> Any:
+    called = _as_text(name)
+    if is_secret(called):
+        if SECRETS.fullmatch(called):
+            return _hidden(value, encode)
+        if not isinstance(value, int) and not _is_schema(value):
+            return _hidden(value, encode)
     return shorten(value, encode)
 
 

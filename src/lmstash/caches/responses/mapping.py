@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmstash.caches.responses.answers import copy_of, decode_answer
 from lmstash.caches.responses.asking import KIND, Asked
-from lmstash.caches.responses.flights import Flight
+from lmstash.caches.responses.flights import ABANDONED, Flight, computing
 from lmstash.caches.responses.shelf import MISSING
 from lmstash.caches.responses.steps import Aside, Pause, Wait, await_here, await_there
 from lmstash.errors import InvalidArgumentError, MissingDependencyError
@@ -139,7 +139,7 @@ class Mapped:
         flights = self._cache.flights
         flight, leads = flights.join(wanted.asked.key)
         if not leads:
-            return flight.own()  # it is this very thread's: nobody to wait for
+            return flight.own()  # it waits for this very call: nobody to wait for
         wanted.flight = flight
         if flights.lock(flight):
             return True
@@ -167,7 +167,8 @@ class Mapped:
         cache, requests = self._cache, [self._requests[each.numbers[0]] for each in batch]
         changed = {id(each) for each, request in zip(batch, requests, strict=True) if self._is_other(each, request)}
         started = time.perf_counter()
-        answers = yield Batch(requests)
+        with computing(each.flight for each in batch if each.flight is not None):
+            answers = yield Batch(requests)
         seconds = (time.perf_counter() - started) / len(batch)
         if not isinstance(answers, Sequence) or isinstance(answers, str | bytes) or len(answers) != len(batch):
             got = f"{len(answers)}" if hasattr(answers, "__len__") else type(answers).__name__
@@ -210,7 +211,8 @@ class Mapped:
         while time.monotonic() < deadline:
             flight, leads = flights.join(wanted.asked.key)
             if flight.landed is not None and not leads:
-                yield Wait(flight.landed, max(deadline - time.monotonic(), 0.0), flight.thread)
+                if (yield Wait(flight.landed, max(deadline - time.monotonic(), 0.0), flight.thread)) is ABANDONED:
+                    continue
                 return
             if flights.lock(flight):
                 wanted.flight = flight

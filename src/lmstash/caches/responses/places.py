@@ -2,7 +2,8 @@
 
 A field whose name ends in a word for media, in the singular or the plural, holds media: `image`, `input_audio`,
 `videoUrls`, `mask_image_path`. So do fields such as `url`, `source` and `data` of a part whose `type` says so, or of a
-dict in a field for media. Everything else is text, whatever it looks like.
+dict in a field for media. Wherever it stands, a text that is no more than a name with a suffix of media (`scans/1.pdf`)
+may be the path of such a file. Everything else is text, whatever it looks like.
 """
 
 from __future__ import annotations
@@ -32,9 +33,20 @@ _MEDIA_TYPE = re.compile(rf"(input_?)?{_WORDS}(_?url)?", re.IGNORECASE)
 _FILE_TYPE = re.compile(r"(input_?)?(file|document|pdf|url)(_?url)?", re.IGNORECASE)
 _PLACES = frozenset({"src", "source", "image", "audio", "video", "file", "s3_location"})
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|-")
+_SUFFIX: Final = (
+    r"\.(?:png|jpe?g|gif|webp|bmp|tiff?|heic|avif|svg|wav|mp3|flac|ogg|opus|m4a|aac|mp4|m4v|mov|avi|mkv|webm|mpe?g|pdf|"
+    r"docx|pptx|xlsx|npy|npz)"
+)
+_MAY_NAME = re.compile(r'\.[A-Za-z]\w\w\w?"', re.ASCII)
+_MAY_NAME_BYTES = re.compile(_MAY_NAME.pattern.encode())
+"""Quicker than the suffixes: a request of usual length costs 0.3 us."""
+_FILE_NAME = re.compile(rf".*{_SUFFIX}", re.IGNORECASE)
+_LONG_NAME: Final = 4096
 _CONTENT = ("bytes", "array", "data", "base64", "content")
 """Beside one of these a `path` only says where it came from."""
 
+_ORIGIN: Final = 8
+"""What a text is that says where the content beside it came from."""
 _MEDIA, _OF_PART, _INLINE, _PATH = 8, 16, 32, 64
 
 
@@ -55,6 +67,16 @@ def is_place(name: str) -> bool:
     return bool(_of_name(name) & (_MEDIA | _OF_PART | _INLINE | _PATH))
 
 
+def may_name_file(record: str | bytes) -> bool:
+    """Whether a record may hold a text that is the name of a media file."""
+    return (_MAY_NAME.search(record) if isinstance(record, str) else _MAY_NAME_BYTES.search(record)) is not None
+
+
+def _looks(text: str) -> int:
+    """Return what a text may be by its look."""
+    return PATH if len(text) <= _LONG_NAME and "://" not in text and _FILE_NAME.fullmatch(text) else 0
+
+
 def replace_named(value: Any, see: Callable[[str, int], Any], holds: int = 0) -> Any:
     """Return a request with each text that may name media, or is an address, as `see` returns it.
 
@@ -65,6 +87,7 @@ def replace_named(value: Any, see: Callable[[str, int], Any], holds: int = 0) ->
     """
     kind = type(value)
     if kind is str:
+        holds = 0 if holds == _ORIGIN else holds | _looks(value)
         return see(value, holds) if holds else value
     if kind is list or kind is tuple:
         seen = [_item(*each, see, holds) for each in zip_longest(value, value[1:])]
@@ -81,7 +104,7 @@ def _item(value: Any, after: Any, see: Callable[[str, int], Any], holds: int) ->
         return replace_named(value, see, holds)
     if after.kind == NAMED:  # it was replaced already
         return see(value, holds & ~PATH)
-    new = see(value, holds)
+    new = see(value, holds | _looks(value))
     # Others say a path and what the file holds, too; that has its key.
     return value if type(new) is list and new[1].digest == after.digest else new
 
@@ -91,6 +114,8 @@ def _held(part: dict[Any, Any], name: Any, holds: int) -> int:
     said = _of_name(name) if type(name) is str else 0
     if not said:
         return 0
+    if said & _PATH and any(part.get(each) is not None for each in _CONTENT):
+        return _ORIGIN
     address = said & ADDRESS
     if said & _MEDIA:
         return URL | PATH | address
@@ -99,5 +124,5 @@ def _held(part: dict[Any, Any], name: Any, holds: int) -> int:
     if not is_media and not (type(stated) is str and _FILE_TYPE.fullmatch(stated)):
         return address
     if said & _PATH:
-        return URL | PATH if is_media and all(part.get(each) is None for each in _CONTENT) else 0
+        return URL | PATH if is_media else 0
     return URL | address if said & _INLINE else URL | PATH | address

@@ -16,6 +16,7 @@ from math import isfinite
 from typing import Any, Final, NamedTuple
 
 from lmstash.caches.responses.hiding import LONG, is_credential, is_secret, may_show_url
+from lmstash.caches.responses.places import may_name_file
 from lmstash.caches.responses.requests import (
     EXACT,
     HARMLESS,
@@ -78,7 +79,7 @@ class RequestReader:
             return None
         try:
             text = self._keywords(request, self._of_requests, arguments, _MOST_NESTED)
-            return None if "://" in text and may_show_url(text) else text.encode()
+            return text.encode() if _is_text(text) else None
         except Exception:  # other people's objects are looked at; whoever reads it the general way finds out why
             return None
 
@@ -165,7 +166,7 @@ class RequestReader:
         if not own.keys().isdisjoint(arguments):
             raise _UnusualError
         texts = list(map(layout.template.__mod__, zip(*columns, strict=True)))
-        if any(may_show_url(text) for text in texts if "://" in text):
+        if not all(map(_is_text, texts)):
             raise _UnusualError
         return list(map(str.encode, texts)), arguments | own
 
@@ -262,6 +263,11 @@ class RequestReader:
         holes = [encode_basestring(name).replace("%", "%%") + ":%s" for name in kept]
         fields = tuple((name, _holds(name)) for name in kept)
         return _Layout("{" + ",".join(holes) + "}", fields, tuple(telling(kept, layouts is self._of_options)))
+
+
+def _is_text(record: str) -> bool:
+    """Whether what a record holds is text and no more: no secret in a URL, no name of a file."""
+    return not (("://" in record and may_show_url(record)) or may_name_file(record))
 
 
 def _holds(name: str) -> int:

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from lmstash.caches.responses.hiding import is_credential, is_secret, may_show, shorten
-from lmstash.caches.responses.places import is_place
+from lmstash.caches.responses.places import is_place, may_name_file
 from lmstash.caches.responses.sampling import ARGUMENTS, NAMES, note, note_elsewhere, telling
 from lmstash.caches.responses.urls import resolve_media
 from lmstash.codecs.records import encode_record
@@ -74,7 +74,7 @@ def read_request(request: Any, harmless: frozenset[str] = HARMLESS, urls: str = 
         notable |= may_hold(part[part.rfind(b'"') + 1 :])
     if notable & SAMPLING:
         note_elsewhere(arguments, request)
-    if notable & URL:
+    if notable & URL or may_name_file(text):
         known = resolve_media(request, urls)
         if known is not request:
             request, text = known, _encode(known)
@@ -111,6 +111,8 @@ def may_hold(name: bytes) -> int:
     """Return what a field of this name may hold."""
     if name == b"$dict":  # its names are written as the values are
         return URL | SECRET | SAMPLING
+    if name in (b"$bytes", b"value"):  # maybe a name that is a secret's, or what stands beside one
+        return SECRET
     text = name.decode("utf-8", "replace")
     return (URL if is_place(text) else 0) | (SECRET if is_secret(text) else 0) | (SAMPLING if text in NAMES else 0)
 

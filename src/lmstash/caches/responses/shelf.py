@@ -9,7 +9,7 @@ from typing import Any
 from lmstash.caches.models import describe_model
 from lmstash.caches.responses.answers import UnknownTypeError, encode_answer, pack, read_answer, read_answers, unpack
 from lmstash.caches.responses.asking import KIND, Asked, namespace_of
-from lmstash.caches.responses.hiding import is_secret
+from lmstash.caches.responses.hiding import is_secret, shorten, url_shows_secret
 from lmstash.caches.responses.squeezing import SQUEEZED, Squeezer
 from lmstash.caches.responses.who import Who
 from lmstash.codecs.compression import zstandard_module
@@ -212,11 +212,25 @@ def _meta(tags: Tags | None, occurrence: int) -> bytes | None:
     if not tags and not occurrence:
         return None
     number = {"occurrence": occurrence} if occurrence else {}  # with it, a kept request leads to its key
-    facts = {name: value for name, value in (tags or {}).items() if name != "occurrence" and not is_secret(str(name))}
+    facts = {name: value for name, value in (tags or {}).items() if name != "occurrence"}
+    facts = {name: value for name, value in facts.items() if _may_be_stored(name, value)}
+    words = facts.get("tags")
+    if isinstance(words, str):
+        facts["tags"] = [words]
     try:
         return _dumps(facts | number).encode()
     except (TypeError, ValueError):  # a tag is no reason to lose an answer
         return _dumps({str(name): str(value) for name, value in facts.items()} | number).encode()
+
+
+def _may_be_stored(name: Any, value: Any) -> bool:
+    """Whether a fact is no secret, and holds none."""
+    if is_secret(str(name)):
+        return False
+    kind = type(value)
+    if kind is str:
+        return not url_shows_secret(value)
+    return kind not in (dict, list, tuple) or shorten(value, lambda hidden: repr(hidden).encode()) is value
 
 
 _dumps = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode

@@ -26,7 +26,7 @@ _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.001, 0.05
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """For another one's computation; gives its answer, encoded, or None."""
+    """For another one's computation; gives its answer, encoded; None; or `ABANDONED`."""
 
     future: Future[bytes | None]
     seconds: float
@@ -131,18 +131,23 @@ def fly(
         wait_seconds: How long to wait for another one.
     """
     from lmstash.caches.responses.answers import copy_of, decode_answer
+    from lmstash.caches.responses.flights import ABANDONED, computing
     from lmstash.caches.responses.shelf import MISSING
 
+    deadline = time.monotonic() + wait_seconds
     flight, leads = flights.join(asked.key)
-    if not leads:
+    while not leads:
         landed = None if flight.own() else flight.landed
-        encoded = None if landed is None else (yield Wait(landed, wait_seconds, flight.thread))
-        theirs = MISSING if encoded is None else copy_of(encoded, MISSING)
-        if theirs is not MISSING:
-            return theirs
-        answer, _encoded = yield from compute()  # it failed, or takes too long: as if there were no cache
-        return answer
-    encoded = None
+        left = max(deadline - time.monotonic(), 0.0)
+        encoded = None if landed is None else (yield Wait(landed, left, flight.thread))
+        if encoded is not ABANDONED:
+            theirs = MISSING if encoded is None else copy_of(encoded, MISSING)
+            if theirs is not MISSING:
+                return theirs
+            answer, _encoded = yield from compute()  # it failed, or takes too long: as if there were no cache
+            return answer
+        flight, leads = flights.join(asked.key)
+    encoded = ABANDONED
     try:
         yield from locked(flights, flight, shelf, wait_seconds)
         if not refresh and shelf.store.contains(asked.key):  # another process was faster
@@ -150,8 +155,12 @@ def fly(
             if value is not None:
                 encoded = value
                 return decode_answer(value)
-        answer, encoded = yield from compute()
+        with computing((flight,)):
+            answer, encoded = yield from compute()
         return answer
+    except Exception:
+        encoded = None
+        raise
     finally:
         flights.end(flight, encoded)
 

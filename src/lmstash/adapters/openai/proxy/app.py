@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from lmstash.adapters.openai.control import asks_nobody
 from lmstash.adapters.openai.endpoints import endpoint_of
 from lmstash.adapters.openai.library import Case, Library
 from lmstash.adapters.openai.proxy.flights import Board
@@ -68,13 +69,14 @@ class Proxy:
         body = await request.body()
         case = self._library.consider("POST", url, headers, body)
         if isinstance(case, Bypass):
+            if asks_nobody(headers):
+                return self._nothing_kept()
             return await self._pass_on(self._upstream.send("POST", url, headers, body), case)
         recorded = case.kept()
         if recorded is not None:
             return self._kept(recorded)
         if case.control.only_kept:
-            self._metrics.requests["miss", "only_if_cached"] += 1
-            return _failure(504, "only_if_cached", "lmstash keeps no answer to this request", "miss")
+            return self._nothing_kept()
         return await self._listen(case, url, headers, body)
 
     async def _listen(self, case: Case, url: str, headers: Pairs, body: bytes) -> Response:
@@ -96,6 +98,10 @@ class Proxy:
         if not recorded.is_stream:
             return Response(recorded.body, recorded.status, headers)
         return _streaming(recorded.status, list(headers.items()), _each(recorded.pieces()), "hit")
+
+    def _nothing_kept(self) -> Response:
+        self._metrics.requests["miss", "only_if_cached"] += 1
+        return _failure(504, "only_if_cached", "lmstash keeps no answer to this request", "miss")
 
     async def _pass_on(self, sending: object, why: Bypass) -> Response:
         try:
