@@ -172,16 +172,20 @@ def test_sigint_at_random_times_in_a_hundred_loops(
 def interrupted_at(
     line: int, folder: Path, capacity: int | None, tools: Any, seed: int
 ) -> tuple[DiskStore, Journal, int]:
-    """Work, with KeyboardInterrupt raised at the `line`-th line of the store's code; returns the lines run."""
-    lines = 0
+    """Work, with KeyboardInterrupt raised at the `line`-th line of the store's code; returns the lines run.
+
+    Within a `__del__`, where Python would drop it, it is raised at the next line outside.
+    """
+    lines, raised = 0, False
 
     def trace(frame: FrameType, event: str, argument: Any) -> Any:
-        nonlocal lines
+        nonlocal lines, raised
         if "/lmstash/store/disk/" not in frame.f_code.co_filename and "contextlib" not in frame.f_code.co_filename:
             return None
         if event == "line":
             lines += 1
-            if lines == line:
+            if not raised and 0 < line <= lines and not in_finalizer(frame):
+                raised = True
                 raise KeyboardInterrupt
         return trace
 
@@ -201,6 +205,12 @@ def interrupted_at(
     finally:
         sys.settrace(old)
     return store, journal, lines
+
+
+def in_finalizer(frame: FrameType | None) -> bool:
+    while frame is not None and frame.f_code.co_name != "__del__":
+        frame = frame.f_back
+    return frame is not None
 
 
 def interrupt_at_lines(n: int, tmp_path: Path, capacity: int | None, tools: Any, seed: int) -> None:
