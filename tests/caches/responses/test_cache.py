@@ -27,6 +27,12 @@ def stash(tmp_path: Path) -> Iterator[Stash]:
         yield opened
 
 
+def again(stash: Stash) -> Stash:
+    """Open the folder as a second run of the program does."""
+    stash.flush()
+    return lmstash.open(stash.store.folder_path, strict=True)  # type: ignore[attr-defined]
+
+
 class Counted:
     """A model that counts what it is asked."""
 
@@ -140,8 +146,49 @@ def test_what_is_answered_by_chance_is_kept_only_under_a_seed_or_when_asked(stas
     seeded = [plain.get_or_compute(hot | {"seed": 7}, lambda: next(drawn), occurrence=n) for n in (0, 1, 1)]
     assert seeded == [3, 4, 4]
     assert [asked.get_or_compute(hot, lambda: next(drawn)) for _ in range(3)] == [5, 6, 7]
-    again = stash.responses(model="m", keep_sampled=True)  # as a second run of the program
-    assert [again.get_or_compute(hot, lambda: next(drawn)) for _ in range(4)] == [5, 6, 7, 8]
+    with again(stash) as second:
+        cache = second.responses(model="m", keep_sampled=True)
+        assert [cache.get_or_compute(hot, lambda: next(drawn)) for _ in range(4)] == [5, 6, 7, 8]
+
+
+def test_all_who_use_a_stash_draw_different_samples(stash: Stash) -> None:
+    hot, drawn = {"prompt": "a", "temperature": 0.7}, iter(range(100))
+
+    def draw(_number: int) -> int:
+        """As a task does that makes a client for itself."""
+        return stash.responses(model="m", keep_sampled=True).get_or_compute(hot, lambda: next(drawn))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sorted(pool.map(draw, range(8))) == list(range(8))
+    other = stash.responses(model="other", keep_sampled=True)
+    assert other.get_or_compute(hot, lambda: "its first") == other.get(hot, occurrence=0) == "its first"
+
+
+@pytest.mark.parametrize("how", ["get_or_compute", "map", "put"])
+def test_an_attempt_that_fails_uses_up_no_occurrence(stash: Stash, how: str) -> None:
+    cache, hot = stash.responses(model="m", keep_sampled=True), {"prompt": "a", "temperature": 0.7}
+    busy = [True, True]
+
+    def fails(answer: str) -> str:
+        if busy:
+            busy.pop()
+            raise OSError("429")
+        return answer
+
+    def attempt(answer: str) -> Any:
+        if how == "put":
+            assert not cache.put(hot, "")
+            return cache.put(hot, answer)
+        if how == "map":
+            return cache.map([hot], lambda batch: [fails(answer) for _ in batch])
+        return cache.get_or_compute(hot, lambda: fails(answer))
+
+    for _ in range(2 if how != "put" else 0):
+        with pytest.raises(OSError, match="429"):
+            attempt("lost")
+    attempt("one")
+    attempt("two")
+    assert [cache.get(hot, occurrence=number) for number in range(3)] == ["one", "two", None]
 
 
 def test_a_look_that_finds_nothing_uses_up_no_occurrence(stash: Stash) -> None:
@@ -149,12 +196,14 @@ def test_a_look_that_finds_nothing_uses_up_no_occurrence(stash: Stash) -> None:
 
     def ask(answers: list[str]) -> list[Any]:
         """As a program does that looks and puts by itself."""
-        cache, out = stash.responses(model="m", keep_sampled=True), []
-        for answer in answers:
-            found = cache.get(hot, MISSING)
-            if found is MISSING:
-                assert cache.put(hot, answer)
-            out.append(answer if found is MISSING else found)
+        out = []
+        with again(stash) as opened:
+            cache = opened.responses(model="m", keep_sampled=True)
+            for answer in answers:
+                found = cache.get(hot, MISSING)
+                if found is MISSING:
+                    assert cache.put(hot, answer)
+                out.append(answer if found is MISSING else found)
         return out
 
     assert ask(["one", "two"]) == ["one", "two"]
@@ -163,17 +212,18 @@ def test_a_look_that_finds_nothing_uses_up_no_occurrence(stash: Stash) -> None:
     assert cache.get_many([hot, cold, hot, hot, hot, hot]) == ["one", MISSING, "two", "three", MISSING, MISSING]
     assert cache.put_many([hot, hot], ["four", "five"]) == 2
     assert cache.get(hot, MISSING) is MISSING  # all five were handed out
-    assert stash.responses(model="m", keep_sampled=True).get_many([hot] * 6)[3:] == ["four", "five", MISSING]
+    with again(stash) as opened:
+        cache = opened.responses(model="m", keep_sampled=True)
+        assert cache.get_many([hot] * 6)[3:] == ["four", "five", MISSING]
 
 
-def test_an_occurrence_that_somebody_else_went_past_stays_used_up(stash: Stash) -> None:
-    hot = {"prompt": "a", "temperature": 0.7}
-    stash.responses(model="m", keep_sampled=True).put(hot, "second", occurrence=1)
-    cache = stash.responses(model="m", keep_sampled=True)
+def test_a_sample_that_is_missing_among_others_is_put_in_its_place(stash: Stash) -> None:
+    hot, cache = {"prompt": "a", "temperature": 0.7}, stash.responses(model="m", keep_sampled=True)
+    cache.put(hot, "second", occurrence=1)
     assert cache.get_many([hot, hot]) == [MISSING, "second"]
     assert cache.get(hot, MISSING) is MISSING
-    cache.put(hot, "third")
-    assert stash.responses(model="m", keep_sampled=True).get(hot, occurrence=2) == "third"
+    cache.put(hot, "first")
+    assert cache.get(hot, occurrence=0) == "first"
 
 
 @pytest.mark.parametrize("odd", [{"do_sample": np.ones(2)}, {"seed": np.ones(2), "temperature": 1.0}])
@@ -553,3 +603,73 @@ def test_a_batch_may_be_as_large_as_somebody_says(stash: Stash) -> None:
     responses = stash.responses("provider/model")
     responses.map([{"prompt": str(k)} for k in range(10)], answer, batch_size=lambda: next(sizes))
     assert asked == [1, 2, 4, 3]
+
+
+def test_requests_of_a_table_are_answered_row_by_row(stash: Stash) -> None:
+    """Whatever its rows are called after they were shuffled and filtered."""
+    pandas = pytest.importorskip("pandas")
+    responses = stash.responses(model="m")
+    column = pandas.Series(["two", "zero", "one"], index=[2, 0, 1])[lambda each: each != "zero"]
+    assert responses.map(column, lambda batch: [f"answer to {each}" for each in batch]) == [
+        "answer to two",
+        "answer to one",
+    ]
+    assert responses.get_many(column) == ["answer to two", "answer to one"]
+    assert responses.put_many(column, pandas.Series(["2", "1"], index=[5, 6]), tags=pandas.Series([{}, {}])) == 2
+    assert responses.map(column, lambda batch: pandas.Series(batch)) == ["2", "1"]
+    assert responses.map((each for each in ["new", "two"]), lambda batch: np.array([1])) == [1, "2"]
+    assert responses.map({"last": 1}.keys(), lambda batch: batch) == ["last"]
+
+
+@pytest.mark.parametrize("how", ["map", "put_many"])
+def test_tags_are_one_dict_for_all_or_one_for_each(stash: Stash, how: str) -> None:
+    responses, asked = stash.responses(model="m"), []
+
+    def keep(requests: list[str], tags: Any) -> Any:
+        if how == "put_many":
+            return responses.put_many(requests, requests, tags=tags)
+        return responses.map(requests, lambda batch: asked.append(batch) or batch, tags=tags)
+
+    keep(["a", "b"], {"task": "both"})
+    keep(["c", "d"], [{"task": "c"}, None])
+    assert [len(list(responses.find(task=task))) for task in ("both", "c")] == [2, 1]
+    n_asked = len(asked)
+    with pytest.raises(InvalidArgumentError, match="2 requests have 1 tags"):
+        keep(["e", "f"], [{"task": "e"}])
+    assert len(asked) == n_asked, "nothing was computed in vain"
+
+
+def test_a_time_to_live_that_is_none_is_refused_before_anything_is_computed(stash: Stash) -> None:
+    responses, model = stash.responses(model="m"), Counted()
+    odd: Any = "5"
+    with pytest.raises(InvalidArgumentError, match="number of seconds"):
+        responses.get_or_compute("q", model, ttl_seconds=odd)
+    with pytest.raises(InvalidArgumentError, match="number of seconds"):
+        responses.map(["q"], lambda batch: [model() for _ in batch], ttl_seconds=odd)
+    assert model.calls == 0
+
+
+def test_tags_that_hold_themselves_cost_no_answer(stash: Stash) -> None:
+    tags: dict[str, Any] = {"task": "t"}
+    tags["more"] = tags
+    responses = stash.responses(model="m")
+    assert responses.get_or_compute("q", lambda: "a", tags=tags) == "a"
+    assert responses.get("q") == "a"
+
+
+def test_a_dict_that_reports_a_failure_is_not_kept_and_that_is_said_once(
+    stash: Stash, caplog: pytest.LogCaptureFixture
+) -> None:
+    responses = stash.responses(model="m")
+    for _ in range(2):
+        responses.get_or_compute("order 7", lambda: {"order": 7, "status": "failed"})
+    assert sum("keep_if" in each.message for each in caplog.records) == 1
+
+
+def test_a_sampled_request_without_a_seed_is_not_kept_and_that_is_said_once(
+    stash: Stash, caplog: pytest.LogCaptureFixture
+) -> None:
+    responses = stash.responses(model="m")
+    for _ in range(2):
+        responses.get_or_compute({"prompt": "p", "n": 3}, lambda: "a")
+    assert sum("keep_sampled" in each.message for each in caplog.records) == 1

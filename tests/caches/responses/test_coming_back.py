@@ -7,6 +7,7 @@ from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import BaseModel, Field, SecretStr, field_validator
 
@@ -216,3 +217,14 @@ def test_a_request_or_file_that_changes_before_its_batch_is_not_kept_under_its_o
     assert responses.map(asked, reads, batch_size=1) == [b"one", b"another"]
     picture.write_bytes(b"one")
     assert responses.get(asked[1], default="absent") == "absent"
+
+
+def test_arrays_of_a_registered_type_are_kept_though_they_have_no_one_answer_to_whether_they_are_equal(
+    stash: Stash,
+) -> None:
+    register(np.ndarray, to_plain=lambda value: value.tolist(), from_plain=np.array)
+    responses = stash.responses(model="m")
+    for answer in (np.array([0.5, 1.5]), {"embedding": np.array([[1, 2], [3, 4]])}):
+        responses.get_or_compute(repr(answer), lambda answer=answer: answer)
+        again = responses.get(repr(answer))
+        assert repr(again) == repr(answer)

@@ -198,7 +198,8 @@ def is_kept(answer: Any) -> bool:
     """Whether an answer is worth keeping: neither empty nor a report of failure.
 
     Empty is None, white space, and a list, tuple or dict of nothing else; numbers and booleans are answers. A dict
-    reports a failure by an `error`, or by the `status` or `object` `"error"`. What cannot be looked at is not kept.
+    reports a failure by an `error`, or by the `status` or `object` `error`, `failed` or `failure`. What cannot be looked at
+    is not kept.
     """
     if type(answer) is str:
         return bool(answer) and not answer.isspace()
@@ -260,7 +261,7 @@ def _is_same(answer: Any, made: Any) -> bool:
         return _is_same(held, back)
     codec = _by_class.get(type(answer))
     if codec is not None and codec.given:  # whoever gave it says what an instance is made of
-        return bool(answer == made) or _is_same(codec.to_plain(answer), codec.to_plain(made))
+        return _is_same(codec.to_plain(answer), codec.to_plain(made)) or bool(answer == made)
     return bool(answer == made)
 
 

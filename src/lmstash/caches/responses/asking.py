@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import threading
 from collections.abc import Mapping, Sequence
 from itertools import repeat
 from operator import index
 from typing import Any, NamedTuple
 
+from lmstash.caches.responses.counting import Counts
 from lmstash.caches.responses.reading import RequestReader
 from lmstash.caches.responses.requests import HARMLESS
 from lmstash.caches.responses.sampling import is_chat, is_sampled, seed_of
@@ -19,7 +18,10 @@ from lmstash.identity.fingerprint import Fingerprint
 from lmstash.identity.keys import KeyFamily
 
 KIND = "responses"
-_MOST_COUNTED = 1_000_000
+_SAMPLED = (
+    "lmstash: a request that is sampled and has no seed is not cached: give it a seed, or open stash.responses with "
+    "keep_sampled=True to keep each of its answers under its number"
+)
 _SILENT = (
     "lmstash: a request that says nothing of its temperature is not cached, since the model samples then: send "
     "temperature=0 or a seed, or open stash.responses with sampled_by_default=False if it does not, or with "
@@ -44,6 +46,7 @@ class Asker:
         self,
         who: Who,
         events: EventLog,
+        counts: Counts,
         *,
         salt: str | bytes | None,
         harmless: frozenset[str],
@@ -61,8 +64,7 @@ class Asker:
         self._sampled_by_default = sampled_by_default
         self.keep_sampled = keep_sampled
         self._namers: dict[bytes, Namer] = {}
-        self._counts: dict[bytes, int] = {}
-        self._lock = threading.Lock()
+        self._counts = counts
 
     def _by_default(self, request: Any) -> bool:
         """Whether the model samples where the request does not say."""
@@ -154,10 +156,14 @@ class Asker:
             number = 0
             if self._is_sampled(arguments, [request]):
                 if seed_of(arguments) is None and not self.keep_sampled:
-                    if self._sampled_by_default is None and not is_sampled(arguments):
-                        self._events.warn_once("silent request", _SILENT)
+                    if self._sampled_by_default is None:
+                        word, why = ("sampled", _SAMPLED) if is_sampled(arguments) else ("silent", _SILENT)
+                        self._events.warn_once(f"{word} request", why)
                     return self._miss(MissReason.SAMPLED)
-                number = self._next(text, arguments) if occurrence is None else index(occurrence)
+                if occurrence is not None:
+                    number = index(occurrence)
+                elif seed_of(arguments) is None:
+                    number = self._counts.take(self._namer(model).first(text))
             return Asked(self._namer(model).name(text, number), text, model, number)
         except Exception as error:  # other people's objects are looked at; whatever they do, nothing is cached
             self._events.warn_once(f"request {type(error)}", "lmstash: a request is not cached: %s", error)
@@ -169,28 +175,15 @@ class Asker:
             namer = self._namers[model.digest] = Namer(model.digest, self.salt)
         return namer
 
-    def _next(self, text: bytes, arguments: Mapping[str, Any]) -> int:
-        if seed_of(arguments) is not None:
-            return 0
-        name = hashlib.sha256(text).digest()[:16]
-        with self._lock:
-            if len(self._counts) > _MOST_COUNTED:
-                self._counts.clear()
-            number = self._counts.get(name, 0)
-            self._counts[name] = number + 1
-            return number
-
     def give_back(self, asked: Sequence[Asked | None]) -> None:
-        """Take back the occurrences that the last look-ups got by default and found nothing under.
+        """Let others have the occurrences that were got by default, where nothing was found under them, nor kept.
 
-        So that what is put next gets them. What somebody else has asked after meanwhile stays used up.
+        What was not got by default is left alone.
         """
-        for each in reversed(asked):
-            if each is not None:
-                name = hashlib.sha256(each.text).digest()[:16]
-                with self._lock:
-                    if self._counts.get(name) == each.occurrence + 1:
-                        self._counts[name] = each.occurrence
+        if self.keep_sampled:
+            for each in asked:
+                if each is not None:
+                    self._counts.give_back(self._namer(each.model).first(each.text), each.occurrence)
 
     def _miss(self, reason: MissReason) -> None:
         self._events.miss(KIND, b"", reason)

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from lmstash.caches.responses.answers import is_kept
 from lmstash.caches.responses.asking import KIND, Asked, Asker, Namer, namespace_of
+from lmstash.caches.responses.counting import counts_of
 from lmstash.caches.responses.flights import flights_of
+from lmstash.caches.responses.given import check_ttl, listed, one_for_each
 from lmstash.caches.responses.shelf import MISSING, Shelf, Tags
 from lmstash.caches.responses.steps import CALL, Aside, Steps, drive, drive_async, fly
 from lmstash.caches.responses.urls import POLICIES
@@ -67,7 +69,8 @@ class Responses:
             sampled_by_default: Whether the model samples where a request says nothing of it. Default: a torch module as
                 its `generation_config` says; others where the request is a chat (`messages` or `contents`), as all
                 known servers do.
-            keep_sampled: Keep sampled answers that have no seed, too, each under the number of its occurrence.
+            keep_sampled: Keep sampled answers that have no seed, too, each under the number of its occurrence: how
+                often all who use this stash object asked for it. Programs side by side have to say `occurrence=`.
             keep_if: Which answers are kept; by default those that are not empty and do not report an error.
             compress: Compress with zstd, by a dictionary that is trained on the first thousand answers and kept in the
                 store (needs the extra `zstd`, and so do all who read these answers).
@@ -98,6 +101,7 @@ class Responses:
         self.asker = Asker(
             who,
             store.events,
+            counts_of(store),
             salt=salt,
             harmless=frozenset(harmless),
             sampled_by_default=sampled_by_default,
@@ -123,7 +127,7 @@ class Responses:
         answer = MISSING if asked is None else self.shelf.read(asked)
         if answer is not MISSING:
             return answer
-        if occurrence is None and self.asker.keep_sampled:
+        if occurrence is None:
             self.asker.give_back([asked])
         return default
 
@@ -141,7 +145,10 @@ class Responses:
         asked = self.asker.ask(self.asker.look(), request, occurrence)
         if asked is None:
             return False
-        return self.shelf.keep([asked], [answer], [tags], compute_seconds, ttl_seconds)[0] is not None
+        kept = self.shelf.keep([asked], [answer], [tags], compute_seconds, ttl_seconds)[0] is not None
+        if not kept and occurrence is None:
+            self.asker.give_back([asked])
+        return kept
 
     def get_or_compute(
         self,
@@ -251,7 +258,7 @@ class Responses:
         """Return what is kept, `MISSING` where there is nothing. Costs 7 to 12 us each."""
         asked = self.asker.ask_many(self.asker.look(), requests, occurrences)
         answers = self.shelf.read_many(asked)
-        if occurrences is None and self.asker.keep_sampled:
+        if occurrences is None:
             self.asker.give_back([each for each, it in zip(asked, answers, strict=True) if it is MISSING])
         return answers
 
@@ -261,7 +268,7 @@ class Responses:
         answers: Sequence[Any],
         *,
         occurrences: Sequence[int] | None = None,
-        tags: Sequence[Tags | None] | None = None,
+        tags: Tags | Sequence[Tags | None] | None = None,
         compute_seconds: float = 0.0,
         ttl_seconds: float | None = None,
     ) -> int:
@@ -271,19 +278,22 @@ class Responses:
             requests: The requests.
             answers: One for each.
             occurrences: Which of several answers to one sampled request, for each.
-            tags: Facts to find each by.
+            tags: Facts to find them by, the same for all or for each.
             compute_seconds: What all took together.
             ttl_seconds: How long they are served; default: the cache's.
         """
+        requests = listed(requests)
         if len(answers) != len(requests):
             raise InvalidArgumentError(f"{len(requests)} requests have {len(answers)} answers")
         asked = self.asker.ask_many(self.asker.look(), requests, occurrences)
-        given = [None] * len(requests) if tags is None else tags
+        given = one_for_each(tags, len(requests))
         chosen = [each for each in zip(asked, answers, given, strict=True) if each[0] is not None]
         if not chosen:
             return 0
         named, values, about = zip(*chosen, strict=True)
         kept = self.shelf.keep(named, values, about, compute_seconds / len(chosen), ttl_seconds)
+        if occurrences is None:
+            self.asker.give_back([each for each, one in zip(named, kept, strict=True) if one is None])
         return sum(each is not None for each in kept)
 
     def map(self, requests: Sequence[Any], fn: Callable[[list[Any]], Sequence[Any]], **options: Any) -> list[Any]:
@@ -296,6 +306,7 @@ class Responses:
             fn: Takes a list of requests and returns one answer for each.
             **options: As `stream` takes.
         """
+        requests = listed(requests)
         out: list[Any] = [None] * len(requests)
         for number, answer in self.stream(requests, fn, **options):
             out[number] = answer
@@ -307,7 +318,7 @@ class Responses:
         fn: Callable[[list[Any]], Sequence[Any]],
         *,
         batch_size: int | Callable[[], int] = 1,
-        tags: Sequence[Tags | None] | Callable[[Any], Tags | None] | None = None,
+        tags: Tags | Sequence[Tags | None] | Callable[[Any], Tags | None] | None = None,
         occurrences: Sequence[int] | None = None,
         refresh: bool = False,
         ttl_seconds: float | None = None,
@@ -319,7 +330,7 @@ class Responses:
             requests: The requests.
             fn: Takes a list of at most `batch_size` requests and returns one answer for each.
             batch_size: Requests in a call, or what says how many the next one takes.
-            tags: Facts to find each by, or what says them of a request.
+            tags: Facts to find them by: the same for all, for each, or what says them of a request.
             occurrences: Which of several answers to one sampled request, for each.
             refresh: Compute anew and replace what is kept.
             ttl_seconds: How long new answers are served; default: the cache's.
@@ -345,6 +356,7 @@ class Responses:
         self, requests: Sequence[Any], fn: Callable[[list[Any]], Awaitable[Sequence[Any]]], **options: Any
     ) -> list[Any]:
         """As `map`, for a function that is awaited."""
+        requests = listed(requests)
         out: list[Any] = [None] * len(requests)
         async for number, answer in self.stream_async(requests, fn, **options):
             out[number] = answer
@@ -354,6 +366,7 @@ class Responses:
         self, request: Any, tags: Tags | None, occurrence: int | None, refresh: bool, ttl_seconds: float | None
     ) -> Steps:
         """What `get_or_compute` does, whoever computes."""
+        check_ttl(ttl_seconds)
         ask = partial(self.asker.ask, self.asker.look(), request, occurrence)
         asked: Asked | None = (yield Aside(ask)) if self.asker.fetches else ask()
         if asked is None:
@@ -364,10 +377,15 @@ class Responses:
             return answer
 
         def compute() -> Steps:
-            started = time.perf_counter()
-            answer = yield CALL
-            seconds = time.perf_counter() - started
-            return answer, self.shelf.keep([asked], [answer], [tags], seconds, ttl_seconds)[0]
+            started, kept = time.perf_counter(), None
+            try:
+                answer = yield CALL
+                seconds = time.perf_counter() - started
+                kept = self.shelf.keep([asked], [answer], [tags], seconds, ttl_seconds)[0]
+                return answer, kept
+            finally:
+                if kept is None and occurrence is None:
+                    self.asker.give_back([asked])
 
         return (yield from fly(self.shelf, self.flights, asked, compute, refresh, self.wait_seconds))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lmstash.caches.responses.answers import copy_of, decode_answer
 from lmstash.caches.responses.asking import KIND, Asked
 from lmstash.caches.responses.flights import ABANDONED, Flight, computing
+from lmstash.caches.responses.given import check_ttl, listed, one_for_each
 from lmstash.caches.responses.shelf import MISSING
 from lmstash.caches.responses.steps import Aside, Pause, Wait, await_here, await_there
 from lmstash.errors import InvalidArgumentError, MissingDependencyError
@@ -49,6 +50,8 @@ class _Wanted:
     flight: Flight | None = None
     unreadable: bool = False
     """Something is kept under its name, and nobody here can read it."""
+    kept: bool = False
+    """Its answer is kept now."""
 
 
 class Mapped:
@@ -59,7 +62,7 @@ class Mapped:
         cache: Responses,
         requests: Sequence[Any],
         batch_size: int | Callable[[], int],
-        tags: Sequence[Tags | None] | Callable[[Any], Tags | None] | None = None,
+        tags: Tags | Sequence[Tags | None] | Callable[[Any], Tags | None] | None = None,
         occurrences: Sequence[int] | None = None,
         refresh: bool = False,
         ttl_seconds: float | None = None,
@@ -68,13 +71,14 @@ class Mapped:
         if not callable(batch_size) and batch_size < 1:
             raise InvalidArgumentError(f"batch_size= is 1 or more; got {batch_size}")
         self._cache = cache
-        self._requests = requests
+        check_ttl(ttl_seconds)
+        self._requests = listed(requests)
         self._batch_size = batch_size
-        self._tags = tags
-        self._occurrences = occurrences
+        self._tags = tags if callable(tags) else one_for_each(tags, len(self._requests))
+        self._occurrences = None if occurrences is None else listed(occurrences)
         self._refresh = refresh
         self._ttl_seconds = ttl_seconds
-        self._bar: Any = _bar(len(requests)) if progress else None
+        self._bar: Any = _bar(len(self._requests)) if progress else None
 
     def steps(self) -> Generator[Any, Any, None]:
         """Yield `Answered`, and what is waited for: a `Batch`, or a step of `steps`."""
@@ -88,6 +92,8 @@ class Mapped:
         finally:
             for each in wanted:
                 self._end(each, None)
+            if self._occurrences is None:
+                self._cache.asker.give_back([each.asked for each in wanted if not each.kept])
             if self._bar is not None:
                 self._bar.close()
 
@@ -170,12 +176,14 @@ class Mapped:
         with computing(each.flight for each in batch if each.flight is not None):
             answers = yield Batch(requests)
         seconds = (time.perf_counter() - started) / len(batch)
-        if not isinstance(answers, Sequence) or isinstance(answers, str | bytes) or len(answers) != len(batch):
-            got = f"{len(answers)}" if hasattr(answers, "__len__") else type(answers).__name__
+        several = hasattr(answers, "__len__") and not isinstance(answers, str | bytes | Mapping)
+        if not several or len(answers) != len(batch):
+            got = f"{len(answers)} answers" if several else f"a {type(answers).__name__}"
             raise InvalidArgumentError(
-                f"the function got {len(batch)} requests and returned {got} answers: it has to return one for each, "
+                f"the function got {len(batch)} requests and returned {got}: it has to return one for each, "
                 "None where there is none"
             )
+        answers = list(answers)  # those of arrays and columns, too
         pairs = zip(batch, answers, strict=True)
         named = [(each, answer) for each, answer in pairs if each.asked is not None and id(each) not in changed]
         kept = cache.shelf.keep(
@@ -187,6 +195,7 @@ class Mapped:
         )
         encoded = {id(each): one for (each, _), one in zip(named, kept, strict=True)}
         for each in batch:  # all of them first: whoever reads the answers may take long, or ask for the next one
+            each.kept = encoded.get(id(each)) is not None
             self._end(each, encoded.get(id(each)))
         for each, answer in zip(batch, answers, strict=True):
             one = encoded.get(id(each))
@@ -236,6 +245,7 @@ class Mapped:
                 each.unreadable |= kept
                 rest.append(each)
                 continue
+            each.kept = True
             self._end(each, packed)
             for number in each.numbers:
                 yield self._answered(number, decode_answer(packed))
@@ -249,8 +259,6 @@ class Mapped:
             self._cache.flights.end(flight, encoded)
 
     def _about(self, number: int) -> Tags | None:
-        if self._tags is None:
-            return None
         if not callable(self._tags):
             return self._tags[number]
         try:

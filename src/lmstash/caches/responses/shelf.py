@@ -7,7 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lmstash.caches.models import describe_model
-from lmstash.caches.responses.answers import UnknownTypeError, encode_answer, pack, read_answer, read_answers, unpack
+from lmstash.caches.responses.answers import (
+    UnknownTypeError,
+    encode_answer,
+    is_kept,
+    pack,
+    read_answer,
+    read_answers,
+    unpack,
+)
 from lmstash.caches.responses.asking import KIND, Asked, namespace_of
 from lmstash.caches.responses.hiding import is_secret, shorten, url_shows_secret
 from lmstash.caches.responses.squeezing import SQUEEZED, Squeezer
@@ -20,6 +28,12 @@ from lmstash.store.base import Buffer, Store, Write
 
 Tags = Mapping[str, Any]
 """Facts to find an answer by: `task`, `doc`, `split`, `run`, `user`, others of yours; and `tags`, a list of words."""
+
+
+_FAILURE = (
+    "lmstash: an answer that is empty or reports a failure (an `error`, or a `status` or `object` of error, failed or "
+    "failure) is not kept; keep_if= of stash.responses decides otherwise"
+)
 
 
 class Missing:
@@ -167,6 +181,8 @@ class Shelf:
             keep = False
         if not keep:
             events.drop(KIND, asked.key, DropReason.EMPTY)
+            if self._keep_if is is_kept and isinstance(answer, Mapping):
+                events.warn_once("failure", _FAILURE)
             return None
         try:
             return encode_answer(answer)
@@ -212,15 +228,18 @@ def _meta(tags: Tags | None, occurrence: int) -> bytes | None:
     if not tags and not occurrence:
         return None
     number = {"occurrence": occurrence} if occurrence else {}  # with it, a kept request leads to its key
-    facts = {name: value for name, value in (tags or {}).items() if name != "occurrence"}
-    facts = {name: value for name, value in facts.items() if _may_be_stored(name, value)}
-    words = facts.get("tags")
-    if isinstance(words, str):
-        facts["tags"] = [words]
+    facts: dict[Any, Any] = {}
     try:
+        facts = {name: value for name, value in (tags or {}).items() if name != "occurrence"}
+        facts = {name: value for name, value in facts.items() if _may_be_stored(name, value)}
+        words = facts.get("tags")
+        if isinstance(words, str):
+            facts["tags"] = [words]
         return _dumps(facts | number).encode()
-    except (TypeError, ValueError):  # a tag is no reason to lose an answer
+    except (TypeError, ValueError):
         return _dumps({str(name): str(value) for name, value in facts.items()} | number).encode()
+    except RecursionError:  # a tag is no reason to lose an answer
+        return _dumps(number).encode()
 
 
 def _may_be_stored(name: Any, value: Any) -> bool:

@@ -1,0 +1,58 @@
+"""How often each sampled request was asked, so that each of its answers is another entry.
+
+All who use one stash object count together: a client for each task draws as many different samples as one client for
+all. Processes count for themselves.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from typing import Any
+
+from lmstash.forks import renew_after_fork
+
+_MOST_COUNTED = 1_000_000
+
+
+class Counts:
+    """Hands out numbers under names, from 0. Threads may share it; a forked child goes on from its parent's."""
+
+    def __init__(self) -> None:
+        """Begin."""
+        self._next: dict[bytes, int] = {}
+        self._free: dict[bytes, set[int]] = {}
+        self._lock = threading.Lock()
+        renew_after_fork(self, _lock=threading.Lock)
+
+    def take(self, name: bytes) -> int:
+        """Return the smallest number that nobody has."""
+        with self._lock:
+            free = self._free.get(name)
+            if free:
+                number = min(free)
+                free.remove(number)
+                if not free:
+                    del self._free[name]
+                return number
+            if len(self._next) > _MOST_COUNTED:
+                self._next.clear()
+                self._free.clear()
+            number = self._next.get(name, 0)
+            self._next[name] = number + 1
+            return number
+
+    def give_back(self, name: bytes, number: int) -> None:
+        """Let another one have a number; one that was not taken here is left alone."""
+        with self._lock:
+            if 0 <= number < self._next.get(name, 0):
+                self._free.setdefault(name, set()).add(number)
+
+
+def counts_of(store: Any) -> Counts:
+    """Return the counts over a store: all who use this object share them."""
+    found = _by_store.get(store)
+    return _by_store.setdefault(store, Counts()) if found is None else found
+
+
+_by_store: weakref.WeakKeyDictionary[Any, Counts] = weakref.WeakKeyDictionary()

@@ -1,0 +1,37 @@
+"""What callers give for many requests at once, checked before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from lmstash.errors import InvalidArgumentError
+
+
+def listed(requests: Iterable[Any]) -> Sequence[Any]:
+    """Return requests by number: columns of tables count by label, datasets by column, and generators not at all."""
+    return requests if type(requests) in (list, tuple) else list(requests)  # type: ignore[return-value]
+
+
+def one_for_each(tags: Any, n_requests: int) -> Sequence[Any]:
+    """Return facts for each of several requests, of which one dict is meant for all.
+
+    Raises:
+        InvalidArgumentError: There are not as many.
+    """
+    if tags is None or isinstance(tags, Mapping):
+        return [tags] * n_requests
+    tags = listed(tags)
+    if len(tags) != n_requests:
+        raise InvalidArgumentError(f"{n_requests} requests have {len(tags)} tags: give a dict for each, or one for all")
+    return tags
+
+
+def check_ttl(ttl_seconds: Any) -> None:
+    """Refuse a time to live that is no number.
+
+    Raises:
+        InvalidArgumentError: It is none.
+    """
+    if ttl_seconds is not None and not isinstance(ttl_seconds, int | float):
+        raise InvalidArgumentError(f"ttl_seconds= is a number of seconds; got {ttl_seconds!r}")
