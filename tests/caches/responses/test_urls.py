@@ -277,6 +277,42 @@ def test_a_path_of_media_is_named_by_what_the_file_holds_beside_its_text(
         assert all(name in str(next(responses.find()).request) for name in ("a.png", "sha256"))
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"document": "notes.txt"},
+        {"file": "data.csv"},
+        {"file_path": "data.json"},
+        {"attachments": ["f.html"]},
+        {"type": "file", "path": "b.txt"},
+        {"lora_path": "adapter"},
+        {"promptFile": "Makefile"},
+        {"filename": "notes"},
+        ["summarise", "table.parquet"],
+    ],
+)
+def test_a_file_that_is_named_by_its_path_counts_by_what_it_holds(
+    tmp_path: Path, asked: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = next(each for each in repr(asked).split("'") if (tmp_path / each).suffix or each in FILES)
+    Path(name).write_text("one")
+    before = read_request(asked).text
+    assert read_request(asked).text == before
+    Path(name).write_text("other")
+    assert read_request(asked).text != before
+
+
+FILES = ("adapter", "Makefile", "notes")
+
+
+def test_a_folder_that_is_no_media_is_a_name(tmp_path: Path) -> None:
+    asked = {"lora_path": str(tmp_path), "data_file": "~", "prompt": "x"}
+    before = read_request(asked).text
+    (tmp_path / "adapter.bin").write_bytes(b"weights")
+    assert read_request(asked).text == before
+
+
 def test_a_kept_request_with_a_path_in_it_reads_as_itself(tmp_path: Path) -> None:
     """Or nobody could ask for it again by what an export says, as `lmstash why` does."""
     (tmp_path / "a.png").write_bytes(b"cat")

@@ -198,8 +198,8 @@ def is_kept(answer: Any) -> bool:
     """Whether an answer is worth keeping: neither empty nor a report of failure.
 
     Empty is None, white space, and a list, tuple or dict of nothing else; numbers and booleans are answers. A dict
-    reports a failure by an `error`, or by the `status` or `object` `error`, `failed` or `failure`. What cannot be looked at
-    is not kept.
+    reports a failure by an `error`, or by the `status` or `object` `error`, `failed` or `failure`. What cannot be
+    looked at is not kept.
     """
     if type(answer) is str:
         return bool(answer) and not answer.isspace()

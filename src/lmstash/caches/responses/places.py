@@ -2,8 +2,9 @@
 
 A field whose name ends in a word for media, in the singular or the plural, holds media: `image`, `input_audio`,
 `videoUrls`, `mask_image_path`. So do fields such as `url`, `source` and `data` of a part whose `type` says so, or of a
-dict in a field for media. Wherever it stands, a text that is no more than a name with a suffix of media (`scans/1.pdf`)
-may be the path of such a file. Everything else is text, whatever it looks like.
+dict in a field for media. A field that is named for a path (`lora_path`, `prompt_file`, `attachment`), and wherever it
+stands a text that is no more than a name with a suffix of data (`scans/1.pdf`, `notes.txt`), may be the path of a file.
+Everything else is text, whatever it looks like.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ _FIELD = re.compile(
     r"|(.*_)?(file|document|pdf)s?_?ur[li]s?",
     re.DOTALL,
 )
+_PATH_FIELD = re.compile(r".*_(path|file)s?|(.*_)?(file_?name|attachment)s?", re.DOTALL)
 _ADDRESS = re.compile(r"(.*_)?ur[li]s?", re.DOTALL)
 _MEDIA_TYPE = re.compile(rf"(input_?)?{_WORDS}(_?url)?", re.IGNORECASE)
 _FILE_TYPE = re.compile(r"(input_?)?(file|document|pdf|url)(_?url)?", re.IGNORECASE)
@@ -35,9 +37,10 @@ _PLACES = frozenset({"src", "source", "image", "audio", "video", "file", "s3_loc
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|-")
 _SUFFIX: Final = (
     r"\.(?:png|jpe?g|gif|webp|bmp|tiff?|heic|avif|svg|wav|mp3|flac|ogg|opus|m4a|aac|mp4|m4v|mov|avi|mkv|webm|mpe?g|pdf|"
-    r"docx|pptx|xlsx|npy|npz)"
+    r"docx?|pptx?|xlsx?|rtf|txt|md|rst|csv|tsv|jsonl?|ya?ml|xml|html?|parquet|arrow|npy|npz|pt|pth|bin|safetensors|gguf|"
+    r"heif|aiff|j2|jinja2?)"
 )
-_MAY_NAME = re.compile(r'\.[A-Za-z]\w\w\w?"', re.ASCII)
+_MAY_NAME = re.compile(r'\.[A-Za-z]\w{1,10}"', re.ASCII)
 _MAY_NAME_BYTES = re.compile(_MAY_NAME.pattern.encode())
 """Quicker than the suffixes: a request of usual length costs 0.3 us."""
 _FILE_NAME = re.compile(rf".*{_SUFFIX}", re.IGNORECASE)
@@ -47,7 +50,7 @@ _CONTENT = ("bytes", "array", "data", "base64", "content")
 
 _ORIGIN: Final = 8
 """What a text is that says where the content beside it came from."""
-_MEDIA, _OF_PART, _INLINE, _PATH = 8, 16, 32, 64
+_MEDIA, _OF_PART, _INLINE, _PATH, _FILE = 8, 16, 32, 64, 128
 
 
 @lru_cache(maxsize=4096)
@@ -59,16 +62,18 @@ def _of_name(name: str) -> int:
         return _MEDIA | address
     if address or words in _PLACES:
         return _OF_PART | address
+    if _PATH_FIELD.fullmatch(words):
+        return _FILE
     return _INLINE if words == "data" else _PATH if words == "path" else 0
 
 
 def is_place(name: str) -> bool:
-    """Whether a field of this name may hold media."""
-    return bool(_of_name(name) & (_MEDIA | _OF_PART | _INLINE | _PATH))
+    """Whether a field of this name may hold media, or the path of a file."""
+    return bool(_of_name(name) & (_MEDIA | _OF_PART | _INLINE | _PATH | _FILE))
 
 
 def may_name_file(record: str | bytes) -> bool:
-    """Whether a record may hold a text that is the name of a media file."""
+    """Whether a record may hold a text that is the name of a file."""
     return (_MAY_NAME.search(record) if isinstance(record, str) else _MAY_NAME_BYTES.search(record)) is not None
 
 
@@ -114,6 +119,8 @@ def _held(part: dict[Any, Any], name: Any, holds: int) -> int:
     said = _of_name(name) if type(name) is str else 0
     if not said:
         return 0
+    if said & _FILE:
+        return PATH
     if said & _PATH and any(part.get(each) is not None for each in _CONTENT):
         return _ORIGIN
     address = said & ADDRESS

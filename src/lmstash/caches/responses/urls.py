@@ -48,7 +48,7 @@ def resolve_media(request: Any, policy: str, fetch: Callable[[str], Media] | Non
     def see(text: str, holds: int) -> Any:
         if _URL.match(text):
             return _one(text, policy, fetch or fetch_media) if holds & URL and policy != "trust" else text
-        return _with_file(text) if holds & PATH else text
+        return _with_file(text, bool(holds & URL)) if holds & PATH else text
 
     return replace_named(request, see)
 
@@ -69,11 +69,12 @@ def points_at_urls(value: Any) -> bool:
     return bool(found)
 
 
-def _with_file(text: str) -> Any:
-    """Return a text, with what the file holds if it names one here."""
+def _with_file(text: str, is_media: bool) -> Any:
+    """Return a text, with what the file holds if it names one here; a folder of media is an error, others are names."""
     if not text or len(text) > _LONG_PATH or text.startswith("data:"):
         return text
-    if not os.path.exists(os.path.expanduser(text)):
+    path = os.path.expanduser(text)
+    if not (os.path.exists(path) if is_media else os.path.isfile(path)):
         return text
     file = media_of(Path(text))
     assert file is not None
