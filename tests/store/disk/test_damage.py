@@ -352,6 +352,23 @@ def test_flipped_bytes_in_the_index_never_raise_or_lie_and_heal(template: Path, 
     fuzz_index(25, 5, template, tmp_path, tools)
 
 
+@pytest.mark.parametrize("name", ["state", "granted", "tail", "records", "live", "n_slots"])
+def test_an_index_whose_columns_have_other_names_is_made_anew(
+    name: str, template: Path, tmp_path: Path, tools: Any
+) -> None:
+    """As one flipped bit in its schema makes it: whatever asks for the column first, the store opens."""
+    values = expected(tools, large=False)
+    folder = Path(shutil.copytree(template, tmp_path / "stash"))
+    index = (folder / "index.db").read_bytes()
+    old, new = f" {name} INTEGER".encode(), f" {name[:-1]}_ INTEGER".encode()
+    assert index.count(old) == 1
+    (folder / "index.db").write_bytes(index.replace(old, new))
+    store = DiskStore(folder)
+    assert read_all(store, values) == len(values)
+    heal(store, values)
+    store.close()
+
+
 def test_words_in_the_index_that_are_no_text_are_damage(template: Path, tmp_path: Path, tools: Any) -> None:
     values = expected(tools, large=False)
     for number, word in enumerate([b"damage/", next((template / "segments").iterdir()).stem.encode()]):

@@ -198,11 +198,11 @@ class Index:
     # --- changes: only inside `transaction()` ---------------------------------------------------------------------
 
     def writing(self) -> Guarded[None]:
-        """Use the connection that writes: one thread at a time, and no look-up meanwhile. Nests."""
+        """Use the connection that writes: one thread at a time, no look-up beside, its errors in our words. Nests."""
         return Guarded(self._keep_others_off())
 
     def _keep_others_off(self) -> Generator[None, None, None]:
-        with self.write_lock:
+        with self.write_lock, self._translated:
             with self.read_lock:  # whoever looks up with it now comes to an end
                 self._writing += 1
             try:
@@ -215,7 +215,7 @@ class Index:
         return Guarded(self._transaction())
 
     def _transaction(self) -> Generator[apsw.Connection, None, None]:
-        with self.writing(), self._translated:
+        with self.writing():
             if self.writer.in_transaction:
                 yield self.writer
                 return
@@ -343,7 +343,7 @@ class Index:
 
     def sync(self) -> None:
         """Return once every committed change is on the medium."""
-        with self.writing(), self._translated:
+        with self.writing():
             self.writer.execute("PRAGMA synchronous = FULL")
             try:
                 with self.transaction():
@@ -371,7 +371,7 @@ class Index:
 
     def cut_long_log(self) -> int:
         """Cut the log if it is long, waiting for others a little; returns how often it was so far."""
-        with self.writing(), self._translated:
+        with self.writing():
             self.log.cut_if_long(patient=True)
             return self.log.cuts
 

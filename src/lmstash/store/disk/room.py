@@ -127,7 +127,8 @@ class Room:
 
         Of the second 0 where it is little beside the limit: only then does `renumbering` give it back.
         """
-        records: list[Any] = self._index.writer.execute("SELECT records FROM segments").fetchall()
+        with self._index.writing():
+            records: list[Any] = self._index.writer.execute("SELECT records FROM segments").fetchall()
         needed = sum(region(n) for (n,) in records) * SLOT_BYTES
         spare = self._folder.slot_bytes() - FIRST_SLOT * SLOT_BYTES - needed
         return needed, spare if self.capacity_bytes is not None and spare > self.capacity_bytes // _SPARE_SHARE else 0
