@@ -16,6 +16,7 @@ from langchain_core.language_models import BaseChatModel, GenericFakeChatModel
 from langchain_core.language_models.fake import FakeListLLM
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.outputs import ChatGeneration, ChatResult, Generation
+from pydantic import BaseModel
 
 import lmstash
 from lmstash.adapters.langchain import StashCache
@@ -89,6 +90,26 @@ def test_types_come_back_as_they_were(stash: Stash) -> None:
     assert cache.lookup("p", "n") is None
     assert cache.lookup("q", "m") is None
     assert StashCache(stash, scope="another").lookup("p", "m") is None
+
+
+class Scored(AIMessage):
+    """A message of a program's own class."""
+
+
+class Person(BaseModel):
+    name: str
+
+
+@pytest.mark.parametrize(
+    "message", [Scored(content="hi"), AIMessage(content="hi", additional_kwargs={"parsed": Person(name="Bo")})]
+)
+def test_an_answer_that_would_come_back_altered_is_not_kept(stash: Stash, message: AIMessage) -> None:
+    model = Counting(cache=StashCache(stash), answer=message)
+    for _ in range(2):
+        came = model.invoke("hi")
+        assert type(came) is type(message)
+        assert came.additional_kwargs == message.additional_kwargs
+    assert (model.asked, stash.info().entries) == (2, 0)
 
 
 def test_failures_and_empty_answers_are_not_kept(stash: Stash) -> None:

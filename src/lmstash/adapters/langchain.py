@@ -20,6 +20,7 @@ from lmstash.adapters.openai.references import points_at_uploads
 from lmstash.caches.responses.asking import namespace_of
 from lmstash.caches.responses.hiding import settings_show_secret
 from lmstash.caches.responses.urls import points_at_urls
+from lmstash.errors import InvalidArgumentError
 from lmstash.identity.media import text_media
 
 if TYPE_CHECKING:
@@ -33,9 +34,10 @@ class StashCache(BaseCache):
     """A cache for LangChain's language models. Threads, tasks and processes may share it.
 
     Answers are kept as plain values and made anew of LangChain's own four classes: nothing is unpickled, and no class
-    is loaded by name. Of a model's description in which a secret shows, a digest is kept. Empty answers, and those that
-    a content filter ended, are not kept; nor are those to prompts that point at something by URL or by the id of an
-    upload, since what is there may change.
+    is loaded by name. Of a model's description in which a secret shows, a digest is kept. Empty answers, those that a
+    content filter ended, and those that would come back altered (a message of a class of one's own, or with a parsed
+    object in it) are not kept; nor are those to prompts that point at something by URL or by the id of an upload, since
+    what is there may change.
     """
 
     def __init__(
@@ -69,7 +71,7 @@ class StashCache(BaseCache):
             return
         try:
             plain = [_plain(each) for each in return_val]
-        except Exception as error:  # a message of a class of one's own, say: it is not kept, and no chain ends for it
+        except Exception as error:  # a message of a class of one's own, say: no chain ends for it
             events = self._responses.store.events
             events.warn_once("langchain answer", "lmstash: an answer of LangChain is not kept: %s", error)
             return
@@ -115,6 +117,8 @@ def _plain(generation: Generation) -> dict[str, Any]:
     plain["info"] = generation.generation_info
     if isinstance(generation, ChatGeneration):
         plain["message"] = message_to_dict(generation.message)
+    if _made(plain) != generation:  # which tells classes of messages apart, too
+        raise InvalidArgumentError("it would come back as another one: a parsed object in it, say, as a dict")
     return plain
 
 

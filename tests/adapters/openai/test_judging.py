@@ -84,6 +84,33 @@ def test_failures_and_empty_answers(endpoint: Endpoint, answer: Any) -> None:
     assert not good(endpoint, answer)
 
 
+def scored(endpoint: Endpoint, token: str, end: str = "length", logprob: float | None = -0.1) -> dict[str, Any]:
+    if endpoint is CHAT:
+        inner = {"content": [{"token": token, "logprob": logprob, "bytes": None, "top_logprobs": []}]}
+        return {"index": 0, "finish_reason": end, "message": {"content": token}, "logprobs": inner}
+    inner = {"tokens": [token], "token_logprobs": [logprob], "top_logprobs": [{token: logprob}], "text_offset": [0]}
+    return {"index": 0, "finish_reason": end, "text": token, "logprobs": inner}
+
+
+@pytest.mark.parametrize("endpoint", [CHAT, COMPLETIONS])
+@pytest.mark.parametrize("token", [" ", "\n", ""])
+def test_a_blank_token_with_its_score_is_an_answer(endpoint: Endpoint, token: str) -> None:
+    assert good(endpoint, {"choices": [scored(endpoint, token)]})
+    assert not good(endpoint, {"choices": [scored(endpoint, token, end="content_filter")]})
+    assert not good(endpoint, {"choices": [scored(endpoint, token, logprob=None)]})
+    assert not good(endpoint, {"choices": [scored(endpoint, token), chat(content="")["choices"][0]]})
+    empties: list[Any] = [None, {}, {"content": []}, {"content": None}, {"tokens": [], "token_logprobs": []}, [], "?"]
+    for empty in empties:
+        assert not good(endpoint, {"choices": [scored(endpoint, token) | {"logprobs": empty}]})
+    streamed = scored(endpoint, token)
+    if endpoint is CHAT:
+        streamed["delta"] = streamed.pop("message")
+    assert good_stream(endpoint, {"choices": [streamed]})
+    assert not good_stream(endpoint, {"choices": [streamed | {"logprobs": None}]})
+    odd = streamed | {"logprobs": {"content": ["?", {}], "token_logprobs": 1}, "finish_reason": None}
+    assert good_stream(endpoint, {"choices": [odd]}, {"choices": [streamed]})
+
+
 def test_only_status_200_of_the_kind_that_was_asked_for() -> None:
     assert not good(CHAT, chat(content="hi"), status=201)
     assert not good(CHAT, chat(content="hi"), headers=[*JSON, ("content-encoding", "br")])

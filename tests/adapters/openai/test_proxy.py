@@ -225,6 +225,21 @@ def test_cache_control_of_a_request(start_proxy: Any, upstream: Any) -> None:
     assert (made.status_code, made.headers["x-lmstash"], upstream.calls) == (504, "miss", 5)
 
 
+def test_a_page_of_another_site_may_read_a_kept_answer_as_it_may_read_the_servers(
+    start_proxy: Any, upstream: Any
+) -> None:
+    proxy = start_proxy()
+    for body in (ASK, ASK | {"stream": True}):
+        for mark in ("miss", "hit"):
+            for origin in ("http://localhost:3000", "http://localhost:4000", None):
+                headers = {"origin": origin} if origin else {}
+                made = httpx2.post(f"{proxy.url}/v1/chat/completions", json=body, headers=headers)
+                assert made.headers["x-lmstash"] == mark
+                assert made.headers.get("access-control-allow-origin") == origin
+                assert made.headers.get("access-control-allow-credentials") == ("true" if origin else None)
+    assert upstream.calls == 6
+
+
 def test_two_proxies_on_one_folder_ask_once(start_proxy: Any, upstream: Any) -> None:
     proxies = [start_proxy(), start_proxy()]
 

@@ -68,6 +68,7 @@ def test_what_may_change_an_answer_is_another_question(stash: Stash, changed: di
         (URL, {"openai-beta": "b"}),
         (URL, {"x-route-to": "another model"}),
         (URL, {"accept": "text/plain"}),
+        (URL, {"origin": "http://localhost:3000"}),
     ],
 )
 def test_another_server_or_an_unknown_header_is_another_question(
@@ -93,6 +94,24 @@ def test_what_changes_no_answer_is_the_same_question(
     assert key(stash, BODY | changed, headers=headers) == key(stash)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("traceparent", "sentry-trace", "x-datadog-trace-id", "x-datadog-parent-id", "x-amzn-trace-id"),
+        *("x-b3-traceid", "x-amzn-requestid", "b3", "x-cloud-trace-context", "newrelic", "elastic-apm-traceparent"),
+        *("uber-trace-id", "x-trace-id", "request-id", "x-ms-client-request-id", "cf-ray", "cf-connecting-ip"),
+        *("true-client-ip", "x-client-ip", "x-request-start", "x-envoy-attempt-count", "langsmith-trace"),
+    ],
+)
+def test_what_traces_a_request_is_no_part_of_it(stash: Stash, name: str) -> None:
+    assert key(stash, headers={name: "0af7651916cd43dd8448eb211c80319c"}) == key(stash)
+
+
+@pytest.mark.parametrize("name", ["x-envoy-original-dst-host", "x-amzn-bedrock-guardrailidentifier", "x-trace-id-b"])
+def test_headers_of_the_same_makers_that_may_change_an_answer_count(stash: Stash, name: str) -> None:
+    assert key(stash, headers={name: "a"}) != key(stash, headers={name: "b"})
+
+
 def test_order_and_spaces_of_a_body_are_the_same_question_but_the_order_within_a_schema_is_not(stash: Stash) -> None:
     assert key(stash, json.dumps(dict(reversed(BODY.items())), indent=3).encode()) == key(stash)
     schemas = [{"a": {"type": "string"}, "b": {"type": "string"}}, {"b": {"type": "string"}, "a": {"type": "string"}}]
@@ -111,6 +130,21 @@ def test_callers_share_answers_unless_asked_otherwise(stash: Stash) -> None:
     assert key(stash, headers=other) == key(stash)
     assert key(stash, headers=other, by_token=True) != key(stash, by_token=True)
     assert key(stash, by_token=True) != key(stash)
+
+
+def test_an_answer_that_its_server_holds_for_a_caller_is_for_that_caller_only(stash: Stash) -> None:
+    """Its id, in a later request, leads nobody else to it."""
+    url, body = "https://api.example.com/v1/responses", {"model": "m", "temperature": 0, "input": "hi"}
+    other, cookie = {"authorization": "Bearer sk-2"}, {"cookie": "__cf_bm=1"}
+    assert key(stash, body, url, other) != key(stash, body, url)
+    assert key(stash, body | {"store": None}, url, other) != key(stash, body | {"store": None}, url)
+    assert key(stash, body | {"store": False}, url, other) == key(stash, body | {"store": False}, url)
+    assert key(stash, body, url, cookie) == key(stash, body, url)  # which a server may set anew at any time
+    found = [
+        Library(stash).consider("POST", url, [("content-type", "application/json"), session], json.dumps(body).encode())
+        for session in (("cookie", "session=1"), ("cookie", "session=2"))
+    ]
+    assert len({each.key for each in found if isinstance(each, Case)}) == 2
 
 
 def test_another_revision_is_another_model(stash: Stash) -> None:
@@ -239,6 +273,34 @@ def test_what_is_answered_by_chance_is_passed_on_unless_it_has_a_seed_or_is_aske
     assert key(stash, default, headers=keep | {"x-lmstash-occurrence": "two"}) is Bypass.UNSUPPORTED
 
 
+@pytest.mark.parametrize(
+    "unread",
+    [
+        {"options": {"temperature": 0}},
+        {"extra_body": {"temperature": 0}},
+        {"generation_config": {"temperature": 0, "seed": 1}},
+        {"parameters": {"do_sample": False}},
+        {"config": {"seed": 1, "temperature": 1}},
+        {"do_sample": False},
+        {"random_seed": 3},
+        {"use_beam_search": True, "n": 2},
+    ],
+)
+def test_only_what_servers_read_makes_an_answer_one_that_is_not_drawn(stash: Stash, unread: dict[str, Any]) -> None:
+    default = {name: value for name, value in BODY.items() if name != "temperature"}
+    assert key(stash, default | unread) is Bypass.SAMPLED
+    assert stash.stats.misses["sampled"] == 1
+    keys = [key(stash, default | unread, keep_sampled=True) for _ in range(2)]
+    assert keys[0] is Bypass.UNSUPPORTED or keys[0] != keys[1]  # two draws are no one answer
+    assert isinstance(key(stash, BODY | unread | {"n": 1}), bytes)
+    assert isinstance(key(stash, default | unread | {"seed": 1}), bytes)
+
+
+def test_what_asks_for_chance_anywhere_makes_a_greedy_request_one_that_may_be_drawn(stash: Stash) -> None:
+    for unread in ({"options": {"temperature": 0.7}}, {"do_sample": True}):
+        assert isinstance(key(stash, BODY | unread), Bypass)
+
+
 def test_embeddings_are_not_sampled(stash: Stash) -> None:
     assert isinstance(key(stash, {"model": "m", "input": "hi"}, "https://api.example.com/v1/embeddings"), bytes)
 
@@ -258,6 +320,13 @@ def test_embeddings_are_not_sampled(stash: Stash) -> None:
 def test_cache_control(value: str, control: Control) -> None:
     assert read_control([("cache-control", value)]) == control
     assert read_control([("cache-control", each.strip()) for each in value.split(",")]) == control
+
+
+def test_pragma_says_no_cache_where_cache_control_says_nothing() -> None:
+    assert read_control([("pragma", "no-cache")]) == Control(max_age_seconds=0)
+    assert read_control([("pragma", "Token, No-Cache")]) == Control(max_age_seconds=0)
+    assert read_control([("pragma", "no-cache"), ("cache-control", "max-age=60")]) == Control(max_age_seconds=60)
+    assert read_control([("pragma", "no-store, only-if-cached")]) == Control()
 
 
 @pytest.mark.parametrize("value", ["-1", "two", "9" * 5000])

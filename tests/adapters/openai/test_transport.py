@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,47 @@ def test_threads_that_ask_the_same_ask_once(client: openai.OpenAI, upstream: Any
     assert upstream.calls == 1
 
 
+@pytest.mark.parametrize(("options", "timeout"), [({}, httpx.Timeout(60, read=0.05)), ({"wait_seconds": 0.05}, None)])
+@pytest.mark.parametrize("is_async", [False, True])
+def test_who_waits_for_anothers_answer_waits_no_longer_than_for_a_server(
+    stash: Stash, options: dict[str, Any], timeout: Any, is_async: bool
+) -> None:
+    url = "http://localhost/v1/chat/completions"
+    asked, go = threading.Event(), threading.Event()
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if not asked.is_set():
+            asked.set()
+            go.wait(20)
+        said = {"finish_reason": "stop", "message": {"role": "assistant", "content": "hi"}}
+        return httpx.Response(200, json={"choices": [said]})
+
+    async def answer_async(request: httpx.Request) -> httpx.Response:
+        return await asyncio.to_thread(answer, request)
+
+    async def ask() -> None:
+        transport = AsyncCachingTransport(stash, httpx.MockTransport(answer_async), **options)
+        async with httpx.AsyncClient(transport=transport) as client:
+            leader = asyncio.create_task(client.post(url, json=ASK, timeout=None))
+            await asyncio.to_thread(asked.wait, 20)
+            assert (await client.post(url, json=ASK, timeout=timeout)).headers["x-lmstash"] == "miss"
+            assert not leader.done()
+            go.set()
+            assert (await leader).headers["x-lmstash"] == "miss"
+
+    if is_async:
+        asyncio.run(ask())
+        return
+    transport = CachingTransport(stash, httpx.MockTransport(answer), **options)
+    with httpx.Client(transport=transport) as client, ThreadPoolExecutor() as threads:
+        leader = threads.submit(client.post, url, json=ASK, timeout=None)
+        assert asked.wait(20)
+        assert client.post(url, json=ASK, timeout=timeout).headers["x-lmstash"] == "miss"
+        assert not leader.done()
+        go.set()
+        assert leader.result(20).headers["x-lmstash"] == "miss"
+
+
 @pytest.mark.parametrize("package", [httpx, httpx2])
 def test_clients_of_both_packages(package: Any, stash: Stash, upstream: Any) -> None:
     with package.Client(transport=CachingTransport(stash), base_url=upstream.base_url) as client:
@@ -138,6 +180,33 @@ def test_clients_of_both_packages(package: Any, stash: Stash, upstream: Any) -> 
             assert (await client.put("/files", content=b"abc")).content == b"abc"
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("package", [httpx, httpx2])
+def test_an_answer_from_the_stash_is_read_as_one_from_a_server_and_says_how_long_it_took(
+    package: Any, stash: Stash, upstream: Any
+) -> None:
+    not_kept = {"cache-control": "only-if-cached"}
+    asked = [("miss", {}, ASK), ("hit", {}, ASK), ("miss", not_kept, ASK | {"seed": 1})]
+    with package.Client(transport=CachingTransport(stash), base_url=upstream.base_url) as client:
+        for mark, headers, body in asked:
+            with client.stream("POST", "/chat/completions", json=body, headers=headers) as answer:
+                assert (answer.headers["x-lmstash"], answer.is_closed) == (mark, False)
+                raw = b"".join(answer.iter_raw())
+            assert len(raw) == int(answer.headers["content-length"]) == answer.num_bytes_downloaded
+            assert answer.elapsed.total_seconds() > 0
+
+    async def run() -> None:
+        async with package.AsyncClient(transport=AsyncCachingTransport(stash), base_url=upstream.base_url) as client:
+            for mark in ("miss", "hit"):
+                asking = client.stream("POST", "/chat/completions", json=ASK | {"seed": 2})
+                async with asking as answer:
+                    assert json.loads(b"".join([each async for each in answer.aiter_raw()]))["object"]
+                assert answer.headers["x-lmstash"] == mark
+                assert answer.elapsed.total_seconds() > 0
+
+    asyncio.run(run())
+    assert upstream.calls == 2
 
 
 def test_failures_reach_the_program_and_are_not_kept(client: openai.OpenAI, upstream: Any, stash: Stash) -> None:
@@ -161,15 +230,81 @@ def test_failures_reach_the_program_and_are_not_kept(client: openai.OpenAI, upst
     assert stash.info().entries == 0
 
 
-def test_what_is_answered_by_chance_is_asked_each_time(client: openai.OpenAI, upstream: Any, stash: Stash) -> None:
+def test_what_is_answered_by_chance_is_asked_each_time(
+    client: openai.OpenAI, upstream: Any, stash: Stash, tmp_path: Path
+) -> None:
     for _ in range(2):
         client.chat.completions.create(model="echo", messages=MESSAGES)
     assert upstream.calls == 2
     keeping = client.with_options(http_client=http_client(stash, keep_sampled=True))
-    again = client.with_options(http_client=http_client(stash, keep_sampled=True))
     ids = [keeping.chat.completions.create(model="echo", messages=MESSAGES).id for _ in range(3)]
     assert len(set(ids)) == 3
-    assert [again.chat.completions.create(model="echo", messages=MESSAGES).id for _ in range(3)] == ids
+    with lmstash.open(tmp_path / "stash", strict=True) as opened:  # as a new program does
+        again = client.with_options(http_client=http_client(opened, keep_sampled=True))
+        assert [again.chat.completions.create(model="echo", messages=MESSAGES).id for _ in range(3)] == ids
+
+
+def _answers(*said: Any) -> Any:
+    """A transport that answers one thing after another, plain or as a stream: an exception, a status, or a text."""
+    left = list(said)
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        this = left.pop(0)
+        if isinstance(this, BaseException):
+            raise this
+        if isinstance(this, int):
+            return httpx.Response(this, stream=httpx.ByteStream(b'{"error": {"message": "not now"}}'))
+        if not json.loads(request.content).get("stream"):
+            said = {"finish_reason": "stop", "message": {"role": "assistant", "content": this}}
+            return httpx.Response(200, json={"choices": [said]})
+        event = json.dumps({"choices": [{"finish_reason": "stop", "delta": {"content": this}}]})
+        end = "" if this == "torn" else "data: [DONE]\n\n"
+        unread = httpx.ByteStream(f"data: {event}\n\n{end}".encode())
+        return httpx.Response(200, stream=unread, headers={"content-type": "text/event-stream"})
+
+    return httpx.MockTransport(answer)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize("failure", [httpx.ConnectError("no"), 429, "", "torn", "probe"])
+def test_an_attempt_that_gave_nothing_to_keep_uses_up_no_number_of_a_sample(
+    tmp_path: Path, failure: Any, stream: bool, is_async: bool
+) -> None:
+    url, body = "http://localhost/v1/chat/completions", ASK | {"temperature": 1, "stream": stream}
+    first = {"cache-control": "only-if-cached"} if failure == "probe" else {}
+    lost: list[Any] = [] if first else [failure]
+    if failure == "torn" and not stream:
+        lost = [httpx.ReadError("torn")]
+
+    def draw(server: Any, all_headers: list[dict[str, str]]) -> list[str]:
+        """Ask in a program of its own; returns what comes."""
+        came: list[str] = []
+        with lmstash.open(tmp_path / "stash", strict=True) as stash:
+            if is_async:
+
+                async def run() -> None:
+                    transport = AsyncCachingTransport(stash, server, keep_sampled=True)
+                    async with httpx.AsyncClient(transport=transport) as client:
+                        for headers in all_headers:
+                            try:
+                                came.append((await client.post(url, json=body, headers=headers)).text)
+                            except httpx.TransportError as error:
+                                came.append(str(error))
+
+                asyncio.run(run())
+                return came
+            with httpx.Client(transport=CachingTransport(stash, server, keep_sampled=True)) as client:
+                for headers in all_headers:
+                    try:
+                        came.append(client.post(url, json=body, headers=headers).text)
+                    except httpx.TransportError as error:
+                        came.append(str(error))
+        return came
+
+    drawn = draw(_answers(*lost, "one", "two"), [first, {}, {}])[1:]
+    assert ["one" in drawn[0], "two" in drawn[1]] == [True, True]
+    assert draw(_answers(), [{}, {}]) == drawn
 
 
 def test_cache_control_of_a_request(client: openai.OpenAI, upstream: Any) -> None:

@@ -16,6 +16,8 @@ from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -173,7 +175,8 @@ app = Starlette(
         Route("/look", look),
         Route("/forget", forget, methods=["POST"]),
         Route("/go", go, methods=["POST"]),
-    ]
+    ],
+    middleware=[Middleware(CORSMiddleware, allow_origin_regex=".*", allow_credentials=True)],
 )
 
 if __name__ == "__main__":

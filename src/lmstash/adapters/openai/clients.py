@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from lmstash.adapters.openai.transport import AsyncCachingTransport, CachingTransport
@@ -11,32 +12,39 @@ if TYPE_CHECKING:
     from lmstash.stash import Stash
 
 
-def http_client(stash: Stash, **options: Any) -> Any:
+def http_client(stash: Stash, *, inner: Any = None, trust_env: bool = True, **options: Any) -> Any:
     """Return a client with the defaults of `openai`, which answers from `stash`: `openai.OpenAI(http_client=...)`.
 
     Args:
         stash: The stash; it stays the caller's to close.
+        inner: The transport that sends; default: as `openai` sends, by the proxies that the environment names
+            (`HTTPS_PROXY`, `NO_PROXY`).
+        trust_env: Whether the environment counts (it says where certificates are, too).
         **options: As `CachingTransport` takes.
     """
-    openai, package = _packages()
-    inner = options.pop("inner", None) or package.HTTPTransport(limits=openai.DEFAULT_CONNECTION_LIMITS)
-    return openai.DefaultHttpxClient(transport=CachingTransport(stash, inner, **options))
+    made = _openai().DefaultHttpxClient(transport=inner, trust_env=trust_env)
+    return _caching(made, lambda sender: CachingTransport(stash, sender, **options))
 
 
-def async_http_client(stash: Stash, **options: Any) -> Any:
+def async_http_client(stash: Stash, *, inner: Any = None, trust_env: bool = True, **options: Any) -> Any:
     """As `http_client`, for `openai.AsyncOpenAI`."""
-    openai, package = _packages()
-    inner = options.pop("inner", None) or package.AsyncHTTPTransport(limits=openai.DEFAULT_CONNECTION_LIMITS)
-    return openai.DefaultAsyncHttpxClient(transport=AsyncCachingTransport(stash, inner, **options))
+    made = _openai().DefaultAsyncHttpxClient(transport=inner, trust_env=trust_env)
+    return _caching(made, lambda sender: AsyncCachingTransport(stash, sender, **options))
 
 
-def _packages() -> tuple[Any, Any]:
-    """Return `openai` and the HTTP package that it is built on: `httpx`, or from version 3 on `httpx2`."""
+def _caching(client: Any, around: Callable[[Any], Any]) -> Any:
+    """Put our transports around those that a client made, one for each proxy: only the client itself knows which.
+
+    A client that is given a transport makes none for proxies, and there is no public way to say both.
+    """
+    client._transport = around(client._transport)
+    client._mounts = {where: None if each is None else around(each) for where, each in client._mounts.items()}
+    return client
+
+
+def _openai() -> Any:
     try:
         import openai
     except ModuleNotFoundError as error:
         raise MissingDependencyError("openai", "proxy") from error
-    from importlib import import_module
-
-    limits = type(openai.DEFAULT_CONNECTION_LIMITS)
-    return openai, import_module(limits.__module__.partition(".")[0])
+    return openai

@@ -70,11 +70,13 @@ def asks_nobody(headers: Iterable[tuple[str, str]]) -> bool:
 
 
 def _directives(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Return what `Cache-Control` says, in lower case."""
-    found: dict[str, str] = {}
+    """Return what `Cache-Control` says, in lower case; without one, what `Pragma` says: RFC 9111, 5.4."""
+    said: dict[str, dict[str, str]] = {"cache-control": {}, "pragma": {}}
     for name, value in headers:
-        if name == "cache-control":
+        if name in said:
             for each in value.lower().split(","):
                 directive, _, argument = each.strip().partition("=")
-                found[directive] = argument.strip('"')
-    return found
+                said[name][directive] = argument.strip('"')
+    if not said["cache-control"] and "no-cache" in said["pragma"]:
+        return {"no-cache": ""}
+    return said["cache-control"]

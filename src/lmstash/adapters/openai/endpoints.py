@@ -14,11 +14,14 @@ class Endpoint:
         path: What its URLs end in.
         samples: Whether it answers by chance where a request says nothing of it.
         harmless: Fields of its requests that change no answer, and that no answer repeats.
+        held_seconds: How long its server holds an answer for the caller, who names it by its id in later requests; None
+            if it does not.
     """
 
     path: str
     samples: bool
     harmless: frozenset[str]
+    held_seconds: float | None = None
 
 
 # Whom the request is for, how OpenAI finds its own cache, and whether and under what words OpenAI keeps the answer.
@@ -28,7 +31,8 @@ CHAT: Final = Endpoint("/chat/completions", True, _CALLER | {"metadata", "store"
 COMPLETIONS: Final = Endpoint("/completions", True, _CALLER)
 EMBEDDINGS: Final = Endpoint("/embeddings", False, _CALLER)
 # An answer of this one repeats the caller's fields, and what is stored of it can be asked for by its id: all count.
-RESPONSES: Final = Endpoint("/responses", True, frozenset())
+# (OpenAI holds it for 30 days.)
+RESPONSES: Final = Endpoint("/responses", True, frozenset(), 30 * 86400.0)
 
 _ALL = (CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES)
 

@@ -45,7 +45,8 @@ def _is_good(endpoint: Endpoint, answer: Any) -> bool:
         return _is_good_response(answer)
     choices = answer["choices"]
     return bool(choices) and all(
-        each["finish_reason"] in _GOOD_ENDS and _has_content(each.get("message", each)) for each in choices
+        each["finish_reason"] in _GOOD_ENDS and (_has_content(each.get("message", each)) or _is_scored(each))
+        for each in choices
     )
 
 
@@ -69,7 +70,7 @@ def _is_good_stream(endpoint: Endpoint, events: list[Any]) -> bool:
         for choice in event.get("choices") or ():
             number = choice.get("index", 0)
             ends[number] = choice.get("finish_reason") or ends.get(number)
-            if _has_content(choice.get("delta", choice)):
+            if _has_content(choice.get("delta", choice)) or _is_scored(choice):
                 filled.add(number)
     return bool(ends) and filled == ends.keys() and all(end in _GOOD_ENDS for end in ends.values())
 
@@ -77,6 +78,16 @@ def _is_good_stream(endpoint: Endpoint, events: list[Any]) -> bool:
 def _has_content(part: dict[str, Any]) -> bool:
     said = [part.get(name) for name in _CONTENT]
     return any(not each.isspace() if each and isinstance(each, str) else each for each in said)
+
+
+def _is_scored(choice: dict[str, Any]) -> bool:
+    """Whether scores of tokens came, whatever the tokens are: one that is a blank, or ends the answer, has a score."""
+    scores = choice.get("logprobs")
+    if not isinstance(scores, dict):
+        return False
+    chat, completion = (scores.get(name) for name in ("content", "token_logprobs"))
+    said = [each.get("logprob") for each in chat if isinstance(each, dict)] if isinstance(chat, list) else []
+    return any(each is not None for each in said + (completion if isinstance(completion, list) else []))
 
 
 def _is_vector(embedding: Any) -> bool:

@@ -13,7 +13,8 @@ from lmstash.adapters.openai.question import Bypass, Question, read_question
 from lmstash.adapters.openai.recorded import Recorded, from_answer, to_answer
 from lmstash.caches.responses.asking import KIND, Asked
 from lmstash.caches.responses.cache import Responses
-from lmstash.caches.responses.sampling import is_sampled
+from lmstash.caches.responses.requests import HARMLESS, read_request
+from lmstash.caches.responses.sampling import is_sampled, seed_of
 from lmstash.caches.responses.shelf import MISSING
 from lmstash.caches.responses.steps import CALL, Steps, fly
 from lmstash.errors import InvalidArgumentError
@@ -28,28 +29,38 @@ _MOST_MODELS = 1000
 class Case:
     """One question that can be looked up. Belongs to one caller."""
 
-    def __init__(self, question: Question, control: Control, responses: Responses, asked: Asked) -> None:
-        """Take what is asked, how, and where the answers of that model are."""
+    def __init__(
+        self, question: Question, control: Control, responses: Responses, asked: Asked, ttl_seconds: float | None
+    ) -> None:
+        """Take what is asked, how, where the answers of that model are, and how long a new one is served."""
         self.question = question
         self.control = control
         self.key = asked.key
         self._asked = asked
         self._responses = responses
+        self._ttl_seconds = ttl_seconds
+        self._is_numbered_here = control.occurrence is None
 
     def kept(self) -> Recorded | None:
         """Return the answer that is kept and young enough, or None."""
+        recorded = None
         if self.control.max_age_seconds == 0:
             self._responses.store.events.miss(KIND, self.key, MissReason.REFRESH)
-            return None
-        recorded = from_answer(self._responses.shelf.read(self._asked))
-        if recorded is None or recorded.age_seconds > self.control.max_age_seconds:
-            return None
-        return recorded
+        else:
+            recorded = from_answer(self._responses.shelf.read(self._asked))
+        if recorded is not None and recorded.age_seconds <= self.control.max_age_seconds:
+            return recorded
+        if self.control.only_kept:
+            self.give_back()
+        return None
 
-    def steps(self) -> Steps:
+    def steps(self, wait_seconds: float | None = None) -> Steps:
         """Compute what was not kept, or wait for whoever computes it; for `drive` and `drive_async`.
 
         `CALL` gives a `Recorded`. Returns the answer, and whether it was computed here.
+
+        Args:
+            wait_seconds: How long to wait for another one; default, and at most: the library's.
         """
         here: list[Recorded] = []
 
@@ -61,23 +72,38 @@ class Case:
 
         refresh = self.control.max_age_seconds < float("inf")
         responses = self._responses
-        answer = yield from fly(
-            responses.shelf, responses.flights, self._asked, compute, refresh, responses.wait_seconds
-        )
-        if here:
-            return here[-1], True
-        recorded = from_answer(answer)
-        if recorded is None:  # kept by another program in a form of its own
-            yield from compute()
-            return here[-1], True
-        return recorded, False
+        longest = responses.wait_seconds if wait_seconds is None else min(wait_seconds, responses.wait_seconds)
+        try:
+            answer = yield from fly(responses.shelf, responses.flights, self._asked, compute, refresh, longest)
+            if here:
+                return here[-1], True
+            recorded = from_answer(answer)
+            if recorded is None:  # kept by another program in a form of its own
+                yield from compute()
+                return here[-1], True
+            return recorded, False
+        except BaseException:
+            self.give_back()
+            raise
 
     def keep(self, recorded: Recorded, compute_seconds: float) -> bytes | None:
         """Keep an answer if it is complete and good; returns it encoded, or None."""
-        if not is_worth_keeping(self.question.endpoint, self.question.streamed, recorded):
+        encoded = None
+        if is_worth_keeping(self.question.endpoint, self.question.streamed, recorded):
+            shelf = self._responses.shelf
+            encoded = shelf.keep([self._asked], [to_answer(recorded)], [None], compute_seconds, self._ttl_seconds)[0]
+        else:
             self._responses.store.events.drop(KIND, self.key, DropReason.EMPTY)
-            return None
-        return self._responses.shelf.keep([self._asked], [to_answer(recorded)], [None], compute_seconds, None)[0]
+        if encoded is None:
+            self.give_back()
+        self._is_numbered_here = False
+        return encoded
+
+    def give_back(self) -> None:
+        """Let another request have the number of this one's occurrence: nothing is kept under it. Works once."""
+        if self._is_numbered_here:
+            self._is_numbered_here = False
+            self._responses.asker.give_back([self._asked])
 
 
 class Library:
@@ -92,6 +118,7 @@ class Library:
         by_token: bool = False,
         revision: str | None = None,
         ttl_seconds: float | None = None,
+        wait_seconds: float | None = None,
     ) -> None:
         """Take where answers are kept.
 
@@ -103,6 +130,8 @@ class Library:
             revision: What you declare of the models: a version, a date, a file's digest. A server says their names
                 only; what is kept under one revision is not served under another.
             ttl_seconds: How long new answers are served; default: the stash's.
+            wait_seconds: How long to wait for another one who asks the same, before asking too; default: that of
+                `stash.responses`.
         """
         self.events = stash.store.events
         self._stash = stash
@@ -110,7 +139,8 @@ class Library:
         self._trust_urls = trust_urls
         self._by_token = by_token
         self._revision = revision
-        self._ttl_seconds = ttl_seconds
+        self._ttl_seconds = stash.ttl_seconds if ttl_seconds is None else ttl_seconds
+        self._options = {} if wait_seconds is None else {"wait_seconds": wait_seconds}
         self._caches: dict[Any, Responses] = {}
         self._lock = threading.Lock()
 
@@ -133,10 +163,17 @@ class Library:
             return self._pass_on(Bypass.UNSUPPORTED)
         if control.bypass:
             return self._pass_on(Bypass.NO_STORE)
-        responses = self._of(question, self._keep_sampled or control.keep_sampled)
+        keep_sampled = self._keep_sampled or control.keep_sampled
+        if question.drawn and not keep_sampled:
+            self.events.miss(KIND, b"", MissReason.SAMPLED)
+            return Bypass.SAMPLED
+        if question.drawn and not _is_counted(question):
+            return self._pass_on(Bypass.UNSUPPORTED)
+        responses = self._of(question, keep_sampled)
         asked = responses.asker.ask(responses.asker.look(), question.request, control.occurrence)
         if asked is not None:
-            return Case(question, control, responses, asked)
+            longest = [each for each in (self._ttl_seconds, question.held_seconds) if each is not None]
+            return Case(question, control, responses, asked, min(longest, default=None))
         sampled = is_sampled(question.request, question.endpoint.samples)  # and counted by `ask`, as the rest is
         return Bypass.SAMPLED if sampled else Bypass.UNSUPPORTED
 
@@ -152,12 +189,11 @@ class Library:
         return why
 
     def _of(self, question: Question, keep_sampled: bool) -> Responses:
-        """Return the answers of a model; one object for each, since it counts occurrences."""
+        """Return the answers of a model; one object for each, since to make one costs more than a look-up."""
         name = (question.base_url, question.model, question.endpoint, keep_sampled)
         with self._lock:
             found = self._caches.pop(name, None)
             if found is None:
-                options: dict[str, Any] = {} if self._ttl_seconds is None else {"ttl_seconds": self._ttl_seconds}
                 found = self._stash.responses(
                     question.model,
                     base_url=question.base_url,
@@ -167,9 +203,22 @@ class Library:
                     keep_sampled=keep_sampled,
                     keep_if=lambda _answer: True,  # `Case.keep` has judged it
                     urls="trust",  # `read_question` lets no others through
-                    **options,
+                    **self._options,  # and a `Case` knows how long its answer is served
                 )
             self._caches[name] = found  # the one used last is at the end
             while len(self._caches) > _MOST_MODELS:
                 del self._caches[next(iter(self._caches))]
             return found
+
+
+def _is_counted(question: Question) -> bool:
+    """Whether the answers to a request that is drawn are told apart by their number.
+
+    They are not where the request says somewhere what such servers do not read, and other hosts do: that it is greedy
+    (`"options": {"temperature": 0}`), or a seed.
+    """
+    try:
+        said = read_request(question.request, HARMLESS | question.endpoint.harmless, "trust").arguments
+    except Exception:  # it is nested too deeply, say: what cannot be read cannot be named
+        return False
+    return is_sampled(said, True) and seed_of(said) is None

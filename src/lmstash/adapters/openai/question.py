@@ -15,6 +15,7 @@ from urllib.parse import SplitResult, urlsplit
 from lmstash.adapters.openai.endpoints import Endpoint, endpoint_of
 from lmstash.adapters.openai.references import depends_on_state, points_at_uploads, said
 from lmstash.caches.responses.hiding import SECRETS
+from lmstash.caches.responses.sampling import is_sampled, seed_of
 from lmstash.caches.responses.urls import points_at_urls
 
 RESERVED = "lmstash"
@@ -22,11 +23,20 @@ RESERVED = "lmstash"
 
 _HARMLESS_HEADER = re.compile(
     r"connection|keep-alive|proxy-connection|transfer-encoding|te|trailer|upgrade|expect|host|date|via|forwarded"
-    r"|content-length|content-type|accept-encoding|user-agent|cache-control|pragma|origin|referer|dnt|priority"
-    r"|traceparent|tracestate|baggage|idempotency-key|x-real-ip|x-request-id|x-correlation-id|x-client-request-id"
-    r"|x-forwarded-.*|x-stainless-.*|x-lmstash-.*|sec-.*"
+    r"|content-length|content-type|accept-encoding|user-agent|cache-control|pragma|referer|dnt|priority"
+    r"|idempotency-key|x-request-id|request-id|x-correlation-id|(x|x-ms)-client-request-id|x-request-start"
+    r"|x-forwarded-.*|x-real-ip|true-client-ip|x-client-ip|cf-connecting-ip|x-stainless-.*|x-lmstash-.*|sec-.*"
+    # those of tracing: W3C, Sentry, Datadog, AWS, Zipkin, Google, New Relic, Elastic, Jaeger, Cloudflare, LangSmith
+    r"|traceparent|tracestate|baggage|sentry-trace|x-datadog-.*|x-amzn-(trace-id|requestid)|b3|x-b3-.*"
+    r"|x-cloud-trace-context|newrelic|elastic-apm-traceparent|uber-trace-id|x-trace-id|cf-ray|langsmith-trace"
+    # of Envoy's these only: others of them choose the server, or how a server is asked
+    r"|x-envoy-(attempt-count|internal|external-address|expected-rq-timeout-ms|peer-metadata|peer-metadata-id"
+    r"|decorator-operation)"
 )
-"""Headers that change no answer."""
+"""Headers that change no answer. (`origin` is none: a server says in each answer which page may read it.)"""
+
+_READ_BY_ALL = ("temperature", "seed", "n", "best_of")
+"""Fields of a body that say how it is answered. Others of other hosts (`do_sample`, `options`) many servers ignore."""
 
 _CREDENTIALS = frozenset({"authorization", "proxy-authorization", "api-key", "x-api-key", "x-goog-api-key", "cookie"})
 _PLAIN_ACCEPTS = frozenset({"*/*", "application/json", "text/event-stream", "application/json, text/event-stream"})
@@ -59,8 +69,12 @@ class Question:
         endpoint: Which interface.
         base_url: Where the model is served, without the endpoint.
         model: As the body names it.
-        request: The body, and under `lmstash` what else counts: path, query, headers; the token if asked.
+        request: The body, and under `lmstash` what else counts: path, query, headers; the caller if asked, or
+            if the server holds the answer for them.
         streamed: Whether the answer is to come as a stream.
+        drawn: Whether it is answered by chance, from no seed.
+        held_seconds: How long the server holds the answer for this caller, by its id: nobody else may have it, nor
+            anybody later. None if it does not.
     """
 
     endpoint: Endpoint
@@ -68,6 +82,8 @@ class Question:
     model: str
     request: dict[str, Any]
     streamed: bool
+    drawn: bool
+    held_seconds: float | None
 
 
 def read_question(
@@ -112,9 +128,22 @@ def read_question(
         return Bypass.BODY
     if not streamed:
         read.pop("stream", None)
-    read[RESERVED] = _beside(endpoint, where.query, headers, by_token)
+    drawn = endpoint.samples and _is_drawn(read)
+    held_seconds = None if read.get("store") is False else endpoint.held_seconds
+    caller = None
+    if by_token:
+        caller = credentials_digest(headers)
+    elif held_seconds is not None:
+        caller = _owner_digest(headers)
+    read[RESERVED] = _beside(endpoint, where.query, headers, caller)
     base_url = f"{where.scheme}://{where.netloc}{where.path.removesuffix(endpoint.path)}"
-    return Question(endpoint, base_url, model or "(unnamed)", read, bool(streamed))
+    return Question(endpoint, base_url, model or "(unnamed)", read, bool(streamed), drawn, held_seconds)
+
+
+def _is_drawn(body: dict[str, Any]) -> bool:
+    """Whether a server that samples by default answers by chance, from no seed: told by what all of them read."""
+    said = {name: body[name] for name in _READ_BY_ALL if name in body}
+    return is_sampled(said, True) and seed_of(said) is None
 
 
 @lru_cache(maxsize=1024)
@@ -122,7 +151,7 @@ def _split(url: str) -> SplitResult:
     return urlsplit(url)
 
 
-def _beside(endpoint: Endpoint, query: str, headers: Sequence[tuple[str, str]], by_token: bool) -> dict[str, str]:
+def _beside(endpoint: Endpoint, query: str, headers: Sequence[tuple[str, str]], caller: str | None) -> dict[str, str]:
     """Return what counts besides the body. What may hold a secret is in it as a digest."""
     out = {"path": endpoint.path}
     if query:
@@ -130,14 +159,20 @@ def _beside(endpoint: Endpoint, query: str, headers: Sequence[tuple[str, str]], 
     unknown = sorted(f"{name}: {value}" for name, value in headers if _counts(name, value))
     if unknown:
         out["headers"] = _digest(unknown)
-    if by_token:
-        out["caller"] = credentials_digest(headers)
+    if caller is not None:
+        out["caller"] = caller
     return out
 
 
 def credentials_digest(headers: Iterable[tuple[str, str]]) -> str:
     """Return what tells callers apart: a digest of their credentials."""
     return _digest(sorted(f"{name}: {value}" for name, value in headers if _is_credential(name)))
+
+
+def _owner_digest(headers: Iterable[tuple[str, str]]) -> str:
+    """Return what tells apart for whom a server holds answers: their key; their cookies, which change, only without."""
+    named = [each for each in headers if _is_credential(each[0])]
+    return credentials_digest([each for each in named if each[0] != "cookie"] or named)
 
 
 @lru_cache(maxsize=4096)

@@ -15,7 +15,7 @@ REASON = "x-lmstash-reason"
 """The header that says why a request is passed on."""
 
 _FORM = 1
-_KEPT_HEADERS = frozenset({"content-type", "openai-model", "openai-version", "x-request-id"})
+_KEPT_HEADERS = re.compile(r"content-type|openai-model|openai-version|x-request-id|access-control-.*")
 """What a hit repeats. Rate limits, cookies and dates belong to the moment."""
 
 _EVENT = re.compile(rb".*?(?:\r\n\r\n|\n\n|\r\r|$)", re.DOTALL)
@@ -73,7 +73,7 @@ def to_answer(recorded: Recorded) -> dict[str, Any]:
     body: str | bytes = recorded.body
     with contextlib.suppress(UnicodeDecodeError):
         body = recorded.body.decode("utf-8")
-    headers = {name: value for name, value in recorded.headers.items() if name in _KEPT_HEADERS}
+    headers = {name: value for name, value in recorded.headers.items() if _KEPT_HEADERS.fullmatch(name)}
     return {
         "http": _FORM,
         "status": recorded.status,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
 import time
@@ -31,7 +32,7 @@ class _Transport:
             stash: The stash; it stays the caller's to close.
             inner: The transport that sends requests; default: the client's package's own. Proxies and certificates are
                 its business: `httpx.HTTPTransport(proxy=..., verify=...)`.
-            **options: `keep_sampled=`, `trust_urls=`, `by_token=`, `revision=`, `ttl_seconds=`: see
+            **options: `keep_sampled=`, `trust_urls=`, `by_token=`, `revision=`, `ttl_seconds=`, `wait_seconds=`: see
                 `lmstash.adapters.openai.library.Library`.
         """
         self.library = Library(stash, **options)
@@ -57,8 +58,8 @@ class _Transport:
 class CachingTransport(_Transport):
     """For `httpx.Client(transport=CachingTransport(stash))`. Threads may share it.
 
-    Of those who ask the same at once one asks the server; those who ask for streams each do, since a stream is as slow
-    as its reader.
+    Of those who ask the same at once one asks the server, and the others wait for its answer, each as long as its own
+    read timeout; then it asks for itself. Those who ask for streams each do, since a stream is as slow as its reader.
     """
 
     def handle_request(self, request: Any) -> Any:
@@ -82,7 +83,11 @@ class CachingTransport(_Transport):
         sent = _as_sent(request, body)
         if case.question.streamed:
             started = time.perf_counter()
-            response = _marked(inner.handle_request(sent), "miss")
+            try:
+                response = _marked(inner.handle_request(sent), "miss")
+            except BaseException:
+                case.give_back()
+                raise
             response.stream = _recording(_package_of(request))(case, response, started)
             return response
         answered: list[Any] = []
@@ -96,7 +101,7 @@ class CachingTransport(_Transport):
             answered.append((response, data))
             return record(response.status_code, lower(response.headers.multi_items()), data)
 
-        recorded, here = drive(case.steps(), call)
+        recorded, here = drive(case.steps(_patience_seconds(request)), call)
         return _copied(request, *answered[-1]) if here else _rebuilt(request, recorded)
 
     def close(self) -> None:
@@ -139,7 +144,11 @@ class AsyncCachingTransport(_Transport):
         sent = _as_sent(request, body)
         if case.question.streamed:
             started = time.perf_counter()
-            response = _marked(await inner.handle_async_request(sent), "miss")
+            try:
+                response = _marked(await inner.handle_async_request(sent), "miss")
+            except BaseException:
+                case.give_back()
+                raise
             response.stream = _async_recording(_package_of(request))(case, response, started)
             return response
         answered: list[Any] = []
@@ -153,7 +162,7 @@ class AsyncCachingTransport(_Transport):
             answered.append((response, data))
             return record(response.status_code, lower(response.headers.multi_items()), data)
 
-        recorded, here = await drive_async(case.steps(), call)
+        recorded, here = await drive_async(case.steps(_patience_seconds(request)), call)
         return _copied(request, *answered[-1]) if here else _rebuilt(request, recorded)
 
     async def aclose(self) -> None:
@@ -236,6 +245,11 @@ def _package_of(request: Any) -> Any:
     return sys.modules[type(request).__module__.partition(".")[0]]
 
 
+def _patience_seconds(request: Any) -> float | None:
+    """Return how long a request waits for a server's next words, which is how long it waits for another request's."""
+    return (request.extensions.get("timeout") or {}).get("read")
+
+
 def _as_sent(request: Any, body: bytes) -> Any:
     """Return the request, asking for an answer that is not compressed: kept answers serve every client."""
     headers = request.headers.copy()
@@ -251,17 +265,22 @@ def _marked(response: Any, mark: str, reason: str | None = None) -> Any:
 
 
 def _copied(request: Any, response: Any, body: bytes) -> Any:
-    made = _package_of(request).Response(
-        response.status_code, headers=response.headers, content=body, extensions=response.extensions
-    )
-    return _marked(made, "miss")
+    return _marked(_made(request, response.status_code, response.headers, body, response.extensions), "miss")
 
 
 def _rebuilt(request: Any, recorded: Recorded) -> Any:
-    headers = recorded.headers | {"age": str(int(recorded.age_seconds)), MARK: "hit"}
-    return _package_of(request).Response(recorded.status, headers=headers, content=recorded.body)
+    about = {"age": str(int(recorded.age_seconds)), "content-length": str(len(recorded.body)), MARK: "hit"}
+    return _made(request, recorded.status, recorded.headers | about, recorded.body)
 
 
 def _nothing_kept(request: Any, reason: str | None = None) -> Any:
     content = {"error": {"message": "lmstash keeps no answer to this request", "type": "only_if_cached", "code": 504}}
-    return _marked(_package_of(request).Response(504, json=content), "miss", reason)
+    body = json.dumps(content).encode()
+    headers = {"content-type": "application/json", "content-length": str(len(body))}
+    return _marked(_made(request, 504, headers, body), "miss", reason)
+
+
+def _made(request: Any, status: int, headers: Any, body: bytes, extensions: Any = None) -> Any:
+    """Return an answer that nobody has read yet: its client does, as one from a server, and says how long it took."""
+    package = _package_of(request)
+    return package.Response(status, headers=headers, stream=package.ByteStream(body), extensions=extensions)

@@ -25,6 +25,7 @@ class Flight:
         status: Of the answer.
         headers: Of the answer, names in lower case.
         kept: Whether it was kept before (by another process, meanwhile).
+        ended: Whether nothing more comes.
     """
 
     def __init__(self) -> None:
@@ -32,10 +33,10 @@ class Flight:
         self.status = 0
         self.headers: list[tuple[str, str]] = []
         self.kept = False
+        self.ended = False
         self._pieces: list[bytes] = []
         self._begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._news = asyncio.Event()
-        self._ended = False
         self._error: BaseException | None = None
 
     async def begun(self) -> None:
@@ -52,7 +53,7 @@ class Flight:
                 n_seen += len(fresh)
                 for piece in fresh:
                     yield piece
-            elif self._ended:
+            elif self.ended:
                 if self._error is not None:
                     raise self._error
                 return
@@ -71,7 +72,7 @@ class Flight:
 
     def end(self, error: BaseException | None = None) -> None:
         """Nothing more comes."""
-        self._ended, self._error = True, error
+        self.ended, self._error = True, error
         if error is not None and not self._begun.done():
             self._begun.set_exception(error)
             self._begun.exception()  # nobody may be listening any more
@@ -106,7 +107,7 @@ class Board:
         """
         name = (case.key, caller, case.control.max_age_seconds == 0)
         flight = self._flights.get(name)
-        if flight is not None:
+        if flight is not None and not flight.ended:  # one that has is kept, or was not good
             return flight, True
         flight = self._flights[name] = Flight()
         task = asyncio.create_task(self._fly(flight, case, ask))
