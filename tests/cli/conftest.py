@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 import lmstash
+from lmstash.caches.models import name_model
 from lmstash.cli.main import main
 from lmstash.codecs.tensors import encode_tensors
 from lmstash.identity.keys import Key
@@ -21,12 +23,20 @@ FINGERPRINT = "0123456789abcdef"
 PROMPT = "The cat sat on the mat."
 
 
-def activation(layer: int, *, text: str = PROMPT, pool: str = "last", **fields: Any) -> Write:
+def activation(
+    layer: int,
+    *,
+    text: str = PROMPT,
+    pool: str = "last",
+    name: str = "tiny",
+    fingerprint: str = FINGERPRINT,
+    **fields: Any,
+) -> Write:
     """One entry as the activations cache keeps it."""
-    key = Key({"layers": [layer], "site": "block_out", "pool": pool, "tokens": text.encode()})
-    meta = {"id": key.describe(), "model": FINGERPRINT, "name": "tiny", "text": text, "tags": ["probe"]}
+    key = Key({"layers": [layer], "site": "block_out", "pool": pool, "tokens": f"{text}{name}".encode()})
+    meta = {"id": key.describe(), "model": fingerprint, "name": name, "text": text, "tags": ["probe"]}
     value = encode_tensors({"value": np.full(64, layer, dtype=np.float32)})
-    return Write(key.digest, value, namespace=f"activations/{FINGERPRINT}", meta=meta, n_tokens=6, **fields)
+    return Write(key.digest, value, namespace=f"activations/{fingerprint}", meta=meta, n_tokens=6, **fields)
 
 
 @pytest.fixture
@@ -42,6 +52,21 @@ def folder(tmp_path: Path, writes: list[Write]) -> Path:
         assert stash.store.put_many(writes) == 3
         assert stash.store.put(b"u" * 32, b"x" * 5000, namespace="user/me")
     return place
+
+
+@pytest.fixture
+def named_by_folder(folder: Path) -> Callable[[str], Write]:
+    """Keep an entry of one more model, under the name of its folder or of its place on a hub, and what it is called."""
+
+    def keep(name: str) -> Write:
+        fingerprint = sha256(name.encode()).hexdigest()[:16]
+        with lmstash.open(folder, strict=True) as stash:
+            write = activation(3, name=name, fingerprint=fingerprint)
+            assert stash.store.put_many([write]) == 1
+            name_model(stash.store, bytes.fromhex(fingerprint) + bytes(24), name)
+        return write
+
+    return keep
 
 
 @dataclass

@@ -67,6 +67,31 @@ def test_ls_filters(lmstash_cli, filters, count):
     assert data["total"] == count == len(data["entries"])
 
 
+@pytest.mark.parametrize("name", ["/data/runs/probe-7b", "some-lab/probe-7b", "probe-7b"])
+def test_a_model_is_found_by_the_word_that_ls_and_show_print(lmstash_cli, named_by_folder, name):
+    write = named_by_folder(name)
+    assert "probe-7b" in lmstash_cli("show", write.key.hex()).out
+    (entry,) = lmstash_cli("ls", "--json", "--kind", "activations", "--model", name).data["entries"]
+    assert entry["model"] == "probe-7b"
+    assert lmstash_cli("ls", "--json", "--kind", "activations", "--model", entry["model"]).data["entries"] == [entry]
+    assert lmstash_cli("ls", "--json", "--kind", "activations", "--model", "7b").data["total"] == 0
+
+
+def test_a_whole_name_does_not_mean_others_that_end_in_it(lmstash_cli, named_by_folder):
+    named_by_folder("probe-7b")
+    named_by_folder("some-lab/probe-7b")
+    (entry,) = lmstash_cli("ls", "--json", "--kind", "activations", "--model", "probe-7b").data["entries"]
+    assert entry["meta"]["name"] == "probe-7b"
+
+
+def test_ls_says_which_models_there_are_where_none_has_the_name(lmstash_cli, named_by_folder):
+    named_by_folder("/data/runs/probe-7b")
+    outcome = lmstash_cli("ls", "--model", "prob-7b")
+    assert outcome.code == 0
+    assert "no model here is called 'prob-7b'. Those there are: probe-7b, tiny." in outcome.err
+    assert "no model" not in lmstash_cli("ls", "--model", "tiny", "--larger", "1GB").err
+
+
 def test_ls_sorts_by_size_and_cuts_to_the_limit(lmstash_cli):
     data = lmstash_cli("ls", "--json", "--sort", "size", "--limit", "1").data
     assert data["total"] == 4

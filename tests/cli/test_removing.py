@@ -103,3 +103,14 @@ def test_a_read_only_setting_keeps_everything(lmstash_cli, folder, monkeypatch):
     assert outcome.code == 1
     assert outcome.err
     assert kept(folder) == 4
+
+
+def test_prune_takes_the_word_that_ls_prints_for_a_model(lmstash_cli, folder, named_by_folder):
+    named_by_folder("/data/runs/probe-7b")
+    assert lmstash_cli("prune", "--model", "probe-7b", "--kind", "activations", "--yes").code == 0
+    assert kept(folder) == 5  # the others, and what the model is called
+    outcome = lmstash_cli("prune", "--model", "probe-8b", "--yes")
+    assert outcome.code == 0
+    assert "no model here is called 'probe-8b'" in outcome.err
+    assert "probe-7b, tiny" in outcome.err
+    assert kept(folder) == 5

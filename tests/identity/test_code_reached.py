@@ -132,6 +132,54 @@ def test_the_code_behind_a_remembering_function_counts() -> None:
     assert remembered(2) == 4
 
 
+NOT_ASKED_FOR: dict[str, str] = {
+    "attribute": "return x * self.layer",
+    "method": "return x.norm()",
+    "attribute of an attribute": "return self.v.layer.norm",
+    "set as an attribute": "self.layer = x",
+    "within": "return [each.norm() for each in x] + (lambda: self.layer)()",
+}
+
+
+@pytest.mark.parametrize("body", NOT_ASKED_FOR.values(), ids=NOT_ASKED_FOR)
+def test_a_global_that_has_the_name_of_an_attribute_does_not_count(body: str) -> None:
+    """As results and loop variables of scripts have: `for layer in range(4):` beside `self.layer`."""
+
+    def with_globals(**others: Any) -> nn.Module:
+        scope: dict[str, Any] = {"__name__": "of_my_own", **others}
+        exec(f"def act(self, x):\n    {body}", scope)
+        return model(act=scope["act"])
+
+    none = with_globals()
+    cannot_be_read = (each for each in ())
+    assert not told(none, with_globals(layer=2, norm=torch.ones(3)))
+    assert not told(none, with_globals(layer=cannot_be_read, norm=cannot_be_read))
+
+
+ASKED_FOR: dict[str, str] = {
+    "by itself": "return x * layer",
+    "beside an attribute": "return self.layer * layer",
+    "its attribute": "return x * layer.real",
+    "within": "return [each * layer for each in x]",
+    "deeper": "return (lambda: [(lambda: layer)() for each in x])()",
+    "a class within": "class Inner:\n        k = layer\n    return x * Inner.k",
+    "called": "return layer.__add__(x)",
+    "deleted and read": "global layer\n    x = x * layer\n    layer = 0\n    return x",
+}
+
+
+@pytest.mark.parametrize("body", ASKED_FOR.values(), ids=ASKED_FOR)
+def test_a_global_that_is_asked_for_counts_wherever_that_is(body: str) -> None:
+    def with_global(layer: Any) -> nn.Module:
+        scope: dict[str, Any] = {"__name__": "of_my_own", "layer": layer}
+        exec(f"def act(self, x):\n    {body}", scope)
+        return model(act=scope["act"])
+
+    assert told(with_global(2), with_global(3))
+    assert told(with_global(torch.tensor(2.0)), with_global(torch.tensor(3.0)))
+    assert not told(with_global(2), with_global(2))
+
+
 def replaced_code() -> tuple[nn.Module, Callable[[], None]]:
     scope: dict[str, Any] = {"__name__": "of_my_own"}
     exec("def helper(x):\n    return x\ndef act(self, x):\n    return helper(x)", scope)
@@ -231,6 +279,7 @@ BODIES = {
         "    return inner()"
     ),
     "imported as a module": "def act(self, x):\n    from {0}.deep import ops\n    return ops.scale(x)",
+    "held by the model": "from {0}.deep import ops\ndef act(self, x):\n    return self.ops.scale(x)",
 }
 
 

@@ -541,3 +541,60 @@ def test_a_program_s_own_random_numbers_are_left_alone(build_llama, monkeypatch)
     watch.refresh()
     watch.recognise()
     assert random.getstate() == state
+
+
+def test_the_outliers_of_the_last_batch_do_not_count_where_each_pass_notes_them_anew(build_llama):
+    """LLM.int8 keeps them for the way back; versions that compute with what is kept beside them are told by that."""
+
+    def quantized(**held):
+        model = build_llama()
+        name = {"__module__": "bitsandbytes.autograd._functions"}
+        state = model.model.layers[0].mlp.down_proj.state = type("MatmulLtState", (), name)()
+        vars(state).update({"threshold": 6.0, "idx": None, **held})
+        return fingerprint_model(model)
+
+    fresh = quantized()
+    assert quantized(idx=torch.tensor([3, 5])) == fresh
+    assert quantized(idx=torch.tensor([3, 5]), subB=None) == quantized(subB=None)
+    assert quantized(threshold=5.0) != fresh
+    assert quantized(idx=torch.tensor([3]), subB=torch.ones(2)) != quantized(idx=torch.tensor([4]), subB=torch.ones(2))
+
+
+def test_what_generate_and_accelerate_leave_for_their_next_call_does_not_count(build_llama):
+    from transformers import CompileConfig
+
+    model = build_llama()
+    before = fingerprint_model(model)
+    watch = ModelWatch(model)
+    model.generate(torch.tensor([[1, 2]]), max_new_tokens=2, do_sample=False, cache_implementation="static")
+    assert model._previous_max_cache_length > 0
+    assert model.get_compiled_call(CompileConfig()) is model._compiled_call
+    model._is_accelerate_prepared = True
+    assert fingerprint_model(model) == before
+    assert watch.refresh() == before
+
+
+@pytest.mark.parametrize("name", ["_previous_max_cache_length", "_compiled_call", "_last_compile_config"])
+def test_a_class_of_ones_own_may_read_what_has_the_names_of_what_generate_leaves(build_llama, name):
+    model = build_llama()
+    model.__class__ = type("Mine", (type(model),), {"__module__": "of_my_own"})
+    before = fingerprint_model(model)
+    setattr(model, name, 3)
+    assert fingerprint_model(model) != before
+
+
+def test_one_adapter_is_the_same_by_its_name_and_as_a_list_of_one(build_llama):
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    torch.manual_seed(1)
+    model = peft.get_peft_model(build_llama(), config)
+    model.add_adapter("other", config)
+    model.eval()
+    fresh = fingerprint_model(model)
+    model.set_adapter("other")
+    assert fingerprint_model(model) != fresh
+    model.set_adapter("default")
+    assert {type(each.__dict__["active_adapter"]) for each in (model, model.base_model)} == {str}
+    assert fingerprint_model(model) == fresh
+    model.base_model.set_adapter(["default", "other"])
+    assert fingerprint_model(model) != fresh

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import PurePath
 
 from lmstash.codecs.records import decode_record, encode_record
 from lmstash.errors import LmstashError
@@ -39,7 +40,11 @@ class ModelNames:
 
     def having(self, model: str) -> list[str]:
         """Return the first 16 hex digits of each fingerprint that has this name, or begins with these 8 or more."""
-        return [hexed for hexed, name in self._names.items() if name == model or _begins(hexed, model)]
+        return [hexed for hexed, name in self._names.items() if self.means(model, name) or _begins(hexed, model)]
+
+    def means(self, model: str, name: str) -> bool:
+        """Whether `model` is a name, or the last part of it unless that is the whole name of a model of the store."""
+        return name == model or (model == last_part(name) and model not in self._names.values())
 
 
 def fingerprint_of(entry: EntryInfo) -> str:
@@ -50,9 +55,14 @@ def fingerprint_of(entry: EntryInfo) -> str:
     return owner if len(owner) == 16 and not set(owner) - _HEX else ""
 
 
+def last_part(name: str) -> str:
+    """Return what people call a model that is named by its folder or its place on a hub."""
+    return PurePath(name).name
+
+
 def names_model(entry: EntryInfo, model: str, names: ModelNames) -> bool:
-    """Whether `entry` belongs to `model`: its name as kept, or 8 or more leading hex digits of its fingerprint."""
-    return bool(model) and (names.of(entry) == model or _begins(fingerprint_of(entry), model))
+    """Whether `entry` belongs to `model`: its name or the last part of it, or 8 or more digits of its fingerprint."""
+    return bool(model) and (names.means(model, names.of(entry)) or _begins(fingerprint_of(entry), model))
 
 
 def _begins(fingerprint: str, model: str) -> bool:

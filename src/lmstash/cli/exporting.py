@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=["responses"], help="what is exported")
     parser.add_argument("--format", choices=FORMATS, default="jsonl", help="parquet needs pyarrow (default: jsonl)")
     parser.add_argument("--out", metavar="FILE", required=True, help="the file, replaced if it is there; - is stdout")
-    parser.add_argument("--model", help="a model's name, or 8 or more leading hex digits of its fingerprint")
+    parser.add_argument("--model", help="a model's name, its last part, or 8 or more leading digits of its fingerprint")
     parser.add_argument("--tag", help="entries with this tag, a word or NAME=VALUE; may be a pattern: task=gsm8k*")
     add_named_facts(parser)
     parser.add_argument("--text", "--grep", help="responses whose request or answer contains this")

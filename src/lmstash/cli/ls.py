@@ -13,7 +13,7 @@ from lmstash.caches.models import ModelNames, names_model
 from lmstash.caches.tags import has_tag, is_like
 from lmstash.cli.exchanges import KIND, add_named_facts, named_facts, place_in_task, words_of
 from lmstash.cli.output import age, clip, parse_age, print_json, say, size, table
-from lmstash.cli.place import components, describe, model_of, open_named
+from lmstash.cli.place import components, describe, model_of, open_named, say_models
 from lmstash.settings import parse_bytes
 from lmstash.store.base import EntryInfo, Store
 
@@ -29,7 +29,7 @@ ORDERS: dict[str, Callable[[EntryInfo], Any]] = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the filters."""
     parser.add_argument("--kind", help="for instance activations")
-    parser.add_argument("--model", help="a model's name, or 8 or more leading hex digits of its fingerprint")
+    parser.add_argument("--model", help="a model's name, its last part, or 8 or more leading digits of its fingerprint")
     parser.add_argument("--tag", help="entries with this tag, a word or NAME=VALUE; may be a pattern: task=gsm8k*")
     add_named_facts(parser)
     parser.add_argument(
@@ -60,6 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
         key = ORDERS[arguments.sort]
         entries = heapq.nlargest(limit, found, key=key) if arguments.limit > 0 else sorted(found, key=key, reverse=True)
         said = {} if arguments.json else words_of(stash.store, entries)
+        if not entries:
+            say_models(stash.store, arguments.model)
     if arguments.json:
         described = [describe(entry) | {"model": model_of(entry, names)} for entry in entries]
         print_json("ls", total=total, nbytes=nbytes, entries=described)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmstash.errors import InvalidArgumentError, LmstashError, NotFoundError, StoreUnavailableError
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
 
 UNANSWERED = 2
 """Exit code of a command that would have had to ask."""
+_MODELS_SAID = 20
 
 
 def location(arguments: argparse.Namespace) -> str:
@@ -125,10 +125,28 @@ def plain(value: Any) -> Any:
 
 def model_of(entry: EntryInfo, names: ModelNames) -> str:
     """Return the name of an entry's model, else its fingerprint, else a dash."""
-    from lmstash.caches.models import fingerprint_of
+    from lmstash.caches.models import fingerprint_of, last_part
 
     name = names.of(entry)
-    return Path(name).name if name else fingerprint_of(entry) or "-"
+    return last_part(name) if name else fingerprint_of(entry) or "-"
+
+
+def say_models(store: Store, asked: str | None) -> None:
+    """Say which models there are, if somebody asked for one that nothing is of. Reads the facts of all entries."""
+    from lmstash.caches.models import ModelNames, names_model
+    from lmstash.cli.output import clip, say
+
+    if asked is None:
+        return
+    names, found = ModelNames(store), dict[str, None]()
+    for entry in store.entries():
+        if names_model(entry, asked, names):
+            return
+        found[model_of(entry, names)] = None
+    models = sorted(found.keys() - {"-"})
+    more = f" and {len(models) - _MODELS_SAID} more" if len(models) > _MODELS_SAID else ""
+    there = f"Those there are: {', '.join(clip(each, 60) for each in models[:_MODELS_SAID])}{more}." if models else ""
+    say(f"no model here is called {asked!r}. {there or 'Nothing here is of a model.'}")
 
 
 def confirmed(arguments: argparse.Namespace, would: Removed, what: str) -> bool | None:

@@ -13,7 +13,8 @@ _HEAD = """\
 <!-- Written by `python -m lmstash.cli.reference > docs/cli.md`; a test compares it with the commands' own help. -->
 
 Every command calls the same functions as the library. `--dir` names a stash's folder (or `--uri` its URI); without
-either, the folder is the one that `lmstash.open()` takes: see `lmstash env`. A command never makes a stash.
+either, the folder is the one that `lmstash.open()` takes: see `lmstash env`. Commands that fill a
+stash (`import`, `eval`, `proxy`) make it where there is none; those that look at one or remove from it do not.
 
 Data goes to stdout, talk to stderr. `--json` prints one JSON document with a `schema` number, which grows when a field
 changes its meaning or goes away. Colours show only on a terminal, and not when `NO_COLOR` is set.

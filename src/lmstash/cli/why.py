@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", metavar="IDS", help="the prompt that was looked up, as token ids: 1,2,3")
     parser.add_argument("--request", metavar="JSON", help="the request that was looked up, or @FILE that holds it")
     parser.add_argument("--occurrence", metavar="N", type=int, default=0, help="the how-manieth answer (default: 0)")
-    parser.add_argument("--model", help="a model's name, or 8 or more leading hex digits of its fingerprint")
+    parser.add_argument("--model", help="a model's name, its last part, or 8 or more leading digits of its fingerprint")
     parser.add_argument("--layer", type=int, help="the layer that was looked up")
     parser.add_argument("--site", help="the site that was looked up, for instance block_out")
     parser.add_argument("--pool", help="the pooling that was looked up: last, mean, a token index, or none for raw")

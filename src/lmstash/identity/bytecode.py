@@ -17,6 +17,13 @@ _CONSTANTS = (complex, slice, range)
 """Other constants, which are what they print as."""
 _WITHOUT_MEANING = (GetSetDescriptorType, MemberDescriptorType)
 _NOISE = frozenset({"_abc_impl", "__dict__", "__weakref__", "__slots__"})
+_NOT_GLOBALS = frozenset(
+    {
+        "LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "STORE_ATTR", "DELETE_ATTR", "IMPORT_NAME", "IMPORT_FROM",
+        "STORE_GLOBAL", "DELETE_GLOBAL", "STORE_NAME", "DELETE_NAME",
+    }
+)  # fmt: skip
+"""Instructions that have a name and read no global of it; one that is not known here is taken to."""
 
 
 def names_in(code: CodeType) -> Iterator[str]:
@@ -25,6 +32,14 @@ def names_in(code: CodeType) -> Iterator[str]:
     for each in code.co_consts:
         if isinstance(each, CodeType):
             yield from names_in(each)
+
+
+@functools.lru_cache(maxsize=4096)
+def globals_in(code: CodeType) -> frozenset[str]:
+    """Return the names that code, and functions within it, may look up as globals: not those of attributes."""
+    named = (each for each in dis.get_instructions(code) if each.opcode in dis.hasname)
+    inner = (globals_in(each) for each in code.co_consts if isinstance(each, CodeType))
+    return frozenset(each.argval for each in named if each.opname not in _NOT_GLOBALS).union(*inner)
 
 
 def imports_in(code: CodeType, package: str | None) -> Iterator[str]:

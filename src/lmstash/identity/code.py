@@ -36,6 +36,7 @@ from typing import Any
 from lmstash.identity.bytecode import (
     code_component,
     encoded,
+    globals_in,
     imports_in,
     is_plain,
     names_in,
@@ -231,11 +232,15 @@ class CodeGraph:
     def _add_globals(self, function: FunctionType, name: str, owner: str) -> None:
         names = set(names_in(function.__code__))
         here = defined_in(function)
+        # In a script, anything may have the name of an attribute. Elsewhere nothing does, and kept keys hold these.
+        asked = names if is_installed(here) or owner == "remote" else globals_in(function.__code__)
         for each in sorted(names & function.__globals__.keys()):
             value = function.__globals__[each]
             if isinstance(value, ModuleType):
                 if owner != "transformers" or _is_modeling(here):
                     self._add_named(here, value, names, f"{name}:", set())
+                continue
+            if each not in asked:
                 continue
             self._place(function.__globals__, each, value)
             if owner == "transformers" and not _is_modeling(here):

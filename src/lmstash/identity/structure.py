@@ -40,11 +40,16 @@ HARMLESS = frozenset(
         "_is_hf_initialized",  # set by loading
         "_weight_conversions",  # how files were read
         "_output_capturing_hooks_installed",  # transformers' recording hooks, see _HARMLESS_HOOKS
+        "_is_accelerate_prepared",  # so that it is not wrapped again
     }
 )
 """Module attributes that do not change what a forward pass computes."""
 
 _SKIP = TORCH_OWN | HARMLESS
+_SKIP_OWN = _SKIP | {"_previous_max_cache_length", "_compiled_call", "_last_compile_config"}
+"""The same for transformers' own classes: what generate() leaves for its next call, and no forward of theirs reads."""
+_ONE_OR_MORE = frozenset({"active_adapter", "_active_adapter"})
+"""Attributes of peft's in which one name stands for a list of one."""
 _NO_KERNELS = "_use_kernels"  # False after loading, absent before
 _HARMLESS_HOOKS = frozenset({"transformers.utils.output_capturing"})  # these record outputs and return None
 _RANDOM_WORDS = ("drop", "jitter", "noise")
@@ -117,8 +122,11 @@ def _read_module(name: str, module: torch.nn.Module, describer: Describer, varia
             for child, each in module._modules.items()
         ],
     }
+    skipped = _skipped(type(module))
     for attribute, value in module.__dict__.items():
-        if attribute not in _SKIP and (attribute != _NO_KERNELS or value is not False):
+        if attribute in _ONE_OR_MORE and isinstance(value, str) and type(module).__module__.startswith("peft.tuners."):
+            value = [value]
+        if attribute not in skipped and (attribute != _NO_KERNELS or value is not False):
             found[attribute] = describer.value(value, f"{name}.{attribute}" if name else attribute)
     for kind in (module._parameters, module._buffers):
         for each, tensor in kind.items():
@@ -145,8 +153,9 @@ def stamp(model: torch.nn.Module, outside: Mapping[str, Any]) -> tuple[list[obje
         name, module = pending.pop()
         state = module.__dict__
         flat += (type(module), module.training, name)
+        skipped = _skipped(type(module))
         for attribute, value in state.items():
-            if attribute in _SKIP:
+            if attribute in skipped:
                 continue
             kind = type(value)
             if kind in IMMUTABLE:
@@ -171,6 +180,11 @@ def stamp(model: torch.nn.Module, outside: Mapping[str, Any]) -> tuple[list[obje
     live += describer.tensors.values()
     flat.append(repr(numerics(device_types(live))))
     return flat, live
+
+
+def _skipped(kind: type) -> frozenset[str]:
+    """Return which attributes of a module of this class do not count."""
+    return _SKIP_OWN if kind.__module__.startswith("transformers.") else _SKIP
 
 
 def own_hooks(module: torch.nn.Module) -> list[dict[int, Any]]:

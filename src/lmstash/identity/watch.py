@@ -180,6 +180,16 @@ class ModelWatch:
                 return False
             return self.fingerprint == since
 
+    def changes(self, since: Fingerprint) -> list[str]:
+        """Return the names of what is no longer as it was, by the last reading: call it when `unchanged` said no.
+
+        As `Fingerprint.explain` has them; what is wrong, where the model became one that cannot be cached.
+        """
+        try:
+            return [each.name for each in since.explain(self.refresh())]
+        except UnsupportedModelError as error:
+            return [str(error)]
+
     def _next_glance(self, last: Glance | None) -> Glance | None:
         """Return a glance at the model as it is: the last one with other words of the weights, or a new one."""
         from lmstash.identity.glance import Glance

@@ -202,7 +202,7 @@ def test_values_of_a_model_that_changes_during_the_call_are_not_kept(model, prom
 def test_a_strict_store_raises_when_the_model_changes_during_the_call(model, prompts):
     acts = Activations(MemoryStore(strict=True), model)
     handle = _change_weights_at_second_batch(model)
-    with pytest.raises(MismatchError, match="model changed"):
+    with pytest.raises(MismatchError, match=r"model changed.*tensors\.model\.layers\.1\.mlp\.down_proj\.weight"):
         acts(prompts, [0, 1], batch_size=2)
     handle.remove()
 
@@ -385,6 +385,17 @@ def test_missing_names_the_prompts_as_given(model, prompts, pool):
     assert acts.missing([*prompts, prompts[5]], [0], pool) == prompts[4:]
     assert acts.missing(prompts, [0, 1], pool) == prompts[2:]
     assert acts.missing(prompts[:2], [0, 1], pool) == []
+
+
+def test_a_sorted_series_gets_the_values_of_its_rows_and_misses_them_by_their_texts(model, tokenizer):
+    pandas = pytest.importorskip("pandas")
+    texts = ["w0 w1", "w2", "w3 w4 w5", "w6 w7"]
+    acts = Activations(MemoryStore(), model, tokenizer)
+    series = pandas.Series(texts).iloc[[3, 0, 2, 1]]
+    assert acts.missing(series, 1) == [texts[3], texts[0], texts[2], texts[1]]
+    assert acts(series, 1).equal(acts(list(series), 1))
+    assert acts(series, 1, refresh=True).equal(acts([*series], 1))
+    assert acts.missing(series[series != "w2"], 2) == [texts[3], texts[0], texts[2]]
 
 
 @pytest.mark.parametrize("warm", [False, True])

@@ -78,3 +78,31 @@ def test_strings_without_a_tokenizer_are_explained():
 def test_an_iterator_is_refused():
     with pytest.raises(InvalidArgumentError, match="list"):
         read_prompts(iter([[1]]))
+
+
+def test_a_shuffled_series_is_read_by_place_not_by_label(tokenizer):
+    pandas = pytest.importorskip("pandas")
+    texts = pandas.Series(["w0", "w1 w2", "w3"], index=[2, 0, 1])
+    assert [prompt.text for prompt in read_prompts(texts, tokenizer)] == ["w0", "w1 w2", "w3"]
+    assert [prompt.ids.tolist() for prompt in read_prompts(texts, tokenizer)] == [[0, 2], [0, 3, 4], [0, 5]]
+
+
+def test_prompts_that_know_places_and_labels_are_read_in_the_order_in_which_they_come(tokenizer):
+    class Labelled(list):  # as a Series that was filtered: its labels are no places
+        def __getitem__(self, label):
+            return super().__getitem__({3: 0, 0: 1}[label])
+
+    assert [prompt.ids.tolist() for prompt in read_prompts(Labelled(["w0", "w1"]), tokenizer)] == [[0, 2], [0, 3]]
+
+
+def test_a_table_is_refused_as_it_would_give_the_names_of_its_columns(tokenizer):
+    pandas = pytest.importorskip("pandas")
+    with pytest.raises(InvalidArgumentError, match="columns"):
+        read_prompts(pandas.DataFrame({"w0": ["w1"]}), tokenizer)
+
+
+def test_what_a_tokenizer_returns_is_refused_with_what_to_pass_instead(tokenizer):
+    enc = tokenizer(["w0", "w1"])
+    with pytest.raises(InvalidArgumentError, match=r'enc\["input_ids"\]'):
+        read_prompts(enc)
+    assert len(read_prompts(enc["input_ids"])) == 2

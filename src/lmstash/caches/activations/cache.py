@@ -14,11 +14,12 @@ from lmstash.caches.activations.extractor import Extractor
 from lmstash.caches.activations.model_source import ModelSource
 from lmstash.caches.activations.pooled import PooledShelf
 from lmstash.caches.activations.pooling import Pool, check_pool, check_token_index
-from lmstash.caches.activations.prompts import Prompts, check_length, check_vocabulary, read_prompts
+from lmstash.caches.activations.prompts import Prompts, as_list, check_length, check_vocabulary, read_prompts
 from lmstash.caches.activations.publish import Publisher
 from lmstash.caches.activations.raw import RawShelf
 from lmstash.caches.activations.results import PooledResult, RawResult, as_dtype
 from lmstash.caches.activations.running import Runner
+from lmstash.caches.activations.settling import settle
 from lmstash.caches.activations.sites import LAYERLESS_SITES, check_site
 from lmstash.caches.activations.source import ExtractorSource, Source, resolve_layers
 from lmstash.caches.activations.texts import TextIndex
@@ -104,6 +105,8 @@ class Activations:
             from lmstash.identity.watch import watch_model
 
             self._source = ModelSource(model)
+            if not assume_frozen:
+                settle(self._source, variant=variant)
             self._watch = watch_model(
                 model, variant=variant, strict_numerics=strict_numerics, assume_frozen=assume_frozen
             )
@@ -223,6 +226,7 @@ class Activations:
                     lambda: self._still(context.model, fingerprint),
                     replace=refresh,
                     on_saved=None if fingerprint is None else lambda: self._describe_model(fingerprint),
+                    changes=None if fingerprint is None else lambda: self._changes(fingerprint),
                 )
                 runner = Runner(source, shelf, publisher, unique, chosen, site, pool)
                 runner.run(absent, distinct, batch_size=batch_size, progress=progress, max_retries=max_retries)
@@ -266,6 +270,7 @@ class Activations:
         Entries that may hold several layers are read to see which they hold; larger ones are only asked for.
         """
         site, pool = check_site(site), check_pool(pool)
+        prompts = as_list(prompts)
         asked = read_prompts(prompts, self.tokenizer, self._texts)
         context, _ = self._context(())
         chosen = _choose_layers(layers, site, context.source)
@@ -329,6 +334,12 @@ class Activations:
         except Exception as error:
             logger.debug("%s: its fingerprint cannot be read any more: %r", self._source.name, error)
             return False
+
+    def _changes(self, fingerprint: Fingerprint) -> list[str]:
+        if self._watch is None:
+            return []
+        with self._at_rest():
+            return self._watch.changes(fingerprint)
 
 
 def _choose_layers(layers: Any, site: str, source: Source) -> list[int]:

@@ -148,7 +148,7 @@ class ModelSource(TorchModel):
                 self.declared_causal()
                 and self._observed_causal()
                 # Others' hooks may count from the end, which shows at another length only.
-                and (self._is_plain() or self.padded_tokens("block_out") is None)
+                and (self.is_plain() or self.padded_tokens("block_out") is None)
             )
         return self._causal
 
@@ -176,6 +176,11 @@ class ModelSource(TorchModel):
                 logger.info("%s: the prompts beside a prompt show in %s, so each runs by itself", self.name, site)
         return self._runs_alone[site]
 
+    def run_briefly(self, n_tokens: int) -> None:
+        """Run one pass over a few tokens, for what it leaves on the model."""
+        ids = torch.arange(n_tokens, device="cpu").remainder(self.vocabulary or 2)[None]
+        self._forward(ids, torch.ones_like(ids), [0], "final", lambda values: values)
+
     def at_rest(self) -> AbstractContextManager[None]:
         """Return a context within which no pass of another thread has left anything on the model, as far as known."""
         return self._passes.none_running()
@@ -201,7 +206,7 @@ class ModelSource(TorchModel):
             self.base,
             lambda: self._pass(ids, mask, layers, site, read),
             again=lambda: self._pass(ids[:1], mask[:1], layers, site, lambda values: values),
-            may_undo=lambda: self._may_stop_early and self._is_plain(),
+            may_undo=lambda: self._may_stop_early and self.is_plain(),
         )
 
     def _pass(
@@ -293,7 +298,7 @@ class ModelSource(TorchModel):
         if self.max_tokens == 0 or self.alike_tokens() == 0:
             return False
         try:
-            if self._is_plain() and (self._says_causal() or self.causal()):
+            if self.is_plain() and (self._says_causal() or self.causal()):
                 return True
         except Exception as error:
             logger.debug("%s: whether it is causal could not be tried: %r", self.name, error)
@@ -329,7 +334,7 @@ class ModelSource(TorchModel):
         said = {getattr(module, "is_causal", None) for module in self.base.modules()}
         return True in said and False not in said and self.declared_causal()
 
-    def _is_plain(self) -> bool:
+    def is_plain(self) -> bool:
         """Whether only the modules' own code runs: nobody's hooks, no `forward` but those that accelerate placed."""
         modules = list(self.model.modules())
         hooks = foreign_hooks([*global_hooks(), *(each for module in modules for each in own_hooks(module))])

@@ -74,8 +74,8 @@ class Passes:
         here = threading.get_ident()
         if here in self._running:  # within a pass, by somebody's hook
             return once()
-        with self._begun(here), self._strangers_seen(base, here):
-            before, learn = _State(model), None  # after an error only what is known is put back
+        with self._begun(here), strangers_seen(base, lambda: self._mixed.add(here)):
+            before, learn = State(model, is_own), None  # after an error only what is known is put back
             try:
                 out = once()
                 learn = again
@@ -112,22 +112,7 @@ class Passes:
                 self._taken = False
                 self._turn.notify_all()
 
-    @contextmanager
-    def _strangers_seen(self, base: nn.Module, here: int) -> Iterator[None]:
-        """Notice passes that the program itself begins in other threads meanwhile."""
-
-        def notice(module: nn.Module, args: tuple[Any, ...]) -> None:
-            if threading.get_ident() != here:
-                self._mixed.add(here)
-
-        notice.__dict__["_lmstash"] = True
-        handle = base.register_forward_pre_hook(notice)
-        try:
-            yield
-        finally:
-            handle.remove()
-
-    def _put_back(self, before: _State, marks: list[_Mark], here: int, again: Callable[[], object] | None) -> None:
+    def _put_back(self, before: State, marks: list[Mark], here: int, again: Callable[[], object] | None) -> None:
         """Undo marks whose names are known or can be learnt; none where they may be of another's pass."""
         with self._turn:
             if here in self._mixed:
@@ -139,7 +124,7 @@ class Passes:
             if each.name in self._names:
                 each.undo()
 
-    def _learn(self, before: _State, marks: list[_Mark], again: Callable[[], object]) -> None:
+    def _learn(self, before: State, marks: list[Mark], again: Callable[[], object]) -> None:
         """Run once more from where the last pass began, and learn which names are assigned again."""
         found: frozenset[_Name] = frozenset()
         for each in marks:
@@ -155,8 +140,30 @@ class Passes:
                 each.redo()
 
 
+def is_own(kind: type) -> bool:
+    """Whether a class is transformers' own."""
+    return kind.__module__.startswith("transformers.")
+
+
+@contextmanager
+def strangers_seen(base: nn.Module, tell: Callable[[], object]) -> Iterator[None]:
+    """Tell of passes that begin in other threads meanwhile, the program's own too."""
+    here = threading.get_ident()
+
+    def notice(module: nn.Module, args: tuple[Any, ...]) -> None:
+        if threading.get_ident() != here:
+            tell()
+
+    notice.__dict__["_lmstash"] = True
+    handle = base.register_forward_pre_hook(notice)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 @dataclass(slots=True)
-class _Mark:
+class Mark:
     """One thing that is not as it was."""
 
     name: _Name
@@ -168,9 +175,11 @@ class _Mark:
     """Of a buffer that was written to, before and after."""
 
     def undo(self) -> None:
+        """Put back what was there."""
         self._set(self.then, 0)
 
     def redo(self) -> None:
+        """Put what was found there."""
         self._set(self.now, 1)
 
     def _set(self, value: Any, side: int) -> None:
@@ -183,10 +192,10 @@ class _Mark:
             self.holder[self.name[1]] = value
 
 
-class _State:
-    """What the modules of transformers' own classes hold beside their weights."""
+class State:
+    """What modules hold beside their weights: those of the classes that are asked for."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, of: Callable[[type], bool]) -> None:
         self._held: list[tuple[type, dict[str, Any], dict[str, Any]]] = []
         self._buffers: list[tuple[type, dict[str, Any], str, Tensor, int, Tensor]] = []
         pending, seen = [model], {id(model)}
@@ -197,7 +206,7 @@ class _State:
                 if each is not None and id(each) not in seen:
                     seen.add(id(each))
                     pending.append(each)
-            if not kind.__module__.startswith("transformers."):
+            if not of(kind):
                 continue
             for holder in (state, state["_buffers"], state["_modules"]):
                 if holder:
@@ -207,20 +216,20 @@ class _State:
                     copy = buffer.detach().clone()
                     self._buffers.append((kind, state["_buffers"], name, buffer, buffer._version, copy))
 
-    def marks(self) -> list[_Mark]:
+    def marks(self) -> list[Mark]:
         """Return what is not as it was, to the very objects."""
-        out: list[_Mark] = []
+        out: list[Mark] = []
         for kind, holder, then in self._held:
             if len(holder) == len(then) and all(map(is_, holder.values(), then.values())):
                 continue
             for name in [*then, *(each for each in holder if each not in then)]:
                 old, new = then.get(name, _ABSENT), holder.get(name, _ABSENT)
                 if old is not new and name not in _SKIP:
-                    out.append(_Mark((kind, name), holder, old, new))
+                    out.append(Mark((kind, name), holder, old, new))
         for kind, holder, name, buffer, version, copy in self._buffers:
             if buffer._version != version:
                 contents = copy, buffer.detach().clone()
-                out.append(_Mark((kind, name), holder, buffer, buffer, contents))
+                out.append(Mark((kind, name), holder, buffer, buffer, contents))
         return out
 
 

@@ -113,10 +113,7 @@ def read_prompts(prompts: Sequence[Any], tokenizer: Any = None, index: TextIndex
     Raises:
         InvalidArgumentError: For anything else, and for an empty prompt; the message names its index.
     """
-    if isinstance(prompts, str | bytes):
-        raise InvalidArgumentError("prompts is one string; pass a list of prompts: [text].")
-    if isinstance(prompts, Mapping) or not hasattr(prompts, "__len__"):
-        raise InvalidArgumentError(f"prompts must be a list; got {type(prompts).__name__}. Use list(...) on iterators.")
+    prompts = as_list(prompts)
     if isinstance(prompts, Prompts):
         return prompts
     if set(map(type, prompts)) <= {list, tuple} and (plain := _read_ids(prompts)) is not None:
@@ -144,6 +141,27 @@ def read_prompts(prompts: Sequence[Any], tokenizer: Any = None, index: TextIndex
                 raise _empty(place)
             names[place] = name
     return Prompts(names, texts)
+
+
+def as_list(prompts: Sequence[Any]) -> Sequence[Any]:
+    """Return the prompts by their places: a pandas Series goes by its labels, which say another order once sorted.
+
+    Raises:
+        InvalidArgumentError: These are no prompts side by side.
+    """
+    if isinstance(prompts, str | bytes):
+        raise InvalidArgumentError("prompts is one string; pass a list of prompts: [text].")
+    kind = type(prompts).__name__
+    if isinstance(prompts, Mapping) and "input_ids" in prompts:
+        raise InvalidArgumentError(
+            f"prompts is a {kind}, as tokenizers return it. Pass the texts themselves, or its ids if it padded none: "
+            'enc["input_ids"].'
+        )
+    if isinstance(prompts, Mapping) or hasattr(prompts, "columns"):  # these give their names, not their rows
+        raise InvalidArgumentError(f"prompts must be a list; got a {kind}. Pass one of its columns.")
+    if not hasattr(prompts, "__len__"):
+        raise InvalidArgumentError(f"prompts must be a list; got {kind}. Use list(...) on iterators.")
+    return prompts if isinstance(prompts, Prompts) else list(prompts)
 
 
 def _read_ids(prompts: Sequence[Sequence[Any]]) -> Prompts | None:

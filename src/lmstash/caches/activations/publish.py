@@ -16,6 +16,7 @@ HELD_SECONDS = 10.0
 """Longest time values are held back."""
 TOGETHER_SECONDS = 0.1
 """Batches that come faster than this are saved together."""
+_CHANGES_NAMED = 3
 _CHECK_SHARE = 0.01
 """Share of the time that checks may take, as far as `HELD_SECONDS` allows."""
 
@@ -35,12 +36,22 @@ class Publisher:
         *,
         replace: bool,
         on_saved: Callable[[], None] | None = None,
+        changes: Callable[[], list[str]] | None = None,
     ) -> None:
-        """Save into `store`; `replace` overwrites what is kept already. `on_saved` is called after each group."""
+        """Save into `store`.
+
+        Args:
+            store: Where to.
+            unchanged: Whether the model is the one whose values these are.
+            replace: Overwrite what is kept already.
+            on_saved: Called after each group.
+            changes: Names what changed, once `unchanged` said no.
+        """
         self._store = store
         self._unchanged = unchanged
         self._replace = replace
         self._on_saved = on_saved
+        self._changes = changes
         self._held: list[Write | Sheet] = []
         self._held_again: list[Write] = []
         self._held_bytes = 0
@@ -98,15 +109,27 @@ class Publisher:
         if same:
             return True
         self.changed = True
+        which = "" if self._changes is None else _named(self._changes())
         self._store.events.warn_once(
-            "model changed", "lmstash: the model changed while values were computed; they are not kept"
+            "model changed",
+            "lmstash: the model changed while values were computed%s; they are not kept. If its passes leave this "
+            "behind and compute the same whatever it is, vouch for the model with assume_frozen=True: then no edit is "
+            "seen, and after one of your own you have to ask for the cache anew",
+            which,
         )
         if self._store.strict:
             raise MismatchError(
-                "the model changed while values were computed, so they were not kept. Do not edit weights "
+                f"the model changed while values were computed{which}, so they were not kept. Do not edit weights "
                 "during a call, or pass assume_frozen=True if you vouch for them."
             )
         return False
+
+
+def _named(changes: list[str]) -> str:
+    if not changes:  # it is again what it was
+        return ""
+    more = len(changes) - _CHANGES_NAMED
+    return f" ({', '.join(changes[:_CHANGES_NAMED])}{f' and {more} more' if more > 0 else ''})"
 
 
 def _size(write: Write | Sheet) -> int:
