@@ -72,6 +72,74 @@ def test_its_generation_defaults_and_its_tokenizer_count_as_they_are_now(hflm, t
     assert not who.unchanged(first)
 
 
+def questions() -> list[Any]:
+    return [instance("loglikelihood", "a b", f" {word}") for word in "cdef"]
+
+
+def test_another_module_put_in_its_place_is_another_model(stash, hflm):
+    inner, first, second = hflm(), tiny_model(0), tiny_model(1)
+    inner._model = first
+    lm = CachedLM(inner, stash)
+    plain = lm.loglikelihood(questions()[:2])
+    inner._model = second
+    swapped = lm.loglikelihood(questions())
+    assert swapped == inner.loglikelihood(questions()) != plain
+    assert lm.counts.hits == 0
+    inner._model = first
+    assert lm.loglikelihood(questions())[:2] == plain
+    assert lm.counts.hits == 2
+    assert CachedLM(hflm(model=tiny_model(0)), stash).loglikelihood(questions()) == hflm().loglikelihood(questions())
+    assert CachedLM(hflm(model=tiny_model(1)), stash).loglikelihood(questions()) == swapped
+
+
+def test_another_module_put_in_its_place_while_it_answers_takes_its_answers_back(stash, hflm):
+    inner = hflm()
+    lm = CachedLM(inner, stash)
+
+    class Meanwhile:
+        def add_partial(self, *arguments: Any) -> None:
+            inner._model = tiny_model(1)
+
+    lm.set_cache_hook(Meanwhile())
+    lm.loglikelihood(questions())
+    assert stash.stats.drops["model_changed"] == 4
+    assert CachedLM(hflm(), stash).loglikelihood(questions()) == hflm().loglikelihood(questions())
+
+
+def test_how_a_tokenizer_puts_texts_together_counts(hflm, tokenizer):
+    import copy
+
+    words = copy.deepcopy(tokenizer)
+    who = who_answers(hflm(tokenizer=words))
+    first = who.look()
+    assert first == who_answers(hflm()).look()
+    words.clean_up_tokenization_spaces = True
+    assert who.look() == who_answers(hflm(tokenizer=words)).look() != first
+
+
+def _begin_with_a_word(tokenizer: Any) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
+    )
+
+
+@pytest.mark.parametrize(
+    "change", [_begin_with_a_word, lambda tokenizer: tokenizer.add_tokens(["world"])], ids=["rule", "word"]
+)
+def test_a_tokenizer_changed_in_place_is_another_one_though_no_word_is_new(hflm, tokenizer, change):
+    import copy
+
+    words = copy.deepcopy(tokenizer)
+    assert "world" in words.get_vocab()
+    who = who_answers(hflm(tokenizer=words))
+    first = who.look()
+    change(words)
+    assert not who.unchanged(first)
+    assert who.look() == who_answers(hflm(tokenizer=words)).look() != first
+
+
 def test_a_dtype_counts(hflm):
     import torch
 
@@ -93,6 +161,42 @@ def test_a_class_of_ones_own_counts_by_its_code(tokenizer):
 
     assert make(1) == make(1)
     assert make(1) != make(2)
+
+
+def test_an_attribute_of_ones_own_class_counts_under_whatever_name(tokenizer):
+    from lm_eval.models.huggingface import HFLM
+
+    class Steered(HFLM):
+        def tok_encode(self, string: str, **options: Any) -> Any:
+            return super().tok_encode(f"{self.header}{string}{self.delta}{self.revision}{self.timeout}", **options)
+
+    def look(kind: Any = Steered, **attributes: Any) -> Any:
+        lm = kind(pretrained=tiny_model(), tokenizer=tokenizer)
+        vars(lm).update({"delta": 0.0, "header": "", "revision": "main", "timeout": 3, **attributes})
+        return who_answers(lm).look()
+
+    assert look() == look(batch_size_per_gpu=9, write_out=True)
+    for change in ({"delta": 3.0}, {"header": "You are a pirate. "}, {"revision": "b"}, {"timeout": 5}):
+        assert look(**change) != look()
+    assert look(HFLM, revision="b", timeout=5) == look(HFLM)
+    for change in ({"delta": 3.0}, {"header": "You are a pirate. "}):  # code that is put into the harness may read them
+        assert look(HFLM, **change) != look(HFLM)
+
+
+def test_an_attribute_of_a_declared_class_counts_that_its_code_goes_by():
+    class Mine(Scripted):
+        def __init__(self, **attributes: Any) -> None:
+            super().__init__(echo)
+            vars(self).update(attributes)
+
+        def generate_until(self, requests: list[Any]) -> list[Any]:
+            return [f"{self.write_out} {each}" for each in super().generate_until(requests)]
+
+    def look(**attributes: Any) -> Any:
+        return who_answers(Mine(**attributes), model="m").look()
+
+    assert look(write_out=1) != look(write_out=2)
+    assert look(timeout=1) == look(timeout=2)
 
 
 # --- behind an API ------------------------------------------------------------------------------------------------
@@ -205,6 +309,20 @@ def test_values_in_an_address_count_and_are_not_kept(tmp_path, stash, server):
     assert b"/v1/completions" in everything
     for secret in (b"pass-one", b"AIza-two", b"three-3"):
         assert secret not in everything
+
+
+def test_where_no_address_is_given_what_the_environment_says_counts(monkeypatch):
+    pytest.importorskip("tenacity")
+    monkeypatch.setitem(sys.modules, "litellm", types.ModuleType("litellm"))
+    kind = importlib.import_module("lm_eval.models.litellm_llms").LiteLLMChatCompletion
+
+    def look(value: str, **options: Any) -> Any:
+        monkeypatch.setenv("OPENAI_API_BASE", value)
+        return who_answers(kind(model="openai/m", **options)).look()
+
+    assert look("http://a/v1") == look("http://me:pw@a/v1/") != look("http://b/v1")
+    assert look("http://a/v1", base_url="http://c") == look("http://b/v1", base_url="http://c")
+    assert "pw" not in str(look("http://me:pw@a/v1").components)
 
 
 SENT = [

@@ -89,6 +89,21 @@ def test_parts_stay_short_where_each_request_takes_long(stash, monkeypatch):
     assert sum(sizes) == 30
 
 
+def test_a_backend_that_answers_many_side_by_side_and_says_nothing_of_it_gets_many(stash, monkeypatch):
+    sizes: list[int] = []
+    now = [0.0]
+    monkeypatch.setattr("lmstash.adapters.lm_eval.running.time.perf_counter", lambda: now[0])
+
+    class Beside(Scripted):
+        def generate_until(self, requests: list[Any]) -> list[Any]:
+            sizes.append(len(requests))
+            now[0] += 9.0
+            return super().generate_until(requests)
+
+    CachedLM(Beside(echo), stash, model="m").generate_until(generations(100))
+    assert sizes == [1, 2, 4, 8, 16, 32, 37]
+
+
 def test_once_a_backend_has_reported_a_part_it_gets_the_rest_at_once(stash):
     calls: list[int] = []
 

@@ -485,6 +485,24 @@ def test_a_setting_that_changes_while_it_answers_is_no_counter(place: str, caplo
     assert evaluate(place, Drifting(), Task(questions()), model=Drifting(), harmless=["mood"])[1] == 0
 
 
+class Explaining(Echo):
+    """Goes by an attribute that in a class of the harness changes no answer."""
+
+    def answer(self, request: Any) -> Any:
+        return super().answer(request) + " Let me explain." * self.verbosity
+
+
+def test_an_attribute_that_ones_own_code_goes_by_counts_under_whatever_name(place: str) -> None:
+    def run(kind: Any, **attributes: Any) -> int:
+        lm = kind()
+        vars(lm).update(attributes)
+        return evaluate(place, lm, Task(questions()))[1]
+
+    assert [run(Explaining, verbosity=each) for each in (0, 1, 0)] == [10, 10, 0]
+    assert run(Explaining, verbosity=0, timeout=9, batch_size=5) == 0
+    assert [run(Echo, verbosity=each) for each in (0, 1)] == [10, 0]
+
+
 class Elsewhere(Echo):
     """Stands for something that computes on a server."""
 
@@ -507,6 +525,74 @@ def test_what_computes_elsewhere_is_its_name_and_arguments(place: str) -> None:
     assert run("openai", base, revision="2026-11") == 10
     assert run("openai", base + ",max_frames=4") == 10
     assert run("openai", base + ",max_frames=4", harmless=["max_frames"]) == 0
+
+
+ADDRESSES = ["OPENAI_API_BASE", "AZURE_OPENAI_ENDPOINT", "AZURE_API_VERSION", "ANTHROPIC_BASE_URL", "OPENAI_API_URL"]
+
+
+@pytest.mark.parametrize("variable", ADDRESSES)
+def test_where_a_client_is_asked_that_does_not_say_it_is_what_the_environment_says(
+    variable: str, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in list(os.environ):
+        if name.endswith(("_URL", "_BASE", "_ENDPOINT")):
+            monkeypatch.delenv(name)
+
+    def run(value: str | None) -> int:
+        if value is None:
+            monkeypatch.delenv(variable, raising=False)
+        else:
+            monkeypatch.setenv(variable, value)
+        return evaluate(place, Elsewhere(), Task(questions()), model="gemini", model_args="model_version=m")[1]
+
+    values = [None, "http://a/v1", "http://b/v1", "http://a/v1", "http://me:pw@a/v1/", None]
+    assert [run(each) for each in values] == [10, 10, 10, 0, 0, 0]
+
+
+def test_the_address_that_a_live_client_has_counts_whatever_said_it(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(url: str, arguments: str = "model_version=m", version: str | None = None) -> int:
+        lm = Elsewhere()
+        lm.client.base_url, lm.client._api_version = url, version
+        return evaluate(place, lm, Task(questions()), model="openai", model_args=arguments)[1]
+
+    assert [run("http://a/v1/"), run("http://b/v1/"), run("http://a/v1")] == [10, 10, 0]
+    monkeypatch.setenv("OPENAI_API_BASE", "http://c/v1")  # which the client has not read
+    assert run("http://a/v1") == 0
+    assert run("http://a/v1", version="2025-03-01") == 10
+    assert [run("http://a/v1", "model_version=m,base_url=http://a/v1") for _ in range(2)] == [10, 0]
+
+
+def test_another_address_given_to_a_client_meanwhile_is_another_model(place: str) -> None:
+    lm = Elsewhere()
+    lm.task_dict["mini"] = {"test": questions()}
+    cache = ResponseCache(place, model="openai")
+    for url in ("http://a", "http://b", "http://a"):
+        lm.client.base_url = url
+        cache.execute(lm, "generate_until", Task(questions()).requests())
+    assert lm.n_asked == 20
+
+
+def test_the_key_of_one_that_is_given_its_address_stays(place: str) -> None:
+    from lmstash.adapters.lmms_eval.model import ModelObject
+
+    with lmstash.open(place) as stash:
+        lm = Elsewhere()
+        lm.client.base_url = "http://a/v1/"
+        who = ModelObject(lm, stash.store, name="openai", arguments={"base_url": "http://u:p@a/v1"}).look()
+        assert who.components.keys() == {"kind", "name", "arguments", "code"}
+
+
+def test_of_what_holds_no_module_its_code_may_read_its_address_from_the_environment(
+    place: str, llama: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(url: str, lm: Any) -> int:
+        monkeypatch.setenv("OPENAI_BASE_URL", url)
+        return evaluate(place, lm, Task(questions()))[1]
+
+    assert [run("http://a", Echo()), run("http://b", Echo()), run("http://a", Echo())] == [10, 10, 0]
+    assert [run("http://a", WithModule(llama(0))), run("http://b", WithModule(llama(0)))] == [10, 0]
 
 
 def test_nobody_guesses_who_an_object_is_that_computes_elsewhere(place: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -695,6 +781,22 @@ def test_answers_are_found_by_task_and_can_be_refreshed(place: str) -> None:
         }
     assert evaluate(place, Echo(), Task(questions(3)), refresh=True)[1] == 3
     assert evaluate(place, Echo(), Task(questions(3)))[1] == 0
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["new model", "known model"])
+def test_the_longest_contexts_come_first_so_that_batches_are_of_equals(place: str, known: bool) -> None:
+    if known:
+        evaluate(place, Echo(), Task(questions(2)))
+    docs = [{"question": f"{'word ' * (50 if k % 8 == 0 else k % 3)}{k}"} for k in range(64)]
+    lm = Echo()
+    answers, computed = evaluate(place, lm, Task(docs), chunk_size=8)
+    assert (answers, computed) == ([f"{each['question']} -> 0" for each in docs], 64)
+    lengths = [[len(each.args[0]) for each in chunk] for chunk in lm.calls]
+    assert [len(each) for each in lengths] == [8] * 8
+    asked = [each for chunk in lengths for each in chunk]
+    assert asked == sorted(asked, reverse=True)
+    assert min(lengths[0]) > 250 > max(lengths[1])
+    assert evaluate(place, Echo(), Task(docs)) == (answers, 0)
 
 
 def test_chunks_grow_until_they_take_long_enough(place: str) -> None:

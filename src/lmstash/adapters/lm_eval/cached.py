@@ -204,7 +204,8 @@ class CachedLM(LM):
             part = questions.part(start, end)
             once = {id(each): each for each in part if id(each) not in drawn}
             try:
-                asked = responses.asker.ask_many(model, list(once.values()))
+                # What is asked several times is numbered in the requests; the stash counts for all who use it.
+                asked = responses.asker.ask_many(model, list(once.values()), [0] * len(once))
                 found = [MISSING] * len(asked) if self._refresh else responses.shelf.read_many(asked)
             except Exception as error:  # a cache does not end an evaluation
                 if self.stash.store.strict:

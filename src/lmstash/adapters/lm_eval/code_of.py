@@ -12,6 +12,7 @@ from types import FunctionType
 from typing import Any
 from urllib.parse import urlsplit
 
+from lmstash.adapters.lm_eval.beside_classes import edited, put_into_modules
 from lmstash.caches.responses.hiding import SECRETS
 from lmstash.caches.responses.who import plain_url
 from lmstash.errors import UnsupportedModelError
@@ -34,7 +35,7 @@ _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 def class_of(lm: Any, *, vouched: bool) -> tuple[CodeGraph, Component]:
     """Return what an `LM`'s class is: by version and source within lm_eval, by its code elsewhere.
 
-    What somebody has put into a class of lm_eval counts by its code, too.
+    What somebody has put into a class or module of lm_eval counts by its code, too, and files of it that were edited.
 
     Args:
         lm: The harness's model.
@@ -55,18 +56,21 @@ def class_of(lm: Any, *, vouched: bool) -> tuple[CodeGraph, Component]:
             foreign.update(_put_into(each))
         elif root not in ("builtins", "abc"):
             own = True
+    foreign.update(put_into_modules(kind, _BY_VERSION))
     about: dict[Component, Component] = {
         "name": f"{kind.__module__}.{kind.__qualname__}",
         "lm_eval": _version("lm_eval"),
         "sources": sources,
     }
+    if edited():
+        about["edited"] = edited()
     if own:
         code.add(kind)
     if foreign:
         told = {place: described({place: part}, frozenset(), code, vouched=vouched) for place, part in foreign.items()}
         units = code.components()  # those under lm_eval's own names are not part of own_code
         about["put into lm_eval"] = {
-            place: [told[place], units.get(code.add(part)) if isinstance(part, FunctionType) else None]
+            place: [told[place], units.get(code.add(part)) if isinstance(part, FunctionType | type) else None]
             for place, part in foreign.items()
         }
     return code, about

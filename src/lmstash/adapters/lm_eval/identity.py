@@ -2,8 +2,9 @@
 
 * `HFLM` and its subclasses: the torch module by content (looked at again, since it may change in place), its generation
   defaults, the tokenizer, and every attribute of the `LM` that is not known to be harmless.
-* `TemplateAPI` and its subclasses (OpenAI, Anthropic, local servers): provider, address, model and every other argument
-  that is not known to be harmless. What a server runs behind a name cannot be seen: declare a `revision=`.
+* `TemplateAPI` and its subclasses (OpenAI, Anthropic, local servers): provider, address (where none is given, what the
+  environment says), model and every other argument that is not known to be harmless. What a server runs behind a name
+  cannot be seen: declare a `revision=`.
 * Everything else: what its owner declares. Nobody guesses.
 """
 
@@ -13,9 +14,11 @@ import hashlib
 import sys
 import threading
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit
 
+from lmstash.adapters.lm_eval.addresses import address_of, addresses_in_environment
 from lmstash.adapters.lm_eval.code_of import class_of, described, own_code, without_secrets
+from lmstash.adapters.lm_eval.own_names import harmless, names_in_own_code
+from lmstash.adapters.lm_eval.tokenizing import cleans_up, rules_of
 from lmstash.caches.responses.hiding import SECRETS
 from lmstash.caches.responses.sampling import seed_of
 from lmstash.caches.responses.who import Declared, Who, named, plain_url
@@ -26,20 +29,25 @@ from lmstash.identity.keys import Key
 from lmstash.identity.tokenizer import fingerprint_tokenizer
 from lmstash.identity.watch import ModelWatch, watch_model
 
-_RUNNING = frozenset(
+_PLACES = frozenset(
     {
-        *("_rank", "_world_size", "_device", "accelerator", "cache_hook", "batch_size", "_batch_size", "batch_sizes"),
-        *("batch_schedule", "batch_size_per_gpu", "max_batch_size", "device", "num_concurrent", "_concurrent"),
-        *("max_retries", "timeout", "verify_certificate", "ca_cert_path", "auth_token", "api_key", "write_out"),
+        *("_rank", "_world_size", "_device", "device", "accelerator", "cache_hook", "batch_size", "_batch_size"),
+        *("batch_sizes", "batch_schedule", "batch_size_per_gpu", "max_batch_size", "num_concurrent", "_concurrent"),
     }
 )
-"""How an evaluation is run, not what is answered."""
+"""Where an evaluation is run and how many requests at once, whatever code goes by it."""
+_RUNNING = frozenset(
+    {"max_retries", "timeout", "verify_certificate", "ca_cert_path", "auth_token", "api_key", "write_out"}
+)
+"""How patiently it is run, not what is answered."""
 _IN_WEIGHTS = frozenset(
     {"_model", "_config", "pretrained", "delta", "peft", "revision", "logits_cache", "AUTO_MODEL_CLASS", "_max_length"}
 )
 """Of an `HFLM`: what its module says better, by content."""
 _DERIVED = frozenset({"tokenizer", "eot_token_id", "eos_string", "prefix_token_id", "header", "_header", "client"})
 """What follows from other attributes, or is described on its own."""
+_ALWAYS = frozenset({"delta", "header"})
+"""Words that others use for something else: text and numbers of these names count."""
 _GENERATION_NAMES = frozenset({"transformers_version", "_from_model_config"})
 
 
@@ -94,7 +102,8 @@ class LocalModel:
     def __init__(self, lm: Any, *, revision: str | None, variant: str | None, strict_numerics: bool) -> None:
         self._lm = lm
         self._declared: dict[str, Component] = {"revision": revision, "variant": variant}
-        self._watch: ModelWatch = watch_model(lm.model, variant=variant, strict_numerics=strict_numerics)
+        self._strict_numerics = strict_numerics
+        self._watched: tuple[Any, ModelWatch] | None = None
         self._tokenizer = _Tokenizer()
         self._lock = threading.Lock()
         self._last: Fingerprint | None = None
@@ -102,14 +111,27 @@ class LocalModel:
 
     def look(self) -> Fingerprint:
         """Return who would answer now. Reads the weights (some 30 ms for half a gigabyte)."""
-        return self._with(self._watch.refresh())
+        watch = self._watch()
+        return self._with(watch.refresh())
 
     def unchanged(self, since: Fingerprint) -> bool:
-        """Read every weight and say whether it is still the same."""
+        """Read every weight and say whether it is still the same; another module in its place is another model."""
         try:
-            return self._watch.unchanged() and self._with(self._watch.fingerprint) == since
+            before = self._watched
+            watch = self._watch()
+            return self._watched is before and watch.unchanged() and self._with(watch.fingerprint) == since
         except UnsupportedModelError:
             return False
+
+    def _watch(self) -> ModelWatch:
+        """Return the watch of the module that the `LM` has now."""
+        module = self._lm.model
+        with self._lock:
+            if self._watched is None or self._watched[0] is not module:
+                variant = self._declared["variant"]
+                given: dict[str, Any] = {"variant": variant, "strict_numerics": self._strict_numerics}
+                self._watched = module, watch_model(module, **given)
+            return self._watched[1]
 
     def seed(self) -> int | None:
         """The seed that sampling goes out from."""
@@ -129,7 +151,7 @@ class LocalModel:
             "class": about,
             "max_length": _plain(lm.max_length),
             "generation": described(generation, _GENERATION_NAMES, code),
-            "settings": described(vars(lm), _RUNNING | _IN_WEIGHTS | _DERIVED, code),
+            "settings": described(vars(lm), _left_out(lm, _RUNNING | _IN_WEIGHTS | _DERIVED), code),
             "code": own_code(code, vouched=vouched),
             **self._declared,
         }
@@ -166,12 +188,13 @@ class RemoteModel:
         parts: dict[str, Component] = {
             "kind": "lm_eval remote model",
             "class": about,
-            "base_url": None if url is None else _address(url),
+            "base_url": None if url is None else address_of(url),
             "header": header,
             "tokenizer": self._tokenizer.digest(lm.tokenizer),
-            "settings": described(vars(lm), _RUNNING | _DERIVED | {"base_url"}, code),
+            "settings": described(vars(lm), _left_out(lm, _RUNNING | _DERIVED) | {"base_url"}, code),
             "code": own_code(code, vouched=vouched),
             **_how_sent(lm),
+            **({"environment": addresses_in_environment()} if url is None else {}),
             **self._declared,
         }
         name = str(lm.model or type(lm).__name__)
@@ -225,7 +248,7 @@ def _function_of(lm: Any, name: str) -> Any:
 
 
 class _Tokenizer:
-    """The digest of a tokenizer, taken anew when it looks different. Costs 0.2 s the first time."""
+    """The digest of a tokenizer, taken anew when it looks different to its last rule. Costs 0.2 s the first time."""
 
     def __init__(self) -> None:
         self._stamp: tuple[Any, ...] | None = None
@@ -238,13 +261,15 @@ class _Tokenizer:
             return _foreign_tokenizer(tokenizer)
         stamp = (
             id(tokenizer),
-            len(tokenizer),
+            hash(rules_of(tokenizer)),
+            repr(getattr(tokenizer, "added_tokens_decoder", None)),
             repr(getattr(tokenizer, "special_tokens_map", None)),
             repr(getattr(tokenizer, "chat_template", None)),
             tuple((name, repr(value)) for name, value in vars(tokenizer).items() if type(value) in (bool, int, str)),
         )
         if stamp != self._stamp:
-            self._digest, self._stamp = fingerprint_tokenizer(tokenizer).digest, stamp
+            digest = fingerprint_tokenizer(tokenizer).digest
+            self._digest, self._stamp = [digest, "cleans up"] if cleans_up(tokenizer) else digest, stamp
         return self._digest
 
 
@@ -261,15 +286,21 @@ def _foreign_tokenizer(tokenizer: Any) -> Component:
 def _declared(lm: Any, model: str, revision: str | None, variant: str | None) -> Fingerprint:
     """A declared model, with those of the `LM`'s plain attributes that are not known to be harmless."""
     base = named(model, revision=revision, variant=variant)
+    without = _left_out(lm, _RUNNING | _DERIVED | {"pretrained"})
     plain: dict[Component, Component] = {
         name: without_secrets(value)
         for name, value in vars(lm).items()
-        if name not in _RUNNING | _DERIVED | {"pretrained"} and not SECRETS.fullmatch(name) and _is_plain(value)
+        if name not in without and not SECRETS.fullmatch(name) and _is_plain(value)
     }
     kind = f"{type(lm).__module__}.{type(lm).__qualname__}"
     parts: dict[str, Component] = {"kind": "lm_eval", "of": base.digest, "class": kind, "settings": plain}
     parts |= _how_sent(lm)
     return Fingerprint(Key(parts), {**base.recorded, "harness": "lm_eval"})
+
+
+def _left_out(lm: Any, names: frozenset[str]) -> frozenset[str]:
+    """Return which attributes change no answer: places, and those of `names` that no code of somebody's own goes by."""
+    return _PLACES | harmless(names, names_in_own_code(type(lm), "lm_eval") | _ALWAYS, vars(lm))
 
 
 def _is_plain(value: Any) -> bool:
@@ -278,16 +309,6 @@ def _is_plain(value: Any) -> bool:
     except InvalidArgumentError:
         return False
     return True
-
-
-def _address(url: str) -> Component:
-    """Return a server's URL as it may be stored: of user name and password nothing, of its query a digest.
-
-    What names a secret in the query does not count; values under other names do, but may be secrets all the same.
-    """
-    pairs = parse_qsl(urlsplit(url).query, keep_blank_values=True)
-    query = urlencode([pair for pair in pairs if not SECRETS.fullmatch(pair[0])])
-    return [plain_url(url), hashlib.sha256(query.encode()).hexdigest()] if query else plain_url(url)
 
 
 def _plain(value: Any) -> Component:

@@ -7,13 +7,13 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from lmstash.adapters.lm_eval.chunks import Chunks
 from lmstash.adapters.lm_eval.partials import Hook, Keep, Pending
 
 _REPORTING = ("lm_eval.models.huggingface", "HFLM"), ("lm_eval.models.api_models", "TemplateAPI")
 """Whose methods report each item with the arguments that it came with."""
 _FIRST = 32
 """Requests in the first part, where the backend has no batch size of its own."""
-_SHORT_SECONDS, _LONG_SECONDS = 2.0, 8.0
 
 
 def reports(lm: Any, method: str) -> bool:
@@ -54,24 +54,16 @@ def run(
     """
     asked = [*instances, *[fill] * (0 if n_even is None else n_even - len(instances))]
     out: list[Any] = []
-    if reports(lm, method):
-        size, trusted = len(asked), True
-    else:
-        size, trusted = min(_batch_size(lm), len(asked)), False
+    chunks = Chunks(_batch_size(lm))
+    even, trusted = chunks.size(), reports(lm, method)
     while len(out) < len(asked):
+        size = len(asked) if trusted else chunks.size() if n_even is None else even
         part = asked[len(out) : len(out) + size]
         started = time.perf_counter()
         answers, reported = _call(lm, hook, method, part, len(out), len(instances), keep)
-        seconds = time.perf_counter() - started
+        chunks.learn(len(part), time.perf_counter() - started)
         out += answers
-        if n_even is not None or trusted:
-            continue
-        if reported:
-            size, trusted = len(asked) - len(out), True
-        elif seconds < _SHORT_SECONDS:
-            size *= 2
-        elif seconds > _LONG_SECONDS:
-            size = max(_batch_size(lm), size // 2)
+        trusted = trusted or (reported and n_even is None)
     return out[: len(instances)]
 
 

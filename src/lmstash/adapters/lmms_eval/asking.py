@@ -29,6 +29,8 @@ _VISUAL = 2
 """Where `doc_to_visual` stands among the arguments, whatever the method."""
 _NUMBERS = frozenset((type(None), bool, int, float))
 _URL = re.compile(r"\s*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_SAID, _NAMED, _SHOWN = "said", "named", "shown"
+"""How a text that names a file is taken: as what it says, as the name of that file, as what is to be looked at."""
 _LONG_BYTES = 4096
 _MOST_FILES = 10_000
 
@@ -111,7 +113,8 @@ class Reader:
             self._doc_name = None
             self._made.clear()
             self._doc = dataset[split][number]
-            self._plain_doc = plain(self._doc)
+            # What functions make of it in later rounds is not seen: it may be its paths.
+            self._plain_doc = document(self._doc) if self._method in SHOWN else plain(self._doc)
             self._doc_name = name
         return True
 
@@ -146,7 +149,15 @@ def _name_of(function: Any) -> Any:
 
 def plain(value: Any) -> Any:
     """Return a value with media in it as digests, and files that it names by an absolute path with their content."""
-    return _walk(value, False)
+    return _walk(value, _SAID)
+
+
+def document(value: Any) -> Any:
+    """As `plain`, but of the path of a file that a field names only the last part counts beside the content.
+
+    Texts that the model is given are arguments, and count whole.
+    """
+    return _walk(value, _NAMED)
 
 
 def media(value: Any) -> Any:
@@ -155,27 +166,30 @@ def media(value: Any) -> Any:
     Then only the last part of its path counts beside its content. A URL is named as one, so that the cache's rule for
     URLs decides: what lies there may change. Texts of chat messages stay texts.
     """
-    return _walk(value, True)
+    return _walk(value, _SHOWN)
 
 
-def _walk(value: Any, looking: bool) -> Any:
+def _walk(value: Any, how: str) -> Any:
     kind = type(value)
     if kind in _NUMBERS:
         return value
     if kind is str:
-        return _text(value, looking)
+        return _text(value, how)
     if kind is bytes:
         return bytes_media(value) if len(value) >= _LONG_BYTES else value
     if kind is list or kind is tuple:
-        return kind([_walk(each, looking) for each in value])
-    if kind is dict and not looking:
+        return kind([_walk(each, how) for each in value])
+    if kind is dict and how != _SHOWN:
         return {
-            name: each if type(each) in _NUMBERS or (type(each) is str and each[:1] != "/") else _walk(each, False)
+            name: each if type(each) in _NUMBERS or (type(each) is str and each[:1] != "/") else _walk(each, how)
             for name, each in value.items()
         }
     if kind is dict or isinstance(value, Mapping):
-        shown = looking and value.get("type") != "text"
-        walked = {name: _walk(each, shown and name != "role") for name, each in value.items()}
+        is_text = how == _SHOWN and value.get("type") == "text"
+        walked = {
+            name: _walk(each, _SAID if is_text or (how == _SHOWN and name == "role") else how)
+            for name, each in value.items()
+        }
         return walked if kind is dict else [_name(kind), walked]
     found = value if isinstance(value, Media) else media_of(value)
     if found is not None:
@@ -183,16 +197,17 @@ def _walk(value: Any, looking: bool) -> Any:
     if isinstance(value, datetime.date | datetime.time | datetime.datetime | datetime.timedelta | decimal.Decimal):
         return [_name(kind), repr(value)]
     if dataclasses.is_dataclass(value):
-        fields = {each.name: _walk(getattr(value, each.name), looking) for each in dataclasses.fields(value)}
+        fields = {each.name: _walk(getattr(value, each.name), how) for each in dataclasses.fields(value)}
         return [_name(kind), fields]
     if hasattr(value, "model_dump"):
-        return [_name(kind), _walk(value.model_dump(), looking)]
+        return [_name(kind), _walk(value.model_dump(), how)]
     if isinstance(value, Sequence):
-        return [_name(kind), *[_walk(each, looking) for each in value]]
+        return [_name(kind), *[_walk(each, how) for each in value]]
     raise InvalidArgumentError(f"it holds a {_name(kind)}, which has no content that lmstash knows how to read")
 
 
-def _text(value: str, looking: bool) -> Any:
+def _text(value: str, how: str) -> Any:
+    looking = how == _SHOWN
     if not looking and value[:1] != "/":  # most texts
         return value
     is_url = looking and _URL.match(value) is not None
@@ -203,7 +218,7 @@ def _text(value: str, looking: bool) -> Any:
         path = urllib.parse.unquote(urllib.parse.urlsplit(value).path)
     try:
         if os.path.isfile(path):
-            return ["file", os.path.basename(path) if looking else value, media_of(Path(path))]
+            return ["file", value if how == _SAID else os.path.basename(path), media_of(Path(path))]
         if looking and os.path.isdir(path):
             return ["folder", os.path.basename(os.path.normpath(path)), _folder(path)]
     except ValueError:

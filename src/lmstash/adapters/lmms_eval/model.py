@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from lmstash.adapters.lm_eval.addresses import address_of_client, addresses_in_environment
 from lmstash.adapters.lmms_eval.growth import grew
 from lmstash.adapters.lmms_eval.pinned import harness_code
 from lmstash.adapters.lmms_eval.reading import (
@@ -24,9 +25,11 @@ from lmstash.adapters.lmms_eval.reading import (
     attributes_of,
     declared_arguments,
     is_client,
+    is_url,
     read_parts,
 )
 from lmstash.adapters.lmms_eval.reading import stamp as stamp_of
+from lmstash.caches.responses.who import plain_url
 from lmstash.errors import UnsupportedModelError
 from lmstash.events import logger
 from lmstash.identity.fingerprint import Fingerprint
@@ -34,6 +37,7 @@ from lmstash.identity.keys import Key
 from lmstash.store.base import Store
 
 if TYPE_CHECKING:
+    from lmstash.identity.encoding import Component
     from lmstash.identity.watch import ModelWatch
 
 STATE = "lmms_eval/state"
@@ -74,7 +78,8 @@ class ModelObject:
         self._read: Parts | None = None
         self._stamp = b""
         self._due = 0.0
-        self._declared: Fingerprint | None = None
+        self._declared: dict[str, Component] | None = None
+        """Of one that is known by its name and arguments: these, and its code."""
         self._state: frozenset[str] | None = None
         self._refused = ""
         self._memory = Memory()
@@ -101,7 +106,7 @@ class ModelObject:
             if self._refused:
                 raise UnsupportedModelError(self._refused)
             if self._declared is not None:
-                return self._declared
+                return self._as_declared(self._declared)
             try:
                 try:
                     return self._look()
@@ -117,7 +122,7 @@ class ModelObject:
         """Whether it is still who it was, but for counters and logs. Reads every weight."""
         with self._lock:
             if self._declared is not None:
-                return since == self._declared
+                return since == self._as_declared(self._declared)
             before = self._known.get(since.digest)
             if before is None or self._refused:
                 return False
@@ -176,7 +181,9 @@ class ModelObject:
         parts = {name: data for name, data in read.parts.items() if name not in state}
         kind = type(self._lm)
         recorded = {"name": self._called(), "class": f"{kind.__module__}.{kind.__qualname__}"}
-        return Fingerprint(Key({"kind": "lmms_eval model object", **parts}), recorded)
+        where = {} if read.has_module else addresses_in_environment()  # its code may read them
+        told = {"kind": "lmms_eval model object", **parts, **({"asked at": where} if where else {})}
+        return Fingerprint(Key(told), recorded)
 
     def _called(self) -> str:
         return self._name or type(self._lm).__name__
@@ -190,11 +197,19 @@ class ModelObject:
             raise UnsupportedModelError(self._refused)
         graph = harness_code()
         graph.add(type(self._lm))
-        arguments = declared_arguments(self._arguments or {}, self._harmless)
+        arguments = declared_arguments(type(self._lm), self._arguments or {}, self._harmless)
         code = Key({"code": graph.components(), "packages": graph.packages()}).digest
         parts = {"kind": "lmms_eval declared model", "name": self._name, "arguments": {**arguments}, "code": code}
-        self._declared = Fingerprint(Key(parts), {"name": self._name})
-        return self._declared
+        self._declared = {**parts}
+        return self._as_declared(self._declared)
+
+    def _as_declared(self, parts: dict[str, Component]) -> Fingerprint:
+        """Return the fingerprint of one that is known by these, asked where it is asked now."""
+        live = [address_of_client(each) for each in getattr(self._lm, "__dict__", {}).values() if is_client(each)]
+        known = [each for each in live if each is not None]
+        said = [plain_url(each) for each in (self._arguments or {}).values() if is_url(each)]
+        where = [each for each in known if each not in said] if known else addresses_in_environment()
+        return Fingerprint(Key({**parts, **({"asked at": where} if where else {})}), {"name": self._name})
 
     def _learn(self, before: Parts) -> bool:
         """Remember the counters and logs among what changed; returns whether nothing else did."""

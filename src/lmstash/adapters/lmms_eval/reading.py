@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
+from lmstash.adapters.lm_eval.own_names import harmless as harmless_of
+from lmstash.adapters.lm_eval.own_names import names_in_own_code
+from lmstash.adapters.lm_eval.tokenizing import cleans_up, rules_of
 from lmstash.adapters.lmms_eval.growth import countable, globals_of
 from lmstash.adapters.lmms_eval.pinned import harness_code
 from lmstash.caches.responses.hiding import SECRETS
@@ -24,14 +26,16 @@ from lmstash.identity.generation import GenerationDefaults
 if TYPE_CHECKING:
     from lmstash.identity.watch import ModelWatch
 
-HARMLESS = frozenset(
+_RUNNING = frozenset(
     {
         *("task_dict", "cache_hook", "accelerator", "pbar", "_rank", "_world_size", "rank", "world_size"),
         *("device", "_device", "device_map", "batch_size", "_batch_size", "batch_size_per_gpu", "max_batch_size"),
-        *("batch_sizes", "verbosity", "timeout", "request_timeout", "max_retries", "retry_backoff_s", "num_concurrent"),
+        *("batch_sizes", "num_concurrent"),
     }
 )
-"""Attributes and model arguments that say where, how many at once and how patiently it is computed."""
+"""Attributes and model arguments that say where and how many at once it is computed, whatever code goes by them."""
+_PATIENCE = frozenset({"verbosity", "timeout", "request_timeout", "max_retries", "retry_backoff_s"})
+"""And those that say how patiently; in somebody's own class they may say anything."""
 
 TOKENS = frozenset({"token", "hf_token", "huggingface_hub_token", "huggingfacehub_api_token"})
 _PLACES = frozenset(
@@ -46,6 +50,14 @@ _CLIENTS = frozenset(
     }
 )
 """Packages whose objects stand for something that computes elsewhere."""
+
+
+_PADDING = "left"
+"""Where batches are filled up by models that generate; only another side is named."""
+_TOKENIZER_SETTINGS = (
+    *("chat_template", "special_tokens_map", "added_tokens_decoder", "padding_side", "truncation_side"),
+    *("clean_up_tokenization_spaces", "model_max_length"),
+)
 
 
 @dataclass(frozen=True)
@@ -141,13 +153,22 @@ def read_parts(lm: Any, skipped: frozenset[str], memory: Memory, look: Callable[
 def attributes_of(lm: Any, harmless: frozenset[str]) -> dict[str, Any]:
     """Return the attributes of a model object that may change what it answers."""
     found = getattr(lm, "__dict__", {})
-    skipped = HARMLESS | harmless
+    skipped = _harmless(type(lm), found) | harmless
     return {name: value for name, value in found.items() if name not in skipped and not is_secret(name)}
+
+
+def _harmless(kind: type, held: Mapping[str, Any]) -> frozenset[str]:
+    return _RUNNING | harmless_of(_PATIENCE, names_in_own_code(kind, "lmms_eval"), held)
 
 
 def is_client(value: Any) -> bool:
     """Whether an object stands for something that computes elsewhere."""
     return type(value).__module__.partition(".")[0] in _CLIENTS
+
+
+def is_url(value: Any) -> TypeGuard[str]:
+    """Whether a model's argument is a server's address."""
+    return isinstance(value, str) and value.startswith(("http://", "https://"))
 
 
 def stamp(lm: Any, skipped: frozenset[str]) -> bytes:
@@ -244,24 +265,25 @@ def _is_tokenizer(value: Any) -> bool:
 
 
 def _read(tokenizer: Any, known: dict[int, tuple[Any, bytes, bytes]]) -> list[Component]:
-    """Return a tokenizer's fingerprint; of one that looks as it did to the last rule and word, the one it had."""
+    """Return a tokenizer's fingerprint, and what else of it counts where texts are generated.
+
+    Of one that looks as it did to the last rule and word, the fingerprint that it had.
+    """
     from lmstash.identity.tokenizer import fingerprint_tokenizer
 
-    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
-    text = backend.to_str() if hasattr(backend, "to_str") else repr(sorted(tokenizer.get_vocab().items()))
-    looks = hashlib.sha256(f"{text}\0{vars(tokenizer)!r}".encode("utf-8", "surrogatepass")).digest()
+    looks = hashlib.sha256(f"{rules_of(tokenizer)}\0{vars(tokenizer)!r}".encode("utf-8", "surrogatepass")).digest()
     before = known.get(id(tokenizer))
     if before is None or before[0] is not tokenizer or before[1] != looks:
         before = known[id(tokenizer)] = (tokenizer, looks, fingerprint_tokenizer(tokenizer).digest)
-    return [before[2]]
+    side = getattr(tokenizer, "padding_side", _PADDING)
+    others: list[Component] = [["padding side", str(side)]] if side != _PADDING else []
+    return [before[2], *others, *(["cleans up"] if cleans_up(tokenizer) else [])]
 
 
 def _glance(tokenizer: Any) -> list[Component]:
-    """Return what most changes to a tokenizer show in; it is read wholly from time to time, and before keeping."""
-    told = [repr(getattr(tokenizer, name, None)) for name in ("chat_template", "special_tokens_map")]
-    with contextlib.suppress(TypeError):
-        told.append(str(len(tokenizer)))
-    return [id(tokenizer), *told]
+    """Return what changes to a tokenizer show in; it is read wholly from time to time, and before keeping."""
+    told = [repr(getattr(tokenizer, name, None)) for name in _TOKENIZER_SETTINGS]
+    return [id(tokenizer), hash(rules_of(tokenizer)), *told]
 
 
 def _tensor(tensor: Any) -> bytes:
@@ -278,19 +300,20 @@ def _digest(value: Component) -> bytes:
 _PASSWORD = re.compile(r"(token|secret|password)$", re.IGNORECASE)
 
 
-def declared_arguments(arguments: Mapping[str, Any], harmless: frozenset[str]) -> dict[str, Component]:
-    """Return what counts of the arguments that a model was made with, secrets as digests at most.
+def declared_arguments(kind: type, arguments: Mapping[str, Any], harmless: frozenset[str]) -> dict[str, Component]:
+    """Return what counts of the arguments that a model of this class was made with, secrets as digests at most.
 
     Files and folders that they name count by size and time, so that other weights at one path are another model.
     """
     from lmstash.caches.responses.who import plain_url
 
     told: dict[str, Component] = {}
+    skipped = _harmless(kind, arguments) | harmless
     for name in sorted(arguments):
         value = arguments[name]
-        if name in HARMLESS | harmless or is_secret(name):
+        if name in skipped or is_secret(name):
             continue
-        if isinstance(value, str) and value.startswith(("http://", "https://")):
+        if is_url(value):
             value = plain_url(value)
         if _PASSWORD.search(name):
             value = hashlib.sha256(repr(value).encode()).hexdigest()

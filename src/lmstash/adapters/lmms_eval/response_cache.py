@@ -7,8 +7,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lmstash.adapters.lm_eval.chunks import Chunks
 from lmstash.adapters.lmms_eval.asking import Reader, Unnameable
-from lmstash.adapters.lmms_eval.chunks import Chunks, batch_size_of
+from lmstash.adapters.lmms_eval.at_once import batch_size_of
 from lmstash.adapters.lmms_eval.model import ModelObject
 from lmstash.adapters.lmms_eval.sampling import samples_by_default
 from lmstash.adapters.lmms_eval.types import is_worth_keeping, register_types
@@ -65,8 +66,8 @@ class ResponseCache:
             declared: A name that you vouch for, for a model that nobody can identify: all answers are that one's.
             harmless: Names of the model's attributes and arguments that change no answer, besides the known ones.
             keep_sampled: Keep sampled answers that have no seed, too, each under its number among its repeats.
-            chunk_size: Requests that the model gets at once; default: one of its batches, or more where batches are
-                quick, as many as take two seconds.
+            chunk_size: Requests that the model gets at once; default: one of its batches (or what it asks a server for
+                side by side), or more where batches are quick, as many as take two seconds, or where more at once help.
             refresh: Compute anew and replace what is kept.
             urls: What becomes of requests that show media by URL, whose content may change: `refuse` (they are not
                 cached), `content` (fetched and hashed at each look-up) or `trust` (the URL stands for it).
@@ -215,7 +216,10 @@ class ResponseCache:
         numbers: Sequence[int],
         answers: list[Any],
     ) -> None:
-        """Answer the requests of some numbers into `answers`."""
+        """Answer the requests of some numbers into `answers`.
+
+        The longest first, as most models order what they get at once: so their batches are of equals here, too.
+        """
         responses, chunks = self._responses, self._chunks
         assert responses is not None
         assert chunks is not None
@@ -238,11 +242,12 @@ class ResponseCache:
                 lambda part: _listed(getattr(lm, method)(part), len(part)), [requests[n] for n in chosen]
             )
 
-        first = [place for place, number in enumerate(numbers) if not is_padding(requests[number])][: chunks.size()]
+        order = sorted(range(len(numbers)), key=lambda place: -_length(requests[numbers[place]]))
+        first = [place for place in order if not is_padding(requests[numbers[place]])][: chunks.size()]
         for place, answer in self._first(first, asked, occurrences, tags, compute):
             answers[numbers[place]] = answer
             answered.add(place)
-        left = [place for place in range(len(numbers)) if place not in answered]
+        left = [place for place in order if place not in answered]
         if left:
             for place, answer in responses.stream(
                 [asked[each] for each in left],
@@ -292,6 +297,12 @@ class ResponseCache:
 def is_padding(request: Any) -> bool:
     """Whether a rank's requests were filled up with this one, whose answer is thrown away."""
     return bool((getattr(request, "metadata", None) or {}).get("__padding_only__"))
+
+
+def _length(request: Any) -> int:
+    """Return how long a request's context is; 0 where it has none that is a text."""
+    args = request.args
+    return len(args[0]) if args and isinstance(args[0], str) else 0
 
 
 def _repeats(requests: Sequence[Any]) -> list[int]:

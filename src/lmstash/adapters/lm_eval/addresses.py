@@ -1,0 +1,45 @@
+"""Where a model that computes elsewhere is asked: by a URL, by a live client, or by what the environment says.
+
+Harnesses and clients read an address that nobody gives them from variables such as `OPENAI_API_BASE`, so that two
+servers can go by one name and one set of arguments.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+from lmstash.caches.responses.hiding import SECRETS
+from lmstash.caches.responses.who import plain_url
+from lmstash.identity.encoding import Component
+
+_VARIABLE = re.compile(r"(.+_)?(API_BASE|API_URL|BASE_URL)|AZURE_.*(ENDPOINT|BASE|VERSION)|OLLAMA_HOST")
+"""Names of variables that say a server's address, or the version of its interface."""
+
+
+def address_of(url: str) -> Component:
+    """Return a server's URL as it may be stored: of user name and password nothing, of its query a digest.
+
+    What names a secret in the query does not count; values under other names do, but may be secrets all the same.
+    """
+    pairs = parse_qsl(urlsplit(url).query, keep_blank_values=True)
+    query = urlencode([pair for pair in pairs if not SECRETS.fullmatch(pair[0])])
+    return [plain_url(url), hashlib.sha256(query.encode()).hexdigest()] if query else plain_url(url)
+
+
+def address_of_client(client: Any) -> Component:
+    """Return where a live client (openai's, anthropic's) asks, and by which version; None where it does not say."""
+    url = getattr(client, "base_url", None)
+    if url is None:
+        return None
+    version = getattr(client, "_api_version", None)  # Azure's
+    return [address_of(str(url)), version] if isinstance(version, str) else address_of(str(url))
+
+
+def addresses_in_environment() -> dict[Component, Component]:
+    """Return what the variables say that clients read an address from; never keys."""
+    found = {name: value for name, value in os.environ.items() if _VARIABLE.fullmatch(name) and value}
+    return {name: address_of(found[name]) for name in sorted(found) if not SECRETS.fullmatch(name)}
