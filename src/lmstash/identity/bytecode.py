@@ -42,6 +42,20 @@ def globals_in(code: CodeType) -> frozenset[str]:
     return frozenset(each.argval for each in named if each.opname not in _NOT_GLOBALS).union(*inner)
 
 
+def variables_in(code: CodeType) -> frozenset[str]:
+    """Return the names of environment variables that code may read: every word in it, if it names the environment."""
+    if {"environ", "getenv"}.isdisjoint(names_in(code)):
+        return frozenset()
+    todo, found = [code], set[str]()
+    while todo:
+        for each in todo.pop().co_consts:
+            if isinstance(each, CodeType):
+                todo.append(each)
+            elif isinstance(each, str) and each.isidentifier():
+                found.add(each)
+    return frozenset(found)
+
+
 def imports_in(code: CodeType, package: str | None) -> Iterator[str]:
     """Yield the full names of the modules that code imports when it runs, and of all that it takes from them.
 

@@ -13,7 +13,7 @@ values that these functions name, hold as defaults or import. Three kinds of own
   from the package's version.
 
 Not seen: state that a function reaches neither through its arguments, its module's globals nor what it closed over
-(files, environment variables), and C code that is replaced under the same version.
+(files, what libraries read of the environment), and C code that is replaced under the same version.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from lmstash.identity.bytecode import (
     names_in,
     parts_of,
     plain_component,
+    variables_in,
 )
 from lmstash.identity.dict_stamps import Stamps
 from lmstash.identity.encoding import Component, encode
@@ -79,6 +80,8 @@ class CodeGraph:
         self._looks: list[tuple[Callable[[], Any], Any]] = []
         self.objects: dict[str, Any] = {}
         """Other things that your own code names as globals, by where; whoever asked for the code describes them."""
+        self.variables: set[str] = set()
+        """Environment variables that your own code may read by name; whoever asked for the code looks at them."""
 
     def components(self) -> dict[Component, Component]:
         """Return {qualified name: hexadecimal digest} of everything read so far."""
@@ -251,6 +254,7 @@ class CodeGraph:
             elif callable(value) and not _is_usual(each, value):  # put there by somebody
                 self.objects[f"{name}:{each}"] = value
         if not is_installed(here):
+            self.variables |= variables_in(function.__code__)
             imported = {*imports_in(function.__code__, function.__globals__.get("__package__"))}
             for each in sorted(filter(_is_foreign, imported)):
                 self._add_import(here, each, names, name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -341,3 +342,27 @@ def test_a_wrapper_that_holds_more_than_its_function_is_not_taken_for_it(
 
     assert [asks(Times(by))() for by in (2, 3)] == [2, 3]
     assert "not cached" in caplog.text
+
+
+def test_environment_variables_that_its_own_code_names_count_and_secrets_among_them_do_not(
+    responses: Responses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def setting() -> str:
+        return os.getenv("LMSTASH_TEST_MODEL", "none")
+
+    @responses.cached(harmless=["calls"])
+    def ask(prompt: str) -> str:
+        calls.append(os.environ.get("LMSTASH_TEST_API_KEY", ""))
+        return f"{setting()} says {prompt}"
+
+    assert ask("a") == ask("a") == "none says a"
+    monkeypatch.setenv("LMSTASH_TEST_MODEL", "one")
+    assert ask("a") == ask("a") == "one says a"
+    monkeypatch.setenv("LMSTASH_TEST_API_KEY", "another")
+    monkeypatch.setenv("LMSTASH_TEST_OTHER", "whatever")
+    assert ask("a") == "one says a"
+    monkeypatch.delenv("LMSTASH_TEST_MODEL")
+    assert ask("a") == "none says a"
+    assert len(calls) == 2

@@ -7,6 +7,7 @@ import enum
 import functools
 import inspect
 import logging
+import os
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 from lmstash.caches.responses.asking import KIND
+from lmstash.caches.responses.hiding import is_secret
 from lmstash.caches.responses.requests import ARGUMENTS, NUMBERS, read_request
 from lmstash.errors import InvalidArgumentError
 from lmstash.events import MissReason
@@ -195,14 +197,15 @@ class Calls:
                     self._codes.clear()
                 known = self._codes[id(code)] = _Code(code, self._harmless)
         reading: set[int] = vars(self._reading).setdefault("codes", set())
-        if not known.objects or id(code) in reading:  # a class may hold an instance of itself
+        said = {name: os.environ[name] for name in known.variables if name in os.environ}
+        if not (known.objects or said) or id(code) in reading:  # a class may hold an instance of itself
             return known.digest
         reading.add(id(code))
         try:
             held: dict[Any, Any] = {place: self._content(place, value) for place, value in known.objects.items()}
         finally:
             reading.discard(id(code))
-        return Key({"code": known.digest, "objects": held}).hex
+        return Key({"code": known.digest, "objects": held, **({"environment": said} if said else {})}).hex
 
     def _content(self, place: str, value: Any) -> Any:
         """Return what an object that code names is made of now, as a key can hold it."""
@@ -246,6 +249,7 @@ class _Code:
             name: each for name, each in self.graph.components().items() if not _is_harmless(name, harmless)
         }
         self.digest = Key({"code": units, "packages": self.graph.packages()}).hex
+        self.variables = sorted(name for name in self.graph.variables if not is_secret(name))
         self.objects = {
             place: value
             for place, value in self.graph.objects.items()
