@@ -46,13 +46,15 @@ def variables_in(code: CodeType) -> frozenset[str]:
     """Return the names of environment variables that code may read: every word in it, if it names the environment."""
     if {"environ", "getenv"}.isdisjoint(names_in(code)):
         return frozenset()
-    todo, found = [code], set[str]()
+    todo, found = [*code.co_consts], set[str]()
     while todo:
-        for each in todo.pop().co_consts:
-            if isinstance(each, CodeType):
-                todo.append(each)
-            elif isinstance(each, str) and each.isidentifier():
-                found.add(each)
+        each = todo.pop()
+        if isinstance(each, CodeType):
+            todo += each.co_consts
+        elif isinstance(each, tuple | frozenset):  # names that are tried one after another
+            todo += each
+        elif isinstance(each, str) and each.isidentifier():
+            found.add(each)
     return frozenset(found)
 
 

@@ -30,7 +30,8 @@ def stash(tmp_path: Path) -> Iterator[Stash]:
 def again(stash: Stash) -> Stash:
     """Open the folder as a second run of the program does."""
     stash.flush()
-    return lmstash.open(stash.store.folder_path, strict=True)  # type: ignore[attr-defined]
+    store: Any = stash.store
+    return lmstash.open(store.folder_path, strict=True)
 
 
 class Counted:
@@ -655,6 +656,19 @@ def test_tags_that_hold_themselves_cost_no_answer(stash: Stash) -> None:
     responses = stash.responses(model="m")
     assert responses.get_or_compute("q", lambda: "a", tags=tags) == "a"
     assert responses.get("q") == "a"
+
+
+def test_tags_that_cannot_be_looked_at_cost_no_answer_and_show_no_secret(tmp_path: Path) -> None:
+    class Hostile:
+        def __repr__(self) -> str:
+            raise TypeError("never shown")
+
+    with lmstash.open(tmp_path, strict=True) as stash:
+        responses = stash.responses(model="m")
+        tags = {"api_key": "SEKRET1", "config": {"password": [Hostile()], "more": "SEKRET1"}}
+        assert responses.get_or_compute("q", lambda: "a", tags=tags, ttl_seconds=np.int64(60)) == "a"
+        assert responses.get("q") == "a"
+    assert not any(b"SEKRET1" in each.read_bytes() for each in tmp_path.rglob("*") if each.is_file())
 
 
 def test_a_dict_that_reports_a_failure_is_not_kept_and_that_is_said_once(

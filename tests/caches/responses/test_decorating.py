@@ -350,7 +350,10 @@ def test_environment_variables_that_its_own_code_names_count_and_secrets_among_t
     calls: list[str] = []
 
     def setting() -> str:
-        return os.getenv("LMSTASH_TEST_MODEL", "none")
+        for name in ("LMSTASH_TEST_FIRST", "LMSTASH_TEST_MODEL"):
+            if name in os.environ:
+                return os.environ[name]
+        return "none"
 
     @responses.cached(harmless=["calls"])
     def ask(prompt: str) -> str:
@@ -365,4 +368,6 @@ def test_environment_variables_that_its_own_code_names_count_and_secrets_among_t
     assert ask("a") == "one says a"
     monkeypatch.delenv("LMSTASH_TEST_MODEL")
     assert ask("a") == "none says a"
-    assert len(calls) == 2
+    monkeypatch.setenv("LMSTASH_TEST_FIRST", "first")
+    assert ask("a") == "first says a"
+    assert len(calls) == 3

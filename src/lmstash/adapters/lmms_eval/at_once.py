@@ -25,6 +25,7 @@ def batch_size_of(lm: Any) -> int:
 
 def _size(held: Any, name: str) -> int:
     try:
-        return max(0, int(getattr(held, name, None)))  # type: ignore[arg-type]
+        said: Any = getattr(held, name, None)
+        return max(0, int(said))
     except (TypeError, ValueError, AttributeError, NotImplementedError):
         return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 from lmstash.errors import InvalidArgumentError
@@ -10,7 +11,7 @@ from lmstash.errors import InvalidArgumentError
 
 def listed(requests: Iterable[Any]) -> Sequence[Any]:
     """Return requests by number: columns of tables count by label, datasets by column, and generators not at all."""
-    return requests if type(requests) in (list, tuple) else list(requests)  # type: ignore[return-value]
+    return requests if isinstance(requests, list | tuple) else list(requests)
 
 
 def one_for_each(tags: Any, n_requests: int) -> Sequence[Any]:
@@ -33,5 +34,5 @@ def check_ttl(ttl_seconds: Any) -> None:
     Raises:
         InvalidArgumentError: It is none.
     """
-    if ttl_seconds is not None and not isinstance(ttl_seconds, int | float):
+    if ttl_seconds is not None and not isinstance(ttl_seconds, Real):
         raise InvalidArgumentError(f"ttl_seconds= is a number of seconds; got {ttl_seconds!r}")

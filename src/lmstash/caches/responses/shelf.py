@@ -228,17 +228,17 @@ def _meta(tags: Tags | None, occurrence: int) -> bytes | None:
     if not tags and not occurrence:
         return None
     number = {"occurrence": occurrence} if occurrence else {}  # with it, a kept request leads to its key
-    facts: dict[Any, Any] = {}
     try:
-        facts = {name: value for name, value in (tags or {}).items() if name != "occurrence"}
-        facts = {name: value for name, value in facts.items() if _may_be_stored(name, value)}
+        named = {name: value for name, value in (tags or {}).items() if name != "occurrence"}
+        facts = {name: value for name, value in named.items() if _may_be_stored(name, value)}
         words = facts.get("tags")
         if isinstance(words, str):
             facts["tags"] = [words]
-        return _dumps(facts | number).encode()
-    except (TypeError, ValueError):
-        return _dumps({str(name): str(value) for name, value in facts.items()} | number).encode()
-    except RecursionError:  # a tag is no reason to lose an answer
+        try:
+            return _dumps(facts | number).encode()
+        except (TypeError, ValueError):
+            return _dumps({str(name): str(value) for name, value in facts.items()} | number).encode()
+    except Exception:  # other people's objects are looked at, and a tag is no reason to lose an answer
         return _dumps(number).encode()
 
 
