@@ -137,6 +137,27 @@ def test_prune_by_a_named_tag(lmstash_cli):
     assert lmstash_cli("ls", "--json", "--kind", "responses").data["total"] == 3
 
 
+@pytest.mark.parametrize(
+    ("conditions", "removed"),
+    [
+        (["--task", "gsm8k*"], 2),
+        (["--task", "gsm8k", "--doc", "7"], 1),
+        (["--run", "r2"], 0),
+        (["--grep", "Four."], 1),
+        (["--grep", "Paris"], 3),  # one of them no response
+        (["--kind", "responses", "--grep", "Paris", "--model", "provider/n"], 1),
+        (["--kind", "user", "--grep", "Paris"], 1),
+        (["--kind", "responses", "--larger", "1MB"], 0),
+    ],
+)
+def test_prune_takes_the_conditions_of_ls_and_removes_what_ls_lists(lmstash_cli, conditions, removed):
+    listed = {entry["key"] for entry in lmstash_cli("ls", "--json", *conditions).data["entries"]}
+    before = {entry["key"] for entry in lmstash_cli("ls", "--json").data["entries"]}
+    assert lmstash_cli("prune", *conditions, "--dry-run", "--json").data["would_remove"]["entries"] == removed
+    assert lmstash_cli("prune", *conditions, "--yes", "--json").data["removed"]["entries"] == removed == len(listed)
+    assert {entry["key"] for entry in lmstash_cli("ls", "--json").data["entries"]} == before - listed
+
+
 def test_export_and_import(lmstash_cli, tmp_path):
     out = tmp_path / "out.jsonl"
     assert lmstash_cli("export", "responses", "--out", str(out), "--json").data["rows"] == 5

@@ -1,13 +1,11 @@
-"""Kept responses on the command line: which are meant, and their requests and answers in few words or in full."""
+"""Kept responses on the command line: their requests and answers in few words or in full."""
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from typing import Any
 
-from lmstash.caches.tags import NAMED
 from lmstash.cli.output import clip
 from lmstash.cli.place import plain
 from lmstash.errors import FormatError
@@ -16,18 +14,6 @@ from lmstash.store.base import EntryInfo, Store
 KIND = "responses"
 _TELLING = ("messages", "prompt", "input", "question", "context", "arguments", "choices", "message", "content", "text")
 """Fields of a request or an answer that say most of it, the first one first."""
-
-
-def add_named_facts(parser: argparse.ArgumentParser) -> None:
-    """Add a filter for each fact that responses are found by."""
-    for name in NAMED:
-        dest = f"of_{name}"  # `run` is what a parsed command line runs
-        parser.add_argument(f"--{name}", dest=dest, metavar="WORD", help=f"responses of this {name}; may be a pattern")
-
-
-def named_facts(arguments: argparse.Namespace) -> dict[str, str]:
-    """Return the facts that were given."""
-    return {name: value for name in NAMED if (value := getattr(arguments, f"of_{name}")) is not None}
 
 
 def exchange_of(store: Store, entry: EntryInfo) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from lmstash.cli.exchanges import add_named_facts, named_facts
+from lmstash.cli.choosing import add_conditions, named_facts
 from lmstash.cli.output import parse_age, print_json, say
 from lmstash.cli.place import open_named
 from lmstash.errors import InvalidArgumentError
@@ -22,11 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=["responses"], help="what is exported")
     parser.add_argument("--format", choices=FORMATS, default="jsonl", help="parquet needs pyarrow (default: jsonl)")
     parser.add_argument("--out", metavar="FILE", required=True, help="the file, replaced if it is there; - is stdout")
-    parser.add_argument("--model", help="a model's name, its last part, or 8 or more leading digits of its fingerprint")
-    parser.add_argument("--tag", help="entries with this tag, a word or NAME=VALUE; may be a pattern: task=gsm8k*")
-    add_named_facts(parser)
-    parser.add_argument("--text", "--grep", help="responses whose request or answer contains this")
-    parser.add_argument("--older", metavar="AGE", help="not used for this long, for instance 7d, 12h, 30m")
+    add_conditions(parser, any_kind=False)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -9,13 +9,12 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from lmstash.caches.models import ModelNames, names_model
-from lmstash.caches.tags import has_tag, is_like
-from lmstash.cli.exchanges import KIND, add_named_facts, named_facts, place_in_task, words_of
-from lmstash.cli.output import age, clip, parse_age, print_json, say, size, table
+from lmstash.caches.models import ModelNames
+from lmstash.cli.choosing import add_conditions, chosen_entries
+from lmstash.cli.exchanges import KIND, place_in_task, words_of
+from lmstash.cli.output import age, clip, print_json, say, size, table
 from lmstash.cli.place import components, describe, model_of, open_named, say_models
-from lmstash.settings import parse_bytes
-from lmstash.store.base import EntryInfo, Store
+from lmstash.store.base import EntryInfo
 
 ORDERS: dict[str, Callable[[EntryInfo], Any]] = {
     "used": lambda entry: entry.last_used,
@@ -28,17 +27,7 @@ ORDERS: dict[str, Callable[[EntryInfo], Any]] = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the filters."""
-    parser.add_argument("--kind", help="for instance activations")
-    parser.add_argument("--model", help="a model's name, its last part, or 8 or more leading digits of its fingerprint")
-    parser.add_argument("--tag", help="entries with this tag, a word or NAME=VALUE; may be a pattern: task=gsm8k*")
-    add_named_facts(parser)
-    parser.add_argument(
-        "--text",
-        "--grep",
-        help="entries whose kept text (of responses: request or answer) contains this; private stashes keep no prompts",
-    )
-    parser.add_argument("--larger", metavar="SIZE", help="values over this size, for instance 1MB")
-    parser.add_argument("--older", metavar="AGE", help="not used for this long, for instance 7d, 12h, 30m")
+    add_conditions(parser)
     parser.add_argument("--sort", choices=ORDERS, default="used", help="greatest first (default: used)")
     parser.add_argument("--limit", metavar="N", type=int, default=50, help="at most this many, 0 for all (default: 50)")
 
@@ -95,37 +84,3 @@ def place_of(entry: EntryInfo) -> str:
     words = [named[name] for name in ("site", "layer", "layers", "pool") if named.get(name) is not None]
     words = [",".join(map(str, each)) if isinstance(each, list) else each for each in words]
     return " ".join(map(str, words)) or "-"
-
-
-def chosen_entries(store: Store, arguments: argparse.Namespace, names: ModelNames) -> Iterator[EntryInfo]:
-    """Yield the entries that meet the filters of the command line."""
-    chosen, text, kind = build_filter(arguments, names), arguments.text, arguments.kind
-    for entry in store.entries(f"{kind}/" if kind else None):
-        if chosen(entry) and (text is None or (entry.kind != KIND and text in str(entry.meta.get("text", "")))):
-            yield entry
-    if text is not None and kind in (None, KIND):
-        from lmstash.caches.responses.finding import Conditions, scan
-
-        yield from (kept.entry for kept in scan(store, Conditions(text=text), also=chosen))
-
-
-def build_filter(arguments: argparse.Namespace, names: ModelNames) -> Callable[[EntryInfo], bool]:
-    """Return what tells whether an entry meets the filters of the command line, but for the text.
-
-    Raises:
-        InvalidArgumentError: A size or an age cannot be read.
-    """
-    larger = parse_bytes(arguments.larger) if arguments.larger else None
-    deadline = time.time() - parse_age(arguments.older) if arguments.older else None
-    named = named_facts(arguments)
-
-    def chosen(entry: EntryInfo) -> bool:
-        return (
-            (arguments.model is None or names_model(entry, arguments.model, names))
-            and (arguments.tag is None or has_tag(entry.meta, arguments.tag))
-            and all(is_like(entry.meta.get(name), value) for name, value in named.items())
-            and (larger is None or entry.nbytes > larger)
-            and (deadline is None or entry.last_used < deadline)
-        )
-
-    return chosen

@@ -22,7 +22,7 @@ COMMANDS = {
     "why": ("lmstash.cli.why", "why a look-up hits or misses"),
     "verify": ("lmstash.cli.verify", "read everything and check every checksum"),
     "evict": ("lmstash.cli.evict", "remove the least valuable entries until a size is reached"),
-    "prune": ("lmstash.cli.prune", "remove the entries of a kind, a model, a tag or an age"),
+    "prune": ("lmstash.cli.prune", "remove the entries that `ls` lists under the same conditions"),
     "clear": ("lmstash.cli.clear", "remove every entry"),
     "doctor": ("lmstash.cli.doctor", "look for what is wrong with a folder or this installation"),
     "env": ("lmstash.cli.env", "the settings in force, and where each comes from"),
