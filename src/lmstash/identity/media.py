@@ -170,6 +170,8 @@ def _array(value: Any) -> Media | None:
     if array.dtype.hasobject or isinstance(value, numpy.ma.MaskedArray):
         raise InvalidArgumentError("an array of Python objects, or a masked one, cannot be part of a key")
     about = (array.dtype.str if array.dtype.names is None else repr(array.dtype.descr), tuple(map(int, array.shape)))
+    if isinstance(value, numpy.ndarray) and type(value) not in (numpy.ndarray, numpy.memmap):
+        about = (*about, type(value).__qualname__)  # a matrix, say, multiplies otherwise
     return _media("array", about, numpy.ascontiguousarray(array).tobytes())
 
 

@@ -192,6 +192,21 @@ def test_what_is_passed_on_says_why_and_is_counted(start_proxy: Any, upstream: A
     assert httpx2.get(f"{proxy.url}/models?a=%20b").json()["query"] == "a=%20b"
 
 
+def test_a_redirect_is_the_clients_to_follow(start_proxy: Any, upstream: Any) -> None:
+    """Another host would get it without its key, or as another method, and that answer would be kept as ours."""
+    proxy = start_proxy()
+    answers = [
+        *(httpx2.post(f"{proxy.url}/v1/chat/completions", json=ASK | {"model": "moved"}) for _ in range(2)),
+        httpx2.post(f"{proxy.url}/v1/chat/completions", json=ASK | {"model": "moved", "stream": True}),
+        httpx2.get(f"{proxy.url}/v1/moved"),
+        httpx2.put(f"{proxy.url}/v1/moved", content=iter([b"a", b"b"])),
+    ]
+    assert [each.status_code for each in answers] == [307, 307, 302, 307, 307]
+    assert {each.headers["location"] for each in answers} == {"/v1/elsewhere"}
+    assert upstream.look()["calls"] == {"/v1/chat/completions": 3}
+    assert metric(proxy, "entries") == 0
+
+
 def test_sampled_answers_are_kept_by_number_if_asked(start_proxy: Any, upstream: Any) -> None:
     sampled = {name: value for name, value in ASK.items() if name != "temperature"}
 

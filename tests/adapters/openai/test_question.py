@@ -112,6 +112,19 @@ def test_headers_of_the_same_makers_that_may_change_an_answer_count(stash: Stash
     assert key(stash, headers={name: "a"}) != key(stash, headers={name: "b"})
 
 
+def test_metadata_that_a_gateway_may_act_on_count(stash: Stash) -> None:
+    """LiteLLM chooses among deployments by `tags`; what OpenAI takes there are words under names."""
+    noted = [{"metadata": {"tags": [each]}} for each in ("free", "paid")]
+    assert len({key(stash, BODY | each) for each in [*noted, {"metadata": {"a": 1}}, {"metadata": ["a"]}, {}]}) == 5
+    assert key(stash, BODY | {"metadata": {"a": "b"}}) == key(stash, BODY | {"metadata": None}) == key(stash)
+
+
+@pytest.mark.parametrize("name", ["x-forwarded-user", "x-forwarded-email", "x-forwarded-groups", "x-forwarded-host"])
+def test_whom_and_what_a_gateway_forwards_for_counts(stash: Stash, name: str) -> None:
+    assert key(stash, headers={name: "a"}) != key(stash, headers={name: "b"})
+    assert key(stash, headers={"x-forwarded-for": "10.0.0.1", "x-forwarded-proto": "https"}) == key(stash)
+
+
 def test_order_and_spaces_of_a_body_are_the_same_question_but_the_order_within_a_schema_is_not(stash: Stash) -> None:
     assert key(stash, json.dumps(dict(reversed(BODY.items())), indent=3).encode()) == key(stash)
     schemas = [{"a": {"type": "string"}, "b": {"type": "string"}}, {"b": {"type": "string"}, "a": {"type": "string"}}]
@@ -238,6 +251,7 @@ def test_an_image_by_content_is_told_from_another_one(stash: Stash) -> None:
         {"search_parameters": {"mode": "auto"}},
         {"plugins": [{"id": "web"}]},
         {"thread_id": "t"},
+        {"agent_id": "ag:1"},
         {"model": "openai/gpt-5:online"},
         {"model": "gpt-4o-search-preview"},
         {"model": "perplexity/sonar-pro"},

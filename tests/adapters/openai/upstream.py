@@ -1,9 +1,9 @@
 """A server that answers as OpenAI's does, by what is asked: as a program under real uvicorn, and it counts.
 
 Run: python upstream.py PORT. It knows these models: `echo` (repeats the last message), `slow` (a tenth of a second
-between pieces), `held` (goes on after its first piece when `/go` is asked), `filtered`, `empty`, `broken` (500), `busy`
-(429), `rude` (leaves the end of a stream out), `torn` (ends a connection within a stream), `flaky` (503 twice, then as
-echo), `silent` (never answers).
+between pieces), `held` (goes on after its first piece when `/go` is asked), `filtered`, `empty`, `broken` (500),
+`busy` (429), `moved` (is at `/v1/elsewhere` now), `rude` (leaves the end of a stream out), `torn` (ends a connection
+within a stream), `flaky` (503 twice, then as echo), `silent` (never answers).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 calls: Counter[str] = Counter()
@@ -46,6 +46,8 @@ async def answer(request: Request) -> Response:
             429,
             {"retry-after": "7", "x-ratelimit-remaining-requests": "0"},
         )
+    if model == "moved":
+        return RedirectResponse("/v1/elsewhere", 302 if body.get("stream") else 307)
     if model == "broken":
         return JSONResponse({"error": {"message": "broken", "type": "server_error"}}, 500)
     if model == "flaky" and calls["flaky"] < 2:
@@ -164,6 +166,15 @@ async def echo(request: Request) -> Response:
     return Response(await request.body(), 201, {"x-mine": "kept"})
 
 
+async def elsewhere(request: Request) -> Response:
+    calls[request.url.path] += 1
+    return JSONResponse({"choices": [{"index": 0, "finish_reason": "stop", "message": {"content": "from elsewhere"}}]})
+
+
+async def moved(_request: Request) -> Response:
+    return RedirectResponse("/v1/elsewhere", 307)
+
+
 app = Starlette(
     routes=[
         *(
@@ -172,6 +183,8 @@ app = Starlette(
         ),
         Route("/v1/models", models),
         Route("/v1/files", echo, methods=["PUT", "POST", "DELETE"]),
+        Route("/v1/elsewhere", elsewhere, methods=["GET", "PUT", "POST"]),
+        Route("/v1/moved", moved, methods=["GET", "PUT", "POST"]),
         Route("/look", look),
         Route("/forget", forget, methods=["POST"]),
         Route("/go", go, methods=["POST"]),

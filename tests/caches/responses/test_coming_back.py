@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterator
 from dataclasses import InitVar, dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydantic import BaseModel, Field, SecretStr, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 import lmstash
 from lmstash.caches.responses import register
@@ -33,6 +34,28 @@ class Scaled(BaseModel):
 
 class Anything(BaseModel):
     said: Any
+
+
+class Mood(enum.StrEnum):
+    GOOD = "good"
+
+
+class Rank(enum.IntEnum):
+    FIRST = 1
+
+
+class Feeling(BaseModel):
+    mood: Mood
+    rank: Rank = Rank.FIRST
+    why: str = ""
+
+
+class Outer(BaseModel):
+    inner: Anything
+
+
+class Loose(BaseModel):
+    model_config = ConfigDict(extra="allow")
 
 
 class Secretive(BaseModel):
@@ -81,7 +104,7 @@ class Own:
 
 @pytest.fixture(autouse=True)
 def known() -> None:
-    for cls in (Aliased, Scaled, Anything, Secretive, Base, Derived, Holder, Grown, Made, Plain):
+    for cls in (Aliased, Scaled, Anything, Feeling, Outer, Loose, Secretive, Base, Derived, Holder, Grown, Made, Plain):
         register(cls)
     register(Own, to_plain=lambda value: value.by, from_plain=Own)
 
@@ -97,6 +120,10 @@ def stash(tmp_path: Path) -> Iterator[Stash]:
     [
         Scaled(score=50),
         Anything(said=(1, 2)),
+        Anything(said=Mood.GOOD),
+        Anything(said=[{"of": Rank.FIRST}]),
+        Anything(said=np.float64(1.5)),
+        Outer(inner=Anything(said=Mood.GOOD)),
         Secretive(key=SecretStr("abc")),
         Holder(held=Derived(a=1, b=2)),
         Grown(0.5),
@@ -118,6 +145,9 @@ def test_what_would_come_back_as_another_is_not_kept(stash: Stash, answer: Any) 
     [
         Aliased(**{"class": "good"}),
         Anything(said=[1, {"a": None}]),
+        Feeling(mood=Mood.GOOD, rank=Rank.FIRST),
+        Outer(inner=Anything(said="good")),
+        Loose.model_validate({"beside": [1.5, "x"]}),
         Holder(held=Base(a=1)),
         {"several": [Plain(["a"], 0.5), Plain()], "more": (Base(a=1),)},
     ],

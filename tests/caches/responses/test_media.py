@@ -179,7 +179,7 @@ def test_arrays_count_by_values_dtype_and_shape_and_not_by_layout() -> None:
     changed = array.copy()
     changed[2, 3] += 1
     others = [changed, array.astype(np.int64), array.astype(">i4"), array.reshape(4, 3), array.T, array.view(np.uint32)]
-    others += [array.ravel(), torch.from_numpy(array), array.tobytes(), np.float32(0), np.float64(0)]
+    others += [array.ravel(), torch.from_numpy(array), array.tobytes(), np.float32(0), np.float64(0), np.matrix(array)]
     assert len({name(each) for each in [array, *others]}) == 1 + len(others)
     assert np.array_equal(array, before)
 

@@ -25,7 +25,7 @@ _HARMLESS_HEADER = re.compile(
     r"connection|keep-alive|proxy-connection|transfer-encoding|te|trailer|upgrade|expect|host|date|via|forwarded"
     r"|content-length|content-type|accept-encoding|user-agent|cache-control|pragma|referer|dnt|priority"
     r"|idempotency-key|x-request-id|request-id|x-correlation-id|(x|x-ms)-client-request-id|x-request-start"
-    r"|x-forwarded-.*|x-real-ip|true-client-ip|x-client-ip|cf-connecting-ip|x-stainless-.*|x-lmstash-.*|sec-.*"
+    r"|x-forwarded-(for|by|port|proto|scheme|server|ssl)|x-real-ip|true-client-ip|x-client-ip|cf-connecting-ip|x-stainless-.*|x-lmstash-.*|sec-.*"
     # those of tracing: W3C, Sentry, Datadog, AWS, Zipkin, Google, New Relic, Elastic, Jaeger, Cloudflare, LangSmith
     r"|traceparent|tracestate|baggage|sentry-trace|x-datadog-.*|x-amzn-(trace-id|requestid)|b3|x-b3-.*"
     r"|x-cloud-trace-context|newrelic|elastic-apm-traceparent|uber-trace-id|x-trace-id|cf-ray|langsmith-trace"
@@ -136,8 +136,15 @@ def read_question(
     elif held_seconds is not None:
         caller = _owner_digest(headers)
     read[RESERVED] = _beside(endpoint, where.query, headers, caller)
+    if not _is_note(read.get("metadata")):  # a gateway may choose a model by it (LiteLLM by its `tags`)
+        read[RESERVED]["metadata"] = _digest([json.dumps(read["metadata"], sort_keys=True)])
     base_url = f"{where.scheme}://{where.netloc}{where.path.removesuffix(endpoint.path)}"
     return Question(endpoint, base_url, model or "(unnamed)", read, bool(streamed), drawn, held_seconds)
+
+
+def _is_note(metadata: Any) -> bool:
+    """Whether the metadata of a request are what OpenAI takes there: a few words under names, kept and not read."""
+    return metadata is None or (isinstance(metadata, dict) and all(isinstance(each, str) for each in metadata.values()))
 
 
 def _is_drawn(body: dict[str, Any]) -> bool:

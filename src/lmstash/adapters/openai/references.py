@@ -9,7 +9,7 @@ _STATE = frozenset(
     {
         *("previous_response_id", "conversation", "background", "container", "thread_id", "assistant_id", "session_id"),
         *("web_search_options", "web_search", "enable_search", "search_parameters", "plugins", "connectors"),
-        *("data_sources", "tool_resources", "files"),
+        *("data_sources", "tool_resources", "files", "agent_id"),
     }
 )
 """Fields of a request that make an answer depend on what the server remembers, or on the world."""

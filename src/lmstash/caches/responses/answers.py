@@ -259,10 +259,21 @@ def _is_same(answer: Any, made: Any) -> bool:
     if dataclasses.is_dataclass(answer) and not isinstance(answer, type):
         held, back = ({each: getattr(one, each) for each in _names_in(one)} for one in (answer, made))
         return _is_same(held, back)
+    if hasattr(answer, "__pydantic_fields_set__"):  # pydantic's own comparison takes an enum and its value for the same
+        return all(_is_same(*parts) for parts in zip(_parts_of(answer), _parts_of(made), strict=True))
+    if isinstance(answer, enum.Enum):
+        return answer is made
     codec = _by_class.get(type(answer))
     if codec is not None and codec.given:  # whoever gave it says what an instance is made of
         return _is_same(codec.to_plain(answer), codec.to_plain(made)) or bool(answer == made)
     return bool(answer == made)
+
+
+def _parts_of(model: Any) -> tuple[Any, ...]:
+    """Return what a pydantic model is made of: its fields, and what was set beside them."""
+    held = vars(model)  # one that was made without validation may lack some
+    fields = {name: held.get(name) for name in type(model).model_fields}
+    return fields, set(model.__pydantic_fields_set__), model.__pydantic_extra__, model.__pydantic_private__
 
 
 def _names_in(instance: Any) -> list[str]:

@@ -101,7 +101,9 @@ class Upstream:
             aiohttp.ClientError: It could not be sent, or no answer came.
         """
         passed = [each for each in headers if each[0] not in HOP_BY_HOP and each[0] not in _OF_THE_SENDER]
-        response = await self._connected().request(method, URL(url, encoded=True), headers=passed, data=body)
+        where = URL(url, encoded=True)
+        session = self._connected()
+        response = await session.request(method, where, headers=passed, data=body, allow_redirects=False)
         back = [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in response.raw_headers]
         return Sent(response.status, [each for each in back if each[0] not in HOP_BY_HOP], _pieces(response))
 
