@@ -163,6 +163,14 @@ def test_prune_meets_every_condition_and_needs_one(tmp_path: Path):
         assert stash.info().entries == 0
 
 
+def test_local_is_for_what_comes_later(tmp_path: Path):
+    with pytest.raises(InvalidArgumentError, match="later release"):
+        lmstash.open("s3://bucket/prefix", local=tmp_path)
+    with pytest.raises(InvalidArgumentError, match="leave it out"):
+        lmstash.open(tmp_path / "s", local=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_forget_removes_every_entry_of_a_prompt_whatever_its_length(tmp_path: Path):
     from lmstash.identity.tokens import digest_text
 

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from lmstash.unset import UNSET
 
 if TYPE_CHECKING:
+    import os
+
     from lmstash.identity.model import Fingerprint
     from lmstash.stash import Stash
 
@@ -34,6 +36,7 @@ def open(
     private: bool = UNSET,
     salt: str | bytes | None = UNSET,
     policy: str = "lru",
+    local: str | os.PathLike[str] | None = None,
     trust_env: bool = True,
 ) -> Stash:
     """Open a stash: a folder, or `memory://`.
@@ -53,6 +56,7 @@ def open(
         private: Keep no text beside the values.
         salt: Tenant salt: stashes with different salts never share entries.
         policy: What goes first when room is needed: `"lru"`.
+        local: The folder in front of `s3://` or `valkey://`, which come with a later release.
         trust_env: Whether environment variables and the config file count.
 
     Returns:
@@ -74,6 +78,7 @@ def open(
         private=private,
         salt=salt,
         policy=policy,
+        local=local,
         trust_env=trust_env,
     )
 

@@ -1,18 +1,8 @@
 """Where a setting comes from: explicit argument > environment > config file > default.
 
 Nothing is read at import. The config file is `$XDG_CONFIG_HOME/lmstash/config.toml` (else `~/.config/...`), with the
-names below in lower case without the prefix (`capacity = "50GB"`). `trust_env=False` leaves out both.
-
-======================  ==========================================================================
-`LMSTASH_DIR`           the folder that `lmstash.open()` opens
-`LMSTASH_CAPACITY`      byte limit: `50GB`, a number, or `unlimited`
-`LMSTASH_MEMORY`        byte limit of the RAM tier in front of the folder; 0 (the default) has none
-`LMSTASH_STRICT`        raise on faults instead of counting them
-`LMSTASH_READ_ONLY`     never write
-`LMSTASH_PRIVATE`       keep no text beside the values
-`LMSTASH_SALT`          tenant salt that enters every key
-`LMSTASH_DISABLE`       keep and serve nothing
-======================  ==========================================================================
+names of `KNOWN` (`capacity = "50GB"`); variables are named `LMSTASH_CAPACITY` and so on. `trust_env=False` leaves out
+both.
 """
 
 from __future__ import annotations
@@ -22,7 +12,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lmstash.errors import InvalidArgumentError
 from lmstash.unset import UNSET
@@ -90,30 +80,44 @@ def config_file() -> Path:
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "lmstash" / "config.toml"
 
 
-_NAMES: dict[str, tuple[Callable[[Any], Any], Any]] = {
-    "dir": (str, None),
-    "capacity": (parse_bytes, DEFAULT_CAPACITY_BYTES),
-    "memory": (parse_bytes, 0),
-    "strict": (parse_bool, False),
-    "read_only": (parse_bool, False),
-    "private": (parse_bool, False),
-    "salt": (str, None),
-    "disable": (parse_bool, False),
+class Known(NamedTuple):
+    """A setting that there is."""
+
+    parse: Callable[[Any], Any]
+    default: Any
+    meaning: str
+
+
+KNOWN: dict[str, Known] = {
+    "dir": Known(str, None, "the folder that `lmstash.open()` opens; by default `~/.cache/lmstash`"),
+    "capacity": Known(
+        parse_bytes,
+        DEFAULT_CAPACITY_BYTES,
+        "byte limit: `50GB`, a number, or `unlimited`; by default what the folder was last given, else 50 GiB or half "
+        "of the free disk",
+    ),
+    "memory": Known(parse_bytes, 0, "byte limit of a RAM tier in front of the folder; by default there is none"),
+    "strict": Known(parse_bool, False, "`1`: raise on faults instead of counting them"),
+    "read_only": Known(parse_bool, False, "`1`: serve, and never write"),
+    "private": Known(parse_bool, False, "`1`: keep no text beside the values"),
+    "salt": Known(str, None, "a tenant's secret, which enters every key: other salts find nothing"),
+    "disable": Known(parse_bool, False, "`1`: keep and serve nothing; programs run as without lmstash"),
 }
+"""Every setting, by its name in the config file."""
 
 
 def resolve(name: str, argument: Any = UNSET, *, trust_env: bool = True) -> Setting:
     """Return the value of setting `name` and its origin.
 
     Args:
-        name: A name of the table above, in lower case without the prefix.
+        name: One of `KNOWN`.
         argument: What the caller passed, or `UNSET`.
         trust_env: Whether environment and config file count.
 
     Raises:
         InvalidArgumentError: The value found cannot be read; the message names its origin.
     """
-    parse, default = _NAMES[name]
+    parse, default, _ = KNOWN[name]
     found, origin = argument, "argument"
     if found is UNSET and trust_env:
         variable = f"LMSTASH_{name.upper()}"
@@ -135,7 +139,7 @@ def resolve(name: str, argument: Any = UNSET, *, trust_env: bool = True) -> Sett
 
 def resolve_all() -> dict[str, Setting]:
     """Return every setting as it stands without arguments (`lmstash env` prints this)."""
-    return {name: resolve(name) for name in _NAMES}
+    return {name: resolve(name) for name in KNOWN}
 
 
 def settings_stamp() -> tuple[Any, ...]:
@@ -146,7 +150,7 @@ def settings_stamp() -> tuple[Any, ...]:
         looks: tuple[int, ...] = stat.st_mtime_ns, stat.st_size, stat.st_ino
     except OSError:
         looks = ()
-    named = [os.environ.get(f"LMSTASH_{name.upper()}") for name in _NAMES]
+    named = [os.environ.get(f"LMSTASH_{name.upper()}") for name in KNOWN]
     return *named, str(path), looks, str(default_folder())
 
 

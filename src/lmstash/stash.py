@@ -329,6 +329,7 @@ def open_stash(
     private: bool = UNSET,
     salt: str | bytes | None = UNSET,
     policy: str = "lru",
+    local: str | os.PathLike[str] | None = None,
     trust_env: bool = True,
 ) -> Stash:
     """Do what `lmstash.open` says."""
@@ -347,6 +348,10 @@ def open_stash(
             told = f"{scheme[1]}:// comes with a later release of lmstash. Open a folder or memory://."
             raise InvalidArgumentError(told)
         raise InvalidArgumentError(f"{where!r} is no place to open: give a folder's path, or 'memory://'.")
+    if local is not None:
+        raise InvalidArgumentError(
+            f"local= goes with s3:// and valkey://, which come later. {where!r} is local: leave it out."
+        )
     memory = resolve("memory", memory_bytes, trust_env=trust_env).value
     if where == "memory://":
         asked = capacity_bytes if memory_bytes is UNSET else memory_bytes

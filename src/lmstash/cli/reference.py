@@ -6,6 +6,7 @@ import argparse
 import functools
 
 from lmstash.cli.main import COMMANDS, build_parser
+from lmstash.settings import KNOWN
 
 _HEAD = """\
 # The command line
@@ -28,9 +29,24 @@ changes its meaning or goes away. Colours show only on a terminal, and not when 
 """
 
 
+_SETTINGS = """\
+## Settings
+
+An argument of `lmstash.open()` comes first, then the environment, then the config file
+(`$XDG_CONFIG_HOME/lmstash/config.toml`, else `~/.config/lmstash/config.toml`), then the default. `lmstash env` says
+what is in force and where it comes from; `lmstash.open(trust_env=False)` leaves out environment and file.
+
+| variable | in the file | meaning |
+| --- | --- | --- |
+{rows}
+| `LMSTASH_ALLOW_NETWORK` | | `1`: open a folder on a network file system, which only one machine may use at a time |
+"""
+
+
 def render() -> str:
     """Return the whole document."""
-    sections = []
+    rows = "\n".join(f"| `LMSTASH_{name.upper()}` | `{name}` | {known.meaning} |" for name, known in KNOWN.items())
+    sections = [_SETTINGS.format(rows=rows)]
     for name, (_, line) in COMMANDS.items():
         parser = build_parser(name)
         # argparse would set its help to the width of this terminal.

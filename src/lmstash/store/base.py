@@ -253,6 +253,10 @@ def check_write(write: Write) -> tuple[bytes, float | None]:
     Raises:
         InvalidArgumentError: A field is not what a store takes.
     """
+    if not isinstance(write, Write):
+        raise InvalidArgumentError(
+            f"put_many() takes lmstash.store.base.Write(key, value, ...), not {type(write).__name__}"
+        )
     check_key(write.key)
     try:
         named = 0 < len(write.namespace.encode()) <= MAX_NAMESPACE_BYTES

@@ -63,6 +63,14 @@ class FaultsContract:
             assert found == nothing
         assert store.contains(sample_key(1))
 
+    def test_a_pair_is_no_write(self, open_store: OpenStore) -> None:
+        """What `put_many` takes is said to whoever gives it something else, and what came before it is all there is."""
+        store = open_store()
+        pair: Any = (sample_key(2), b"value")
+        with pytest.raises(InvalidArgumentError, match="Write"):
+            store.put_many([Write(sample_key(1), b"value"), pair])
+        assert not store.contains(sample_key(2))
+
     @pytest.mark.parametrize("kind", BAD_FIELDS)
     def test_a_write_that_cannot_be_honoured_is_refused(self, open_store: OpenStore, kind: str) -> None:
         """Rather than kept changed, and the store stays usable."""

@@ -46,5 +46,5 @@ def _openai() -> Any:
     try:
         import openai
     except ModuleNotFoundError as error:
-        raise MissingDependencyError("openai", "proxy") from error
+        raise MissingDependencyError("openai", "openai") from error
     return openai
