@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -290,6 +291,33 @@ def test_a_folder_moved_while_open_is_left_alone_and_another_begun(tmp_path: Pat
     moved = DiskStore(tmp_path / "moved")
     assert moved.get(tools.key(1)) == b"one"
     moved.close()
+
+
+@pytest.mark.parametrize("anew", [None, "a folder", "a stash"])
+def test_reading_from_and_closing_a_store_whose_folder_was_moved_loses_nothing_of_it(
+    anew: str | None, tmp_path: Path, tools: Any
+) -> None:
+    """Its files are not lost, though none is where it was; nor is what is mostly dead rewritten into another folder."""
+    keys, others = ([tools.key(number, word) for number in range(40)] for word in ("kept", "dead"))
+    with closing(DiskStore(tmp_path / "stash", capacity_bytes=16 << 20)) as first:
+        for key, other in zip(keys, others, strict=True):
+            assert first.put(key, key * 100, namespace="kept/all")
+            assert first.put(other, other * 100, namespace="dead/most")
+    store = DiskStore(tmp_path / "stash")
+    assert store.delete_many(others[:30]) == 30  # tidied up when it closes
+    assert store.get(others[0]) is None
+    (tmp_path / "stash").rename(tmp_path / "moved")
+    if anew == "a folder":
+        (tmp_path / "stash" / "segments").mkdir(parents=True)
+    elif anew == "a stash":
+        DiskStore(tmp_path / "stash").close()
+    assert store.get_many(keys) == [None] * 40
+    assert store.get(keys[35]) is None
+    store.close()
+    with closing(DiskStore(tmp_path / "moved")) as moved:
+        for key in [*keys, *others[30:]]:
+            assert moved.get(key) == key * 100
+        assert moved.verify().ok
 
 
 # --- clocks ----------------------------------------------------------------------------------------------------------

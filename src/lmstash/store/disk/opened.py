@@ -142,8 +142,9 @@ class Opened:
             if not self.read_only:
                 with self.index.writing():
                     self.appender.seal_all()
-                    self.reclaimer.tidy()
-                    self.appender.seal_all()
+                    if not self.index.moved():  # new files would lie where the folder was
+                        self.reclaimer.tidy()
+                        self.appender.seal_all()
                     self.sync()
                     self.index.checkpoint()
         finally:

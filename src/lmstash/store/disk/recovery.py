@@ -76,11 +76,13 @@ class Recovery:
         return sealed
 
     def forget_lost(self, segments: Iterable[SegmentRow]) -> None:
-        """Drop segments whose files are gone."""
+        """Drop segments whose files are gone; not if the folder was moved, and they with it."""
         with self._index.transaction() as connection:
             for segment in segments:
                 if self._folder.segment(segment.name).exists():
                     continue
+                if self._index.moved():  # looked at after the file: before, it could have moved between the two
+                    return
                 rows = self._index.rows_of_segment(segment.id)
                 if rows:
                     detail = f"segment {segment.name} is gone, with {len(rows)} entries of {segment.namespace}"
