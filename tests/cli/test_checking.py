@@ -8,6 +8,7 @@ import lmstash
 from lmstash.codecs.records import encode_record
 from lmstash.identity.fingerprint import Fingerprint
 from lmstash.identity.keys import Key
+from lmstash.store.disk.folder import Folder
 
 
 def damage(folder) -> None:
@@ -88,6 +89,26 @@ def test_doctor_finds_a_short_segment(lmstash_cli, folder):
     path = max((folder / "segments").glob("*.seg"), key=lambda each: each.stat().st_size)
     path.write_bytes(path.read_bytes()[:100])
     assert "shorter" in findings(lmstash_cli)["segments"]["detail"]
+
+
+def test_doctor_takes_what_others_remove_meanwhile_for_no_damage(lmstash_cli, folder, monkeypatch):
+    real, asked = Folder.segment_names, []
+    other = lmstash.open(folder)
+
+    def names_of_before(self):
+        names = real(self)
+        if self is not other.store._folder:
+            asked.append(len(names))
+            other.clear()  # as another process may, between two looks of ours
+            other.store.put(bytes([len(asked)] * 32), b"value", namespace=f"user/{len(asked)}")
+        return names
+
+    monkeypatch.setattr(Folder, "segment_names", names_of_before)
+    outcome = lmstash_cli("doctor")
+    other.close()
+    assert outcome.code == 0, outcome
+    assert len(asked) >= 4
+    assert min(asked) > 0
 
 
 @pytest.mark.parametrize("content", [None, b"not a database, but long enough to look like one" * 100])

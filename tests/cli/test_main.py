@@ -132,3 +132,35 @@ def test_clipped_text_is_one_printable_line():
 def test_columns_line_up():
     lines = table([("a", "1"), ("bbb", "22")], ("name", "n"), right="n").splitlines()
     assert [line.rstrip() for line in lines] == ["name   n", "a      1", "bbb   22"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has it")
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_a_full_disk_under_stdout_is_said_in_one_line(flags):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "lmstash", "env", *flags]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+    assert "Traceback" not in done.stderr
+    assert "No space left" in done.stderr
+    assert done.returncode != 0
+
+
+@pytest.mark.parametrize("closed", ["<&- >&-", ">&- 2>&-"])
+def test_closed_streams_are_no_error(closed, tmp_path):
+    lmstash.open(tmp_path / "s").close()
+    command = f"{sys.executable} -m lmstash info --dir {tmp_path / 's'} {closed}"
+    done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_folder_whose_name_is_no_utf8_keeps_nothing_and_says_why(tmp_path, caplog):
+    name = os.fsencode(tmp_path) + b"/caf\xe9"
+    with lmstash.open(os.fsdecode(name)) as stash:
+        assert stash.tensors.get("k") is None
+    assert "no UTF-8" in caplog.text
+    done = subprocess.run(
+        [sys.executable, "-m", "lmstash", "info", "--dir", name], capture_output=True, check=False, timeout=60
+    )
+    assert done.returncode == 1
+    assert b"no UTF-8" in done.stderr
+    assert b"Traceback" not in done.stderr

@@ -6,6 +6,7 @@ Reads the index and lists files; `lmstash verify` reads every byte.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import platform
 import re
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from lmstash.cli.output import print_json, say, size, style
 from lmstash.cli.place import location
@@ -157,7 +158,7 @@ def check_access(folder: Folder) -> Iterator[Finding]:
         yield Finding(
             "owner", NOTE, f"user {owner} owns it, not you ({os.getuid()})", "Two users should not share one folder."
         )
-    open_files = [each.name for each in _our_files(folder) if stat.S_IMODE(each.stat().st_mode) & 0o077]
+    open_files = [each.name for each, status in _our_files(folder) if stat.S_IMODE(status.st_mode) & 0o077]
     if open_files:
         yield Finding(
             "permissions",
@@ -178,7 +179,7 @@ def check_disk(folder: Folder, lies_on: Path) -> Iterator[Finding]:
         capacity = folder.describe().get("capacity_bytes") or resolve("capacity").value
     except LmstashError:  # said by check_settings or check_index
         capacity = None
-    taken = sum(each.stat().st_blocks * 512 for each in _our_files(folder))
+    taken = sum(status.st_blocks * 512 for _, status in _our_files(folder))
     detail = f"{size(free)} free; the stash takes {size(taken)} of {size(capacity)}"
     if capacity is not None and taken > capacity:
         yield Finding("room", BAD, detail, "Run: lmstash evict --to SIZE, or raise capacity_bytes.")
@@ -192,7 +193,6 @@ def check_disk(folder: Folder, lies_on: Path) -> Iterator[Finding]:
 
 def check_index(folder: Folder) -> Iterator[Finding]:
     """Check that the index can be read and that it and the segments speak of the same files."""
-    from lmstash.store.disk.index import Index
     from lmstash.store.disk.rows import IndexDamagedError
 
     try:
@@ -204,34 +204,56 @@ def check_index(folder: Folder) -> Iterator[Finding]:
         yield Finding("index", BAD, "index.db is missing", REPAIR)
         return
     try:
-        index = Index(folder, read_only=True)
+        looks = [_Look.at(folder) for _ in range(2)]  # others may write: what is wrong is so at the second look, too
     except IndexDamagedError as error:
         yield Finding("index", BAD, f"index.db is damaged: {error}", REPAIR)
         return
     except LmstashError as error:
         yield Finding("index", BAD, str(error))
         return
-    try:
-        segments = index.segments()
-    finally:
-        index.close()
-    on_disk, known = set(folder.segment_names()), {each.name for each in segments}
-    lost, loose = known - on_disk, on_disk - known
-    short = [
-        each.name for each in segments if each.name in on_disk and folder.segment(each.name).stat().st_size < each.tail
-    ]
-    live = sum(each.live for each in segments)
-    yield Finding("index", OK, f"{live:,} entries in {len(known):,} segments")
+    yield Finding("index", OK, f"{looks[-1].live:,} entries in {looks[-1].n_segments:,} segments")
+    lost, short, loose = (len(one & two) for one, two in zip(*(each.wrong for each in looks), strict=True))
     if lost:
-        yield Finding("segments", BAD, f"{len(lost)} in the index are gone from the disk", REPAIR)
+        yield Finding("segments", BAD, f"{lost} in the index are gone from the disk", REPAIR)
     if short:
-        yield Finding("segments", BAD, f"{len(short)} are shorter than written", REPAIR)
+        yield Finding("segments", BAD, f"{short} are shorter than written", REPAIR)
     if loose:
-        yield Finding("segments", NOTE, f"{len(loose)} on the disk are not in the index", REPAIR)
+        yield Finding("segments", NOTE, f"{loose} on the disk are not in the index", REPAIR)
 
 
-def _our_files(folder: Folder) -> list[Path]:
+class _Look(NamedTuple):
+    """What the index and the folder said of the segments at one time."""
+
+    live: int
+    n_segments: int
+    wrong: tuple[set[str], set[str], set[str]]
+    """Those that are gone, those shorter than written, and those that the index does not know."""
+
+    @classmethod
+    def at(cls, folder: Folder) -> _Look:
+        from lmstash.store.disk.index import Index
+
+        index = Index(folder, read_only=True)
+        try:
+            segments = index.segments()
+        finally:
+            index.close()
+        on_disk, known = set(folder.segment_names()), {each.name: each.tail for each in segments}
+        short: set[str] = set()
+        for name in on_disk & known.keys():
+            with contextlib.suppress(FileNotFoundError):
+                if folder.segment(name).stat().st_size < known[name]:
+                    short.add(name)
+        live = sum(each.live for each in segments)
+        return cls(live, len(known), (known.keys() - on_disk, short, on_disk - known.keys()))
+
+
+def _our_files(folder: Folder) -> list[tuple[Path, os.stat_result]]:
     there = os.listdir(folder.path) if folder.path.is_dir() else []
     files = [folder.path / name for name in there if name in OURS or FLIGHTS.fullmatch(name)]
     files += [folder.segment(name) for name in folder.segment_names()]
-    return [each for each in files if each.is_file()]
+    found: list[tuple[Path, os.stat_result]] = []
+    for each in files:
+        with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+            found.append((each, each.stat()))
+    return [each for each in found if stat.S_ISREG(each[1].st_mode)]

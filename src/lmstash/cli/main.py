@@ -7,6 +7,7 @@ command needs a `--yes`; 130, interrupted.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import io
 import os
@@ -101,7 +102,9 @@ def _run(command: str, rest: list[str]) -> int:
         if parsed.json:
             from lmstash.cli.output import print_json
 
-            print_json(command, error={"type": type(error).__name__, "message": str(error)})
+            with contextlib.suppress(OSError):  # stdout itself may be what fails: that is said above
+                print_json(command, error={"type": type(error).__name__, "message": str(error)})
+                sys.stdout.flush()
         return 2 if isinstance(error, InvalidArgumentError) else 1
 
 
@@ -122,6 +125,8 @@ def _overview() -> str:
 
 def script() -> NoReturn:
     """Run as a program."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 (closed by whoever started us: `>&-`)
+    sys.stderr = sys.stderr or sys.stdout
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a character shows a question mark

@@ -29,8 +29,19 @@ class Folder:
     """Paths of one stash folder. Files that lmstash makes are readable by their owner alone (0600)."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Name the folder; nothing is touched yet."""
+        """Name the folder; nothing is touched yet.
+
+        Raises:
+            StoreUnavailableError: Its name is not UTF-8.
+        """
         self.path = Path(path).expanduser().absolute()
+        try:
+            os.fspath(self.path).encode()
+        except UnicodeEncodeError:
+            told = (
+                f"{os.fspath(self.path)!a} is no UTF-8, which the index needs. Choose another folder with LMSTASH_DIR."
+            )
+            raise StoreUnavailableError(told) from None
         self.segments = self.path / "segments"
         self.index = self.path / "index.db"
         self.recency = self.path / "recency"
