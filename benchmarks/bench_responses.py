@@ -3,8 +3,9 @@
 Requests of about 220 bytes of real text, answers of about 115, one question of an evaluation each. Puts are batches of
 256, the flush after them included. Everybody makes their keys from the request in the measured time. `diskcache` and
 SQLite (WAL, 256 rows a transaction; SHA-256 of sorted JSON as key, JSON as value) do the same; both keep the answer
-alone, ours the request beside it, since it can be searched. The size is compared with the requests and answers as
-plain JSON lines.
+alone, ours the request beside it, since it can be searched. lmms-eval's `ResponseCache` is driven as the harness does
+it: `execute` over instances, and `finalize`, without which nothing is found. The size is compared with the requests
+and answers as plain JSON lines.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ COUNT = 100_000
 BATCH = 256
 SINGLE = 20_000
 GOAL_PUT, GOAL_HIT, GOAL_BATCH_HIT, GOAL_MISS = 20_000, 40_000, 100_000, 60_000
+GOAL_PUT_RATIO = 5.0
 GOAL_OPEN_MS, GOAL_SIZE, GOAL_SIZE_ZSTD = 20.0, 1.8, 1.3
 
 
@@ -151,7 +153,90 @@ class Sqlite:
         self.base.close()
 
 
+class LmmsEval:
+    name = "lmms-eval"
+
+    def __init__(self, folder: Path) -> None:
+        from lmms_eval.caching.response_cache import ResponseCache
+
+        self.cache: Any = ResponseCache.create(str(folder), model="provider/model", model_args="a=1", task_dict={})
+        self.answers: Sequence[Any] = ()
+
+    def generate_until(self, _requests: Sequence[Any]) -> Sequence[Any]:
+        """Answer as the model that the cache asks for what it has not."""
+        return self.answers
+
+    def ask(self, part: Sequence[tuple[Any, Any, Any]]) -> list[Any]:
+        return self.cache.execute(self, "generate_until", [instance_of(request, tags) for request, _, tags in part])
+
+    def put(self, part: Sequence[tuple[Any, Any, Any]]) -> None:
+        self.answers = [answer for _, answer, _ in part]
+        self.ask(part)
+
+    def flush(self) -> None:
+        self.cache.finalize(success=True)
+
+
+def instance_of(request: dict[str, Any], tags: dict[str, Any]) -> Any:
+    from lmms_eval.api.instance import Instance
+
+    kwargs = {name: value for name, value in request.items() if name != "prompt"}
+    return Instance(
+        request_type="generate_until",
+        arguments=(request["prompt"], kwargs, None, tags["doc"], tags["task"], "test"),
+        idx=0,
+        metadata={"task": tags["task"], "doc_id": tags["doc"], "repeats": 1, "split": "test"},
+    )
+
+
 CONTENDERS: tuple[Any, ...] = (Lmstash, Compressed, DiskCache, Sqlite)
+
+
+def beside_lmms_eval(report: Report, scratch: Scratch, tasks: Sequence[tuple[Any, Any, Any]], rounds: int) -> None:
+    """Put, flush included, and find again; fewer of them, since lmms-eval syncs a file for each."""
+    folders = {each: scratch.path / f"beside-{each.name}" for each in (Lmstash, LmmsEval)}
+
+    def fill(contender: Any) -> Callable[[Timing], None]:
+        def run(timing: Timing) -> None:
+            cache = contender(scratch.fresh(folders[contender].name))
+            with timing.measure():
+                for start in range(0, len(tasks), BATCH):
+                    cache.put(tasks[start : start + BATCH])
+                cache.flush()
+            if contender is Lmstash:
+                cache.close()
+
+        return run
+
+    def find(contender: Any) -> Callable[[Timing], None]:
+        def run(timing: Timing) -> None:
+            cache = contender(folders[contender])
+            with timing.measure():
+                for start in range(0, len(tasks), 500):
+                    part = tasks[start : start + 500]
+                    found = cache.ask(part) if contender is LmmsEval else cache.get_many([each[0] for each in part])
+                    assert found == [each[1] for each in part]
+            if contender is Lmstash:
+                cache.close()
+
+        return run
+
+    puts = interleave({each.name: fill(each) for each in folders}, rounds)
+    hits = interleave({each.name: find(each) for each in folders}, rounds)
+    report.table(
+        f"{len(tasks):,} of them beside lmms-eval's ResponseCache, each per second (median of {rounds})",
+        ["", "put", "batch, in order"],
+        [[name, len(tasks) / puts[name].seconds, len(tasks) / hits[name].seconds] for name in puts],
+    )
+    times = 1 / ratio(puts[Lmstash.name].wall, puts[LmmsEval.name].wall)
+    report.goal("put, times lmms-eval's ResponseCache", times, GOAL_PUT_RATIO, at_least=True, unit="x")
+
+
+def quiet_lmms_eval() -> None:
+    """Its own log says each of its steps."""
+    from loguru import logger
+
+    logger.remove()
 
 
 def main() -> int:
@@ -234,6 +319,8 @@ def main() -> int:
         results["miss"] = interleave({name: misses(each) for name, each in opened.items()}, rounds)
         for each in opened.values():
             each.close()
+        quiet_lmms_eval()
+        beside_lmms_eval(report, scratch, tasks[: count // 5], rounds)
 
     n_calls = {"put": count, "hit": len(asked), "miss": len(asked), "batch, in order": count, "batch, shuffled": count}
     rate = {what: {name: n / each.seconds for name, each in results[what].items()} for what, n in n_calls.items()}
