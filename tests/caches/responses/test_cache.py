@@ -412,6 +412,15 @@ def test_a_function_that_returns_too_few_answers_is_told(stash: Stash) -> None:
     assert responses.get(1, MISSING) is MISSING
 
 
+def test_a_progress_bar_counts_answers_found_and_computed(stash: Stash, capsys: pytest.CaptureFixture[str]) -> None:
+    responses = stash.responses(model="m")
+    responses.put("b", "B")
+    assert responses.map(list("abc"), lambda batch: [each.upper() for each in batch], progress=True) == list("ABC")
+    assert "3/3" in capsys.readouterr().err
+    responses.map(list("abcd"), lambda batch: [each.upper() for each in batch])
+    assert capsys.readouterr().err == ""
+
+
 def test_two_maps_at_once_compute_each_request_once(stash: Stash) -> None:
     responses, calls, lock = stash.responses(model="m"), [], threading.Lock()
 
