@@ -3,7 +3,7 @@
 The layout is the public safetensors one (https://github.com/huggingface/safetensors): eight bytes of header length, a
 JSON header, then the bytes of all tensors without holes. Two choices are ours and stay within it: the header is padded
 with spaces so that the data starts at a multiple of 64 bytes, and tensors lie in order of falling element size, so that
-each one is aligned to its elements. The JSON keeps the caller's order.
+each one is aligned to its elements. The JSON keeps the caller's order. `docs/format.md` says which values are so.
 
 Bytes that cannot be read raise `CorruptEntryError` and nothing else, whatever they hold.
 """

@@ -1,4 +1,4 @@
-"""Records: Python values as JSON that keeps their types. Nothing is ever unpickled.
+"""Records: Python values as JSON that keeps their types. Nothing is ever unpickled. `docs/format.md`: typed JSON.
 
 What JSON can say is written as plain JSON. The rest is an object with one key that starts with `$`:
 
