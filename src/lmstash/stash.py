@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lmstash.caches.logprobs.cache import Logprobs
     from lmstash.caches.responses.cache import Responses
     from lmstash.caches.writing import WriteBehind
+    from lmstash.identity.tokens import TokenIds
 
 
 class Stash:
@@ -175,24 +176,28 @@ class Stash:
         select = None if model is None and tag is None and deadline is None else chosen
         return self.store.prune(select, namespace=None if kind is None else f"{kind}/", dry_run=dry_run)
 
-    def forget(self, *, prompt: str, dry_run: bool = False) -> Removed:
-        """Remove every entry that was computed over the text `prompt`, of every kind. Reads the facts of all entries.
+    def forget(self, *, prompt: str | TokenIds, tokenizer: Any = None, dry_run: bool = False) -> Removed:
+        """Remove every entry of one prompt, of every kind and model. Reads the facts of all entries.
 
-        Of responses, those to requests that hold it anywhere; a private stash keeps no requests to look at. Kept lists
-        of token ids are removed with it, since ids spell out text. Blocks of raw values that other prompts share go too
-        if this prompt was the first to need them.
+        Of a text: activations asked for by it (a chat: by its rendered text), and responses to requests that hold it
+        anywhere; a private stash keeps no requests to look at. What was computed from token ids (all KV, states and
+        log-probabilities) is found by ids only: give them, or `tokenizer`, and every prompt that held the text. Blocks
+        of 64 tokens that others share go too, and what goes on from its end in its last block: in a private stash, all
+        that may do so. Answers that lie in later blocks stay, other processes keep what they have in RAM, and nothing
+        must be computing it meanwhile. Kept lists of token ids go, since they spell out text.
+
+        Args:
+            prompt: A text or token ids.
+            tokenizer: Of transformers, `llm.tokenize`, or any function from text to ids: asked for a text's ids with
+                special tokens and without.
+            dry_run: Only count.
         """
-        from lmstash.caches.responses import finding
-        from lmstash.identity.tokens import digest_text
+        from lmstash.caches.forgetting import forget
 
-        name = digest_text(prompt)
-        removed = self.store.prune(
-            lambda entry: entry.meta.get("text_id") == name or entry.meta.get("text") == prompt, dry_run=dry_run
-        )
-        ids = self.store.prune(namespace="prompts/", dry_run=dry_run)
-        answers = finding.forget(self.store, prompt, salt=self.salt, dry_run=dry_run) if prompt else Removed(0, 0)
-        every = (removed, ids, answers)
-        return Removed(sum(each.entries for each in every), sum(each.nbytes for each in every))
+        for cache in list(self._holding) if not dry_run else ():
+            cache.clear()  # what is in RAM would be served on, and kept again
+        self.flush()
+        return forget(self.store, prompt, tokenizer=tokenizer, salt=self.salt, dry_run=dry_run)
 
     def clear(self) -> Removed:
         """Remove every entry; touches no file that lmstash did not write."""

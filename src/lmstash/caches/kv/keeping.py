@@ -22,6 +22,7 @@ from lmstash.caches.kv.layers import (
 from lmstash.caches.kv.naming import Names
 from lmstash.caches.kv.recurrent import write_state
 from lmstash.caches.kv.stats import KVStats
+from lmstash.caches.models import describe_model
 from lmstash.caches.writing import WriteBehind
 from lmstash.events import DropReason
 from lmstash.identity.chain import BLOCK_TOKENS
@@ -112,9 +113,16 @@ class Keeper:
         for n_tokens, state in states.items():
             path, ttl_seconds = names.path(rows[0].ids), self._facts.ttl_seconds
             again.append(write_state(path, n_tokens // BLOCK_TOKENS, state, ttl_seconds))
-        taken = self._queue.offer(fresh, confirm=sight.unchanged, patience_seconds=patience_seconds)
+
+        def confirm() -> bool:
+            unchanged = sight.unchanged()
+            if unchanged:
+                describe_model(self._store, sight.fingerprint, self._facts.name)
+            return unchanged
+
+        taken = self._queue.offer(fresh, confirm=confirm, patience_seconds=patience_seconds)
         if taken == len(fresh):
-            self._queue.offer(again, replace=True, confirm=sight.unchanged, patience_seconds=patience_seconds)
+            self._queue.offer(again, replace=True, confirm=confirm, patience_seconds=patience_seconds)
         else:  # what points to a block that was dropped is of no use
             for write in again:
                 self._store.events.drop(write.namespace, write.key, DropReason.BUSY)

@@ -20,6 +20,8 @@ LAYOUT = "parts 1"
 """How the bytes of an entry are laid out; part of every key."""
 EXACT = "exact"
 """Stands in keys for "in the dtype it was computed in"."""
+STATES = "states 1"
+"""How the state of recurrent layers is laid out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ class Names:
     def path(self, ids: np.ndarray) -> Path:
         """Return what the pieces of a prompt are called. Costs about 3 us a block."""
         chain = [self.root, *chain_ids(self.root, ids)]
-        keys = [chain_key(each, kind=KIND, site="block", layout=LAYOUT, dtype=self.storage) for each in chain[1:]]
+        keys = [block_key(each, self.storage) for each in chain[1:]]
         return Path(self, ids, chain, keys)
 
 
@@ -81,6 +83,16 @@ class Path:
     def tokens(self, block: int) -> np.ndarray:
         """Return the tokens of one block; fewer than 64 where the prompt ends."""
         return self.ids[block * BLOCK_TOKENS : (block + 1) * BLOCK_TOKENS]
+
+
+def block_key(chain_id: bytes, storage: str) -> bytes:
+    """Return the key of the block that ends at a chain id."""
+    return chain_key(chain_id, kind=KIND, site="block", layout=LAYOUT, dtype=storage)
+
+
+def state_key(chain_id: bytes) -> bytes:
+    """Return the key of the state of recurrent layers after a chain id."""
+    return chain_key(chain_id, kind=KIND, site="state", layout=STATES, dtype=EXACT)
 
 
 def namespace_of(model: bytes) -> str:

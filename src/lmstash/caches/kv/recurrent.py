@@ -17,19 +17,13 @@ from torch import Tensor
 
 from lmstash.caches.kv.finding import Finder, Match
 from lmstash.caches.kv.layers import LinearAttentionLayer
-from lmstash.caches.kv.naming import KIND, Path
+from lmstash.caches.kv.naming import KIND, Path, state_key
 from lmstash.codecs.tensors import decode_tensors, encode_tensors
 from lmstash.errors import FormatError
-from lmstash.identity.chain import BLOCK_TOKENS, chain_key
+from lmstash.identity.chain import BLOCK_TOKENS
 from lmstash.store.base import Entry, Write
 
-_LAYOUT = "states 1"
 _CHAIN = "chain"
-
-
-def state_key(path: Path, n_blocks: int) -> bytes:
-    """Return the key of the state after the first blocks of a prompt."""
-    return chain_key(path.chain[n_blocks], kind=KIND, site="state", layout=_LAYOUT, dtype="exact")
 
 
 def stops(n_tokens: int, match: Match, width: int) -> list[int]:
@@ -41,7 +35,7 @@ def stops(n_tokens: int, match: Match, width: int) -> list[int]:
 
 def find_state(finder: Finder, match: Match, most_blocks: int) -> tuple[int, dict[str, Tensor]]:
     """Return the most blocks after which a state is kept, and that state; (0, {}) where there is none."""
-    keys = {n: state_key(match.path, n) for n in range(1, min(match.n_blocks, most_blocks) + 1)}
+    keys = {n: state_key(match.path.chain[n]) for n in range(1, min(match.n_blocks, most_blocks) + 1)}
     there = finder.there(list(keys.values()))
     for n in sorted(keys, reverse=True):
         if keys[n] in there:
@@ -85,7 +79,7 @@ def write_state(path: Path, n_blocks: int, state: Mapping[str, Tensor], ttl_seco
     """Describe the entry that keeps a state."""
     chain_id = np.frombuffer(path.chain[n_blocks], np.uint8)
     return Write(
-        state_key(path, n_blocks),
+        state_key(path.chain[n_blocks]),
         encode_tensors({**state, _CHAIN: chain_id}),
         namespace=path.names.namespace,
         meta={"id": {"kind": KIND, "site": "state", "tokens": n_blocks * BLOCK_TOKENS}},

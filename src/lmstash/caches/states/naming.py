@@ -165,6 +165,11 @@ class Path:
         return prefix_id(chain_id, self.tokens(block)[: more * TOKEN_BYTES]) if more else chain_id
 
 
+def keys_after(chain_id: bytes) -> dict[str, bytes]:
+    """Return the keys of all that may be kept of exactly the tokens up to a chain id, by what it is."""
+    return {site: chain_key(chain_id, site=site, **_FORM) for site in ("block", "tail", "end", "rest", "scores")}
+
+
 def touch(store: Store, keys: Sequence[bytes]) -> None:
     """Note that a prompt's entries were used, the first ones latest, where a store can be told."""
     note: Callable[[Sequence[bytes]], None] | None = getattr(store, "touch_many", None)

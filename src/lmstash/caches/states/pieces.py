@@ -142,6 +142,18 @@ def decode_piece(entry: Entry, key: bytes, parent: bytes) -> Piece | None:
     )
 
 
+def read_tokens(value: memoryview) -> tuple[int, bytes | None, bytes] | None:
+    """Return how many tokens an entry is over, which, and their digest in private mode; None when it is no piece."""
+    if len(value) < _HEAD.size:
+        return None
+    magic, flags, n_tokens, _skip, _text_bytes, _own, _base = _HEAD.unpack_from(value)
+    private = bool(flags & _PRIVATE)
+    said = bytes(value[_HEAD.size : _HEAD.size + (KEY_BYTES if private else n_tokens * TOKEN_BYTES)])
+    if magic != _MAGIC or not 0 < n_tokens <= BLOCK_TOKENS or len(said) % TOKEN_BYTES:
+        return None
+    return n_tokens, None if private else said, said if private else b""
+
+
 def digest_tokens_after(chain_id: bytes, tokens: bytes) -> bytes:
     """Return 32 bytes that stand for tokens after a chain id, where tokens themselves must not be kept."""
     return hashlib.sha256(_DIGEST + chain_id + len(tokens).to_bytes(4, "little") + tokens).digest()

@@ -18,7 +18,8 @@ from lmstash.identity.chain import BLOCK_TOKENS
 from lmstash.prefix.node import TOKEN_BYTES
 from lmstash.store.base import KEY_BYTES, Store, Write
 
-_MAGIC = b"lmstash\x02"
+MAGIC = b"lmstash\x02"
+"""What the bytes of a rest begin with."""
 _HEAD = struct.Struct(f"<8sII{KEY_BYTES}s")
 _MARK = b"lmstash states mark 1\0"
 
@@ -38,7 +39,8 @@ class Rests:
         """
         n_blocks = min(len(path.blocks), most // BLOCK_TOKENS)
         ends = {path.rest(block * BLOCK_TOKENS): block * BLOCK_TOKENS for block in range(1, n_blocks + 1)}
-        marks = {_mark(path, block): block for block in range(n_blocks + 1) if path.tokens(block)}
+        numbers = [block for block in range(n_blocks + 1) if path.tokens(block)]
+        marks = {mark_key(path.chain[block], path.tokens(block)): block for block in numbers}
         asked = [*ends, *marks]
         if not asked:
             return []
@@ -66,7 +68,7 @@ class Rests:
         if len(value) >= _HEAD.size:
             magic, held, text_bytes, own = _HEAD.unpack_from(value)
             start = _HEAD.size + text_bytes
-            if magic == _MAGIC and held == n_tokens and own == key and start <= len(value):
+            if magic == MAGIC and held == n_tokens and own == key and start <= len(value):
                 return bytes(value[_HEAD.size : start]), value[start:]
         self._store.events.miss(self._namespace, key, MissReason.MISMATCH)
         return None
@@ -82,14 +84,15 @@ class Rests:
         text = state.layout.text
         # A copy: the state is its owner's.
         rest = state.data[state.rest :].tobytes()
-        value = [_HEAD.pack(_MAGIC, n_tokens, len(text), key) + text, rest]
+        value = [_HEAD.pack(MAGIC, n_tokens, len(text), key) + text, rest]
         seconds = facts.seconds_per_token * n_tokens
         out = [Write(key, value, namespace, meta, parent, seconds, n_tokens, ttl_seconds)]
         if more and not facts.private:  # a mark spells out tokens
-            mark = _mark(path, block)
+            mark = mark_key(path.chain[block], path.tokens(block))
             out.append(Write(mark, path.tokens(block), namespace, meta, parent, ttl_seconds=ttl_seconds))
         return out
 
 
-def _mark(path: Path, block: int) -> bytes:
-    return sha256(_MARK + path.chain[block] + path.tokens(block)[:TOKEN_BYTES]).digest()
+def mark_key(chain_id: bytes, tokens: bytes) -> bytes:
+    """Return the key of the mark in the block after a chain id that begins as `tokens` do, 4 bytes each."""
+    return sha256(_MARK + chain_id + tokens[:TOKEN_BYTES]).digest()
