@@ -42,20 +42,17 @@ def globals_in(code: CodeType) -> frozenset[str]:
     return frozenset(each.argval for each in named if each.opname not in _NOT_GLOBALS).union(*inner)
 
 
-def variables_in(code: CodeType) -> frozenset[str]:
-    """Return the names of environment variables that code may read: every word in it, if it names the environment."""
-    if {"environ", "getenv"}.isdisjoint(names_in(code)):
-        return frozenset()
-    todo, found = [*code.co_consts], set[str]()
+def texts_in(code: CodeType) -> Iterator[str | bytes]:
+    """Yield the texts among the constants of code, and of functions within it."""
+    todo = [*code.co_consts]
     while todo:
         each = todo.pop()
         if isinstance(each, CodeType):
             todo += each.co_consts
-        elif isinstance(each, tuple | frozenset):  # names that are tried one after another
+        elif isinstance(each, tuple | frozenset):
             todo += each
-        elif isinstance(each, str) and each.isidentifier():
-            found.add(each)
-    return frozenset(found)
+        elif isinstance(each, str | bytes):
+            yield each
 
 
 def imports_in(code: CodeType, package: str | None) -> Iterator[str]:
@@ -108,6 +105,15 @@ def plain_component(value: Any) -> Component:
         return {encode(plain_component(key)): plain_component(each) for key, each in value.items()}
     what = f"{type(value).__module__}.{type(value).__qualname__}"
     return ["type", what, repr(value)] if type(value) in _CONSTANTS else ["type", what]
+
+
+def in_order(value: Any) -> Any:
+    """Return a plain value with its dicts as lists of pairs, so that the order of their items tells in its encoding."""
+    if type(value) is dict:
+        return {"": [(in_order(key), in_order(each)) for key, each in value.items()]}
+    if type(value) is list or type(value) is tuple:
+        return type(value)(map(in_order, value))
+    return value
 
 
 def encoded(value: Any) -> bytes | None:

@@ -42,12 +42,11 @@ from lmstash.identity.bytecode import (
     names_in,
     parts_of,
     plain_component,
-    variables_in,
 )
 from lmstash.identity.dict_stamps import Stamps
 from lmstash.identity.encoding import Component, encode
+from lmstash.identity.owners import BY_NAME, defined_in, is_foreign, is_installed, is_installed_file, owner_of
 
-_BY_NAME = {*sys.stdlib_module_names, "torch", "numpy", "huggingface_hub", "tqdm", "builtins"} - {"__main__"}
 _PYTHON = f"{sys.implementation.name}-{sys.version_info.major}.{sys.version_info.minor}"
 
 
@@ -80,8 +79,6 @@ class CodeGraph:
         self._looks: list[tuple[Callable[[], Any], Any]] = []
         self.objects: dict[str, Any] = {}
         """Other things that your own code names as globals, by where; whoever asked for the code describes them."""
-        self.variables: set[str] = set()
-        """Environment variables that your own code may read by name; whoever asked for the code looks at them."""
 
     def components(self) -> dict[Component, Component]:
         """Return {qualified name: hexadecimal digest} of everything read so far."""
@@ -89,21 +86,21 @@ class CodeGraph:
 
     def packages(self) -> dict[Component, Component]:
         """Return {package: version} of the packages that the code lies in."""
-        roots = {name.partition(".")[0] for name in self._units} - _BY_NAME
+        roots = {name.partition(".")[0] for name in self._units} - BY_NAME
         versions = {root: getattr(sys.modules.get(root), "__version__", None) for root in sorted(roots)}
         return {root: version for root, version in versions.items() if isinstance(version, str)}
 
     def unchanged(self) -> bool:
         """Return whether classes, functions and globals are still the objects that were read. Costs about 0.03 ms."""
         for namespace, name, value, data in self._places:
-            if namespace.get(name) is not value or (data is not None and encoded(value) != data):
+            if namespace.get(name) is not value or (data is not None and self._mutable(value) != data):
                 return False
         for function, code, defaults, named in self._functions:  # as autoreloaders swap them
             if function.__code__ is not code or function.__defaults__ is not defaults:
                 return False
             if function.__kwdefaults__ is not named:
                 return False
-        if not all(_holds(*each) for each in self._cells) or any(look() != seen for look, seen in self._looks):
+        if not all(self._holds(*each) for each in self._cells) or any(look() != seen for look, seen in self._looks):
             return False
         stamps = self._stamps
         if stamps is None:
@@ -129,9 +126,12 @@ class CodeGraph:
 
     def watch_class(self, cls: type) -> None:
         """Have `unchanged` say no once a class has other members than now."""
-        self._classes.append(vars(cls))
-        self._members += vars(cls).values()
-        self._n_members.append(len(vars(cls)))
+        self._watch_table(vars(cls))
+
+    def _watch_table(self, table: Mapping[str, Any]) -> None:
+        self._classes.append(table)
+        self._members += table.values()
+        self._n_members.append(len(table))
         self._stamps = None
 
     def add(self, code: Any) -> str:
@@ -161,8 +161,8 @@ class CodeGraph:
 
     def _add_class(self, cls: type) -> str:
         name = f"{cls.__module__}.{cls.__qualname__}"
-        owner = owner_of(cls.__module__)
-        if owner in _BY_NAME:
+        owner = self._owner(cls.__module__)
+        if owner in BY_NAME:
             return self._note(cls, name, "by name")
         if self._pinned(cls.__module__):
             return self._note(cls, name, "by version")
@@ -170,14 +170,13 @@ class CodeGraph:
         if owner == "transformers":
             name = self._note(cls, name, "file", _file_digest(cls.__module__), bases)
         else:
-            plain = {key: value for key, value in vars(cls).items() if is_plain(value) and key not in _CLASS_NOISE}
-            name = self._note(cls, name, "class", bases, plain_component(plain))
+            name = self._note(cls, name, "class", bases, self._values_of(cls))
         self.watch_class(cls)
         for base in cls.__bases__:
             self.add(base)
-        holds = not is_installed(cls.__module__) and not issubclass(cls, Enum)  # whose members are its values
+        holds = self._is_own(cls.__module__) and not issubclass(cls, Enum)  # whose members are its values
         for key, member in list(vars(cls).items()):  # what is read first may be made only now
-            if owner != "transformers" and isinstance(member, list | dict | set):
+            if owner != "transformers" and self._mutable(member) is not None:
                 self._place(vars(cls), key, member)
             for number, part in enumerate(parts_of(key, member)):
                 if isinstance(part, FunctionType):
@@ -193,8 +192,8 @@ class CodeGraph:
     def _add_function(self, function: FunctionType) -> str:
         module = str(function.__globals__.get("__name__"))  # `__module__` is copied about by functools.wraps
         name = f"{module}.{function.__code__.co_qualname}"
-        owner = owner_of(module)
-        if owner in _BY_NAME:
+        owner = self._owner(module)
+        if owner in BY_NAME:
             name = self._note(function, name, "by name")
         elif self._pinned(module):
             name = self._note(function, name, "by version")
@@ -202,20 +201,22 @@ class CodeGraph:
             name = self._note(function, name, "file", _file_digest(module))
         else:
             name = self._add_bytecode(function, name)
-        own = not is_installed(module)
+        self._add_closure(function, name)
+        if owner not in BY_NAME and not self._pinned(module):
+            self._add_globals(function, name, owner)
+        return name
+
+    def _add_closure(self, function: FunctionType, name: str) -> None:
+        module = defined_in(function)
+        own = self._is_own(module)
         for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
             try:
                 held = cell.cell_contents
             except ValueError:  # an empty cell
                 continue
             if own or self._by_version:
-                self._cells.append((cell, held, encoded(held) if isinstance(held, list | dict | set) else None))
+                self._cells.append((cell, held, self._mutable(held)))
             self._follow(module, held, f"{name}:{variable}")
-        if self._pinned(module):
-            return name
-        if owner not in _BY_NAME:
-            self._add_globals(function, name, owner)
-        return name
 
     def _add_bytecode(self, function: FunctionType, name: str) -> str:
         """Note a function by its bytecode and its arguments' defaults; return what it goes by."""
@@ -226,17 +227,18 @@ class CodeGraph:
         name = self._note(function, name, "bytecode", *what, own=bool(objects))
         self._functions.append((function, function.__code__, *defaults))
         for _, value in held:
-            if isinstance(value, list | dict | set):
+            if self._mutable(value) is not None:
                 self._place({"": value}, "", value)
         for which, value in objects:
             self._follow(defined_in(function), value, f"{name}({which})")
         return name
 
     def _add_globals(self, function: FunctionType, name: str, owner: str) -> None:
-        names = set(names_in(function.__code__))
+        told = self._names_beside(function)
+        names = {*names_in(function.__code__), *told}
         here = defined_in(function)
         # In a script, anything may have the name of an attribute. Elsewhere nothing does, and kept keys hold these.
-        asked = names if is_installed(here) or owner == "remote" else globals_in(function.__code__)
+        asked = globals_in(function.__code__) | told if self._is_own(here) and owner != "remote" else names
         for each in sorted(names & function.__globals__.keys()):
             value = function.__globals__[each]
             if isinstance(value, ModuleType):
@@ -247,21 +249,20 @@ class CodeGraph:
                 continue
             self._place(function.__globals__, each, value)
             if owner == "transformers" and not _is_modeling(here):
-                if isinstance(value, FunctionType) and _is_foreign(defined_in(value)):  # put there by somebody
+                if isinstance(value, FunctionType) and is_foreign(defined_in(value)):  # put there by somebody
                     self._follow(here, value, f"{name}:{each}")
             elif owner != "transformers" or isinstance(value, FunctionType | type):
                 self._follow(here, value, f"{name}:{each}")
             elif callable(value) and not _is_usual(each, value):  # put there by somebody
                 self.objects[f"{name}:{each}"] = value
-        if not is_installed(here):
-            self.variables |= variables_in(function.__code__)
+        if self._is_own(here):
             imported = {*imports_in(function.__code__, function.__globals__.get("__package__"))}
-            for each in sorted(filter(_is_foreign, imported)):
+            for each in sorted(filter(self._is_foreign, imported)):
                 self._add_import(here, each, names, name)
 
     def _add_named(self, here: str, module: ModuleType, names: set[str], place: str, seen: set[str]) -> None:
         """Read what lies in a module under some names, and in its modules."""
-        foreign = _is_foreign(module.__name__)
+        foreign = self._is_foreign(module.__name__)
         seen.add(module.__name__)
         for attribute in sorted(names & vars(module).keys()):
             inner = vars(module)[attribute]
@@ -271,7 +272,7 @@ class CodeGraph:
             if patched or foreign:
                 self._place(vars(module), attribute, inner)
                 self._follow(here, inner, place + attribute)
-                if isinstance(inner, ModuleType) and _is_foreign(inner.__name__) and inner.__name__ not in seen:
+                if isinstance(inner, ModuleType) and self._is_foreign(inner.__name__) and inner.__name__ not in seen:
                     self._add_named(here, inner, names, f"{place}{attribute}.", seen)
 
     def _add_import(self, here: str, imported: str, names: set[str], name: str) -> None:
@@ -283,7 +284,7 @@ class CodeGraph:
             if not loaded and spec is None:
                 if parent is None:  # or it is something in that module
                     self._units[place] = "not found"
-            elif is_installed(imported) or (spec is not None and _is_installed_file(str(spec.origin))):
+            elif self._is_installed(imported, "" if spec is None else str(spec.origin)):
                 self._units[place] = version(owner_of(imported))
             else:
                 self._add_named(here, import_module(imported), names, f"{place}:", set())
@@ -296,14 +297,49 @@ class CodeGraph:
             return False
         return isinstance(getattr(sys.modules.get(owner_of(module)), "__version__", None), str)
 
+    def _owner(self, module: str) -> str:
+        return owner_of(module)
+
+    def _is_foreign(self, module: str) -> bool:
+        return is_foreign(module)
+
+    def _is_installed(self, module: str, path: str) -> bool:
+        return is_installed(module) or is_installed_file(path)
+
+    def _is_own(self, module: str) -> bool:
+        """Whether what a module's code names follows from nobody's version."""
+        return not is_installed(module)
+
+    def _values_of(self, cls: type) -> Component:
+        """Return the plain values that lie in a class."""
+        return plain_component({k: v for k, v in vars(cls).items() if is_plain(v) and k not in _CLASS_NOISE})
+
+    def _names_beside(self, function: FunctionType) -> frozenset[str]:
+        """Return names that a function asks for elsewhere than in its code."""
+        return frozenset()
+
+    def _encoded(self, value: Any) -> bytes | None:
+        """Return what tells a plain value from others; None where it holds anything else."""
+        return encoded(value)
+
+    def _mutable(self, value: Any) -> bytes | None:
+        """Return what tells a value that may change in place from what it comes to be; None for others."""
+        return self._encoded(value) if isinstance(value, list | dict | set) else None
+
+    def _holds(self, cell: CellType, held: Any, data: bytes | None) -> bool:
+        """Whether a cell holds what it held."""
+        try:
+            return cell.cell_contents is held and (data is None or self._mutable(held) == data)
+        except ValueError:  # an empty cell
+            return False
+
     def _link(self, place: str, name: str) -> None:
         """Note which code lies in a place, where the place's own name does not say it."""
         if place.replace(":", ".") != name:
             self._units[f"{place} is"] = name
 
     def _place(self, namespace: Mapping[str, Any], name: str, value: Any) -> None:
-        data = encoded(value) if isinstance(value, list | dict | set) else None
-        self._places.append((namespace, name, value, data))
+        self._places.append((namespace, name, value, self._mutable(value)))
 
     def _follow(self, here: str, value: Any, name: str) -> None:
         """Read what code in a module leads to, and note under what name it does."""
@@ -313,18 +349,10 @@ class CodeGraph:
                 self._units.setdefault(f"{target}.{value.__qualname__}", "pinned by version")
             else:
                 self._link(name, self.add(value))
-        elif (data := encoded(value)) is not None:
+        elif (data := self._encoded(value)) is not None:
             self._units[name] = hashlib.sha256(data).hexdigest()
-        elif not is_installed(here):
+        elif self._is_own(here):
             self.objects[name] = value
-
-
-def _holds(cell: CellType, held: Any, data: bytes | None) -> bool:
-    """Whether a cell holds what it held."""
-    try:
-        return cell.cell_contents is held and (data is None or encoded(held) == data)
-    except ValueError:  # an empty cell
-        return False
 
 
 _BESIDE_CODE = frozenset({"transformers", "typing", "typing_extensions", "types", "collections"})
@@ -333,18 +361,8 @@ _ENUM_NOISE = frozenset({"_new_member_", "_value_repr_", "_member_type_"})
 _CLASS_NOISE = frozenset({"__module__", "__doc__", "__qualname__", "__firstlineno__"})
 
 
-def owner_of(module: str | None) -> str:
-    """Return the package that a module belongs to."""
-    name = str(module)
-    return "remote" if name.startswith("transformers_modules") else name.partition(".")[0]
-
-
 def _is_modeling(module: str) -> bool:
     return module.startswith("transformers.models.")
-
-
-def _is_foreign(module: str) -> bool:
-    return owner_of(module) not in {*_BY_NAME, "transformers"}
 
 
 def _is_usual(name: str, value: Any) -> bool:
@@ -354,26 +372,8 @@ def _is_usual(name: str, value: Any) -> bool:
     if owner_of(type(value).__module__) == "torch":  # a scripted function
         return getattr(value, "__name__", None) == name
     if type(value).__qualname__ == "_lru_cache_wrapper":
-        return not _is_foreign(defined_in(value.__wrapped__))
+        return not is_foreign(defined_in(value.__wrapped__))
     return owner_of(type(value).__module__) in _BESIDE_CODE
-
-
-def defined_in(code: Any) -> str:
-    """Return the module whose code a function or class is."""
-    if isinstance(code, FunctionType):
-        return str(code.__globals__.get("__name__"))
-    return str(getattr(code, "__module__", None))
-
-
-@lru_cache(maxsize=4096)
-def is_installed(module: str) -> bool:
-    """Return whether a module belongs to an installed package, whose version pins what its globals hold."""
-    path = str(getattr(sys.modules.get(module), "__file__", ""))
-    return not _is_foreign(module) or _is_installed_file(path)
-
-
-def _is_installed_file(path: str) -> bool:
-    return "site-packages" in path or "dist-packages" in path
 
 
 @lru_cache(maxsize=4096)

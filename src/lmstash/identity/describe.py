@@ -30,12 +30,14 @@ _HARMLESS_CONFIG = frozenset(
         "finetuning_task", "task_specific_params", "_output_attentions", "output_hidden_states",
     }
 )  # fmt: skip
-"""Fields of a configuration that name things; dtype and architecture are read off the model itself."""
+"""Fields of a configuration that name things, for those who know which are; dtype and architecture are read off the
+model itself."""
 
 _LEFT_BEHIND = {"bitsandbytes.autograd._functions.MatmulLtState": ("idx", "subB")}
 """By class, a field that each pass writes before it reads it, unless the other one says that an older version does."""
 
-WITHOUT_MEANING = (logging.Logger, threading.Event, weakref.ref, type(threading.Lock()), type(threading.RLock()))
+WITHOUT_MEANING = (logging.Logger, type(threading.Lock()), type(threading.RLock()))
+"""What says how a program runs, not what it computes: how much is logged, who else is at it."""
 _EXACT: dict[type, Callable[[Any], Component]] = {
     str: lambda value: str.__getitem__(value, slice(None)),
     bytes: lambda value: bytes.__getitem__(value, slice(None)),
@@ -54,12 +56,16 @@ class Describer:
         code: Where functions and classes are read.
         lenient: Describe what cannot be taken apart by its type instead of refusing it.
         follow_code: Read code; without, functions and classes are described by their identity in this process.
+        whole_configs: Whether all fields of a configuration count: somebody's code may read any.
     """
 
-    def __init__(self, code: CodeGraph, *, lenient: bool, follow_code: bool = True) -> None:
+    def __init__(
+        self, code: CodeGraph, *, lenient: bool, follow_code: bool = True, whole_configs: bool = False
+    ) -> None:
         self._code = code
         self._lenient = lenient
         self._follow_code = follow_code
+        self._whole_configs = whole_configs
         self._seen: dict[int, str] = {}
         self._taken: set[str] = set()
         self._alive: list[object] = []  # so that no id is given twice during the walk
@@ -68,6 +74,8 @@ class Describer:
         """Modules met and not yet walked, by path."""
         self.tensors: dict[str, Any] = {}
         """Tensors met, by path."""
+        self.own: frozenset[int] = frozenset()
+        """Modules and tensors that are met in their own places, by `id`: a weak reference to one says nothing new."""
         self._torch = sys.modules.get("torch")
 
     def value(self, value: Any, path: str) -> Component:
@@ -101,6 +109,10 @@ class Describer:
                 return ["torch", str(value)]
         if isinstance(value, WITHOUT_MEANING):
             return kind.__qualname__
+        if kind is threading.Event:
+            return ["Event", True] if value.is_set() else "Event"
+        if isinstance(value, weakref.ref):
+            return self._referent(value, path)
         if isinstance(value, types.ModuleType):
             return ["module", value.__name__]
         self._see(value, path)
@@ -137,6 +149,19 @@ class Describer:
             self._see(tensor, path)
             return ["tensor at", path, self.value(extra, path)]
         return ["tensor at", path]
+
+    def _referent(self, reference: weakref.ref[Any], path: str) -> Component:
+        """Return where it is told what a weak reference leads to: with the objects that the code names."""
+        held = reference()
+        if not self._follow_code:
+            return ["reference", id(held)]
+        if held is None or id(held) in self.own:
+            return type(reference).__qualname__
+        place = f"{path} refers to"
+        while self._code.objects.get(place, held) is not held:
+            place += "'"
+        self._code.objects[place] = held
+        return ["reference", place]
 
     def _see(self, value: Any, path: str) -> None:
         self._seen[id(value)] = self._place(path)
@@ -177,7 +202,8 @@ class Describer:
             return [name, self._reduced(value, name, path)]
         fields = _fields(value, kind)
         if hasattr(kind, "model_type") and hasattr(kind, "to_dict"):
-            fields = {key: each for key, each in fields.items() if key not in _HARMLESS_CONFIG}
+            if not self._whole_configs:
+                fields = {key: each for key, each in fields.items() if key not in _HARMLESS_CONFIG}
             fields["model_type"] = value.model_type
         field, unless = _LEFT_BEHIND.get(name, ("", ""))
         if field in fields and fields.get(unless) is None:  # the outliers of the last batch, for its way back

@@ -1,7 +1,8 @@
 """The fingerprint of a torch model: its weights' bytes, configuration, code and numerics, whatever it is called.
 
 The same weights in two folders share a fingerprint; a model whose weights, configuration, code, attention
-implementation, adapters or numerics differ does not. Names, paths and devices are recorded, not counted.
+implementation, adapters or numerics differ does not. Names, paths and devices are recorded, not counted, unless code
+that nobody here knows may read them off the configuration.
 """
 
 from __future__ import annotations

@@ -13,8 +13,10 @@ from lmstash.errors import UnsupportedModelError
 from lmstash.identity.code import CodeGraph
 from lmstash.identity.describe import IMMUTABLE, TENSOR_MARKS, Describer
 from lmstash.identity.encoding import Component, encode
+from lmstash.identity.model_code import ModelCode
 from lmstash.identity.numerics import device_types, environment, numerics
 from lmstash.identity.patched import patched
+from lmstash.identity.patched_library import patched_library
 from lmstash.identity.reached import global_hooks
 from lmstash.identity.registries import registered
 
@@ -61,7 +63,7 @@ class Structure:
     def __init__(self) -> None:
         self.components: dict[str, Component] = {}
         self.tensors: dict[str, torch.Tensor] = {}
-        self.code = CodeGraph()
+        self.code = ModelCode()
 
 
 def read(model: torch.nn.Module, *, variant: str | None, strict_numerics: bool) -> Structure:
@@ -70,19 +72,30 @@ def read(model: torch.nn.Module, *, variant: str | None, strict_numerics: bool) 
     Raises:
         UnsupportedModelError: It cannot be cached safely as it is; the message says what to do.
     """
+    out = _read(model, variant=variant, strict_numerics=strict_numerics, whole_configs=False)
+    if out.code.reads_all:  # which is known once it has been followed
+        out = _read(model, variant=variant, strict_numerics=strict_numerics, whole_configs=True)
+    return out
+
+
+def _read(model: torch.nn.Module, *, variant: str | None, strict_numerics: bool, whole_configs: bool) -> Structure:
     out = Structure()
-    describer = Describer(out.code, lenient=variant is not None)
+    describer = Describer(out.code, lenient=variant is not None, whole_configs=whole_configs)
     describer.tensors = out.tensors
+    describer.own = frozenset(map(id, (*model.modules(), *model.parameters(), *model.buffers())))
     modules: dict[Component, Component] = {}
     config = getattr(model, "config", None)
     if config is not None:
         out.components["config"] = describer.value(config, "config")
     describer.module(model, "")
+    if any("parametrizations" in each._modules for each in model.modules()):
+        out.code.watch(_parametrizations_kept)
+        _refuse_kept_parametrizations()
     hooks = foreign_hooks(global_hooks())
     _refuse_hooks(hooks, "torch's global hooks", variant)
     out.components["global_hooks"] = [describer.value(each, "global hooks") for each in hooks]
     put = patched(model, out.code, lenient=variant is not None)
-    out.components["registered"] = {**registered(model, out.code), **put}
+    out.components["registered"] = {**registered(model, out.code), **put, **patched_library(out.code)}
     outside: dict[Component, Component] = {}
     while describer.modules or len(outside) < len(out.code.objects):
         while describer.modules:
@@ -97,6 +110,10 @@ def read(model: torch.nn.Module, *, variant: str | None, strict_numerics: bool) 
     out.components["variant"] = variant
     if strict_numerics:
         out.components["environment"] = environment(out.tensors.values())
+    own = (each for each in model.modules() if not type(each).__module__.startswith(("torch.", "transformers.")))
+    variables = out.code.environment(value for each in own for value in vars(each).values())
+    if variables:
+        out.components["environment variables"] = variables
     out.components["packages"] = out.code.packages()
     out.components["code"] = out.code.components()
     return out
@@ -135,13 +152,16 @@ def _read_module(name: str, module: torch.nn.Module, describer: Describer, varia
     return found
 
 
-def stamp(model: torch.nn.Module, outside: Mapping[str, Any]) -> tuple[list[object], list[torch.Tensor]]:
+def stamp(
+    model: torch.nn.Module, outside: Mapping[str, Any], *, whole_configs: bool = True
+) -> tuple[list[object], list[torch.Tensor]]:
     """Return a list that differs from an earlier one if `read` could, and the model's live tensors, in order.
 
     The list holds classes, names and plain values; what is not plain is described anew.
-    `outside` is `CodeGraph.objects`. Costs about 2 ms for a model of 400 modules.
+    `outside` is `CodeGraph.objects`, `whole_configs` as `ModelCode.reads_all` says. Costs about 2 ms for a model of 400
+    modules.
     """
-    describer = Describer(CodeGraph(), lenient=True, follow_code=False)
+    describer = Describer(CodeGraph(), lenient=True, follow_code=False, whole_configs=whole_configs)
     flat: list[object] = [encode(describer.value(getattr(model, "config", None), "config"))]
     live: list[torch.Tensor] = []
     pending = describer.modules
@@ -213,6 +233,21 @@ def _refuse_hooks(hooks: list[Any], where: str, variant: str | None) -> None:
                 f"{where} has a forward hook ({what}) that lmstash did not place and cannot compare. "
                 "Remove it, or name what it does: variant='...' (a new name whenever it changes)."
             )
+
+
+def _parametrizations_kept() -> int:
+    from torch.nn.utils import parametrize
+
+    return parametrize._cache_enabled
+
+
+def _refuse_kept_parametrizations() -> None:
+    # What is kept may be of before an edit; and a pass of ours would leave what has no gradients to others' passes.
+    if _parametrizations_kept():
+        raise UnsupportedModelError(
+            "torch.nn.utils.parametrize.cached() is on, under which a parametrized model computes with weights as they "
+            "were when they were first used. Ask for cached values outside of it."
+        )
 
 
 def _refuse_randomness(where: str, module: torch.nn.Module) -> None:

@@ -209,8 +209,9 @@ class ModelWatch:
 
         if self._reading is None:
             return False
-        found, live = stamp(self._model, self._reading.structure.code.objects)
-        if found != self._stamp or _addresses(live) != self._addresses or not self._reading.structure.code.unchanged():
+        code = self._reading.structure.code
+        found, live = stamp(self._model, code.objects, whole_configs=code.reads_all)
+        if found != self._stamp or _addresses(live) != self._addresses or not code.unchanged():
             return False
         versions = _versions(live)
         if versions != self._versions:
@@ -234,9 +235,9 @@ class ModelWatch:
             reading = read_model(self._model, variant=self._variant, strict_numerics=self._strict_numerics, known=known)
             after, live = stamp(self._model, {})
             if after == before and _addresses(live) == addresses:
-                objects = reading.structure.code.objects
-                self._stamp, live = stamp(self._model, objects)
-                if objects:
+                code = reading.structure.code
+                self._stamp, live = stamp(self._model, code.objects, whole_configs=code.reads_all)
+                if code.objects:
                     addresses, versions = _addresses(live), _versions(live)
                 self._addresses, self._versions, self._reading = addresses, versions, reading
                 return
@@ -309,7 +310,7 @@ class Sighting:
         from lmstash.identity.structure import stamp
 
         code = self._reading.structure.code
-        found, live = stamp(self._model, code.objects)
+        found, live = stamp(self._model, code.objects, whole_configs=code.reads_all)
         found[-1] = self._stamp[-1]  # numerics, which are this thread's
         if found != self._stamp or _addresses(live) != self._addresses or not code.unchanged():
             return False

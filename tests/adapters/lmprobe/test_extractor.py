@@ -204,6 +204,43 @@ def test_counters_and_logs_wherever_they_are_kept_do_not_hinder_hits():
     assert sorted(CALLS_OF_ALL) == sorted(PROMPTS)
 
 
+def test_another_class_of_the_same_name_says_nothing_of_what_counts_here():
+    """Two notebooks have a `Remote` each: `step` counts calls in one, and says which checkpoint in the other."""
+
+    def counting():
+        class Remote(Letters):
+            def __init__(self):
+                super().__init__()
+                self.step = 0
+
+            def extract_batch(self, prompts, layer_indices, remote=False):
+                self.step += 1
+                return super().extract_batch(prompts, layer_indices)
+
+        return Remote
+
+    def stepping():
+        class Remote(Letters):
+            def __init__(self, step):
+                super().__init__()
+                self.step = step
+
+            def value(self, prompt, layer, shift=0):
+                return super().value(prompt, layer, shift) + self.step
+
+        return Remote
+
+    first, second = counting(), stepping()
+    second.__qualname__ = first.__qualname__
+    CachedExtractor(first()).extract(PROMPTS)
+    for step in (1000, 143_000):
+        extractor = second(step)
+        assert same(CachedExtractor(extractor).extract(PROMPTS), extractor.expected(PROMPTS))
+    again = first()
+    CachedExtractor(again).extract(PROMPTS)
+    assert again.calls == []  # what was learnt of its class still holds
+
+
 def test_state_that_changes_what_comes_next_is_never_taken_for_a_log(caplog):
     class Drifting(Letters):
         def extract_batch(self, prompts, layer_indices, remote=False):

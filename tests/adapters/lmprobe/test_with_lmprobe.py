@@ -8,6 +8,7 @@ import torch
 
 import lmstash.adapters.lmprobe as adapter
 from lmstash.adapters.lmprobe import CachedExtractor, config, import_cache, load_imported
+from lmstash.adapters.lmprobe.source import ExtractBatchSource
 from lmstash.stash import Stash
 from lmstash.store.memory import MemoryStore
 
@@ -67,15 +68,16 @@ def fresh(tmp_path, monkeypatch):
 
 
 def counted(extractor, monkeypatch):
-    calls: list[list[str]] = []
-    backend = extractor._backend
-    original = type(backend).extract_batch
+    """What is asked of an extractor. Counted where lmstash asks: lmprobe with a spy in it is no longer lmprobe."""
+    calls: list[tuple[list[str], list[int]]] = []
+    original = ExtractBatchSource._ask
 
-    def spy(self, prompts, layer_indices, **kwargs):
-        calls.append(list(prompts))
-        return original(self, prompts, layer_indices, **kwargs)
+    def spy(self, texts, layers):
+        if self._extractor is extractor:
+            calls.append((list(texts), list(layers)))
+        return original(self, texts, layers)
 
-    monkeypatch.setattr(type(backend), "extract_batch", spy)
+    monkeypatch.setattr(ExtractBatchSource, "_ask", spy)
     return calls
 
 
@@ -205,15 +207,9 @@ def test_layers_added_later_compute_only_what_is_new(tmp_path, monkeypatch):
     name = save_model(tmp_path / "m")
     CachedExtractor(extractor_of(name, [1])).extract(PROMPTS)
     wider = extractor_of(name, [0, 1])
-    asked = []
-    original = type(wider._backend).extract_batch
-    monkeypatch.setattr(
-        type(wider._backend),
-        "extract_batch",
-        lambda self, prompts, layers, **rest: asked.append(layers) or original(self, prompts, layers, **rest),
-    )
+    calls = counted(wider, monkeypatch)
     both, _ = CachedExtractor(wider).extract(PROMPTS)
-    assert asked == [[0], [0]]
+    assert [layers for _, layers in calls] == [[0], [0]]
     assert both.shape[2] == 32
 
 
@@ -353,3 +349,63 @@ def test_lmprobes_own_backend_can_hold_the_cache(tmp_path, monkeypatch):
     warm, _ = CachedExtractor(extractor).extract(PROMPTS)
     assert torch.equal(cold, warm)
     assert calls == []
+
+
+def trebled(original):
+    def extract_batch(*given, **named):
+        values, mask = original(*given, **named)
+        return values * 3, mask
+
+    return extract_batch
+
+
+@pytest.mark.parametrize("place", ["extractor", "backend", "extractor's class", "backend's class", "what it calls"])
+def test_lmprobe_with_somebodys_method_is_another_extractor_and_leaves_the_models_entries_alone(
+    tmp_path, monkeypatch, place
+):
+    import lmprobe.backends
+
+    name = save_model(tmp_path / "model")
+    extractor = extractor_of(name)
+    plain, mask = extractor.extract_batch(PROMPTS, [1, 3])
+    plain = plain * mask[..., None]
+    holder = extractor if place.startswith("extractor") else extractor._backend
+    with monkeypatch.context() as patch:
+        if place == "what it calls":
+            theirs = lmprobe.backends._get_decoder_layers
+            patch.setattr(lmprobe.backends, "_get_decoder_layers", lambda model: theirs(model)[::-1])
+            expected, _ = extractor.extract_batch(PROMPTS, [1, 3])
+        else:
+            holder = type(holder) if place.endswith("class") else holder
+            patch.setattr(holder, "extract_batch", trebled(holder.extract_batch))
+            expected = plain * 3
+        for _ in range(2):
+            found, _ = CachedExtractor(extractor).extract(PROMPTS)
+            assert torch.allclose(found, expected * mask[..., None], atol=1e-4)
+    assert torch.allclose(CachedExtractor(extractor).extract(PROMPTS)[0], plain, atol=1e-5)
+    raw = adapter.config.current_stash().activations(extractor.model, extractor.tokenizer)(PROMPTS, layers=[1, 3])
+    last = torch.stack([row[real.bool()][-1] for row, real in zip(plain, mask, strict=True)])
+    assert torch.allclose(raw.flatten(1), last, atol=1e-5)
+
+
+def test_what_somebodys_method_in_lmprobe_does_and_the_models_weights_count(tmp_path, monkeypatch):
+    extractor = extractor_of(save_model(tmp_path / "model"))
+    original = extractor.extract_batch
+    values, mask = original(PROMPTS, [1, 3])
+
+    def multiplied(by):
+        def extract_batch(*given, **named):
+            values, mask = original(*given, **named)
+            return values * by, mask
+
+        return extract_batch
+
+    for by in (2, 3):
+        monkeypatch.setattr(extractor, "extract_batch", multiplied(by))
+        found, _ = CachedExtractor(extractor).extract(PROMPTS)
+        assert torch.allclose(found, values * mask[..., None] * by, atol=1e-4)
+    calls = counted(extractor, monkeypatch)
+    assert torch.equal(CachedExtractor(extractor).extract(PROMPTS)[0], found)
+    assert calls == []
+    extractor.model.transformer.h[0].mlp.c_fc.weight.data[0, 0] += 1
+    assert not torch.equal(CachedExtractor(extractor).extract(PROMPTS)[0], found)

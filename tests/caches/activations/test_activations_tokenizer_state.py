@@ -221,3 +221,32 @@ def test_an_entry_whose_words_were_tampered_with_is_not_used(tokenizer, calls):
         del kept[name]
         store.put(entry.key, encode_tensors(kept), namespace=entry.namespace)
         assert ids_of(index, MANY) == plain(tokenizer, MANY)
+
+
+@pytest.mark.parametrize("name", ["__call__", "_encode_plus"])
+def test_a_tokenizer_class_with_somebodys_method_is_asked_each_time(tokenizer, monkeypatch, name):
+    store, kind = MemoryStore(), type(tokenizer)
+    before = ids_of(TextIndex(store, tokenizer), MANY)
+    theirs = getattr(kind, name)
+
+    def upper(self, text, *rest, **named):
+        return theirs(self, [*map(str.upper, text)], *rest, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, name, upper)
+        now = plain(tokenizer, MANY)
+        assert ids_of(TextIndex(store, tokenizer), MANY) == now != before
+        patch.setattr(texts, "_CHARACTERS_PER_WORD", 0)  # long lists: the tokenizer is read as a whole
+        assert ids_of(TextIndex(store, tokenizer), MANY) == now
+    assert ids_of(TextIndex(store, tokenizer), MANY) == before
+
+
+def test_what_a_tokenizer_class_calls_counts_as_its_methods_do(tokenizer, monkeypatch):
+    from transformers import tokenization_utils_base
+
+    state = TokenizerState(tokenizer)
+    known = state.rules()
+    with monkeypatch.context() as patch:
+        patch.setattr(tokenization_utils_base.BatchEncoding, "__getitem__", lambda self, item: [])
+        assert state.rules() is state.whole() is None
+    assert state.rules() == known is not None

@@ -258,3 +258,16 @@ def test_arrays_of_a_registered_type_are_kept_though_they_have_no_one_answer_to_
         responses.get_or_compute(repr(answer), lambda answer=answer: answer)
         again = responses.get(repr(answer))
         assert repr(again) == repr(answer)
+
+
+def test_a_request_that_changes_as_a_kept_answer_is_handed_out_is_not_kept_under_its_old_name(stash: Stash) -> None:
+    responses, shared = stash.responses(model="m"), {"until": "."}
+    requests: list[Any] = [{"p": number, "gen_kwargs": shared} for number in range(2)]
+    responses.put(requests[0], "kept")
+    said = []
+    for _, answer in responses.stream(requests, lambda batch: [str(each["gen_kwargs"]) for each in batch]):
+        said.append(answer)
+        shared.pop("until", None)
+    assert said == ["kept", "{}"]
+    shared["until"] = "."
+    assert responses.get(requests[1], default="absent") == "absent"

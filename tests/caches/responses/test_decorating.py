@@ -55,7 +55,7 @@ def test_a_call_is_computed_once_however_its_arguments_are_written(responses: Re
         return f"{prompt} {n} {sorted(rest)}"
 
     assert ask("a") == ask("a", 1) == ask(prompt="a") == ask(n=1, prompt="a") == "a 1 []"
-    assert ask("a", b=1, a=2) == ask("a", a=2, b=1)
+    assert ask("a", b=1, a=2) == ask("a", b=1, a=2)
     assert calls.said == ["a", "a"]
     assert ask.__name__ == "ask"
     assert {each.tags["task"] for each in responses.find()} == {"t1"}
@@ -371,3 +371,30 @@ def test_environment_variables_that_its_own_code_names_count_and_secrets_among_t
     monkeypatch.setenv("LMSTASH_TEST_FIRST", "first")
     assert ask("a") == "first says a"
     assert len(calls) == 3
+
+
+def test_keywords_count_in_their_order_and_numbers_for_sampling_by_what_they_are(responses: Responses) -> None:
+    ask = responses.cached(made("def ask(**rest): return [*rest]"))
+    assert [ask(a=1, b=2), ask(b=2, a=1)] == [["a", "b"], ["b", "a"]]
+    ask = responses.cached(harmless=["CALLS"])(made("def ask(temperature):\n CALLS.append(1)\n return len(CALLS)"))
+    assert [ask(0), ask(0.0), ask(temperature=-0), ask(temperature=False)] == [1, 1, 1, 2]
+
+
+WRAP = """
+import functools
+def wrap(fn):
+    @functools.wraps(fn)
+    def call(*a, **k): return [len(a), [*k], fn(*a, **{n: k[n] for n in k if n != "more"})]
+    return call
+@wrap
+def ask(x, y="b"): return x + y
+"""
+
+
+def test_how_a_call_is_written_counts_where_a_wrapper_sees_it(responses: Responses, stash: Stash) -> None:
+    ask = responses.cached(made(WRAP))
+    for _ in range(2):
+        assert [ask("a"), ask("a", "b"), ask(x="a"), ask(y="b", x="a"), ask("a", more=1)] == [
+            *([1, [], "ab"], [2, [], "ab"], [0, ["x"], "ab"], [0, ["y", "x"], "ab"], [1, ["more"], "ab"])
+        ]
+    assert (stash.stats.hits, dict(stash.stats.misses)) == (5, {"absent": 5})

@@ -1,7 +1,7 @@
 """Who an extractor is, so that nobody is served what another one computed.
 
 * lmprobe's own extractor on its local backend: the fingerprint of the live model, as everywhere in lmstash. Its entries
-  are those of `stash.activations(model, tokenizer)`.
+  are those of `stash.activations(model, tokenizer)`. With methods of others put into it, it is an extractor like any.
 * An extractor with an attribute `fingerprint` (bytes, str, or a `lmstash.fingerprint(model)`): that, as vouched for.
 * Any other: what can be read off it: `model_name`, its class and code, its attributes taken apart, torch modules by
   their weights, tensors by their bytes, tokenizers by their rules, and the files of a `model_name` that is a folder.
@@ -9,8 +9,8 @@
   revision, or pass `invalidate_cache=True` after a change.
 
 Counters and logs are state, not identity: whole numbers that `extract_batch` itself counted up, and lists, sets and
-dicts that it only added to. They are noticed when that happens, and remembered for the class. When it changes anything
-else, nobody can say what it computed with, and nothing of that call is kept.
+dicts that it only added to. They are noticed when that happens, and remembered for the class and its code. When it
+changes anything else, nobody can say what it computed with, and nothing of that call is kept.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from lmstash.errors import LmstashError
-from lmstash.identity.code import CodeGraph
+from lmstash.identity.bytecode import names_in
+from lmstash.identity.code import CodeGraph, defined_in, owner_of
 from lmstash.identity.describe import Describer
 from lmstash.identity.encoding import Component, encode
 from lmstash.identity.fingerprint import Fingerprint
@@ -45,6 +46,7 @@ HARMLESS = frozenset({"batch_size", "layer_indices", "_layer_indices", "layers_s
 """Attributes that choose what is read and how much at once; layers are part of every key."""
 
 _LMPROBE = "lmprobe.extraction.ActivationExtractor"
+_LOCAL_BACKEND = "lmprobe.backends.LocalBackend"
 _watches: WeakKeyDictionary[Any, dict[int, tuple[Any, ModelWatch]]] = WeakKeyDictionary()
 
 
@@ -65,8 +67,8 @@ class Identity:
 def is_local_lmprobe(extractor: Any, remote: bool) -> bool:
     """Whether this is lmprobe's own extractor, running a torch model in this process with lmprobe's own code."""
     backend = getattr(extractor, "_backend", None)
-    own = _name(type(extractor)) == _LMPROBE and "extract_batch" not in vars(extractor)
-    return own and not remote and _name(type(backend)) == "lmprobe.backends.LocalBackend"
+    local = _name(type(extractor)) == _LMPROBE and _name(type(backend)) == _LOCAL_BACKEND
+    return local and not remote and _is_untouched(extractor) and _is_untouched(backend)
 
 
 def watch(owner: Any, model: Any) -> ModelWatch:
@@ -123,8 +125,8 @@ class Teller:
             key = Key({"what": "lmprobe extractor, vouched for", "fingerprint": named, "remote": remote})
             return Identity(key.digest, lambda: True, {})
         parts, watched = _read(extractor, remote)
-        unchanged = partial(_all_unchanged, watched)
-        return Identity(self._digest(extractor, parts), unchanged, parts, _counts(extractor))
+        found = Identity(b"", partial(_all_unchanged, watched), parts, _counts(extractor))
+        return replace(found, digest=self._digest(extractor, found))
 
     def after_batch(self, extractor: Any, before: Identity, remote: bool) -> Identity:
         """Compare `extractor` with how it was before a batch, and return who it was, told better.
@@ -138,13 +140,13 @@ class Teller:
         counts = _counts(extractor)
         compared = {name for name in before.parts.keys() | now.keys() if name.startswith(_COMPARED)}
         changed = {name for name in compared if now.get(name) != before.parts.get(name) and now.get(name) != b""}
-        changed -= self._state(extractor)
+        changed -= self._state(extractor, before)
         if not changed:
             return before
         logs = {name for name in changed if _grew(before.counts.get(name), counts.get(name))}
         if logs:
-            key = _class_key(extractor)
-            self._state_of[key] = self._state(extractor) | logs
+            key = _class_key(extractor, before.parts, before.counts)
+            self._state_of[key] = self._state(extractor, before) | logs
             self._store.put(key, json.dumps(sorted(self._state_of[key])).encode(), namespace=NAMESPACE)
         if changed - logs:
             self._store.events.warn_once(
@@ -154,15 +156,15 @@ class Teller:
                 ", ".join(sorted(name.partition(":")[2] for name in changed - logs)),
             )
         unchanged = before.unchanged if changed == logs else _never
-        return replace(before, digest=self._digest(extractor, before.parts), unchanged=unchanged)
+        return replace(before, digest=self._digest(extractor, before), unchanged=unchanged)
 
-    def _digest(self, extractor: Any, parts: Mapping[str, bytes]) -> bytes:
-        state = self._state(extractor)
-        identity: dict[str, Component] = {name: data for name, data in parts.items() if name not in state}
+    def _digest(self, extractor: Any, found: Identity) -> bytes:
+        state = self._state(extractor, found)
+        identity: dict[str, Component] = {name: data for name, data in found.parts.items() if name not in state}
         return Key({"what": "lmprobe extractor", **identity}).digest
 
-    def _state(self, extractor: Any) -> frozenset[str]:
-        key = _class_key(extractor)
+    def _state(self, extractor: Any, found: Identity) -> frozenset[str]:
+        key = _class_key(extractor, found.parts, found.counts)
         if key not in self._state_of:
             kept = self._store.get(key) if self._store.contains(key) else None
             try:
@@ -172,8 +174,34 @@ class Teller:
         return self._state_of[key]
 
 
-def _class_key(extractor: Any) -> bytes:
-    return Key({"what": "lmprobe extractor state", "class": _name(type(extractor))}).digest
+def _class_key(extractor: Any, parts: Mapping[str, bytes], counts: Mapping[str, Any]) -> bytes:
+    """Return where it is kept what is mere state of a class: of this code alone, whatever others have by its name."""
+    code: dict[Component, Component] = {
+        name: data for name, data in parts.items() if name.startswith("code:") and name not in counts
+    }
+    return Key({"what": "lmprobe extractor state", "class": _name(type(extractor)), "code": code}).digest
+
+
+def _is_untouched(part: Any) -> bool:
+    """Whether an object of lmprobe's runs nothing but lmprobe's own methods, and these what lmprobe wrote for them."""
+    if any(hasattr(type(part), name) for name in vars(part)):
+        return False
+    for base in type(part).__mro__:
+        if owner_of(base.__module__) != "lmprobe":
+            continue
+        for member in vars(base).values():
+            parts = (member.fget, member.fset, member.fdel) if isinstance(member, property) else (member,)
+            if not all(_is_method_of(base, each) for each in parts if callable(each)):
+                return False
+    run: Any = type(part).extract_batch
+    named = (run.__globals__.get(name) for name in names_in(run.__code__))
+    return all(owner_of(defined_in(each)) == "lmprobe" for each in named if isinstance(each, types.FunctionType))
+
+
+def _is_method_of(base: type, member: Any) -> bool:
+    code = getattr(member, "__code__", None)
+    written = isinstance(member, types.FunctionType) and owner_of(defined_in(member)) == "lmprobe"
+    return written and code is not None and code.co_qualname.startswith(f"{base.__qualname__}.")
 
 
 def _read(extractor: Any, remote: bool, weights: bool = True) -> tuple[dict[str, bytes], list[tuple[Any, Fingerprint]]]:
@@ -256,17 +284,25 @@ def _forget_others(owner: Any, models: list[Any]) -> None:
 
 def _attributes(extractor: Any, code: CodeGraph) -> dict[str, Any]:
     """Return what is read of an extractor's own attributes."""
-    if _name(type(extractor)) != _LMPROBE:
+    attributes = getattr(extractor, "__dict__", {})
+    backend = attributes.get("_backend")
+    theirs = _name(type(extractor)) == _LMPROBE
+    if not theirs or _name(type(backend)) == _LOCAL_BACKEND:
         for lazy in ("model", "tokenizer"):  # properties may load these at their first use
             getattr(extractor, lazy, None)
-    attributes = getattr(extractor, "__dict__", {})
-    if _name(type(extractor)) != _LMPROBE:
-        return {name: value for name, value in attributes.items() if name not in HARMLESS}
-    # lmprobe's other backends stream weights from files, or run elsewhere: there is no model here to take apart.
-    backend = attributes.get("_backend")
+    told = {name: value for name, value in attributes.items() if name not in HARMLESS}
+    if not theirs:
+        return told
     code.add(type(backend))
+    inner = getattr(backend, "__dict__", {})
+    if _name(type(backend)) == _LOCAL_BACKEND:  # with somebody's methods, else it would not be asked for
+        del told["_backend"]
+        return told | {f"_backend.{name}": value for name, value in inner.items() if name not in HARMLESS}
+    # lmprobe's other backends stream weights from files, or run elsewhere: there is no model here to take apart.
+    put = {name: value for name, value in attributes.items() if hasattr(type(extractor), name)}
+    put |= {f"_backend.{name}": value for name, value in inner.items() if hasattr(type(backend), name)}
     told = {name: attributes.get(name) for name in ("backend_name", "device", "remote")}
-    return {**told, "backend": _name(type(backend)), "dtype": str(getattr(backend, "dtype", None))}
+    return {**told, "backend": _name(type(backend)), "dtype": str(getattr(backend, "dtype", None)), **put}
 
 
 def _tokenizer(tokenizer: Any) -> bytes:

@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import chain
 from operator import attrgetter
 from typing import Any
+
+from lmstash.identity.patched_library import LibraryParts
 
 _HARMLESS = frozenset({"padding_side", "verbose", "deprecation_warnings"})
 """Settings that decide how batches are padded and what is printed: the index does neither, and others change them."""
@@ -126,6 +129,10 @@ class TokenizerState:
         kind = type(tokenizer)
         if type(backend) is not tokenizers.Tokenizer or not kind.__module__.startswith("transformers."):
             return None
+        parts = _parts_of(kind)
+        parts.look()
+        if parts.found:  # somebody's code makes the ids
+            return None
         model = backend.model
         if any(getattr(model, name, None) is not None for name in _RANDOM):
             return None
@@ -143,3 +150,10 @@ class TokenizerState:
         versions = (transformers.__version__, tokenizers.__version__)
         facts = (f"{kind.__module__}.{kind.__qualname__}", versions, told)
         return backend, hashlib.sha256(repr(facts).encode("utf-8", "surrogatepass") + b"\0")
+
+
+@lru_cache(maxsize=256)
+def _parts_of(kind: type) -> LibraryParts:
+    """Return the modules that a class of transformers and its bases lie in."""
+    modules = {base.__module__ for base in kind.__mro__}
+    return LibraryParts({each for each in modules if each.startswith("transformers.")})

@@ -85,7 +85,7 @@ class Asker:
         try:
             return self.who.look()
         except UnsupportedModelError as error:
-            self._events.warn_once("responses model", "lmstash: nothing is cached for this model: %s", error)
+            self._events.warn_once(f"model {error}", "lmstash: nothing is cached for this model: %s", error)
             return None
 
     def text_of(self, request: Any) -> bytes | None:

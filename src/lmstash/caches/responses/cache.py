@@ -87,6 +87,7 @@ class Responses:
             UnsupportedModelError: A torch module that cannot be identified safely.
             MissingDependencyError: `compress`, and zstandard is not installed.
         """
+        self.given = {**locals(), "self": None}  # see `carrying`
         if urls not in POLICIES:
             raise InvalidArgumentError(f"urls= is one of {', '.join(POLICIES)}; got {urls!r}")
         who = who_is(

@@ -79,6 +79,8 @@ class Mapped:
         self._refresh = refresh
         self._ttl_seconds = ttl_seconds
         self._bar: Any = _bar(len(self._requests)) if progress else None
+        self._may_differ = len(self._requests) > _LOOK_UP
+        """Whether other code may have run, or time passed, since they were looked up: then they are looked at again."""
 
     def steps(self) -> Generator[Any, Any, None]:
         """Yield `Answered`, and what is waited for: a `Batch`, or a step of `steps`."""
@@ -171,7 +173,10 @@ class Mapped:
         if not batch:
             return
         cache, requests = self._cache, [self._requests[each.numbers[0]] for each in batch]
-        changed = {id(each) for each, request in zip(batch, requests, strict=True) if self._is_other(each, request)}
+        changed: set[int] = set()
+        if self._may_differ:
+            changed = {id(each) for each, request in zip(batch, requests, strict=True) if self._is_other(each, request)}
+        self._may_differ = True
         started = time.perf_counter()
         with computing(each.flight for each in batch if each.flight is not None):
             answers = yield Batch(requests)
@@ -216,6 +221,7 @@ class Mapped:
     def _await(self, wanted: _Wanted) -> Generator[Any, Any, None]:
         """Wait until somebody else's computation is over, or it took too long."""
         assert wanted.asked is not None
+        self._may_differ = True
         flights, deadline = self._cache.flights, time.monotonic() + self._cache.wait_seconds
         while time.monotonic() < deadline:
             flight, leads = flights.join(wanted.asked.key)
@@ -268,6 +274,7 @@ class Mapped:
             return None
 
     def _answered(self, number: int, answer: Any) -> Answered:
+        self._may_differ = True
         if self._bar is not None:
             self._bar.update(1)
         return Answered(number, answer)

@@ -1,0 +1,269 @@
+"""What stands for arguments, and for code and what it names, in the request that a call of a cached function is."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import enum
+import functools
+import logging
+import os
+import re
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType, SimpleNamespace
+from typing import Any
+
+from lmstash.caches.responses.hiding import is_secret
+from lmstash.caches.responses.requests import read_request
+from lmstash.errors import InvalidArgumentError
+from lmstash.identity.encoding import encode
+from lmstash.identity.keys import Key
+from lmstash.identity.media import media_of
+from lmstash.identity.object_parts import attributes_of
+from lmstash.identity.own_code import OwnCode
+from lmstash.identity.owners import is_installed
+from lmstash.identity.words import words_of
+
+_PLAIN = (type(None), bool, int, float, str, bytes)
+_MOST_NESTED = 100
+_MOST_KNOWN = 1000
+_WITHOUT_MEANING = (logging.Logger, type(threading.Lock()), type(threading.RLock()))
+_SAY_MORE = (str, bytes, int, float, list, tuple, dict, set, frozenset)
+"""Dataclasses that are these hold more than their fields."""
+_ITEMS = "lmstash:items"
+_MARKS: dict[Any, str] = {set: "lmstash:set", frozenset: "lmstash:frozenset"}
+_MARKED = frozenset({_ITEMS, *_MARKS.values()})
+_TUPLE_GETTER: Any = type(vars(collections.namedtuple("_", "x"))["x"])
+_OF_WRAPPERS = {*functools.WRAPPER_ASSIGNMENTS, "__wrapped__", "cache_parameters"}
+"""What lies on each function that remembers its results."""
+_WORD = re.compile(rb'(?:"|\$\{?)([A-Za-z_][A-Za-z0-9_]*)')
+
+
+class Content:
+    """Reads arguments and code for one decorated function. Threads may share it.
+
+    Args:
+        package: The one that the function lies in.
+        harmless: Names of objects that change no answer.
+    """
+
+    def __init__(self, package: str, harmless: frozenset[str]) -> None:
+        self._package = package
+        self._harmless = harmless
+        self._codes: dict[tuple[int, bool], _Code] = {}
+        self._lock = threading.RLock()
+        self._reading = threading.local()
+
+    def begin(self) -> None:
+        """Forget which code was read last in this thread: a call is named next."""
+        self._reading.codes, self._reading.used, self._reading.texts, self._reading.marks = set(), [], [], {}
+
+    def argument(self, name: str, value: Any) -> Any:
+        """Return what stands for an argument in a request.
+
+        Raises:
+            InvalidArgumentError: Nobody can tell it from another one of its kind.
+        """
+        try:
+            return self.plain(value, _MOST_NESTED)
+        except InvalidArgumentError as error:
+            raise InvalidArgumentError(f"argument {name}: {error}") from error
+
+    def environment(self, arguments: Any) -> str | None:
+        """Return a digest of the variables of the environment that the code of a call may read; None for none.
+
+        These are all whose name is a word in that code, in what it names, or among the arguments, if any of that code
+        names the environment at all. What is named for a secret does not count.
+        """
+        used: list[_Code] = self._reading.used
+        if not any(each.graph.reads_environment for each in used):
+            return None
+        names = {word for text in _texts(arguments) for word in words_of(text)}
+        names.update(*[each.graph.words for each in used])
+        for text in self._reading.texts:
+            names.update(word.decode() for word in _WORD.findall(text))
+        said: dict[Any, Any] = {name: each for name, each in os.environ.items() if name in names}
+        said = {name: each for name, each in said.items() if not is_secret(name)}
+        return Key({"environment": said}).hex if said else None
+
+    def plain(self, value: Any, depth: int = _MOST_NESTED) -> Any:
+        """Return what stands for a value.
+
+        Raises:
+            InvalidArgumentError: Nobody can tell it from another one of its kind.
+        """
+        kind: Any = type(value)
+        if kind in _PLAIN:
+            return value
+        if depth <= 0:
+            raise InvalidArgumentError(f"it is nested more than {_MOST_NESTED} deep")
+        if kind is list or kind is tuple:
+            return kind([self.plain(each, depth - 1) for each in value])
+        if kind is dict:
+            if not _MARKED.isdisjoint(value):
+                raise InvalidArgumentError("it is a dict with a key that lmstash marks other things by")
+            if all(type(key) in _PLAIN for key in value):
+                return {key: self.plain(each, depth - 1) for key, each in value.items()}
+            if any(type(key) is str for key in value):  # whose values count by that, a path by its file
+                raise InvalidArgumentError("it is a dict whose keys are texts and other things")
+            return {_ITEMS: [[self.plain(key, depth - 1), self.plain(each, depth - 1)] for key, each in value.items()]}
+        if kind is set or kind is frozenset:
+            return {_MARKS[kind]: sorted((self.plain(each, depth - 1) for each in value), key=encode)}
+        if isinstance(value, enum.Enum):
+            inner = value.value if type(value.value) in _PLAIN else None
+            return {"enum": self.code(kind, given=True), "name": value.name, "value": inner}
+        if isinstance(value, FunctionType | type):
+            return {"code of": f"{value.__module__}.{value.__qualname__}", "is": self.code(value, given=True)}
+        if isinstance(value, BuiltinFunctionType) and value.__module__ == "builtins":
+            return {"code of": f"builtins.{value.__qualname__}", "is": "builtin"}
+        if isinstance(value, functools.partial) and kind is functools.partial and not vars(value):
+            held = [value.func, value.args, value.keywords]
+            return {"partial": [self.plain(each, depth - 1) for each in held]}
+        if isinstance(value, functools._lru_cache_wrapper):
+            more = {name: self.plain(each, depth - 1) for name, each in vars(value).items() if name not in _OF_WRAPPERS}
+            return {"remembers": self.plain(vars(value).get("__wrapped__"), depth - 1), "beside": more}
+        if isinstance(value, MethodType):
+            return {"method": self.plain(value.__func__, depth - 1), "of": self.plain(value.__self__, depth - 1)}
+        fields = _fields_of(value)
+        if fields is not None:
+            about = {name: self.plain(each, depth - 1) for name, each in fields.items()}
+            is_ = self.code(kind, given=True)
+            return {"code of": f"{kind.__module__}.{kind.__qualname__}", "is": is_, "fields": about}
+        media = media_of(value)
+        if media is not None:
+            return media
+        raise InvalidArgumentError(
+            f"an object of {kind.__module__}.{kind.__qualname__} has no content that lmstash knows how to read. Make "
+            "it a dataclass, pass what it stands for, or name the argument in harmless= if it changes no answer"
+        )
+
+    def code(self, code: Any, *, given: bool = False) -> str:
+        """Return the digest of a function's or class's code, and of what it leads to.
+
+        Args:
+            code: The function or class.
+            given: Whether it is an argument, or lies in an object: then all of its attributes count.
+
+        Raises:
+            InvalidArgumentError: It names an object that nobody can tell from another one of its kind.
+        """
+        with self._lock:
+            known = self._codes.get((id(code), given))
+            if known is None or not known.graph.unchanged():
+                if len(self._codes) >= _MOST_KNOWN:
+                    self._codes.clear()
+                known = self._codes[id(code), given] = _Code(code, self._package, self._harmless, given)
+        self._reading.used.append(known)
+        reading: set[tuple[int, bool]] = self._reading.codes
+        if not known.objects or (id(code), given) in reading:  # a class may hold an instance of itself
+            return known.digest
+        reading.add((id(code), given))
+        try:
+            held: dict[Any, Any] = {place: self._held(place, value) for place, value in known.objects.items()}
+        finally:
+            reading.discard((id(code), given))
+        return Key({"code": known.digest, "objects": held}).hex
+
+    def _held(self, place: str, value: Any) -> Any:
+        """Return what an object that code names is made of now, as a key can hold it."""
+        if isinstance(value, BuiltinFunctionType) and isinstance(value.__self__, type | ModuleType | None):
+            owner = value.__self__
+            return ["builtin", getattr(owner, "__qualname__", getattr(owner, "__name__", None)), value.__qualname__]
+        if isinstance(value, re.Pattern):
+            return ["pattern", value.pattern, value.flags]
+        if isinstance(value, _WITHOUT_MEANING):
+            return ["logger" if isinstance(value, logging.Logger) else type(value).__qualname__]
+        if type(value) is threading.Event:
+            return ["event", value.is_set()]
+        if isinstance(value, _TUPLE_GETTER):
+            return ["field", *value.__reduce__()[1]]
+        if _is_mark(value):
+            marks: dict[int, int] = self._reading.marks  # which of them is which, and no more, is what they say
+            return ["mark", type(value).__qualname__, marks.setdefault(id(value), len(marks))]
+        if _lies_in_its_package(value):
+            return ["in", value.__module__, value.__qualname__]
+        if type(value) in _caches():
+            cache: Any = value
+            return ["answers of", cache.asker.who.look().hex]
+        if isinstance(value, threading.local | SimpleNamespace) and type(value).__module__ in ("_thread", "types"):
+            value = vars(value)
+        try:
+            text = read_request([self.plain(value)], urls="trust").text
+        except InvalidArgumentError as error:
+            name = place.rpartition(":")[2]
+            raise InvalidArgumentError(
+                f"its code names `{name}`: {error} (a client of the model that the cache is for, say)"
+            ) from error
+        self._reading.texts.append(text)
+        return ["object", text]
+
+
+class _Code:
+    """The code of a function or class, as it was when it was read."""
+
+    def __init__(self, code: Any, package: str, harmless: frozenset[str], given: bool) -> None:
+        self.graph = OwnCode(package, code, given=given)  # keeps it alive, so that its id stays its own
+        units: dict[Any, Any] = {
+            name: each for name, each in self.graph.components().items() if not _is_harmless(name, harmless)
+        }
+        self.digest = Key({"code": units, "packages": self.graph.packages()}).hex
+        self.objects = {
+            place: value for place, value in self.graph.objects.items() if not _is_harmless(place, harmless)
+        }
+
+
+def _fields_of(value: Any) -> dict[str, Any] | None:
+    """Return the fields of a dataclass, pydantic model or named tuple; None where it is none, or holds more."""
+    if dataclasses.is_dataclass(value):
+        names = [each.name for each in dataclasses.fields(value)]
+        if isinstance(value, _SAY_MORE) or attributes_of(value).keys() - set(names):
+            return None
+        return {name: getattr(value, name) for name in names}
+    if hasattr(type(value), "model_fields") and hasattr(value, "model_dump") and not value.__pydantic_private__:
+        return {name: getattr(value, name) for name in type(value).model_fields} | (value.model_extra or {})
+    if isinstance(value, tuple) and hasattr(type(value), "_fields") and not attributes_of(value):
+        return dict(zip(value._fields, value, strict=True))  # pyright: ignore[reportAttributeAccessIssue]
+    return None
+
+
+@functools.lru_cache(maxsize=1)
+def _caches() -> tuple[type, ...]:
+    """Return the classes of what answers for a model."""
+    from lmstash.caches.responses.cache import Responses
+    from lmstash.caches.responses.decorating import Calls
+
+    return Responses, Calls
+
+
+def _is_mark(value: Any) -> bool:
+    """Whether an object stands for nothing and says nothing: `object()`, and those that dataclasses use."""
+    kind = type(value)
+    return kind is object or (
+        kind.__module__ == "dataclasses" and not getattr(value, "__dict__", hasattr(kind, "__slots__"))
+    )
+
+
+def _lies_in_its_package(value: Any) -> bool:
+    """Whether an object is what an installed package has under the object's own name: its version says what it is."""
+    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+    if not isinstance(module, str) or not isinstance(name, str) or not is_installed(module):
+        return False
+    return vars(sys.modules.get(module, object)).get(name) is value
+
+
+def _texts(value: Any) -> Iterator[str | bytes]:
+    if isinstance(value, str | bytes):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _texts([*value.keys(), *value.values()])
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _texts(each)
+
+
+def _is_harmless(place: Any, harmless: frozenset[str]) -> bool:
+    """Whether a place in the code (`module.function:variable`) is one of an object that changes no answer."""
+    _function, colon, variable = str(place).rpartition(":")
+    return bool(colon) and variable in harmless

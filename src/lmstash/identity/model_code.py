@@ -1,0 +1,119 @@
+"""The code that a model leads to, and what else such code may read: all of its configuration, the environment.
+
+transformers' own models read neither the names and notes that lie in a configuration nor variables of the environment
+that would change what they compute. What you have written, remote code, and layers of packages that nobody here knows
+may. A variable counts where its name is a word in code of yours that names the environment, or lies beside such code:
+in a global, a default, an attribute of a class or module.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from functools import partial
+from types import FunctionType
+from typing import Any
+
+from lmstash.identity.bytecode import names_in, texts_in
+from lmstash.identity.code import CodeGraph
+from lmstash.identity.encoding import Component
+from lmstash.identity.owners import BY_NAME, defined_in, owner_of
+
+_KNOWN = frozenset(
+    {
+        *BY_NAME, "transformers", "peft", "accelerate", "safetensors",
+        "aqlm", "auto_gptq", "awq", "bitsandbytes", "compressed_tensors", "eetq", "gptqmodel", "hqq", "optimum",
+        "quanto", "torchao", "vptq",
+        "causal_conv1d", "einops", "fla", "flash_attn", "kernels", "mamba_ssm", "triton", "xformers",
+    }
+)  # fmt: skip
+"""Packages whose layers and functions know no configuration, or read of it what counts anyway."""
+_ENVIRONMENT = frozenset({"environ", "environb", "getenv"})
+_NESTED = 4
+
+
+class ModelCode(CodeGraph):
+    """Collects the code reachable from a model. Not for several threads at once.
+
+    Attributes:
+        reads_all: Whether some of it may read any field of a configuration.
+    """
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        super().__init__()
+        self.reads_all = False
+        self._within_known = False
+        self._reads_environment = False
+        self._words: set[str] = set()
+
+    def environment(self, beside: Iterable[Any]) -> dict[Component, Component]:
+        """Return digests of the environment's variables that the code may read, by name; watches them from now on.
+
+        Args:
+            beside: Plain values of the model's own modules, which may hold names.
+        """
+        if not self._reads_environment:
+            return {}
+        for value in beside:
+            self._take_words(value)
+        look = partial(_variables, frozenset(self._words))
+        self.watch(look)
+        return {name: hashlib.sha256(said.encode("utf-8", "surrogateescape")).hexdigest() for name, said in look()}
+
+    def _add_bytecode(self, function: FunctionType, name: str) -> str:
+        self._meet(defined_in(function))
+        if self._is_own(defined_in(function)):
+            code = function.__code__
+            names = {*names_in(code)}
+            held = (function.__globals__.get(each) for each in names)
+            self._reads_environment |= not _ENVIRONMENT.isdisjoint(names) or any(map(_is_environment, held))
+            self._take_words(
+                [*texts_in(code), *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+            )
+        return super()._add_bytecode(function, name)
+
+    def _add_class(self, cls: type) -> str:
+        self._meet(cls.__module__)
+        if self._is_own(cls.__module__):
+            self._take_words([*vars(cls).values()])
+        return super()._add_class(cls)
+
+    def _follow(self, here: str, value: Any, name: str) -> None:
+        if self._is_own(here):
+            self._take_words(value)
+        outside = self._within_known
+        self._within_known |= owner_of(here) in _KNOWN - {"transformers"}
+        try:
+            super()._follow(here, value, name)
+        finally:
+            self._within_known = outside
+
+    def _meet(self, module: str) -> None:
+        owner = owner_of(module)
+        if owner.startswith("namedtuple_") or owner in _KNOWN:
+            return
+        if self._is_own(module) or not self._within_known:  # what known packages use is theirs
+            self.reads_all = True
+
+    def _take_words(self, value: Any, depth: int = _NESTED) -> None:
+        if isinstance(value, bytes):
+            value = value.decode("utf-8", "ignore")
+        if isinstance(value, str):
+            if value.isidentifier():
+                self._words.add(value)
+        elif depth and isinstance(value, dict):
+            self._take_words([*value.keys(), *value.values()], depth - 1)
+        elif depth and isinstance(value, list | tuple | set | frozenset):
+            for each in value:
+                self._take_words(each, depth - 1)
+
+
+def _is_environment(value: Any) -> bool:
+    return value is os.environ or value is os.getenv or value is getattr(os, "environb", os.environ)
+
+
+def _variables(names: frozenset[str]) -> list[tuple[str, str]]:
+    """Return the variables that are set under some of these names. Costs 30 us."""
+    return [(name, os.environ.get(name, "")) for name in sorted(names.intersection(os.environ))]

@@ -1,0 +1,397 @@
+"""All of your own code that a function leads to, by all that anybody may look at.
+
+Beside what `CodeGraph` reads, these count: annotations and docstrings, the order of dicts and of what lies in classes,
+attributes of functions, members of enums and what hangs on them, what is registered with a `singledispatch`,
+metaclasses, and what a library's wrapper holds. Packages that are installed and say their version count by that; the
+one that the function itself lies in is always read. What is neither plain nor code lies in `objects`.
+"""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import hashlib
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from enum import EnumMeta
+from inspect import Signature
+from marshal import dumps
+from types import CellType, FunctionType, MappingProxyType, ModuleType
+from typing import Any
+
+from lmstash.identity.annotations import annotations_lying_on, annotations_of, taken_apart, words_in
+from lmstash.identity.bytecode import (
+    encoded,
+    globals_in,
+    imports_in,
+    in_order,
+    is_plain,
+    names_in,
+    parts_of,
+    plain_component,
+    texts_in,
+)
+from lmstash.identity.code import CodeGraph
+from lmstash.identity.encoding import Component, encode
+from lmstash.identity.object_parts import parts_held
+from lmstash.identity.owners import defined_in, hides_python, is_foreign, is_installed, owner_of, version_of
+from lmstash.identity.words import ANY_NAME, ENVIRONMENT, SOURCE, TABLES, SourceText, is_environment, words_within
+
+_DEEP = 4
+"""How far into an object that a package has made of your settings."""
+_NESTED = 50
+_NOISE = frozenset(
+    {"__module__", "__qualname__", "__firstlineno__", "__static_attributes__", "__dict__", "__weakref__"}
+)
+_OF_MEMBERS = frozenset({"_name_", "__objclass__", "_sort_order_"})
+"""What each member of an enum bears, without meaning."""
+_FIELDS = frozenset({"__pydantic_fields__", "__pydantic_decorators__", "__pydantic_generic_metadata__"})
+"""What pydantic keeps of what you have written; the rest it makes of that, with addresses in it."""
+_ADDRESS = re.compile(" at 0x[0-9a-fA-F]+")
+
+
+class OwnCode(CodeGraph):
+    """Collects the code that one function or class leads to. Not for several threads at once.
+
+    Attributes:
+        words: Texts in the code that are words: each may name an attribute, or a variable of the environment.
+        reads_environment: Whether any of it names the environment.
+    """
+
+    def __init__(self, package: str, code: Any, *, given: bool = False) -> None:
+        """Read.
+
+        Args:
+            package: Never taken by its version: the one that the function lies in which all this is for.
+            code: A function or class.
+            given: Whether it is an argument, of which anybody may ask for any attribute.
+        """
+        super().__init__(installed_by_version=True)
+        self._package = package
+        self._names: set[str] = set()
+        self._met: list[tuple[FunctionType, str]] = []
+        self._mine: list[type] = []
+        self._said: list[tuple[FunctionType, str | None, str, Any]] = []
+        self._taken: dict[int, str] = {}
+        self._attributes: set[str] = set()
+        self._modules: list[tuple[ModuleType, str]] = []
+        self.words: set[str] = set()
+        self.reads_environment = False
+        self.add(code)
+        self._complete(code if given else None)
+        self.reads_environment |= not ENVIRONMENT.isdisjoint(self._names | self.words)
+
+    def packages(self) -> dict[Component, Component]:
+        """Return {package: version} of the packages that the code lies in."""
+        roots = {name.partition(".")[0] for name in self._units}
+        return super().packages() | {root: version_of(root) for root in sorted(roots) if self._by_its_version(root)}
+
+    def unchanged(self) -> bool:
+        """Return whether all of it is as it was read."""
+        for function, doc, name, said in self._said:
+            if function.__doc__ is not doc or function.__name__ != name:
+                return False
+            if said is not None and function.__annotations__ is not said:
+                return False
+        return super().unchanged()
+
+    def _complete(self, given: Any) -> None:
+        """Follow what any code that was read may ask of any function, class or module that was read."""
+        before: Any = None
+        while before != (now := (len(self._met), len(self._units), len(self._names | self.words))):
+            before, asked = now, self._names | self.words
+            by_any_name = not ANY_NAME.isdisjoint(asked)
+            for function, name in list(self._met):
+                own, held = self._is_own(defined_in(function)), vars(function)
+                of_all = own and (by_any_name or function is given)
+                for each in sorted(held.keys() if of_all else held.keys() & asked):
+                    self._add_attribute(function, each, f"{name}.{each}", own)
+            for module, name in list(self._modules):
+                if self._is_own(module.__name__):
+                    self._add_named("", module, asked, f"{name}.", set())
+            if "__subclasses__" in asked:
+                for cls in list(self._mine):
+                    for number, each in enumerate(type.__subclasses__(cls)):
+                        self._link(f"{_name_of(cls)} has {number}", self.add(each))
+        if "__subclasses__" in self._names | self.words:
+            for cls in self._mine:
+                self.watch(functools.partial(type.__subclasses__, cls))
+
+    def _add_attribute(self, function: FunctionType, attribute: str, place: str, own: bool) -> None:
+        if place in self._attributes or attribute == "__wrapped__" or defined_in(function) == "functools":
+            return
+        self._attributes.add(place)
+        self.watch_names(vars(function), [attribute])
+        if own:
+            self._follow("", vars(function)[attribute], place)
+        else:
+            self._take(vars(function)[attribute], place, _DEEP)
+
+    # --- whose code it is --------------------------------------------------------------------------------------------
+
+    def _owner(self, module: str) -> str:
+        root = owner_of(module)
+        return f"own {root}" if root == self._package or hides_python(root) else root
+
+    def _is_foreign(self, module: str) -> bool:
+        return is_foreign(module) or self._owner(module) != owner_of(module)
+
+    def _pinned(self, module: str) -> bool:
+        root = owner_of(module)
+        if self._owner(module) != root:
+            return False
+        return root == "lmstash" or (is_installed(module) and self._by_its_version(root))
+
+    def _by_its_version(self, root: str) -> bool:
+        return root not in sys.stdlib_module_names and root != self._package and version_of(root) is not None
+
+    def _is_installed(self, module: str, path: str) -> bool:
+        return self._owner(module) == owner_of(module) and super()._is_installed(module, path)
+
+    def _is_own(self, module: str) -> bool:
+        return self._is_foreign(module) and not self._pinned(module)
+
+    # --- plain values ------------------------------------------------------------------------------------------------
+
+    def _encoded(self, value: Any) -> bytes | None:
+        data = encoded(value)
+        if data is None or not isinstance(value, dict | list | tuple):
+            return data
+        return encode(in_order(value))
+
+    def _mutable(self, value: Any) -> bytes | None:
+        if not isinstance(value, list | dict | set | tuple):
+            return None
+        try:
+            return dumps(value, 2)  # exact in types and order, and quick; 2 has no references in it
+        except ValueError:
+            return None
+
+    def _also(self, name: str, *what: Any) -> None:
+        """Count something more of what goes by a name."""
+        digest = hashlib.sha256(encode(in_order(what))).hexdigest()
+        while self._units.setdefault(name, digest) != digest:
+            name += "'"
+
+    def _values_of(self, cls: type) -> Component:
+        held = {key: value for key, value in list(vars(cls).items()) if _counts(key)}
+        self.words |= words_within(held)
+        if str(held.get("__doc__")).startswith(f"{cls.__name__}("):  # written by `dataclass`, with its defaults' `repr`
+            held["__doc__"] = _ADDRESS.sub("", held["__doc__"])
+        names = [key for key in held if not _is_word(key)]  # what Python and others put there may come in any order
+        plain = [[key, in_order(plain_component(value))] for key, value in sorted(held.items()) if is_plain(value)]
+        return [names, plain]
+
+    # --- functions ---------------------------------------------------------------------------------------------------
+
+    def _note(self, code: Any, name: str, *what: Component, own: bool = False) -> str:
+        return super()._note(code, name, *what, own=own or self._is_own(defined_in(code)))
+
+    def _add_function(self, function: FunctionType) -> str:
+        name = super()._add_function(function)
+        self._met.append((function, name))
+        self.reads_environment |= is_environment(function)
+        wrapped = vars(function).get("__wrapped__")
+        if wrapped is not None:
+            self.watch_names(vars(function), ["__wrapped__"])
+            self._follow("", wrapped, f"{name} wraps")
+        if self._is_own(defined_in(function)):
+            self._add_words(function, name)
+        return name
+
+    def _add_words(self, function: FunctionType, name: str) -> None:
+        """Read what a function of your own says beside its code."""
+        code, defaults = function.__code__, [function.__defaults__, function.__kwdefaults__]
+        self._names.update(names_in(code))
+        self.words |= words_within([*texts_in(code), defaults])
+        self._also(f"{name} says", function.__doc__, function.__name__, in_order(plain_component(defaults)))
+        self._said.append((function, function.__doc__, function.__name__, annotations_lying_on(function)))
+        for table in (vars(function), function.__kwdefaults__):
+            if table is not None:
+                self._watch_table(table)
+        self._add_annotations(function, name)
+        for each in {*imports_in(code, function.__globals__.get("__package__"))}:
+            self._place(sys.modules, each, sys.modules.get(each))
+        for each in SOURCE & {*names_in(code)}:
+            self._put(SourceText(), f"{name}:{each}")
+        for cell in filter(_is_empty, function.__closure__ or ()):
+            self.watch(functools.partial(_is_empty, cell))
+        table = function.__globals__
+        missing = sorted((globals_in(code) | self._names_beside(function)) - table.keys())
+        for each in missing:
+            self._place(table, each, None)  # it may come later
+            value = vars(builtins).get(each)
+            if is_plain(value) or isinstance(value, FunctionType):  # put there by somebody
+                self._place(vars(builtins), each, value)
+                self._follow("", value, f"{name}:{each}")
+
+    def _names_beside(self, function: FunctionType) -> frozenset[str]:
+        if not self._is_own(defined_in(function)):
+            return frozenset()
+        told = {word for each in annotations_of(function).values() for word in words_in(each)}
+        if not TABLES.isdisjoint(names_in(function.__code__)):
+            told.update(each for each in texts_in(function.__code__) if isinstance(each, str))
+        return frozenset(told)
+
+    def _add_annotations(self, owner: Any, name: str) -> None:
+        said = annotations_of(owner)
+        self._also(f"{name} annotates", list(said))
+        for key, value in said.items():
+            self._take(value, f"{name} annotates {key}", _NESTED)
+        table = vars(owner).get("__annotations__") if isinstance(owner, type) else annotations_lying_on(owner)
+        if isinstance(table, dict):
+            self._watch_table(table)
+
+    def _add_closure(self, function: FunctionType, name: str) -> None:
+        if self._is_own(defined_in(function)):
+            super()._add_closure(function, name)
+            return
+        if owner_of(defined_in(function)) == "lmstash" and "__wrapped__" in vars(function):
+            for variable, _, held in _variables(function):  # a cached function adds whose answers those are
+                if owner_of(type(held).__module__) == "lmstash":
+                    self._put(held, f"{name} by {variable}")
+            return
+        registry = vars(function).get("registry")
+        if defined_in(function) == "functools" and isinstance(registry, MappingProxyType):
+            self._add_registry(registry, name)
+            return
+        # What such a wrapper calls is known by `__wrapped__`; without that, whatever it holds may be what it calls.
+        for variable, cell, held in _variables(function):
+            self._cells.append((cell, held, self._mutable(held)))
+            if "__wrapped__" in vars(function):
+                self._take(held, f"{name}:{variable}", _DEEP)
+            else:
+                self._follow("", held, f"{name}:{variable}")
+
+    def _add_registry(self, registry: Mapping[Any, Any], name: str) -> None:
+        """Read what is called for which type."""
+        self.watch(lambda: list(registry.items()))
+        for number, (kind, function) in enumerate(list(registry.items())):
+            self._follow("", kind, f"{name} for {number}")
+            self._follow("", function, f"{name} calls {number}")
+
+    # --- classes -----------------------------------------------------------------------------------------------------
+
+    def _add_class(self, cls: type) -> str:
+        name = super()._add_class(cls)
+        if not self._is_own(cls.__module__):
+            return name
+        self._mine.append(cls)
+        if type(cls) is not type:
+            self._link(f"{name} is made by", self.add(type(cls)))
+        self._add_annotations(cls, name)
+        words = sorted({word for each in annotations_of(cls).values() for word in words_in(each)})
+        for word in words:
+            self._add_named_in(cls.__module__, word, words, name)
+        members = cls.__members__ if isinstance(cls, EnumMeta) else {}
+        for key, member in members.items():
+            self._watch_table(vars(member))
+            for each, value in sorted(vars(member).items()):
+                if each not in _OF_MEMBERS:
+                    self._follow(cls.__module__, value, f"{name}.{key}.{each}")
+        for key, member in list(vars(cls).items()):
+            if self._is_own(type(member).__module__) and type(member) is not cls:  # a `property` of your own, say
+                self._link(f"{name}.{key} is of", self.add(type(member)))
+            if isinstance(member, functools.singledispatchmethod):
+                self._add_registry(member.dispatcher.registry, f"{name}.{key}")
+            elif _is_word(key):
+                is_made = callable(member) and not isinstance(member, type) and not isinstance(member, Signature)
+                if _counts(key) and not is_made and key not in ("__annotations__", "__doc__"):
+                    self._take(member, f"{name}.{key}", _DEEP)
+            elif members and key not in members and not key.startswith("_"):
+                for number, part in enumerate(parts_of(key, member)):
+                    if type(part).__module__ != "enum" and not isinstance(part, FunctionType):
+                        self._follow(cls.__module__, part, f"{name}.{key} {number}")
+        return name
+
+    def _add_named_in(self, module: str, word: str, words: list[str], name: str) -> None:
+        """Read what a word in a class's annotations stands for in its module."""
+        table = vars(sys.modules.get(module, object))
+        value = table.get(word)
+        if isinstance(value, ModuleType):
+            self._add_named(module, value, set(words), f"{name}:", set())
+        elif word in table:
+            self._place(table, word, value)
+            self._follow(module, value, f"{name}:{word}")
+
+    # --- other objects -----------------------------------------------------------------------------------------------
+
+    def _follow(self, here: str, value: Any, name: str) -> None:
+        if isinstance(value, FunctionType | type) or self._encoded(value) is not None:
+            self.words |= words_within(value)
+            super()._follow(here, value, name)
+        elif is_environment(value):
+            self.reads_environment = True
+        elif isinstance(value, ModuleType):
+            self._also(f"{name} is", f"module {value.__name__}")
+            self._modules.append((value, name))
+        elif taken_apart(value) is not None:
+            self._take(value, name, _NESTED)
+        else:
+            self._put(value, name)
+
+    def _put(self, value: Any, place: str) -> None:
+        while self.objects.setdefault(place, value) is not value:
+            place += "'"
+
+    def _add_named(self, here: str, module: ModuleType, names: set[str], place: str, seen: set[str]) -> None:
+        if self._is_own(module.__name__):
+            if not ANY_NAME.isdisjoint(names):
+                names = names | {each for each in vars(module) if not _is_word(each)}
+                self.watch(functools.partial(len, vars(module)))
+            names = names | {"__getattr__"}
+            self.watch_names(vars(module), sorted(names - vars(module).keys()))  # they may come later
+        super()._add_named(here, module, names, place, seen)
+
+    def _take(self, value: Any, place: str, depth: int) -> None:
+        """Read an annotation, or what a package has made of your settings: of the latter, as far as one can see."""
+        apart = taken_apart(value)
+        if apart is not None:
+            self._also(f"{place} kind", apart[0])
+            is_known = isinstance(apart[0], str) and apart[0].startswith("alias") and self._taken.get(id(value))
+            self._taken.setdefault(id(value), place)
+            self._alive.append(value)
+            for number, each in enumerate(apart[1] if depth and not is_known else ()):
+                self._take(each, f"{place}[{number}]", depth - 1)
+        elif isinstance(value, FunctionType | type) or self._encoded(value) is not None:
+            self._follow("", value, place)
+        elif self._is_own(type(value).__module__):
+            self._put(value, place)
+        elif id(value) in self._taken:
+            self._also(f"{place} as", self._taken[id(value)])
+        elif depth and not (isinstance(value, dict) and "__builtins__" in value):
+            self._taken[id(value)] = place
+            self._alive.append(value)
+            self._follow("", type(value), f"{place} type")
+            for name, each in parts_held(value):
+                self._take(each, f"{place}.{name}", depth - 1)
+
+
+def _is_empty(cell: CellType) -> bool:
+    try:
+        _ = cell.cell_contents
+    except ValueError:
+        return True
+    return False
+
+
+def _variables(function: FunctionType) -> Iterator[tuple[str, CellType, Any]]:
+    for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
+        try:
+            yield variable, cell, cell.cell_contents
+        except ValueError:  # an empty cell
+            continue
+
+
+def _is_word(name: str) -> bool:
+    return name.startswith("__") and name.endswith("__")
+
+
+def _counts(name: str) -> bool:
+    """Whether what lies in a class under a name says something."""
+    return name not in _NOISE and (name in _FIELDS or not name.startswith("__pydantic_"))
+
+
+def _name_of(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"

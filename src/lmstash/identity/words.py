@@ -1,0 +1,49 @@
+"""Words in code and texts by which it asks for what it does not name: attributes, globals, the environment."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from typing import Any
+
+ANY_NAME = frozenset({"getattr", "vars", "dir", "__dict__", "getmembers", "attrgetter", "__getattribute__"})
+"""By which code reaches what it does not name."""
+TABLES = frozenset({"globals", "vars", "eval", "exec"})
+"""By which it reaches globals that only its texts name."""
+ENVIRONMENT = frozenset({"environ", "environb", "getenv", "getenvb", "expandvars"})
+"""By which it reads the environment."""
+SOURCE = frozenset({"getsource", "getsourcelines", "getcomments", "findsource"})
+"""By which it reads the comments and the layout of code, which nobody else does."""
+_MAPPINGS = (os.environ, getattr(os, "environb", os.environ))
+_READERS = (os.getenv, getattr(os, "getenvb", os.getenv), os.path.expandvars)
+_VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w*)")
+"""As `os.path.expandvars` finds them."""
+
+
+class SourceText:
+    """Stands among objects for what code reads by one of `SOURCE`."""
+
+
+def is_environment(value: Any) -> bool:
+    """Return whether a value is the environment, or reads it."""
+    return any(value is each for each in (*_MAPPINGS, *_READERS))
+
+
+def words_of(text: str | bytes) -> Iterable[str]:
+    """Return what in a text may name an attribute, or a variable of the environment."""
+    text = text.decode("latin-1") if isinstance(text, bytes) else text
+    return [str(text)] if text.isidentifier() else _VARIABLE.findall(text)
+
+
+def words_within(value: Any) -> set[str]:
+    """Return such words of all texts in plain containers."""
+    todo, seen, words = [value], set[int](), set[str]()
+    while todo:
+        each = todo.pop()
+        if isinstance(each, str | bytes):
+            words.update(words_of(each))
+        elif isinstance(each, dict | list | tuple | set | frozenset) and id(each) not in seen:
+            seen.add(id(each))
+            todo += [*each, *each.values()] if isinstance(each, dict) else each
+    return words

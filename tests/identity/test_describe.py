@@ -1,0 +1,99 @@
+"""What hangs on a model and steers it, whatever it is kept in."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import lmstash
+from lmstash.identity.watch import watch_model
+
+
+class Scale:
+    def __init__(self) -> None:
+        self.by = 1.0
+
+
+class Flag(threading.Event):
+    pass
+
+
+class Steered(torch.nn.Module):
+    def __init__(self, switch: Any) -> None:
+        super().__init__()
+        self.inner = torch.nn.Linear(4, 4)
+        self.switch = switch
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x)
+
+
+SCALE, OTHER, WHOLE = Scale(), torch.ones(4), torch.nn.Linear(4, 4)
+SWITCHES: dict[str, tuple[Any, Callable[[Any], object], Callable[[Any], object]]] = {
+    "an event": (threading.Event(), lambda it: it.set(), lambda it: it.clear()),
+    "an event of one's own class": (Flag(), lambda it: it.set(), lambda it: it.clear()),
+    "a weak reference": (
+        weakref.ref(SCALE),
+        lambda it: setattr(it(), "by", 2.0),
+        lambda it: setattr(it(), "by", 1.0),
+    ),
+    "a weak reference to a tensor": (weakref.ref(OTHER), lambda it: it().add_(1), lambda it: it().sub_(1)),
+    "a weak reference to another model": (
+        weakref.ref(WHOLE),
+        lambda it: it().requires_grad_(False).bias.add_(1),
+        lambda it: it().bias.sub_(1),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_a_switch_counts_and_is_noticed(name: str) -> None:
+    switch, on, off = SWITCHES[name]
+    torch.manual_seed(0)
+    model = Steered(switch).eval()
+    watch = watch_model(model)
+    watch.recognise()
+    first = watch.recognise().hex
+    on(switch)
+    try:
+        second = watch.refresh().hex if "tensor" in name or "model" in name else watch.recognise().hex
+        assert second != first
+        assert lmstash.fingerprint(model).hex == second
+    finally:
+        off(switch)
+    if "model" not in name:  # whose bits an addition may have rounded
+        assert watch.refresh().hex == first == lmstash.fingerprint(model).hex
+
+
+def test_a_reference_to_the_models_own_parts_says_nothing_new() -> None:
+    model = torch.nn.LSTM(3, 4).eval()
+    before = lmstash.fingerprint(model)
+    assert "globals" not in before.components or not before.components["globals"]
+    own = Steered(None).eval()
+    own.switch = weakref.ref(own.inner)
+    assert not lmstash.fingerprint(own).components["globals"]
+
+
+def test_a_reference_to_what_is_gone_is_another_one() -> None:
+    held = Scale()
+    model = Steered(weakref.ref(held)).eval()
+    alive = lmstash.fingerprint(model).hex
+    del held
+    gc.collect()
+    assert lmstash.fingerprint(model).hex != alive
+
+
+def test_locks_and_loggers_say_nothing() -> None:
+    lock, logger = threading.Lock(), logging.getLogger("lmstash.tests.describe")
+    model = Steered([lock, logger]).eval()
+    before = lmstash.fingerprint(model).hex
+    with lock:
+        logger.setLevel(logging.DEBUG)
+        assert lmstash.fingerprint(model).hex == before
