@@ -61,6 +61,8 @@ class _Search:
         self._unread: list[EntryInfo] = []
         self._doubtful: set[bytes] = set()
         """Keys of what ends in the block in which the prompt ends, over nobody knows which tokens."""
+        self._at_ends: list[EntryInfo] = []
+        """Rests where that block ends: they name as their parent the block itself, whatever it holds."""
         self._others: set[tuple[bytes, bytes]] = set()
         """Tokens of other prompts in these blocks, each after a chain id."""
 
@@ -108,6 +110,10 @@ class _Search:
 
     def settle(self) -> None:
         """Let go of what nobody else is known to have."""
+        blocks = [entry.parent for entry in self._at_ends]
+        for entry, there in zip(self._at_ends, self._store.contains_many(blocks) if blocks else (), strict=True):
+            if entry.parent in self.gone or not there:
+                self._doubtful.add(entry.key)
         if self._doubtful:
             for after, tokens in self._others:
                 for end in range(TOKEN_BYTES, len(tokens) + 1, TOKEN_BYTES):
@@ -123,7 +129,9 @@ class _Search:
 
     def _take_rest(self, entry: EntryInfo, n_tokens: int) -> None:
         for trail in self._trails:
-            if entry.parent == _before(trail) and trail.n_tokens < n_tokens <= trail.most_tokens:
+            if trail.n_tokens < n_tokens == trail.most_tokens:
+                self._at_ends.append(entry)
+            elif entry.parent == _before(trail) and trail.n_tokens < n_tokens < trail.most_tokens:
                 self._doubtful.add(entry.key)
 
     def _take_piece(self, entry: EntryInfo, value: memoryview) -> None:
