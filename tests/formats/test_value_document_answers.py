@@ -264,11 +264,9 @@ def media_of(kept: list[Kept]) -> dict[str, list[Any]]:
         assert kind in kinds
         data = plain(content) if first == b"z" else content
         forms.add(first)
-        if kind == "bytes":
-            value: Any = data
-        elif kind == "image":
+        if kind == "image":
             (length,) = struct.unpack_from("<I", data)
-            value = typed(data[4 : 4 + length]), data[4 + length :]
+            value: Any = typed(data[4 : 4 + length]), data[4 + length :]
         elif data[:4] == b"text":
             value = typed(data[4:])
         else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -50,13 +51,15 @@ class Ranked(HFLM):
 
 def evaluate(given: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(1)
-    os.environ["BATCH_LOG"] = given.log
+    log = logging.getLogger("batches")  # which is no part of who answers, unlike what a function reads elsewhere
+    log.addHandler(logging.FileHandler(given.log, delay=True))
+    log.setLevel(logging.INFO)
+    log.propagate = False
     for name in ("_model_call", "_model_generate"):
         plain = getattr(HFLM, name)
 
         def call(self: Any, *arguments: Any, _plain: Any = plain, **options: Any) -> Any:
-            with open(os.environ["BATCH_LOG"], "a") as log:
-                log.write("batch\n")
+            log.info("batch")
             return _plain(self, *arguments, **options)
 
         setattr(HFLM, name, call)

@@ -549,3 +549,18 @@ def test_tags_say_what_was_asked(stash, tasks):
 def test_models_of_one_shape_are_not_one_model():
     one, other = tiny_model(0), tiny_model(1)
     assert lmstash.fingerprint(one) != lmstash.fingerprint(other)
+
+
+def test_why_nothing_is_cached_is_told_for_each_reason(stash, tokenizer, caplog):
+    from lm_eval.models.huggingface import HFLM
+
+    class Mine(HFLM):
+        def tok_encode(self, string: str, **options: Any) -> Any:
+            return super().tok_encode(f"{vars(self)}", **options)
+
+    for name in ("one", "other", "one"):
+        lm = Mine(pretrained=tiny_model(), tokenizer=tokenizer)
+        vars(lm)[name] = (each for each in ())  # which nobody can take apart
+        CachedLM(lm, stash)
+    told = [each.getMessage() for each in caplog.records if "nothing is cached" in each.getMessage()]
+    assert [each.partition("evaluation: ")[2].split()[0] for each in told] == ["one", "other"]

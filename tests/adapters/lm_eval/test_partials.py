@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import lm_eval.models.huggingface
 import pytest
 
 from lmstash.adapters.lm_eval import CachedLM
 from lmstash.adapters.lm_eval.partials import Pending
 from lmstash.stash import Stash
 
-from .conftest import Scripted, echo, generations, instance
+from .conftest import Scripted, echo, generations, instance, of_harness
 
 
 class Crash(Exception):
@@ -38,6 +39,7 @@ class AllAtOnce(Scripted):
     batch_size = "auto"  # pyright: ignore[reportAssignmentType]
 
 
+@of_harness
 class Normalising(Scripted):
     """Reports other arguments than it was given, as vLLM does."""
 
@@ -107,6 +109,7 @@ def test_a_backend_that_answers_many_side_by_side_and_says_nothing_of_it_gets_ma
 def test_once_a_backend_has_reported_a_part_it_gets_the_rest_at_once(stash):
     calls: list[int] = []
 
+    @of_harness
     class Noting(Scripted):
         def generate_until(self, requests: list[Any]) -> list[Any]:
             calls.append(len(requests))
@@ -119,10 +122,11 @@ def test_once_a_backend_has_reported_a_part_it_gets_the_rest_at_once(stash):
 def test_a_known_backend_is_called_once_with_all(stash, hflm, monkeypatch):
     lm = CachedLM(hflm(), stash)
     calls: list[int] = []
-    plain = type(lm.lm).loglikelihood
+    collator = lm_eval.models.huggingface.Collator  # it is given the requests of each call
     monkeypatch.setattr(
-        "lm_eval.models.huggingface.HFLM.loglikelihood",
-        lambda self, requests: calls.append(len(requests)) or plain(self, requests),
+        lm_eval.models.huggingface,
+        "Collator",
+        lambda requests, **options: calls.append(len(requests)) or collator(requests, **options),
     )
     lm.loglikelihood([instance("loglikelihood", "a", f" {word}") for word in "bcdefgh"])
     assert calls == [7]

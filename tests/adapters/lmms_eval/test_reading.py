@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+import lmstash
 from lmstash.adapters.lmms_eval import ResponseCache
+from lmstash.adapters.lmms_eval.code_of import source_of
 
 _spec = importlib.util.spec_from_file_location("lmms_standins", Path(__file__).with_name("standins.py"))
 assert _spec is not None
@@ -85,3 +89,85 @@ def test_padding_and_truncation_that_a_call_sets_are_no_change(place: str) -> No
         cache.execute(lm, "generate_until", Task(questions()).requests())
         tokenizer(["a b", "a"], padding=True, truncation=True, max_length=length)
     assert lm.n_asked == 10
+
+
+class Scaled(Echo):
+    """Goes by the environment, and has a function beside it that goes by an attribute."""
+
+    def answer(self, request: Any) -> Any:
+        return f"{os.environ.get('LMSTASH_TEST_SCALE')} {beside(self)} {super().answer(request)}"
+
+
+def beside(lm: Any) -> Any:
+    return getattr(lm, "timeout", None)
+
+
+def test_what_ones_own_code_reads_of_the_environment_counts_as_it_is_at_each_call(place: str, monkeypatch) -> None:
+    lm = Scaled()
+    for value, expected in (("2", 10), ("2", 0), ("3", 10)):
+        monkeypatch.setenv("LMSTASH_TEST_SCALE", value)
+        monkeypatch.setenv("LMSTASH_TEST_OTHER", f"another {value}")
+        answers, computed = evaluate(place, lm, Task(questions()))
+        assert (answers[0][0], computed) == (value, expected)
+        assert evaluate(place, Scaled(), Task(questions()))[1] == 0
+    with ResponseCache(place, model="echo").stash as stash:
+        held = ResponseCache(stash, model="echo")
+        held.meet(lm)
+        before = held.identity()
+        monkeypatch.delenv("LMSTASH_TEST_SCALE")
+        assert held.identity() != before
+
+
+def test_what_functions_beside_ones_own_class_go_by_counts_whatever_it_is(place: str) -> None:
+    def ask(kind: type, timeout: Any) -> int:
+        lm = kind()
+        lm.timeout = timeout
+        return evaluate(place, lm, Task(questions()))[1]
+
+    assert [ask(Scaled, each) for each in (1, 1, 2)] == [10, 0, 10]
+    held = [SimpleNamespace(word=word) for word in ("cats", "cats", "dogs")]
+    assert [ask(Scaled, each) for each in held] == [10, 0, 10]
+    assert [ask(Echo, each) for each in (1, 2)] == [10, 0]
+
+
+def test_what_nobody_can_say_is_told_for_each_reason(place: str, caplog) -> None:
+    def failing(doc: Any) -> Any:
+        raise [KeyError, OSError][doc["number"] % 2](f"no image {doc['number']}")
+
+    docs = [{"question": f"Q{k}", "number": k} for k in range(6)]
+    lm = Echo()
+    lm.see = lambda request: []
+    evaluate(place, lm, Task(docs, doc_to_visual=failing))
+    told = [each.getMessage() for each in caplog.records if "a request is not cached" in each.getMessage()]
+    assert [each.partition("cached: ")[2].partition(":")[0] for each in told][:2] == ["KeyError", "OSError"]
+    caplog.clear()
+    with lmstash.open(place) as stash:
+        for name in ("one", "other", "one"):
+            lm = Echo()
+            setattr(lm, name, (each for each in ()))  # which nobody can take apart
+            evaluate(stash, lm, Task(questions()), model=lm)
+    told = [each.getMessage() for each in caplog.records if "nothing is cached" in each.getMessage()]
+    assert [each.partition("model: ")[2].split()[0] for each in told] == ["one", "other"]
+
+
+def test_of_a_model_that_is_known_by_its_name_what_its_code_reads_of_the_environment_counts(
+    place: str, monkeypatch
+) -> None:
+    def ask(value: str) -> int:
+        lm = Scaled()
+        lm.held = (each for each in ())  # which nobody can take apart
+        monkeypatch.setenv("LMSTASH_TEST_SCALE", value)
+        return evaluate(place, lm, Task(questions()))[1]
+
+    assert [ask(value) for value in ("2", "2", "3")] == [10, 0, 10]
+
+
+def test_what_functions_of_later_rounds_read_of_the_environment_counts(monkeypatch) -> None:
+    def shown(doc: Any) -> Any:
+        return [] if doc.get("round") is None else os.environ["LMSTASH_TEST_SCALE"]
+
+    sources = []
+    for value in ("2", "2", "3"):
+        monkeypatch.setenv("LMSTASH_TEST_SCALE", value)
+        sources.append(source_of(shown))
+    assert sources[0] == sources[1] != sources[2]

@@ -94,25 +94,26 @@ def test_a_crash_loses_at_most_the_chunk_in_flight(place: str, tmp_path: Path) -
 
 
 def test_kill_9_loses_at_most_the_chunk_in_flight(place: str, tmp_path: Path) -> None:
-    log = tmp_path / "computed"
+    log, kill = tmp_path / "computed", tmp_path / "kill"
 
     class Killed(Echo):
         def generate_until(self, requests: Any) -> list[Any]:
             answers = super().generate_until(requests)
             with log.open("a") as file:
                 file.writelines(f"{each.doc_id}\n" for each in requests)
-            if os.environ.get("KILL_AFTER") and self.n_asked >= int(os.environ["KILL_AFTER"]):
+            if kill.exists() and self.n_asked >= 40:
                 os.kill(os.getpid(), signal.SIGKILL)
             return answers
 
+    kill.touch()
     child = os.fork()
     if not child:
-        os.environ["KILL_AFTER"] = "40"
         try:
             evaluate(place, Killed(), Task(questions(100)), chunk_size=4)
         finally:
             os._exit(1)
     assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    kill.unlink()
     before = log.read_text().split()
     assert len(before) == 40
     _, computed = evaluate(place, Killed(), Task(questions(100)), chunk_size=4)
@@ -806,3 +807,15 @@ def test_chunks_grow_until_they_take_long_enough(place: str) -> None:
     assert sizes[0] == 2
     assert sizes == sorted(sizes[:-1]) + sizes[-1:] or max(sizes) >= 512
     assert sum(sizes) == 3000
+
+
+@pytest.mark.parametrize("loaded", [True, False])
+def test_arguments_are_read_as_the_harness_does_also_where_it_is_not_loaded(place: str, monkeypatch, loaded) -> None:
+    if loaded:
+        pytest.importorskip("lmms_eval.utils")
+    else:
+        monkeypatch.delitem(sys.modules, "lmms_eval.utils", raising=False)
+    cache = ResponseCache(place, model="m", model_args="a=1,b=False,c=0.5,d=x/y=z,e=-2")
+    cache.close()
+    assert repr(cache._arguments) == repr({"a": 1, "b": False, "c": 0.5, "d": "x/y=z", "e": -2.0})
+    assert ("lmms_eval.utils" in sys.modules) is loaded

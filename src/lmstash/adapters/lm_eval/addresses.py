@@ -9,12 +9,23 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Collection, Mapping
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from lmstash.caches.responses.hiding import SECRETS
 from lmstash.caches.responses.who import plain_url
-from lmstash.identity.encoding import Component
+from lmstash.identity.encoding import Component, encode
+
+_CLIENTS = frozenset(
+    {
+        *("openai", "anthropic", "google", "httpx", "requests", "aiohttp", "litellm", "vllm", "sglang", "ray", "boto3"),
+        *("botocore", "urllib3", "grpc", "dashscope", "reka", "zhipuai", "mistralai", "cohere", "together"),
+    }
+)
+"""Packages whose objects stand for something that computes elsewhere."""
+_OF_ITS_KIND = frozenset({"accept", "accept-encoding", "connection", "user-agent"})
+"""Headers that every client sends."""
 
 _VARIABLE = re.compile(r"(.+_)?(API_BASE|API_URL|BASE_URL)|AZURE_.*(ENDPOINT|BASE|VERSION)|OLLAMA_HOST")
 """Names of variables that say a server's address, or the version of its interface."""
@@ -30,13 +41,31 @@ def address_of(url: str) -> Component:
     return [plain_url(url), hashlib.sha256(query.encode()).hexdigest()] if query else plain_url(url)
 
 
+def is_client(value: Any) -> bool:
+    """Whether an object stands for something that computes elsewhere."""
+    return type(value).__module__.partition(".")[0] in _CLIENTS
+
+
 def address_of_client(client: Any) -> Component:
-    """Return where a live client (openai's, anthropic's) asks, and by which version; None where it does not say."""
+    """Return where a live client (openai's, anthropic's) asks, and what it sends along; None where it does not say.
+
+    That is the version of an interface (Azure's), and a digest of headers and parameters that are no secrets.
+    """
     url = getattr(client, "base_url", None)
     if url is None:
         return None
-    version = getattr(client, "_api_version", None)  # Azure's
-    return [address_of(str(url)), version] if isinstance(version, str) else address_of(str(url))
+    version = getattr(client, "_api_version", None)
+    headers = _pairs(getattr(client, "_custom_headers", None) or getattr(client, "headers", None), _OF_ITS_KIND)
+    query = _pairs(getattr(client, "_custom_query", None), {"api-version"} if isinstance(version, str) else ())
+    told: list[Component] = [address_of(str(url)), *([version] if isinstance(version, str) else [])]
+    if headers or query:
+        told.append(hashlib.sha256(encode([headers, query])).hexdigest())
+    return told if len(told) > 1 else told[0]
+
+
+def _pairs(given: Any, without: Collection[str]) -> list[Component]:
+    items = ((str(name).lower(), str(value)) for name, value in given.items()) if isinstance(given, Mapping) else ()
+    return [[name, value] for name, value in sorted(items) if name not in without and not SECRETS.fullmatch(name)]
 
 
 def addresses_in_environment() -> dict[Component, Component]:

@@ -113,7 +113,7 @@ class CachedLM(LM):
         except UnsupportedModelError as error:
             also = "" if imported is None else " Nor is what was imported: give model= beside imported=."
             stash.store.events.warn_once(
-                f"lm_eval {type(lm)}", "lmstash: nothing is cached for this evaluation: %s%s", error, also
+                f"lm_eval {type(lm)} {error}", "lmstash: nothing is cached for this evaluation: %s%s", error, also
             )
         name = imported or model
         self._imported = None if name is None or refresh else ImportedAnswers(stash, name)

@@ -5,21 +5,23 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FunctionType
 from typing import Any
 from urllib.parse import urlsplit
 
+from lmstash.adapters.lm_eval.addresses import address_of_client, is_client
 from lmstash.adapters.lm_eval.beside_classes import edited, put_into_modules
+from lmstash.adapters.lm_eval.own_names import SECRET_KINDS, Followed
 from lmstash.caches.responses.hiding import SECRETS
 from lmstash.caches.responses.who import plain_url
 from lmstash.errors import UnsupportedModelError
 from lmstash.identity.bytecode import parts_of
 from lmstash.identity.code import CodeGraph, defined_in
 from lmstash.identity.describe import Describer
-from lmstash.identity.encoding import Component
+from lmstash.identity.encoding import Component, encode
 
 _BY_VERSION = frozenset(
     {
@@ -32,7 +34,7 @@ _FUNCTIONS = (FunctionType, staticmethod, classmethod, type)
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
-def class_of(lm: Any, *, vouched: bool) -> tuple[CodeGraph, Component]:
+def class_of(lm: Any, *, vouched: bool) -> tuple[Followed, Component]:
     """Return what an `LM`'s class is: by version and source within lm_eval, by its code elsewhere.
 
     What somebody has put into a class or module of lm_eval counts by its code, too, and files of it that were edited.
@@ -44,7 +46,9 @@ def class_of(lm: Any, *, vouched: bool) -> tuple[CodeGraph, Component]:
     Raises:
         UnsupportedModelError: Something put there cannot be read.
     """
-    code = CodeGraph()
+    code = Followed("lm_eval")
+    code.note_class(type(lm))
+    code.note_held(vars(lm))
     kind = type(lm)
     sources: dict[Component, Component] = {}
     foreign: dict[str, Any] = {}
@@ -139,8 +143,31 @@ def _version(package: str) -> Component:
         return None
 
 
+class _LmDescriber(Describer):
+    """Describes what hangs on an `LM`: clients of servers by where they ask."""
+
+    def value(self, value: Any, path: str) -> Component:
+        sends_by = getattr(value, "_client", None) if is_client(value) else None
+        asks = None if sends_by is None else address_of_client(value)
+        if asks is None:
+            return super().value(value, path)
+        kind = f"{type(value).__module__}.{type(value).__qualname__}"
+        packages = {type(each).__module__.partition(".")[0] for each in (value, sends_by)}
+        if len(packages) > 1 and not self._lenient:
+            raise UnsupportedModelError(
+                f"{path} of the LM is a {kind} with somebody's own `http_client`, so that lmstash cannot tell whom it "
+                "asks and how: vouch for it with variant='...'"
+            )
+        return ["client", kind, asks]
+
+
 def described(
-    values: Mapping[str, Any], without: frozenset[str] | set[str], code: CodeGraph, *, vouched: bool = False
+    values: Mapping[str, Any],
+    without: frozenset[str] | set[str],
+    code: CodeGraph,
+    *,
+    vouched: bool = False,
+    named: Collection[str] = (),
 ) -> Component:
     """Return values by name, without secrets.
 
@@ -149,17 +176,20 @@ def described(
         without: Names that do not count.
         code: Takes the code that is met.
         vouched: Whether somebody vouches for what cannot be read.
+        named: What somebody's own code asks for: it counts also under a secret's name, if it can be no secret.
 
     Raises:
         UnsupportedModelError: One of them cannot be read.
     """
-    describer = Describer(code, lenient=vouched)
+    describer = _LmDescriber(code, lenient=vouched)
     found: dict[Component, Component] = {}
     for name, value in values.items():
-        if name in without or SECRETS.fullmatch(name):
+        secret = SECRETS.fullmatch(name) is not None
+        if name in without or (secret and (name not in named or isinstance(value, SECRET_KINDS))):
             continue
         try:
-            found[name] = without_secrets(describer.value(value, name))
+            told = describer.value(value, name)
+            found[name] = hashlib.sha256(encode(told)).hexdigest() if secret else without_secrets(told)
         except UnsupportedModelError:
             raise
         except Exception as error:  # whatever other people's objects do when they are looked at

@@ -10,14 +10,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import inspect
 import sys
 import threading
+from collections.abc import Collection, Mapping
+from functools import cached_property
 from typing import Any
 
 from lmstash.adapters.lm_eval.addresses import address_of, addresses_in_environment
 from lmstash.adapters.lm_eval.code_of import class_of, described, own_code, without_secrets
-from lmstash.adapters.lm_eval.own_names import harmless, names_in_own_code
+from lmstash.adapters.lm_eval.own_names import Followed, harmless, variables
 from lmstash.adapters.lm_eval.tokenizing import cleans_up, rules_of
 from lmstash.caches.responses.hiding import SECRETS
 from lmstash.caches.responses.sampling import seed_of
@@ -41,13 +45,15 @@ _RUNNING = frozenset(
 )
 """How patiently it is run, not what is answered."""
 _IN_WEIGHTS = frozenset(
-    {"_model", "_config", "pretrained", "delta", "peft", "revision", "logits_cache", "AUTO_MODEL_CLASS", "_max_length"}
+    {"_config", "pretrained", "delta", "peft", "revision", "logits_cache", "AUTO_MODEL_CLASS", "_max_length"}
 )
 """Of an `HFLM`: what its module says better, by content."""
-_DERIVED = frozenset({"tokenizer", "eot_token_id", "eos_string", "prefix_token_id", "header", "_header", "client"})
-"""What follows from other attributes, or is described on its own."""
+_DERIVED = frozenset({"eot_token_id", "eos_string", "prefix_token_id", "header", "client"})
+"""Of a `TemplateAPI`: what follows from other attributes."""
+_ELSEWHERE = frozenset({"tokenizer", "_model", "_header"})
+"""What is described on its own."""
 _ALWAYS = frozenset({"delta", "header"})
-"""Words that others use for something else: text and numbers of these names count."""
+"""Words that others use for something else: what goes by these names counts."""
 _GENERATION_NAMES = frozenset({"transformers_version", "_from_model_config"})
 
 
@@ -151,8 +157,7 @@ class LocalModel:
             "class": about,
             "max_length": _plain(lm.max_length),
             "generation": described(generation, _GENERATION_NAMES, code),
-            "settings": described(vars(lm), _left_out(lm, _RUNNING | _IN_WEIGHTS | _DERIVED), code),
-            "code": own_code(code, vouched=vouched),
+            **_settings_and_code(lm, _RUNNING | _IN_WEIGHTS, code, vouched=vouched),
             **self._declared,
         }
         key = Key(parts)
@@ -180,19 +185,15 @@ class RemoteModel:
         vouched = self._declared["variant"] is not None
         code, about = class_of(lm, vouched=vouched)
         url = None if lm.base_url is None else str(lm.base_url)
-        header = {
-            str(name).lower(): hashlib.sha256(str(value).encode()).hexdigest()
-            for name, value in (lm._header or {}).items()
-            if not SECRETS.fullmatch(str(name))
-        }
+        header = _header_of(lm)
+        without = {"base_url", *({"header"} if isinstance(vars(lm).get("header"), Mapping) else ())}
         parts: dict[str, Component] = {
             "kind": "lm_eval remote model",
             "class": about,
             "base_url": None if url is None else address_of(url),
             "header": header,
             "tokenizer": self._tokenizer.digest(lm.tokenizer),
-            "settings": described(vars(lm), _left_out(lm, _RUNNING | _DERIVED) | {"base_url"}, code),
-            "code": own_code(code, vouched=vouched),
+            **_settings_and_code(lm, _RUNNING | _DERIVED, code, without, vouched=vouched),
             **_how_sent(lm),
             **({"environment": addresses_in_environment()} if url is None else {}),
             **self._declared,
@@ -286,7 +287,10 @@ def _foreign_tokenizer(tokenizer: Any) -> Component:
 def _declared(lm: Any, model: str, revision: str | None, variant: str | None) -> Fingerprint:
     """A declared model, with those of the `LM`'s plain attributes that are not known to be harmless."""
     base = named(model, revision=revision, variant=variant)
-    without = _left_out(lm, _RUNNING | _DERIVED | {"pretrained"})
+    code = Followed("lm_eval")
+    code.note_class(type(lm))
+    code.note_held(vars(lm))
+    without = _left_out(lm, _RUNNING | _DERIVED | {"pretrained"}, code)
     plain: dict[Component, Component] = {
         name: without_secrets(value)
         for name, value in vars(lm).items()
@@ -298,9 +302,66 @@ def _declared(lm: Any, model: str, revision: str | None, variant: str | None) ->
     return Fingerprint(Key(parts), {**base.recorded, "harness": "lm_eval"})
 
 
-def _left_out(lm: Any, names: frozenset[str]) -> frozenset[str]:
-    """Return which attributes change no answer: places, and those of `names` that no code of somebody's own goes by."""
-    return _PLACES | harmless(names, names_in_own_code(type(lm), "lm_eval") | _ALWAYS, vars(lm))
+def _left_out(lm: Any, names: frozenset[str], code: Followed) -> frozenset[str]:
+    """Return which attributes change no answer, or are described elsewhere.
+
+    Places, and those of `names` that no code of somebody's own goes by, or that the harness has made of others.
+    """
+    held = vars(lm)
+    named = (code.asked(held) | _ALWAYS) & names
+    follow = {name for name in named if _follows(lm, name)}
+    return _PLACES | _ELSEWHERE | follow | harmless(names, named, held)
+
+
+def _settings_and_code(
+    lm: Any, names: frozenset[str], code: Followed, without: Collection[str] = (), *, vouched: bool
+) -> dict[str, Component]:
+    """Return the attributes of an `LM` that count, the code that it runs, and what this reads of the environment."""
+    settings: dict[Any, Component] = {}
+    units: Component = {}
+    left = True
+    while left:  # code that is met may go by further attributes, and these may lead to more code
+        left_out = _left_out(lm, names, code) | settings.keys() | {*without}
+        found: Any = described(vars(lm), left_out, code, vouched=vouched, named=code.asked(vars(lm)))
+        units = own_code(code, vouched=vouched)
+        left = bool(found)
+        settings |= found
+    read = variables([code], settings)
+    return {"settings": settings, "code": units, **({"variables": read} if read else {})}
+
+
+def _follows(lm: Any, name: str) -> bool:
+    """Whether an attribute is what a property of the harness makes of others, or the module that is read."""
+    held = vars(lm).get(name)
+    made = _property_of(lm, name)
+    if made is None or str(made.func.__module__).partition(".")[0] != "lm_eval":
+        return held is not None and held is getattr(lm, "_model", None)
+    try:
+        return bool(made.func(lm) == held)
+    except Exception:  # without a key, say
+        return False
+
+
+def _property_of(lm: Any, name: str) -> cached_property[Any] | None:
+    found = inspect.getattr_static(type(lm), name, None)
+    return found if isinstance(found, cached_property) else None
+
+
+def _header_of(lm: Any) -> Component:
+    """Return digests of what an API is told beside each request, by name: also where somebody else says it."""
+    made = _property_of(lm, "header")
+    if made is not None and str(made.func.__module__).partition(".")[0] != "lm_eval":
+        with contextlib.suppress(Exception):  # without a key, say
+            lm.header  # noqa: B018 (what its own property makes of it, once for all)
+    said = dict(lm._header or {})
+    held = vars(lm).get("header")
+    if isinstance(held, Mapping) and not _follows(lm, "header"):
+        said |= held
+    return {
+        str(name).lower(): hashlib.sha256(str(value).encode()).hexdigest()
+        for name, value in said.items()
+        if not SECRETS.fullmatch(str(name))
+    }
 
 
 def _is_plain(value: Any) -> bool:

@@ -1,34 +1,143 @@
-"""Which attributes somebody's own code may go by: what the harness takes for harmless may decide answers there."""
+"""What somebody's own code asks for: attributes that the harness takes for harmless, variables of the environment."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from types import FunctionType
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from types import FunctionType, MethodType
 from typing import Any
 
-from lmstash.identity.bytecode import names_in, parts_of
+from lmstash.caches.responses.hiding import is_secret
+from lmstash.identity.bytecode import names_in, parts_of, texts_in
+from lmstash.identity.code import CodeGraph
+from lmstash.identity.encoding import Component
+from lmstash.identity.owners import defined_in, is_installed
 
+SECRET_KINDS = (str, bytes, bool, type(None))
+"""What a secret is, or whether there is one: other things that are named as secrets are something else."""
 _BUILT_IN = frozenset({"builtins", "abc", "typing", "torch"})
+_ENVIRONMENT = frozenset({"environ", "environb", "getenv"})
+_ANY_NAME = frozenset({"vars", "__dict__", "attrgetter", "__getattribute__"})
+"""By which code reaches attributes that it does not name."""
+_RANKS = frozenset(
+    {
+        *("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR"),
+        *("MASTER_PORT", "CUDA_VISIBLE_DEVICES"),
+    }
+)
+"""Variables that say where it is run and beside how many others, whatever code goes by them."""
+_NESTED = 20
 
 
-def names_in_own_code(kind: type, harness: str) -> set[str]:
-    """Return the names that methods ask for of those classes that are neither the harness's nor built in.
+class Followed(CodeGraph):
+    """Collects code, and what somebody's own of it asks for by name. Not for several threads at once.
 
-    Args:
-        kind: A model's class, whose base classes count, too.
-        harness: The package of the harness.
+    Attributes:
+        names: Of globals and attributes that it asks for.
+        words: Texts in it that may be names, too: of attributes, and of variables of the environment.
     """
-    found: set[str] = set()
-    for each in kind.__mro__:
-        if each.__module__.partition(".")[0] in {harness, *_BUILT_IN}:
-            continue
-        for name, member in list(vars(each).items()):
-            for part in parts_of(name, member):
-                if isinstance(part, FunctionType):
-                    found.update(names_in(part.__code__))
-    return found
+
+    def __init__(self, harness: str, *, pin_of: Callable[[str], Component] | None = None) -> None:
+        """Begin with nothing.
+
+        Args:
+            harness: The package whose code is nobody's own.
+            pin_of: As `CodeGraph` takes it.
+        """
+        super().__init__(pin_of=pin_of)
+        self._harness = harness
+        self._noted: set[int] = set()
+        self._any_name = False
+        self.names: set[str] = set()
+        self.words: set[str] = set()
+
+    def add(self, code: Any) -> str:
+        """Read a class or function and what it leads to; return its qualified name."""
+        module = defined_in(code)
+        if module.partition(".")[0] not in (self._harness, "lmstash") and not is_installed(module):
+            self.note(code)
+        return super().add(code)
+
+    def note(self, code: Any) -> None:
+        """Take a function or class for somebody's own, and what it asks for by name."""
+        if id(code) in self._noted:
+            return
+        self._noted.add(id(code))
+        self._alive.append(code)
+        if isinstance(code, type):
+            self.words.update(words_in([*vars(code).values()]))
+        elif isinstance(code, FunctionType):
+            named = {*names_in(code.__code__)}
+            self.names |= named
+            if code.__code__.co_name != "__init__":  # which sets them
+                self._any_name |= not _ANY_NAME.isdisjoint(named)
+            held = [code.__globals__[each] for each in named & code.__globals__.keys()]
+            self.words.update(words_in([*texts_in(code.__code__), *held, code.__defaults__, code.__kwdefaults__]))
+            self.words.update(words_in([*closed_over(code)]))
+
+    def note_class(self, kind: type) -> None:
+        """Note the functions of a class and its base classes that are neither the harness's nor built in."""
+        for each in kind.__mro__:
+            root = each.__module__.partition(".")[0]
+            if root in _BUILT_IN:
+                continue
+            for name, member in list(vars(each).items()):
+                for part in parts_of(name, member):
+                    if root != self._harness or defined_in(part).partition(".")[0] not in {self._harness, *_BUILT_IN}:
+                        self.note(part)
+
+    def note_held(self, held: Mapping[str, Any]) -> None:
+        """Note the functions among a model's attributes."""
+        for each in list(held.values()):
+            function = each.__func__ if isinstance(each, MethodType) else each
+            if isinstance(function, FunctionType) and defined_in(function).partition(".")[0] != self._harness:
+                self.note(function)
+
+    def asked(self, held: Collection[str]) -> set[str]:
+        """Return what is asked for by name: all that is `held`, where code reaches what it does not name."""
+        return self.names | self.words | ({*held} if self._any_name else set())
+
+
+def variables(graphs: Iterable[Followed], held: Any = None) -> dict[Component, Component]:
+    """Return the variables of the environment that code may read, as they are now.
+
+    If somebody's own of it names the environment at all, these are all whose name is a word in it or in `held`, or
+    begins with a word that ends in `_`. What is named for a secret does not count.
+    """
+    graphs = [*graphs]
+    if all(_ENVIRONMENT.isdisjoint(each.names | each.words) for each in graphs):
+        return {}
+    words = {*words_in(held)}.union(*[each.words for each in graphs])
+    beginnings = tuple(each for each in words if len(each) > 1 and each.endswith("_"))
+    return {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if (name in words or name.startswith(beginnings)) and name not in _RANKS and not is_secret(name)
+    }
 
 
 def harmless(names: Collection[str], named: Collection[str], held: Mapping[str, Any]) -> frozenset[str]:
-    """Return those of some names that need not count: not text and numbers that one's own code names."""
-    return frozenset(each for each in names if not (each in named and isinstance(held.get(each), str | int | float)))
+    """Return those of some names that need not count: not what is held under one that one's own code asks for."""
+    return frozenset(each for each in names if each not in named or held.get(each) is None)
+
+
+def closed_over(function: FunctionType) -> Iterator[Any]:
+    """Yield what a function has closed over."""
+    for cell in function.__closure__ or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:  # an empty cell
+            continue
+
+
+def words_in(value: Any, depth: int = _NESTED) -> Iterator[str]:
+    """Yield the texts in a plain value that may be names."""
+    if isinstance(value, str):
+        if value.isidentifier():
+            yield str(value)
+    elif depth and isinstance(value, dict):
+        for each in list(value.items()):
+            yield from words_in(each, depth - 1)
+    elif depth and isinstance(value, list | tuple | set | frozenset):
+        for each in list(value):
+            yield from words_in(each, depth - 1)

@@ -1,30 +1,17 @@
-"""Calls to a backend: all at once where it reports while it works, in parts where it does not."""
+"""Calls to a backend: all at once where it reports what it will return, in parts where it does not."""
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from lmstash.adapters.lm_eval.chunks import Chunks
 from lmstash.adapters.lm_eval.partials import Hook, Keep, Pending
+from lmstash.adapters.lm_eval.reporting import reports, returns_what_it_reports
 
-_REPORTING = ("lm_eval.models.huggingface", "HFLM"), ("lm_eval.models.api_models", "TemplateAPI")
-"""Whose methods report each item with the arguments that it came with."""
 _FIRST = 32
 """Requests in the first part, where the backend has no batch size of its own."""
-
-
-def reports(lm: Any, method: str) -> bool:
-    """Whether it is known that a backend reports items of this method as they are done."""
-    for module, name in _REPORTING:
-        known = getattr(sys.modules.get(module), name, None)
-        if known is not None and isinstance(lm, known):
-            # A subclass that brings a method of its own, or the tokens of one, may do otherwise.
-            inner = "_loglikelihood_tokens" if method == "loglikelihood" else method
-            return all(getattr(type(lm), each) is getattr(known, each) for each in (method, inner))
-    return False
 
 
 def run(
@@ -55,12 +42,13 @@ def run(
     asked = [*instances, *[fill] * (0 if n_even is None else n_even - len(instances))]
     out: list[Any] = []
     chunks = Chunks(_batch_size(lm))
-    even, trusted = chunks.size(), reports(lm, method)
+    early = returns_what_it_reports(lm, method)
+    even, trusted = chunks.size(), early and reports(lm, method)
     while len(out) < len(asked):
         size = len(asked) if trusted else chunks.size() if n_even is None else even
         part = asked[len(out) : len(out) + size]
         started = time.perf_counter()
-        answers, reported = _call(lm, hook, method, part, len(out), len(instances), keep)
+        answers, reported = _call(lm, hook, method, part, len(out), len(instances), keep, early=early)
         chunks.learn(len(part), time.perf_counter() - started)
         out += answers
         trusted = trusted or (reported and n_even is None)
@@ -68,16 +56,20 @@ def run(
 
 
 def _call(
-    lm: Any, hook: Hook, method: str, part: list[Any], start: int, n_wanted: int, keep: Keep
+    lm: Any, hook: Hook, method: str, part: list[Any], start: int, n_wanted: int, keep: Keep, *, early: bool
 ) -> tuple[list[Any], bool]:
-    """Call once; returns the answers, and whether the backend had reported all of them."""
+    """Call once; returns the answers, and whether the backend had reported all of them.
+
+    What it reports is kept at once if `early`.
+    """
     wanted = part[: max(0, n_wanted - start)]
 
     def keep_here(numbers: list[int], answers: list[Any], seconds: float) -> None:
         keep([start + number for number in numbers], answers, seconds)
 
     arguments, alone = [each.args for each in wanted], len(wanted) == len(part)
-    hook.pending = pending = Pending(method, arguments, keep_here, _size_of(lm), alone=alone)
+    pending = Pending(method, arguments, keep_here, _size_of(lm), alone=alone)
+    hook.pending = pending if early else None
     started = time.perf_counter()
     try:
         answers = list(getattr(lm, method)(part))
@@ -90,7 +82,7 @@ def _call(
     rest = [n for n in range(len(wanted)) if n not in pending.reported or not _same(pending.reported[n], answers[n])]
     if rest:
         keep_here(rest, [answers[number] for number in rest], seconds)
-    return answers, len(pending.reported) == len(wanted)
+    return answers, early and len(pending.reported) == len(wanted)
 
 
 def _same(one: Any, other: Any) -> bool:

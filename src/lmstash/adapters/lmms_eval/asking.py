@@ -76,6 +76,11 @@ class Reader:
         except Exception as error:  # a document that cannot be read, a function that fails: the model will find out
             return Unnameable(f"{type(error).__name__}: {error}")
 
+    def forget(self) -> None:
+        """Read the document anew, and have functions called anew, whichever is asked for next."""
+        self._doc_name = None
+        self._made.clear()
+
     def _read(self, args: tuple[Any, ...], repeat: int) -> dict[str, Any]:
         request: dict[str, Any] = {"host": "lmms_eval", "method": self._method}
         documented = self._open(args)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lmstash.adapters.lmms_eval.reading import is_client
+from lmstash.adapters.lm_eval.addresses import is_client
 
 _BATCH = ("batch_size_per_gpu", "batch_size", "_batch_size")
 _SIDE_BY_SIDE = ("num_concurrent", "num_cpus", "max_workers", "concurrency", "max_concurrency")

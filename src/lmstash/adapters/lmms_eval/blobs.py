@@ -1,4 +1,4 @@
-"""Images, arrays, tensors and long bytes as entries of their own, under their content: each once, whoever holds it."""
+"""Images, arrays and tensors as entries of their own, under their content: each once, whoever holds it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from lmstash.identity.media import file_of, media_of
 from lmstash.store.base import Buffer, Store, Write
 
 NAMESPACE = "lmms_eval/media"
-_LONG_BYTES = 4096
 
 
 class MissingBlobError(LmstashError):
@@ -107,8 +106,6 @@ class Blobs:
 
 
 def _kind(value: Any) -> str | None:
-    if isinstance(value, bytes | bytearray):
-        return "bytes" if len(value) >= _LONG_BYTES and type(value) is bytes else None
     pil, numpy, torch = (sys.modules.get(name) for name in ("PIL.Image", "numpy", "torch"))
     if pil is not None and isinstance(value, pil.Image):
         return "image"
@@ -120,8 +117,6 @@ def _kind(value: Any) -> str | None:
 
 
 def _encode(kind: str, value: Any, head: bytes, file: bytes | None) -> Sequence[Buffer]:
-    if kind == "bytes":
-        return [value]
     if kind == "image":
         return encode_image(value, head)
     if kind == "frames":
@@ -140,8 +135,6 @@ def _encode(kind: str, value: Any, head: bytes, file: bytes | None) -> Sequence[
 
 
 def _decode(kind: str, value: memoryview) -> Any:
-    if kind == "bytes":
-        return bytes(value)
     if kind == "image":
         return decode_image(value)
     if kind == "frames":

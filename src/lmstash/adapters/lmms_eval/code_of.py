@@ -8,6 +8,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+from lmstash.adapters.lm_eval.own_names import variables
 from lmstash.adapters.lmms_eval.pinned import harness_code
 from lmstash.errors import UnsupportedModelError
 from lmstash.identity.describe import Describer
@@ -34,7 +35,8 @@ def source_of(function: Callable[..., Any]) -> str:
         for place in left:
             told.append([place, describer.value(graph.objects[place], place)])  # noqa: PERF401 (it changes meanwhile)
         seen.update(left)
-    return hashlib.sha256(encode([told, graph.components(), graph.packages()])).hexdigest()
+    said = variables([graph], told)
+    return hashlib.sha256(encode([told, graph.components(), graph.packages(), *([said] if said else [])])).hexdigest()
 
 
 def is_of_task(function: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lmstash.adapters.lm_eval.own_names import variables
 from lmstash.adapters.lmms_eval.asking import plain
 from lmstash.adapters.lmms_eval.code_of import source_of, task_functions
 from lmstash.adapters.lmms_eval.pinned import harness_code
@@ -69,6 +70,8 @@ def task_fingerprint(task: Any, **told: Any) -> str:
         "told": describer.value(told, "told"),
     }
     parts["code"] = graph.components()
+    if said := variables([graph], parts["config"]):
+        parts["variables"] = said
     return Key({"what": "lmms_eval task", "parts": encode(parts)}).hex
 
 

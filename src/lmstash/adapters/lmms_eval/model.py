@@ -14,7 +14,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from lmstash.adapters.lm_eval.addresses import address_of_client, addresses_in_environment
+from lmstash.adapters.lm_eval.addresses import address_of_client, addresses_in_environment, is_client
+from lmstash.adapters.lm_eval.own_names import Followed, variables
 from lmstash.adapters.lmms_eval.growth import grew
 from lmstash.adapters.lmms_eval.pinned import harness_code
 from lmstash.adapters.lmms_eval.reading import (
@@ -24,7 +25,6 @@ from lmstash.adapters.lmms_eval.reading import (
     Parts,
     attributes_of,
     declared_arguments,
-    is_client,
     is_url,
     read_parts,
 )
@@ -80,6 +80,7 @@ class ModelObject:
         self._due = 0.0
         self._declared: dict[str, Component] | None = None
         """Of one that is known by its name and arguments: these, and its code."""
+        self._code: Followed | None = None
         self._state: frozenset[str] | None = None
         self._refused = ""
         self._memory = Memory()
@@ -142,18 +143,20 @@ class ModelObject:
             return before is not None and not self._refused and self._learn(before)
 
     def _look(self) -> Fingerprint:
-        opaque = [name for name, each in attributes_of(self._lm, self._harmless).items() if is_client(each)]
+        opaque = [
+            name for name, each in attributes_of(self._lm, self._harmless, self._memory).items() if is_client(each)
+        ]
         if opaque:
             raise Opaque(f"its {opaque[0]} stands for something that computes elsewhere")
         started = time.monotonic()
-        seen = stamp_of(self._lm, self._skipped())
+        seen = stamp_of(self._lm, self._skipped(), self._memory)
         read = self._read
         fresh = read is not None and started < self._due and seen == self._stamp and read.same_code()
         if read is None or not fresh:
             read = self._read_all(lambda watch: watch.recognise())
             now = time.monotonic()
             self._due = now + (now - started) / _SHARE
-            self._read, self._stamp = read, stamp_of(self._lm, self._skipped())
+            self._read, self._stamp = read, stamp_of(self._lm, self._skipped(), self._memory)
         elif read.watches:
             fingerprints = [watch.recognise() for watch, _ in read.watches]
             if fingerprints != [each for _, each in read.watches]:
@@ -196,11 +199,13 @@ class ModelObject:
             )
             raise UnsupportedModelError(self._refused)
         graph = harness_code()
+        graph.note_class(type(self._lm))
         graph.add(type(self._lm))
-        arguments = declared_arguments(type(self._lm), self._arguments or {}, self._harmless)
+        arguments = declared_arguments(graph, self._arguments or {}, self._harmless)
         code = Key({"code": graph.components(), "packages": graph.packages()}).digest
         parts = {"kind": "lmms_eval declared model", "name": self._name, "arguments": {**arguments}, "code": code}
         self._declared = {**parts}
+        self._code = graph
         return self._as_declared(self._declared)
 
     def _as_declared(self, parts: dict[str, Component]) -> Fingerprint:
@@ -209,7 +214,9 @@ class ModelObject:
         known = [each for each in live if each is not None]
         said = [plain_url(each) for each in (self._arguments or {}).values() if is_url(each)]
         where = [each for each in known if each not in said] if known else addresses_in_environment()
-        return Fingerprint(Key({**parts, **({"asked at": where} if where else {})}), {"name": self._name})
+        read = {} if self._code is None else variables([self._code], self._arguments)
+        also = {**({"asked at": where} if where else {}), **({"variables": read} if read else {})}
+        return Fingerprint(Key({**parts, **also}), {"name": self._name})
 
     def _learn(self, before: Parts) -> bool:
         """Remember the counters and logs among what changed; returns whether nothing else did."""

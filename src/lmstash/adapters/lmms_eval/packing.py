@@ -21,7 +21,7 @@ _ANSWERED = "lmstash.adapters.lmms_eval.answered"
 _OF_HARNESS = {(INSTANCES, name): name for name in ("Instance", "GenerationResult", "TokenCounts")}
 _OF_HARNESS[_ANSWERED, "AnsweredInstance"] = "Instance"
 """Names that classes of the harness are kept under, and ours of such."""
-_MEDIA = frozenset({"image", "frames", "array", "scalar", "tensor", "bytes"})
+_MEDIA = frozenset({"image", "frames", "array", "scalar", "tensor"})
 _PLAIN: dict[type, Any] = {str: str, bytes: bytes, int: int, float: float}
 _FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, functools.partial)
 

@@ -13,7 +13,8 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 
-from lmstash.identity.code import CodeGraph, is_installed
+from lmstash.adapters.lm_eval.own_names import Followed
+from lmstash.identity.code import is_installed
 from lmstash.identity.encoding import Component
 
 _FOLLOWED = ("lmms_eval.models.simple.", "lmms_eval.models.chat.", "lmms_eval.tasks.")
@@ -23,9 +24,9 @@ _AS_EVERYWHERE = frozenset({"transformers", "torch", "numpy", "huggingface_hub"}
 """Packages that `identity.code` has its own rules for."""
 
 
-def harness_code() -> CodeGraph:
+def harness_code() -> Followed:
     """Return a collector of code that follows models and tasks only."""
-    return CodeGraph(pin_of=pin_of)
+    return Followed("lmms_eval", pin_of=pin_of)
 
 
 def pin_of(module: str) -> Component:

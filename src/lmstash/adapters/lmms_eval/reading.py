@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+from lmstash.adapters.lm_eval.addresses import is_client
+from lmstash.adapters.lm_eval.own_names import SECRET_KINDS, Followed, variables, words_in
 from lmstash.adapters.lm_eval.own_names import harmless as harmless_of
-from lmstash.adapters.lm_eval.own_names import names_in_own_code
 from lmstash.adapters.lm_eval.tokenizing import cleans_up, rules_of
 from lmstash.adapters.lmms_eval.growth import countable, globals_of
 from lmstash.adapters.lmms_eval.pinned import harness_code
@@ -43,15 +44,6 @@ _PLACES = frozenset(
 )
 """Attributes that say where a module was loaded from: its weights and its tokenizer are read instead."""
 
-_CLIENTS = frozenset(
-    {
-        *("openai", "anthropic", "google", "httpx", "requests", "aiohttp", "litellm", "vllm", "sglang", "ray", "boto3"),
-        *("botocore", "urllib3", "grpc", "dashscope", "reka", "zhipuai", "mistralai", "cohere", "together"),
-    }
-)
-"""Packages whose objects stand for something that computes elsewhere."""
-
-
 _PADDING = "left"
 """Where batches are filled up by models that generate; only another side is named."""
 _TOKENIZER_SETTINGS = (
@@ -67,7 +59,11 @@ class Parts:
     parts: Mapping[str, bytes]
     """Digests of what was read, by name: `attribute:...`, `code:...`, `module:...`."""
     watches: tuple[tuple[ModelWatch, Fingerprint], ...]
-    graphs: tuple[CodeGraph, ...]
+    graphs: tuple[Followed, ...]
+    words: frozenset[str]
+    """Among the attributes, that may name variables of the environment."""
+    variables: Mapping[Any, Any]
+    """What its code may read of the environment."""
     counts: Mapping[str, Any]
     """Copies of numbers and containers among the attributes and globals."""
 
@@ -77,7 +73,9 @@ class Parts:
         return bool(self.watches)
 
     def same_code(self) -> bool:
-        """Whether the code that was read has not been replaced since."""
+        """Whether the code that was read has not been replaced since, nor what it reads of the environment."""
+        if variables(self.graphs, self.words) != self.variables:
+            return False
         return all(graph.unchanged() for graph in self.graphs)
 
 
@@ -100,12 +98,25 @@ class Memory:
     Attributes:
         tokenizers: By `id`: each, how it looked, and its fingerprint then.
         watches: Of modules, by `id`; a watch keeps its module, so that no other one gets its id.
+        asked: What somebody's own code was seen to ask for by name.
     """
 
     def __init__(self) -> None:
         """Remember nothing."""
         self.tokenizers: dict[int, tuple[Any, bytes, bytes]] = {}
         self.watches: dict[int, ModelWatch] = {}
+        self.asked: set[str] = set()
+        self._own: tuple[type, Followed] | None = None
+
+    def own_code(self, lm: Any) -> Followed:
+        """Return the code of a model object's class, with the functions that lie in the object noted."""
+        kind = type(lm)
+        if self._own is None or self._own[0] is not kind or not self._own[1].unchanged():
+            self._own = kind, harness_code()
+            self._own[1].note_class(kind)
+            self._own[1].add(kind)
+        self._own[1].note_held(getattr(lm, "__dict__", {}))
+        return self._own[1]
 
 
 def read_parts(lm: Any, skipped: frozenset[str], memory: Memory, look: Callable[[ModelWatch], Fingerprint]) -> Parts:
@@ -122,18 +133,25 @@ def read_parts(lm: Any, skipped: frozenset[str], memory: Memory, look: Callable[
         UnsupportedModelError: It holds a module that cannot be identified safely.
     """
     walk = _Walk(memory)
-    attributes = attributes_of(lm, skipped)
+    attributes = attributes_of(lm, skipped, memory)
     holds_module = any(_is_module(value) for value in attributes.values())
     parts: dict[str, bytes] = {}
     try:
         for name in sorted(attributes):
-            if not (holds_module and name in _PLACES):
+            if not (holds_module and name in _PLACES and isinstance(attributes[name], str | None)):
                 parts[f"attribute:{name}"] = walk.read(attributes[name], name)
         parts |= walk.read_class(type(lm))
     except UnsupportedModelError as error:
         if holds_module:
             raise
         raise Opaque(str(error)) from None
+    memory.asked.update(*[graph.names | graph.words for graph in walk.graphs])
+    if attributes_of(lm, skipped, memory).keys() - attributes:  # which code that was met goes by
+        return read_parts(lm, skipped, memory, look)
+    graphs, words = (*walk.graphs, memory.own_code(lm)), frozenset(words_in(attributes))
+    said = variables(graphs, words)
+    if said:
+        parts["variables"] = _digest(said)
     watches: list[tuple[ModelWatch, Fingerprint]] = []
     for path, module in walk.modules:
         watch = memory.watches.get(id(module))
@@ -147,23 +165,19 @@ def read_parts(lm: Any, skipped: frozenset[str], memory: Memory, look: Callable[
         parts[f"{GENERATION}{path}"] = _digest(GenerationDefaults(module).read())
     counts = {f"attribute:{name}": value for name, value in attributes.items()}
     counts |= {f"code:{name}": value for name, value in globals_of(type(lm)).items()}
-    return Parts(parts, tuple(watches), tuple(walk.graphs), countable(counts))
+    return Parts(parts, tuple(watches), graphs, words, said, countable(counts))
 
 
-def attributes_of(lm: Any, harmless: frozenset[str]) -> dict[str, Any]:
+def attributes_of(lm: Any, harmless: frozenset[str], memory: Memory) -> dict[str, Any]:
     """Return the attributes of a model object that may change what it answers."""
     found = getattr(lm, "__dict__", {})
-    skipped = _harmless(type(lm), found) | harmless
-    return {name: value for name, value in found.items() if name not in skipped and not is_secret(name)}
-
-
-def _harmless(kind: type, held: Mapping[str, Any]) -> frozenset[str]:
-    return _RUNNING | harmless_of(_PATIENCE, names_in_own_code(kind, "lmms_eval"), held)
-
-
-def is_client(value: Any) -> bool:
-    """Whether an object stands for something that computes elsewhere."""
-    return type(value).__module__.partition(".")[0] in _CLIENTS
+    named = memory.own_code(lm).asked(found) | memory.asked
+    skipped = _RUNNING | harmless_of(_PATIENCE, named, found) | harmless
+    return {
+        name: value
+        for name, value in found.items()
+        if name not in skipped and not (is_secret(name) and (name not in named or isinstance(value, SECRET_KINDS)))
+    }
 
 
 def is_url(value: Any) -> TypeGuard[str]:
@@ -171,10 +185,10 @@ def is_url(value: Any) -> TypeGuard[str]:
     return isinstance(value, str) and value.startswith(("http://", "https://"))
 
 
-def stamp(lm: Any, skipped: frozenset[str]) -> bytes:
+def stamp(lm: Any, skipped: frozenset[str], memory: Memory) -> bytes:
     """Return what is equal as long as attributes, taken apart as far as they can be, are. Costs about 20 us each."""
     describer = _LmDescriber(harness_code(), None)
-    attributes = attributes_of(lm, skipped)
+    attributes = attributes_of(lm, skipped, memory)
     return encode([[name, describer.value(attributes[name], name)] for name in sorted(attributes)])
 
 
@@ -186,7 +200,7 @@ class _Walk:
         self.modules: list[tuple[str, Any]] = []
         self.inside: dict[int, str] = {}
         """Modules by `id`: the path that each is read at."""
-        self.graphs: list[CodeGraph] = []
+        self.graphs: list[Followed] = []
 
     def read(self, value: Any, name: str) -> bytes:
         """Return a digest of an attribute, and of all code and tensors that it leads to."""
@@ -205,7 +219,7 @@ class _Walk:
         parts |= {f"code:{name}": _digest(digest) for name, digest in graph.components().items()}
         return parts | {f"package:{name}": _digest(version) for name, version in graph.packages().items()}
 
-    def _begin(self) -> tuple[Describer, CodeGraph]:
+    def _begin(self) -> tuple[Describer, Followed]:
         graph = harness_code()
         self.graphs.append(graph)
         return _LmDescriber(graph, self), graph
@@ -300,15 +314,15 @@ def _digest(value: Component) -> bytes:
 _PASSWORD = re.compile(r"(token|secret|password)$", re.IGNORECASE)
 
 
-def declared_arguments(kind: type, arguments: Mapping[str, Any], harmless: frozenset[str]) -> dict[str, Component]:
-    """Return what counts of the arguments that a model of this class was made with, secrets as digests at most.
+def declared_arguments(code: Followed, arguments: Mapping[str, Any], harmless: frozenset[str]) -> dict[str, Component]:
+    """Return what counts of the arguments that a model of this code was made with, secrets as digests at most.
 
     Files and folders that they name count by size and time, so that other weights at one path are another model.
     """
     from lmstash.caches.responses.who import plain_url
 
     told: dict[str, Component] = {}
-    skipped = _harmless(kind, arguments) | harmless
+    skipped = _RUNNING | harmless_of(_PATIENCE, code.asked(arguments), arguments) | harmless
     for name in sorted(arguments):
         value = arguments[name]
         if name in skipped or is_secret(name):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 from lmstash.adapters.lm_eval.chunks import Chunks
 from lmstash.adapters.lmms_eval.asking import Reader, Unnameable
 from lmstash.adapters.lmms_eval.at_once import batch_size_of
+from lmstash.adapters.lmms_eval.chance import read_all
 from lmstash.adapters.lmms_eval.model import ModelObject
 from lmstash.adapters.lmms_eval.sampling import samples_by_default
 from lmstash.adapters.lmms_eval.types import is_worth_keeping, register_types
@@ -22,6 +25,8 @@ from lmstash.stash import Stash
 
 _WINDOW = 1024
 """So many requests are read and looked up before the first of them is computed."""
+_PARTICULAR = re.compile(r"'[^']*'|\"[^\"]*\"|/\S+|\d+")
+"""What of a reason is about one document."""
 
 
 class ResponseCache:
@@ -223,10 +228,11 @@ class ResponseCache:
         responses, chunks = self._responses, self._chunks
         assert responses is not None
         assert chunks is not None
-        asked = [reader.read(requests[number], repeats[number]) for number in numbers]
+        asked = read_all(reader, [requests[number] for number in numbers], [repeats[number] for number in numbers])
         for each in asked:
             if isinstance(each, Unnameable):
-                self.stash.store.events.warn_once("unnameable", "lmstash: a request is not cached: %s", each.reason)
+                topic = f"unnameable {_PARTICULAR.sub('', each.reason)}"
+                self.stash.store.events.warn_once(topic, "lmstash: a request is not cached: %s", each.reason)
         occurrences = None if self._keep_sampled and len(requests) == 1 else [repeats[number] for number in numbers]
         places = {id(each): number for each, number in zip(asked, numbers, strict=True)}
         computed: set[int] = set()
@@ -346,13 +352,21 @@ def _parsed(model_args: str | Mapping[str, Any] | None) -> dict[str, Any]:
         return dict(model_args)
     if not model_args:
         return {}
-    try:
-        from lmms_eval.utils import simple_parse_args_string
-
-        return dict(simple_parse_args_string(model_args))
+    try:  # loaded with every model of the harness; it takes 1.6 s, so nobody else has to
+        return dict(sys.modules["lmms_eval.utils"].simple_parse_args_string(model_args))
     except Exception:  # without the harness, or not as it writes them
         parts = [each.split("=", 1) for each in model_args.split(",")]
-        return {each[0].strip(): each[1] if len(each) == 2 else None for each in parts}
+        return {each[0].strip(): _value(each[1]) if len(each) == 2 else None for each in parts}
+
+
+def _value(text: str) -> Any:
+    """Return what the harness reads a text as."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return int(text) if text.isnumeric() else float(text)
+    except ValueError:
+        return text
 
 
 def _is_sharded(lm: Any) -> bool:
