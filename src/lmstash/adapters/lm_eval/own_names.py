@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from types import FunctionType, MethodType
@@ -99,7 +100,7 @@ class Followed(CodeGraph):
 
 
 def variables(graphs: Iterable[Followed], held: Any = None) -> dict[Component, Component]:
-    """Return the variables of the environment that code may read, as they are now.
+    """Return digests of the variables of the environment that code may read, by name, as they are now.
 
     If somebody's own of it names the environment at all, these are all whose name is a word in it or in `held`, or
     begins with a word that ends in `_`. What is named for a secret does not count.
@@ -110,7 +111,7 @@ def variables(graphs: Iterable[Followed], held: Any = None) -> dict[Component, C
     words = {*words_in(held)}.union(*[each.words for each in graphs])
     beginnings = tuple(each for each in words if len(each) > 1 and each.endswith("_"))
     return {
-        name: value
+        name: hashlib.sha256(os.fsencode(value)).hexdigest()  # it is written down beside what is kept
         for name, value in sorted(os.environ.items())
         if (name in words or name.startswith(beginnings)) and name not in _RANKS and not is_secret(name)
     }
