@@ -8,8 +8,6 @@ in a global, a default, an attribute of a class or module.
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Iterable
 from functools import partial
 from types import FunctionType
@@ -19,6 +17,7 @@ from lmstash.identity.bytecode import names_in, texts_in
 from lmstash.identity.code import CodeGraph
 from lmstash.identity.encoding import Component
 from lmstash.identity.owners import BY_NAME, defined_in, owner_of
+from lmstash.identity.words import ENVIRONMENT, is_environment, variables_under, words_within
 
 _KNOWN = frozenset(
     {
@@ -29,8 +28,6 @@ _KNOWN = frozenset(
     }
 )  # fmt: skip
 """Packages whose layers and functions know no configuration, or read of it what counts anyway."""
-_ENVIRONMENT = frozenset({"environ", "environb", "getenv"})
-_NESTED = 4
 
 
 class ModelCode(CodeGraph):
@@ -56,11 +53,9 @@ class ModelCode(CodeGraph):
         """
         if not self._reads_environment:
             return {}
-        for value in beside:
-            self._take_words(value)
-        look = partial(_variables, frozenset(self._words))
+        look = partial(variables_under, frozenset(self._words | words_within([*beside])))
         self.watch(look)
-        return {name: hashlib.sha256(said.encode("utf-8", "surrogateescape")).hexdigest() for name, said in look()}
+        return look()
 
     def _add_bytecode(self, function: FunctionType, name: str) -> str:
         self._meet(defined_in(function))
@@ -68,21 +63,19 @@ class ModelCode(CodeGraph):
             code = function.__code__
             names = {*names_in(code)}
             held = (function.__globals__.get(each) for each in names)
-            self._reads_environment |= not _ENVIRONMENT.isdisjoint(names) or any(map(_is_environment, held))
-            self._take_words(
-                [*texts_in(code), *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
-            )
+            self._reads_environment |= not ENVIRONMENT.isdisjoint(names) or any(map(is_environment, held))
+            self._words |= words_within([*texts_in(code), function.__defaults__, function.__kwdefaults__])
         return super()._add_bytecode(function, name)
 
     def _add_class(self, cls: type) -> str:
         self._meet(cls.__module__)
         if self._is_own(cls.__module__):
-            self._take_words([*vars(cls).values()])
+            self._words |= words_within([*vars(cls).values()])
         return super()._add_class(cls)
 
     def _follow(self, here: str, value: Any, name: str) -> None:
         if self._is_own(here):
-            self._take_words(value)
+            self._words |= words_within(value)
         outside = self._within_known
         self._within_known |= owner_of(here) in _KNOWN - {"transformers"}
         try:
@@ -96,24 +89,3 @@ class ModelCode(CodeGraph):
             return
         if self._is_own(module) or not self._within_known:  # what known packages use is theirs
             self.reads_all = True
-
-    def _take_words(self, value: Any, depth: int = _NESTED) -> None:
-        if isinstance(value, bytes):
-            value = value.decode("utf-8", "ignore")
-        if isinstance(value, str):
-            if value.isidentifier():
-                self._words.add(value)
-        elif depth and isinstance(value, dict):
-            self._take_words([*value.keys(), *value.values()], depth - 1)
-        elif depth and isinstance(value, list | tuple | set | frozenset):
-            for each in value:
-                self._take_words(each, depth - 1)
-
-
-def _is_environment(value: Any) -> bool:
-    return value is os.environ or value is os.getenv or value is getattr(os, "environb", os.environ)
-
-
-def _variables(names: frozenset[str]) -> list[tuple[str, str]]:
-    """Return the variables that are set under some of these names. Costs 30 us."""
-    return [(name, os.environ.get(name, "")) for name in sorted(names.intersection(os.environ))]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 ANY_NAME = frozenset({"getattr", "vars", "dir", "__dict__", "getmembers", "attrgetter", "__getattribute__"})
@@ -28,6 +29,12 @@ class SourceText:
 def is_environment(value: Any) -> bool:
     """Return whether a value is the environment, or reads it."""
     return any(value is each for each in (*_MAPPINGS, *_READERS))
+
+
+def variables_under(names: Container[str]) -> dict[Any, Any]:
+    """Return digests of the environment's variables that are set under some names, by name. Costs some 30 us."""
+    said = sorted(each for each in os.environ.items() if each[0] in names)
+    return {name: hashlib.sha256(os.fsencode(value)).hexdigest() for name, value in said}
 
 
 def words_of(text: str | bytes) -> Iterable[str]:

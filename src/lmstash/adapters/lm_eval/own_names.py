@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from types import FunctionType, MethodType
@@ -13,11 +12,11 @@ from lmstash.identity.bytecode import names_in, parts_of, texts_in
 from lmstash.identity.code import CodeGraph
 from lmstash.identity.encoding import Component
 from lmstash.identity.owners import defined_in, is_installed
+from lmstash.identity.words import ENVIRONMENT, variables_under, words_within
 
 SECRET_KINDS = (str, bytes, bool, type(None))
 """What a secret is, or whether there is one: other things that are named as secrets are something else."""
 _BUILT_IN = frozenset({"builtins", "abc", "typing", "torch"})
-_ENVIRONMENT = frozenset({"environ", "environb", "getenv"})
 _ANY_NAME = frozenset({"vars", "__dict__", "attrgetter", "__getattribute__"})
 """By which code reaches attributes that it does not name."""
 _RANKS = frozenset(
@@ -27,7 +26,6 @@ _RANKS = frozenset(
     }
 )
 """Variables that say where it is run and beside how many others, whatever code goes by them."""
-_NESTED = 20
 
 
 class Followed(CodeGraph):
@@ -66,15 +64,15 @@ class Followed(CodeGraph):
         self._noted.add(id(code))
         self._alive.append(code)
         if isinstance(code, type):
-            self.words.update(words_in([*vars(code).values()]))
+            self.words |= words_within([*vars(code).values()])
         elif isinstance(code, FunctionType):
             named = {*names_in(code.__code__)}
             self.names |= named
             if code.__code__.co_name != "__init__":  # which sets them
                 self._any_name |= not _ANY_NAME.isdisjoint(named)
             held = [code.__globals__[each] for each in named & code.__globals__.keys()]
-            self.words.update(words_in([*texts_in(code.__code__), *held, code.__defaults__, code.__kwdefaults__]))
-            self.words.update(words_in([*closed_over(code)]))
+            said = [*texts_in(code.__code__), code.__defaults__, code.__kwdefaults__]
+            self.words |= words_within([*said, *held, *closed_over(code)])
 
     def note_class(self, kind: type) -> None:
         """Note the functions of a class and its base classes that are neither the harness's nor built in."""
@@ -106,15 +104,12 @@ def variables(graphs: Iterable[Followed], held: Any = None) -> dict[Component, C
     begins with a word that ends in `_`. What is named for a secret does not count.
     """
     graphs = [*graphs]
-    if all(_ENVIRONMENT.isdisjoint(each.names | each.words) for each in graphs):
+    if all(ENVIRONMENT.isdisjoint(each.names | each.words) for each in graphs):
         return {}
-    words = {*words_in(held)}.union(*[each.words for each in graphs])
+    words = words_within(held).union(*[each.words for each in graphs])
     beginnings = tuple(each for each in words if len(each) > 1 and each.endswith("_"))
-    return {
-        name: hashlib.sha256(os.fsencode(value)).hexdigest()  # it is written down beside what is kept
-        for name, value in sorted(os.environ.items())
-        if (name in words or name.startswith(beginnings)) and name not in _RANKS and not is_secret(name)
-    }
+    named = {each for each in os.environ if each in words or each.startswith(beginnings)} - _RANKS
+    return variables_under({each for each in named if not is_secret(each)})
 
 
 def harmless(names: Collection[str], named: Collection[str], held: Mapping[str, Any]) -> frozenset[str]:
@@ -129,16 +124,3 @@ def closed_over(function: FunctionType) -> Iterator[Any]:
             yield cell.cell_contents
         except ValueError:  # an empty cell
             continue
-
-
-def words_in(value: Any, depth: int = _NESTED) -> Iterator[str]:
-    """Yield the texts in a plain value that may be names."""
-    if isinstance(value, str):
-        if value.isidentifier():
-            yield str(value)
-    elif depth and isinstance(value, dict):
-        for each in list(value.items()):
-            yield from words_in(each, depth - 1)
-    elif depth and isinstance(value, list | tuple | set | frozenset):
-        for each in list(value):
-            yield from words_in(each, depth - 1)

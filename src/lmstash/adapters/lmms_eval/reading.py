@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from lmstash.adapters.lm_eval.addresses import is_client
-from lmstash.adapters.lm_eval.own_names import SECRET_KINDS, Followed, variables, words_in
+from lmstash.adapters.lm_eval.own_names import SECRET_KINDS, Followed, variables
 from lmstash.adapters.lm_eval.own_names import harmless as harmless_of
 from lmstash.adapters.lm_eval.tokenizing import cleans_up, rules_of
 from lmstash.adapters.lmms_eval.growth import countable, globals_of
@@ -23,6 +23,7 @@ from lmstash.identity.describe import Describer
 from lmstash.identity.encoding import Component, encode
 from lmstash.identity.fingerprint import Fingerprint
 from lmstash.identity.generation import GenerationDefaults
+from lmstash.identity.words import words_within
 
 if TYPE_CHECKING:
     from lmstash.identity.watch import ModelWatch
@@ -148,7 +149,7 @@ def read_parts(lm: Any, skipped: frozenset[str], memory: Memory, look: Callable[
     memory.asked.update(*[graph.names | graph.words for graph in walk.graphs])
     if attributes_of(lm, skipped, memory).keys() - attributes:  # which code that was met goes by
         return read_parts(lm, skipped, memory, look)
-    graphs, words = (*walk.graphs, memory.own_code(lm)), frozenset(words_in(attributes))
+    graphs, words = (*walk.graphs, memory.own_code(lm)), frozenset(words_within(attributes))
     said = variables(graphs, words)
     if said:
         parts["variables"] = _digest(said)

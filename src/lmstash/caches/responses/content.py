@@ -7,7 +7,6 @@ import dataclasses
 import enum
 import functools
 import logging
-import os
 import re
 import sys
 import threading
@@ -24,7 +23,7 @@ from lmstash.identity.media import media_of
 from lmstash.identity.object_parts import attributes_of
 from lmstash.identity.own_code import OwnCode
 from lmstash.identity.owners import is_installed
-from lmstash.identity.words import words_of
+from lmstash.identity.words import variables_under, words_of
 
 _PLAIN = (type(None), bool, int, float, str, bytes)
 _MOST_NESTED = 100
@@ -84,8 +83,7 @@ class Content:
         names.update(*[each.graph.words for each in used])
         for text in self._reading.texts:
             names.update(word.decode() for word in _WORD.findall(text))
-        said: dict[Any, Any] = {name: each for name, each in os.environ.items() if name in names}
-        said = {name: each for name, each in said.items() if not is_secret(name)}
+        said = variables_under({each for each in names if not is_secret(each)})
         return Key({"environment": said}).hex if said else None
 
     def plain(self, value: Any, depth: int = _MOST_NESTED) -> Any:
