@@ -249,6 +249,24 @@ def test_a_request_or_file_that_changes_before_its_batch_is_not_kept_under_its_o
     assert responses.get(asked[1], default="absent") == "absent"
 
 
+@pytest.mark.parametrize("named", [str, Path])
+def test_a_file_that_changes_between_the_look_up_and_the_first_batch_is_not_kept_under_its_old_name(
+    stash: Stash, tmp_path: Path, named: Any
+) -> None:
+    responses, picture = stash.responses(model="m"), tmp_path / "b.png"
+    picture.write_bytes(b"one")
+    asked = [{"image": named(picture)}]
+
+    def size() -> int:  # is asked for in between
+        picture.write_bytes(b"another")
+        return 1
+
+    found = dict(responses.stream(asked, lambda batch: [picture.read_bytes() for _ in batch], batch_size=size))
+    assert found == {0: b"another"}
+    picture.write_bytes(b"one")
+    assert responses.get(asked[0], default="absent") == "absent"
+
+
 def test_arrays_of_a_registered_type_are_kept_though_they_have_no_one_answer_to_whether_they_are_equal(
     stash: Stash,
 ) -> None:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _LOOK_UP = 1024
 """So many are looked up at once."""
 _PAUSE_SECONDS = 0.01
+_MEDIA = b'{"$object":["media"'
+"""Stands in the text of a request that holds media, or names a file, whose content may change at any time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,10 @@ class Mapped:
         self._ttl_seconds = ttl_seconds
         self._bar: Any = _bar(len(self._requests)) if progress else None
         self._may_differ = len(self._requests) > _LOOK_UP
-        """Whether other code may have run, or time passed, since they were looked up: then they are looked at again."""
+        """Whether other code may have run since they were looked up, or media in them may be others by now.
+
+        Then they are looked at again.
+        """
 
     def steps(self) -> Generator[Any, Any, None]:
         """Yield `Answered`, and what is waited for: a `Batch`, or a step of `steps`."""
@@ -109,6 +114,7 @@ class Mapped:
             numbers = None if self._occurrences is None else self._occurrences[start : start + _LOOK_UP]
             ask = partial(cache.asker.ask_many, model, part, numbers)
             asked: list[Asked | None] = (yield Aside(ask)) if cache.asker.fetches else ask()
+            self._may_differ |= any(each is not None and _MEDIA in each.text for each in asked)
             if self._refresh:
                 events.misses([each.key for each in asked if each is not None], MissReason.REFRESH)
                 found: list[Any] = [MISSING] * len(asked)
