@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import re
 import threading
 import weakref
 from collections.abc import Callable
@@ -97,3 +98,30 @@ def test_locks_and_loggers_say_nothing() -> None:
     with lock:
         logger.setLevel(logging.DEBUG)
         assert lmstash.fingerprint(model).hex == before
+
+
+class Cleaning(torch.nn.Module):
+    """As what is pasted from notebooks: it logs, and its code names compiled patterns."""
+
+    def __init__(self, pattern: Any, log: Any) -> None:
+        super().__init__()
+        self.pattern, self.log = pattern, log
+        self.linear = torch.nn.Linear(2, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.log.debug("called")
+        return self.linear(x) * len(self.pattern.findall("a b a"))
+
+
+def test_compiled_patterns_count_by_what_they_say_and_loggers_do_not() -> None:
+    one, two = map(logging.getLogger, ("one", "two"))
+
+    def digest(pattern: Any, log: Any = one) -> bytes:
+        torch.manual_seed(0)
+        return lmstash.fingerprint(Cleaning(pattern, log)).digest
+
+    patterns = [re.compile("a"), re.compile("b"), re.compile("a", re.IGNORECASE), re.compile(b"a")]
+    assert len({digest(each) for each in patterns}) == len(patterns)
+    assert digest(re.compile("a")) == digest(re.compile("a"), two)
+    loguru = pytest.importorskip("loguru")
+    assert digest(re.compile("a"), loguru.logger) == digest(re.compile("a"), loguru.logger.bind(run=7))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import functools
 import logging
+import re
 import sys
 import threading
 import types
@@ -38,6 +39,7 @@ _LEFT_BEHIND = {"bitsandbytes.autograd._functions.MatmulLtState": ("idx", "subB"
 
 WITHOUT_MEANING = (logging.Logger, type(threading.Lock()), type(threading.RLock()))
 """What says how a program runs, not what it computes: how much is logged, who else is at it."""
+_LOGURU = "loguru._logger"
 _EXACT: dict[type, Callable[[Any], Component]] = {
     str: lambda value: str.__getitem__(value, slice(None)),
     bytes: lambda value: bytes.__getitem__(value, slice(None)),
@@ -107,8 +109,10 @@ class Describer:
                 return "device"
             if kind.__module__ == "torch" and kind.__name__ in _TORCH_NAMES:
                 return ["torch", str(value)]
-        if isinstance(value, WITHOUT_MEANING):
+        if isinstance(value, WITHOUT_MEANING) or kind.__module__ == _LOGURU:
             return kind.__qualname__
+        if kind is re.Pattern:
+            return ["pattern", value.pattern, value.flags]
         if kind is threading.Event:
             return ["Event", True] if value.is_set() else "Event"
         if isinstance(value, weakref.ref):

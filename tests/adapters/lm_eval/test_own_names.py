@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from lm_eval.models.huggingface import HFLM
 
 from lmstash.adapters.lm_eval.identity import who_answers
@@ -134,6 +136,47 @@ def test_an_object_that_ones_own_code_goes_by_counts_under_whatever_name(tokeniz
         held = [SimpleNamespace(words=[word]) for word in ("cats", "cats", "dogs")]
         assert look(**{name: held[0]}) == look(**{name: held[1]}) != look(**{name: held[2]}), name
     assert look(HFLM, timeout=SimpleNamespace(seconds=1)) == look(HFLM, timeout=SimpleNamespace(seconds=2))
+
+
+STEERING = torch.tensor([1.0, 2.0])
+
+
+class Steering(HFLM):
+    def _model_call(self, inps: Any, **options: Any) -> Any:
+        return super()._model_call(inps, **options) + STEERING[0]
+
+
+def test_a_small_tensor_that_ones_own_code_names_counts_by_its_content(tokenizer, monkeypatch) -> None:
+    def look(**attributes: Any) -> Any:
+        lm = Steering(pretrained=tiny_model(), tokenizer=tokenizer)
+        vars(lm).update(attributes)
+        return who_answers(lm).look()
+
+    first = look()
+    assert first == look()
+    assert look(by=torch.ones(2)) == look(by=torch.ones(2)) != look(by=torch.zeros(2))
+    monkeypatch.setitem(globals(), "STEERING", torch.tensor([1.5, 2.0]))
+    assert first != look()
+    with pytest.raises(UnsupportedModelError, match="does not read"):
+        look(by=torch.ones(20 << 20))
+
+
+SPACES = re.compile(r"\s+")
+
+
+class Cleaning(HFLM):
+    def generate_until(self, requests: Any, **options: Any) -> Any:
+        return [SPACES.sub(" ", each) for each in super().generate_until(requests, **options)]
+
+
+def test_a_compiled_pattern_that_ones_own_code_names_counts_by_what_it_says(tokenizer, monkeypatch) -> None:
+    def look() -> Any:
+        return who_answers(Cleaning(pretrained=tiny_model(), tokenizer=tokenizer)).look()
+
+    first = look()
+    assert first == look()
+    monkeypatch.setitem(globals(), "SPACES", re.compile(r"\s"))
+    assert first != look()
 
 
 def test_a_client_that_hangs_on_a_model_counts_by_where_it_asks(tokenizer) -> None:

@@ -31,6 +31,8 @@ _BY_VERSION = frozenset(
 )
 """Packages whose code is not read: lm_eval counts by version and source, transformers with the module."""
 _FUNCTIONS = (FunctionType, staticmethod, classmethod, type)
+_READ_BYTES = 64 << 20
+"""Tensors beside a model are read at each look, up to so much of them."""
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
@@ -194,10 +196,25 @@ def described(
             raise
         except Exception as error:  # whatever other people's objects do when they are looked at
             raise UnsupportedModelError(f"{name} of the LM cannot be looked into: {error!r}") from error
+    small = sum(each.nbytes for each in describer.tensors.values()) <= _READ_BYTES
+    if not vouched and small and not describer.modules:
+        from lmstash.identity.weights import content_digest
+
+        tensors = {name: [str(each.dtype), [*each.shape], content_digest(each)] for name, each in _dense(describer)}
+        return {**found, "its tensors": tensors} if tensors else found
     if not vouched and (describer.tensors or describer.modules):
         places = ", ".join([*describer.tensors, *(name for name, _ in describer.modules)])
         raise UnsupportedModelError(f"{places} of the LM holds weights that lmstash does not read: use variant=")
     return found
+
+
+def _dense(describer: Describer) -> Iterator[tuple[str, Any]]:
+    import torch
+
+    for name, tensor in sorted(describer.tensors.items()):
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            raise UnsupportedModelError(f"{name} of the LM is a tensor of a kind that lmstash does not read")
+        yield name, tensor
 
 
 def without_secrets(value: Component) -> Component:
