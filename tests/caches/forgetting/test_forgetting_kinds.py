@@ -193,7 +193,7 @@ def test_what_is_no_prompt_is_refused_and_removes_nothing(prompt: Any, model: An
 
 def test_ids_of_numpy_and_of_a_row_are_the_same_prompt(model: Any, tmp_path: Path) -> None:
     ids = ids_of(70)
-    for given in (np.array(ids), torch.tensor(ids), torch.tensor([ids]), tuple(ids), [ids]):
+    for given in (np.array(ids), torch.tensor(ids), torch.tensor([ids]), tuple(ids), [ids], {"input_ids": ids}):
         with lmstash.open(tmp_path / "s") as stash:
             _kv(stash, model, ids)
             stash.flush()

@@ -35,7 +35,9 @@ class Asked:
             InvalidArgumentError: It is neither text nor token ids, or the tokenizer returns none.
         """
         if not isinstance(prompt, str):
-            return cls(None, [_name(prompt)])
+            given: Any = prompt
+            is_of_tokenizer = isinstance(given, Mapping) and "input_ids" in given
+            return cls(None, [_name(given["input_ids"] if is_of_tokenizer else given)])
         if tokenizer is None or not prompt:
             return cls(prompt, [])
         made = [_name(ids) for ids in _tokenized(prompt, tokenizer)]
