@@ -155,6 +155,7 @@ def test_a_small_tensor_that_ones_own_code_names_counts_by_its_content(tokenizer
     first = look()
     assert first == look()
     assert look(by=torch.ones(2)) == look(by=torch.ones(2)) != look(by=torch.zeros(2))
+    assert look(by=torch.ones(2), more=torch.ones(1)) != look(by=torch.zeros(2), more=torch.ones(1))
     monkeypatch.setitem(globals(), "STEERING", torch.tensor([1.5, 2.0]))
     assert first != look()
     with pytest.raises(UnsupportedModelError, match="does not read"):

@@ -200,8 +200,12 @@ def described(
     if not vouched and small and not describer.modules:
         from lmstash.identity.weights import content_digest
 
-        tensors = {name: [str(each.dtype), [*each.shape], content_digest(each)] for name, each in _dense(describer)}
-        return {**found, "its tensors": tensors} if tensors else found
+        for name, each in _dense(describer):
+            try:
+                found[f"tensor at {name}"] = [str(each.dtype), [*each.shape], content_digest(each)]
+            except Exception as error:  # a subclass of somebody's
+                raise UnsupportedModelError(f"{name} of the LM cannot be read: {error!r}") from error
+        return found
     if not vouched and (describer.tensors or describer.modules):
         places = ", ".join([*describer.tensors, *(name for name, _ in describer.modules)])
         raise UnsupportedModelError(f"{places} of the LM holds weights that lmstash does not read: use variant=")

@@ -25,7 +25,8 @@ _HARMLESS_HEADER = re.compile(
     r"connection|keep-alive|proxy-connection|transfer-encoding|te|trailer|upgrade|expect|host|date|via|forwarded"
     r"|content-length|content-type|accept-encoding|user-agent|cache-control|pragma|referer|dnt|priority"
     r"|idempotency-key|x-request-id|request-id|x-correlation-id|(x|x-ms)-client-request-id|x-request-start"
-    r"|x-forwarded-(for|by|port|proto|scheme|server|ssl)|x-real-ip|true-client-ip|x-client-ip|cf-connecting-ip|x-stainless-.*|x-lmstash-.*|sec-.*"
+    r"|x-forwarded-(for|by|port|proto|scheme|server|ssl)|x-real-ip|true-client-ip|x-client-ip"
+    r"|cf-connecting-ip|x-stainless-.*|x-lmstash-.*|sec-.*"
     # those of tracing: W3C, Sentry, Datadog, AWS, Zipkin, Google, New Relic, Elastic, Jaeger, Cloudflare, LangSmith
     r"|traceparent|tracestate|baggage|sentry-trace|x-datadog-.*|x-amzn-(trace-id|requestid)|b3|x-b3-.*"
     r"|x-cloud-trace-context|newrelic|elastic-apm-traceparent|uber-trace-id|x-trace-id|cf-ray|langsmith-trace"
