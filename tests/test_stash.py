@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import lmstash
-from lmstash.errors import InvalidArgumentError, StoreUnavailableError
+from lmstash.errors import InvalidArgumentError, ReadOnlyError, StoreUnavailableError
 from lmstash.store.base import Write
 from lmstash.store.disk.store import DiskStore
 from lmstash.store.memory import MemoryStore
@@ -169,6 +169,26 @@ def test_local_is_for_what_comes_later(tmp_path: Path):
     with pytest.raises(InvalidArgumentError, match="leave it out"):
         lmstash.open(tmp_path / "s", local=tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_read_only_or_closed_stash_cannot_remove_it_says(tmp_path: Path):
+    with lmstash.open(tmp_path) as stash:
+        stash.responses("provider/model").put("a prompt", "an answer")
+    reading, closed = lmstash.open(tmp_path, read_only=True), lmstash.open(tmp_path)
+    closed.close()
+    for stash, error in ((reading, ReadOnlyError), (closed, StoreUnavailableError)):
+        for remove in (
+            lambda stash: stash.forget(prompt="a prompt"),
+            lambda stash: stash.prune(kind="responses"),
+            lambda stash: stash.prune(older_than=0),
+            lambda stash: stash.responses("provider/model").prune(text="a prompt"),
+            lambda stash: stash.clear(),
+        ):
+            with pytest.raises(error, match=r"opened with read_only=True|closed"):
+                remove(stash)
+    assert reading.prune(kind="responses", dry_run=True).entries == 1
+    assert reading.forget(prompt="a prompt", dry_run=True).entries == 1
+    reading.close()
 
 
 def test_forget_removes_every_entry_of_a_prompt_whatever_its_length(tmp_path: Path):

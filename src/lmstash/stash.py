@@ -157,6 +157,7 @@ class Stash:
 
         Raises:
             InvalidArgumentError: No condition was given (`clear()` removes everything).
+            StoreError: It cannot be done: the stash is closed or read-only. So, too, `forget` and `clear`.
         """
         if kind is None and model is None and tag is None and older_than is None:
             raise InvalidArgumentError("prune() needs a condition: kind=, model=, tag= or older_than=; or call clear()")

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from lmstash.errors import UnsupportedModelError
+from lmstash.identity import structure
 from lmstash.identity.model import Fingerprint, fingerprint_model
 from lmstash.identity.watch import ModelWatch
 
@@ -598,3 +599,21 @@ def test_one_adapter_is_the_same_by_its_name_and_as_a_list_of_one(build_llama):
     assert fingerprint_model(model) == fresh
     model.base_model.set_adapter(["default", "other"])
     assert fingerprint_model(model) != fresh
+
+
+def test_generate_of_peft_leaves_the_model_as_it_was(build_llama):
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(1)
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    model = peft.get_peft_model(build_llama(), config).eval()
+    fresh, glanced = fingerprint_model(model), structure.stamp(model, {})[0]
+    model.generate(input_ids=torch.tensor([[1, 2, 3]]), max_new_tokens=2, do_sample=False)
+    left = model.base_model.__dict__["prepare_inputs_for_generation"]
+    assert left == model.base_model.model.prepare_inputs_for_generation
+    assert fingerprint_model(model) == fresh
+    assert structure.stamp(model, {})[0] == glanced
+    model.base_model.prepare_inputs_for_generation = (
+        model.prepare_inputs_for_generation
+    )  # another one stays, and counts
+    assert fingerprint_model(model) != fresh
+    assert structure.stamp(model, {})[0] != glanced

@@ -32,8 +32,8 @@ class TorchModel:
         """Look at `model`.
 
         Raises:
-            UnsupportedModelError: An encoder-decoder (not its encoder), a model on the meta device, or one with virtual
-                tokens.
+            UnsupportedModelError: No transformers model, an encoder-decoder (not its encoder), a model on the meta
+                device, or one with virtual tokens.
         """
         config = getattr(model, "config", None)
         if not isinstance(model, nn.Module) or config is None:
@@ -57,6 +57,12 @@ class TorchModel:
         self.whole: Any = whole
         self.base: nn.Module = getattr(whole, "base_model", whole)
         self.config = config.get_text_config() if hasattr(config, "get_text_config") else config
+        if not hasattr(whole, "get_input_embeddings"):
+            raise UnsupportedModelError(
+                f"{type(model).__name__} has a config but no get_input_embeddings(), as transformers models have. Pass "
+                "the model inside, if it only wraps one and changes nothing; else give it that method, or pass "
+                "extractor=, an object that reads the values."
+            )
         self._embeddings: Any = whole.get_input_embeddings()
         self.vocabulary: int | None = getattr(self._embeddings, "num_embeddings", None)
         self.max_tokens = self._find_max_tokens()

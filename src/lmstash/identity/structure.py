@@ -7,6 +7,7 @@ whenever the components could (`stamp`). Both leave out only what is named here 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 from lmstash.errors import UnsupportedModelError
@@ -143,6 +144,8 @@ def _read_module(name: str, module: torch.nn.Module, describer: Describer, varia
     for attribute, value in module.__dict__.items():
         if attribute in _ONE_OR_MORE and isinstance(value, str) and type(module).__module__.startswith("peft.tuners."):
             value = [value]
+        if _is_put_back(module, attribute, value):
+            continue
         if attribute not in skipped and (attribute != _NO_KERNELS or value is not False):
             found[attribute] = describer.value(value, f"{name}.{attribute}" if name else attribute)
     for kind in (module._parameters, module._buffers):
@@ -175,7 +178,7 @@ def stamp(
         flat += (type(module), module.training, name)
         skipped = _skipped(type(module))
         for attribute, value in state.items():
-            if attribute in skipped:
+            if attribute in skipped or _is_put_back(module, attribute, value):
                 continue
             kind = type(value)
             if kind in IMMUTABLE:
@@ -200,6 +203,16 @@ def stamp(
     live += describer.tensors.values()
     flat.append(repr(numerics(device_types(live))))
     return flat, live
+
+
+def _is_put_back(module: torch.nn.Module, attribute: str, value: Any) -> bool:
+    """Whether this is what peft's generate() leaves: a method of the model inside, which is found without it, too."""
+    return (
+        type(value) is MethodType
+        and type(module).__module__.startswith("peft.tuners.")
+        and not hasattr(type(module), attribute)
+        and value == getattr(module._modules.get("model"), attribute, None)
+    )
 
 
 def _skipped(kind: type) -> frozenset[str]:

@@ -204,7 +204,11 @@ class Store(Protocol):
         ...
 
     def prune(self, select: Selector | None = None, *, namespace: str | None = None, dry_run: bool = False) -> Removed:
-        """Remove the entries that `select` is true for (all, when None); `namespace` as in `entries`."""
+        """Remove the entries that `select` is true for (all, when None); `namespace` as in `entries`.
+
+        Raises:
+            StoreError: It could not be done (closed, read-only): strict or not, what its owner wants gone would stay.
+        """
         ...
 
     def evict(self, to_bytes: int) -> Removed:
@@ -224,7 +228,7 @@ class Store(Protocol):
         ...
 
     def clear(self) -> Removed:
-        """Remove every entry."""
+        """Remove every entry; raises as `prune` does."""
         ...
 
     def flush(self) -> None:
@@ -232,7 +236,7 @@ class Store(Protocol):
         ...
 
     def close(self) -> None:
-        """Flush and let go of files. A closed store misses and drops."""
+        """Flush and let go of files. A closed store misses, drops, and cannot be pruned."""
         ...
 
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from lmstash.errors import CapacityError
+from lmstash.errors import CapacityError, StoreError
 from lmstash.events import DropReason, MissReason
 from lmstash.store.base import Store, Write
 from lmstash.testing.samples import OpenStore, sample_bytes, sample_key
@@ -276,6 +276,17 @@ class KeepingContract:
             assert not again.contains(sample_key(51))
             assert [each.key for each in again.entries() if each.pinned] == ([keys[0]] if self.pinning else [])
             again.close()
+
+    def test_what_a_closed_store_cannot_remove_it_says(self, open_store: OpenStore) -> None:
+        """Strict or not: an owner who wants entries gone must not be told that there were none."""
+        if not self.persistent:
+            pytest.skip("this store does not outlive its handle")
+        store = open_store()
+        fill(store, 0, 2)
+        store.close()
+        for remove in (store.clear, store.prune, lambda: store.prune(lambda info: True)):
+            with pytest.raises(StoreError):
+                remove()
 
     def test_two_handles_see_each_other(self, open_store: OpenStore) -> None:
         """What one puts, replaces and removes is so for the other at once."""

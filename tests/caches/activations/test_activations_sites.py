@@ -360,3 +360,13 @@ def test_a_block_that_runs_twice_has_no_one_value():
     acts = Activations(MemoryStore(), model, variant="mlp twice in block 1")
     with pytest.raises(UnsupportedModelError, match="runs twice"):
         acts(PROMPTS, [1, 2], site="mlp_out")
+
+
+def test_a_wrapper_that_is_no_transformers_model_is_told_what_to_do():
+    class Wrapper(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner, self.config = inner, inner.config
+
+    with pytest.raises(UnsupportedModelError, match=r"get_input_embeddings.*extractor="):
+        Activations(MemoryStore(), Wrapper(build(FAMILIES[3])))

@@ -110,10 +110,10 @@ def test_a_closed_store_misses_and_drops_and_may_be_closed_again(tmp_path: Path,
     assert not store.delete(tools.key(1))
     assert store.pin_many([tools.key(1)]) == 0
     assert list(store.entries()) == []
-    assert store.prune().entries == 0
-    assert store.prune(lambda _entry: True).entries == 0
+    for remove in (store.prune, store.clear, lambda: store.prune(lambda _entry: True)):
+        with pytest.raises(StoreUnavailableError, match=r"lmstash\.open"):
+            remove()
     assert store.evict(0).entries == 0
-    assert store.clear().entries == 0
     store.set_capacity(0)
     store.flush()
     assert store.info().entries == 0
@@ -280,12 +280,18 @@ def test_a_part_deleted_while_open_is_made_anew(what: str, tmp_path: Path, tools
     again.close()
 
 
-def test_a_folder_moved_while_open_is_left_alone_and_another_begun(tmp_path: Path, tools: Any) -> None:
+def test_a_folder_moved_while_open_is_left_alone_and_another_begun(
+    tmp_path: Path, tools: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     store = DiskStore(tmp_path / "stash", capacity_bytes=16 << 20)
     assert store.put(tools.key(1), b"one")
     (tmp_path / "stash").rename(tmp_path / "moved")
-    store.put(tools.key(2), b"two")
-    assert store.put(tools.key(2), b"two")
+    with caplog.at_level("WARNING", "lmstash"):
+        store.put(tools.key(2), b"two")
+        assert store.put(tools.key(2), b"two")
+    assert [each.getMessage() for each in caplog.records] == [
+        f"lmstash: {tmp_path / 'stash'} was moved or removed: begun anew"
+    ]
     assert store.get(tools.key(2)) == b"two"
     store.close()
     moved = DiskStore(tmp_path / "moved")

@@ -197,8 +197,8 @@ def forget(store: Store, text: str, *, salt: str | bytes | None = None, dry_run:
 
 
 def remove(store: Store, entries: list[EntryInfo], *, dry_run: bool) -> Removed:
-    """Remove these entries, so that nothing of them is left in the files either."""
-    if entries and not dry_run:
+    """Remove these entries, so that nothing of them is left in the files either; raises as `Store.prune` does."""
+    if not dry_run:  # nor if there are none: the store may be closed
         keys = {entry.key for entry in entries}
         store.prune(lambda entry: entry.key in keys, namespace=f"{KIND}/")
     return Removed(len(entries), sum(entry.nbytes for entry in entries))

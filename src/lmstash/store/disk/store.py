@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmstash.errors import InvalidArgumentError, LmstashError, ReadOnlyError, StoreUnavailableError
 from lmstash.events import EventLog, MissReason
-from lmstash.store.base import Buffer, Entry, EntryInfo, Removed, Selector, StoreInfo, VerifyReport, Write, matches
+from lmstash.store.base import Buffer, Entry, EntryInfo, Removed, Selector, StoreInfo, VerifyReport, Write
 from lmstash.store.disk import forks, survey
 from lmstash.store.disk.folder import Folder
 from lmstash.store.disk.intake import GROUP_ROWS
@@ -134,6 +134,8 @@ class DiskStore:
                 with stale.index.writing():  # nobody may be writing to a file that is closed
                     stale.appender.abandon()
                 forks.abandoned.append(stale)
+                if not self._folder.path.is_dir():
+                    self.events.warn_once("moved", "lmstash: %s was moved or removed: begun anew", self._folder.path)
                 self._opened = self._open(condemned)
             return self._opened
 
@@ -286,9 +288,11 @@ class DiskStore:
         """Protect entries from eviction, or stop doing so; returns how many are kept. Pins outlive the process."""
         return self._in_groups(keys, lambda opened, part: opened.intake.pin(part, pinned))
 
-    def _in_groups(self, keys: Sequence[bytes], change: Callable[[Opened, list[bytes]], int]) -> int:
+    def _in_groups(
+        self, keys: Sequence[bytes], change: Callable[[Opened, list[bytes]], int], *, must: bool = False
+    ) -> int:
         done, distinct = 0, list(dict.fromkeys(keys))
-        with self._faults():
+        with self._faults(must=must):
             for start in range(0, len(distinct), GROUP_ROWS):
                 opened, part = self._writable(), distinct[start : start + GROUP_ROWS]
                 done += change(opened, part)
@@ -302,22 +306,25 @@ class DiskStore:
             yield from survey.entries(self._ready(), namespace)
 
     def prune(self, select: Selector | None = None, *, namespace: str | None = None, dry_run: bool = False) -> Removed:
-        """Remove the entries that `select` is true for. Without `select`, whole segments are unlinked."""
-        with self._faults():
-            opened = self._ready() if dry_run else self._writable()
-            if select is None and not dry_run:
-                return opened.shrinker.clear(namespace)
-            if select is None:
-                chosen = [each for each in opened.index.segments() if matches(each.namespace, namespace)]
-                return Removed(sum(each.live for each in chosen), sum(each.live_bytes for each in chosen))
-            found = [(info.key, info.nbytes) for info in self.entries(namespace) if select(info)]
-            if not dry_run:
-                self.delete_many([key for key, _nbytes in found])
-                with opened.index.writing():
-                    opened.appender.seal_all()
-                    opened.reclaimer.tidy()
-            return Removed(len(found), sum(nbytes for _key, nbytes in found))
-        return Removed(0, 0)
+        """Remove the entries that `select` is true for, or raise; without `select`, whole segments are unlinked."""
+        with self._faults(must=True):
+            try:
+                return self._prune(select, namespace, dry_run)
+            except SURE_DAMAGE as error:
+                self._fault(error)  # makes the index anew
+                return self._prune(select, namespace, dry_run)
+
+    def _prune(self, select: Selector | None, namespace: str | None, dry_run: bool) -> Removed:
+        opened = self._ready() if dry_run else self._writable()
+        if select is None:
+            return survey.total(opened, namespace) if dry_run else opened.shrinker.clear(namespace)
+        found = [(info.key, info.nbytes) for info in survey.entries(opened, namespace) if select(info)]
+        if not dry_run:
+            self._in_groups([key for key, _n in found], lambda opened, part: opened.intake.delete(part), must=True)
+            with opened.index.writing():
+                opened.appender.seal_all()
+                opened.reclaimer.tidy()
+        return Removed(len(found), sum(nbytes for _key, nbytes in found))
 
     def clear(self) -> Removed:
         """Remove every entry; files that are not segments of this store stay."""
@@ -370,22 +377,23 @@ class DiskStore:
         return self._opened.recency.removals()
 
     @contextmanager
-    def _faults(self) -> Iterator[None]:
+    def _faults(self, *, must: bool = False) -> Iterator[None]:
         try:
             yield
         except InvalidArgumentError:
             raise
         except _FAULTS as error:
-            self._fault(error)
+            self._fault(error, must=must)
 
-    def _fault(self, error: BaseException) -> None:
-        """Note a fault; mend the index if that is what is broken. Raises in strict mode."""
+    def _fault(self, error: BaseException, *, must: bool = False) -> None:
+        """Note a fault; mend the index if that is what is broken. Raises in strict mode, and what must be done."""
         if isinstance(error, DAMAGE) and not self.read_only and not self._closed:
             try:
                 self._reopen(self._opened, damaged=isinstance(error, SURE_DAMAGE))
             except _FAULTS as second:
                 self.events.warn_once("reopen", "lmstash: the index could not be rebuilt: %s", second)
         words = self._folder.explain(error) if isinstance(error, OSError) else str(error)
-        self.events.warn_once(f"fault {type(error).__name__}", "lmstash: %s (treated as a miss)", words)
-        if self.strict:
+        if not must:
+            self.events.warn_once(f"fault {type(error).__name__}", "lmstash: %s (treated as a miss)", words)
+        if self.strict or must:
             raise error if isinstance(error, LmstashError) else StoreUnavailableError(words)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from lmstash.errors import FormatError
-from lmstash.store.base import EntryInfo, NamespaceInfo, StoreInfo, VerifyReport, decode_meta, matches
+from lmstash.store.base import EntryInfo, NamespaceInfo, Removed, StoreInfo, VerifyReport, decode_meta, matches
 from lmstash.store.disk.opened import Opened
 from lmstash.store.disk.reading import read_one
 from lmstash.store.disk.recency import hits, last_used
@@ -22,6 +22,12 @@ def entries(opened: Opened, namespace: str | None) -> Iterator[EntryInfo]:
         described = _describe(opened, row, namespace)
         if described is not None:
             yield described
+
+
+def total(opened: Opened, namespace: str | None) -> Removed:
+    """Return how much there is of `namespace`, by what the index says of whole segments."""
+    found = [each for each in opened.index.segments() if matches(each.namespace, namespace)]
+    return Removed(sum(each.live for each in found), sum(each.live_bytes for each in found))
 
 
 def peek_many(opened: Opened, keys: Sequence[bytes]) -> list[memoryview | None]:
