@@ -11,7 +11,8 @@ from pathlib import Path
 SOURCE = Path(__file__).parent.parent / "src" / "lmstash"
 PAGES: list[tuple[str, str, list[str]]] = [
     ("lmstash", "__init__.py", ["open", "fingerprint"]),
-    ("lmstash.Stash", "stash.py", ["Stash", "Tensors"]),
+    ("lmstash.Stash", "stash.py", ["Stash"]),
+    ("lmstash.Stash.tensors", "caches/tensors.py", ["Tensors"]),
     ("lmstash.caches.activations", "caches/activations/cache.py", ["Activations"]),
     ("lmstash.caches.activations", "caches/activations/extractor.py", ["Extractor", "ExtractionError"]),
     ("lmstash.caches.kv", "caches/kv/cache.py", ["KV"]),

@@ -141,6 +141,27 @@ def test_salted_stashes_share_nothing_and_a_private_one_keeps_no_text(tmp_path: 
     assert b"secret-name" not in written
 
 
+@pytest.mark.parametrize("how", ["argument", "environment", "not at all"])
+def test_a_stash_that_compresses_does_so_for_whoever_asks_it_for_responses(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    if how == "environment":
+        monkeypatch.setenv("LMSTASH_COMPRESS", "1")
+    long = "the same words in every answer, as evaluations have them, and then a number: " * 4
+    with lmstash.open(tmp_path, **({"compress": True} if how == "argument" else {})) as stash:
+        responses = stash.responses("m")
+        assert responses.put_many(range(2000), [f"{long}{number}" for number in range(2000)]) == 2000
+        entries = list(stash.store.entries("responses/"))
+        n_bytes = sum(each.nbytes for each in entries if each.meta.get("request") is None)
+    monkeypatch.delenv("LMSTASH_COMPRESS", raising=False)
+    with lmstash.open(tmp_path) as stash:
+        assert stash.responses("m").get_many(range(2000)) == [f"{long}{number}" for number in range(2000)]
+        dictionaries = len(list(stash.store.entries("dictionaries/")))
+    assert len(entries) == 2000
+    assert (dictionaries > 0) == (how != "not at all")
+    assert (n_bytes < 2000 * len(long)) == (how != "not at all")
+
+
 def test_prune_meets_every_condition_and_needs_one(tmp_path: Path):
     def put(number: int, namespace: str, **meta: object) -> None:
         stash.store.put(bytes([number] * 32), b"v" * number, namespace=namespace, meta=meta)

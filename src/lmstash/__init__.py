@@ -34,6 +34,7 @@ def open(
     strict: bool = UNSET,
     read_only: bool = UNSET,
     private: bool = UNSET,
+    compress: bool = UNSET,
     salt: str | bytes | None = UNSET,
     policy: str = "lru",
     local: str | os.PathLike[str] | None = None,
@@ -54,6 +55,7 @@ def open(
         strict: Raise on faults instead of counting them as misses and drops.
         read_only: Serve and never write.
         private: Keep no text beside the values.
+        compress: Compress responses with zstd (needs the extra `zstd`, and so do all who read them).
         salt: Tenant salt: stashes with different salts never share entries.
         policy: What goes first when room is needed: `"lru"`.
         local: The folder in front of `s3://` or `valkey://`, which come with a later release.
@@ -76,6 +78,7 @@ def open(
         strict=strict,
         read_only=read_only,
         private=private,
+        compress=compress,
         salt=salt,
         policy=policy,
         local=local,

@@ -100,6 +100,9 @@ KNOWN: dict[str, Known] = {
     "strict": Known(parse_bool, False, "`1`: raise on faults instead of counting them"),
     "read_only": Known(parse_bool, False, "`1`: serve, and never write"),
     "private": Known(parse_bool, False, "`1`: keep no text beside the values"),
+    "compress": Known(
+        parse_bool, False, "`1`: compress responses with zstd; `pip install 'lmstash[zstd]'`, also where they are read"
+    ),
     "salt": Known(str, None, "a tenant's secret, which enters every key: other salts find nothing"),
     "disable": Known(parse_bool, False, "`1`: keep and serve nothing; programs run as without lmstash"),
 }

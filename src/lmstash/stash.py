@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
 import weakref
-from collections.abc import Mapping, Sequence
 from html import escape
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from lmstash.errors import FormatError, InvalidArgumentError, LmstashError
+from lmstash.caches.tensors import Tensors
+from lmstash.errors import InvalidArgumentError, LmstashError
 from lmstash.events import EventLog, Stats, logger
 from lmstash.settings import resolve
 from lmstash.store.base import EntryInfo, Removed, Store, StoreInfo, VerifyReport
@@ -46,14 +45,16 @@ class Stash:
         *,
         ttl_seconds: float | None = None,
         private: bool = False,
+        compress: bool = False,
         salt: str | bytes | None = None,
     ) -> None:
         """Wrap `store`. Most callers use `lmstash.open()`."""
         self.store = store
         self.ttl_seconds = ttl_seconds
         self.private = private
+        self.compress = compress
         self.salt = salt
-        self.tensors = Tensors(self)
+        self.tensors = Tensors(store, salt=salt, private=private, ttl_seconds=ttl_seconds)
         self._queue: WriteBehind | None = None
         self._holding: weakref.WeakSet[Any] = weakref.WeakSet()
         """Caches that hold back values for a while; `flush` asks them for these."""
@@ -116,11 +117,12 @@ class Stash:
         Args:
             model: A name such as `provider/model`, the `lmstash.fingerprint` of a local model, or a torch module.
             **options: `base_url=`, `revision=`, `variant=`, `harmless=`, `sampled_by_default=`, `keep_sampled=`,
-                `keep_if=`, `wait_seconds=`: see `lmstash.caches.responses.Responses`.
+                `keep_if=`, `compress=`, `wait_seconds=`: see `lmstash.caches.responses.Responses`.
         """
         from lmstash.caches.responses.cache import Responses
 
-        defaults = {"salt": self.salt, "private": self.private, "ttl_seconds": self.ttl_seconds}
+        defaults: dict[str, Any] = {"salt": self.salt, "private": self.private, "ttl_seconds": self.ttl_seconds}
+        defaults["compress"] = self.compress
         return Responses(self.store, model, **(defaults | options))
 
     @property
@@ -247,83 +249,6 @@ class Stash:
         )
 
 
-class Tensors:
-    """Tensors under any JSON-able identity: for people who bring their own kind of value."""
-
-    namespace = "tensors/user"
-
-    def __init__(self, stash: Stash) -> None:
-        """Keep tensors in `stash`."""
-        self._stash = stash
-
-    def put(
-        self,
-        key: Any,
-        tensors: Mapping[str, Any],
-        *,
-        compute_seconds: float = 0.0,
-        tags: Sequence[str] = (),
-        ttl_seconds: float | None = None,
-    ) -> bool:
-        """Keep `tensors` (torch or numpy) under `key`.
-
-        Args:
-            key: Any JSON-able identity; types count (`1` is not `True` and not `"1"`).
-            tensors: Arrays by name.
-            compute_seconds: What they cost to compute.
-            tags: Words to prune by.
-            ttl_seconds: Seconds until they expire; default: the stash's.
-
-        Returns:
-            Whether they are kept.
-        """
-        from lmstash.codecs.tensors import encode_tensors
-
-        meta: dict[str, Any] = {"tags": list(tags)} if tags else {}
-        if not self._stash.private:
-            meta["key"] = json.loads(json.dumps(key, default=repr))
-        return self._stash.store.put(
-            self._digest(key),
-            encode_tensors(tensors),
-            namespace=self.namespace,
-            meta=meta,
-            compute_seconds=compute_seconds,
-            ttl_seconds=self._stash.ttl_seconds if ttl_seconds is None else ttl_seconds,
-        )
-
-    def get(self, key: Any, *, framework: str = "torch") -> dict[str, Any] | None:
-        """Return the tensors kept under `key`, or None. They are the caller's own: writing into them harms nothing.
-
-        Args:
-            key: As given to `put`.
-            framework: `"torch"` or `"numpy"`.
-        """
-        from lmstash.codecs.tensors import decode_tensors
-
-        digest = self._digest(key)
-        entry = self._stash.store.fetch_many([digest])[0]
-        if entry is None:
-            return None
-        try:
-            if framework == "numpy":
-                return dict(decode_tensors(entry.value, framework="numpy"))
-            return dict(decode_tensors(entry.value, framework="torch"))
-        except FormatError as error:
-            self._stash.store.events.damage(self.namespace, digest, str(error))
-            if self._stash.store.strict:
-                raise
-            return None
-
-    def delete(self, key: Any) -> bool:
-        """Remove what is kept under `key`."""
-        return self._stash.store.delete(self._digest(key))
-
-    def _digest(self, key: Any) -> bytes:
-        from lmstash.identity.keys import Key
-
-        return Key({"kind": "tensors", "key": key, "salt": self._stash.salt}).digest
-
-
 def open_stash(
     location: Any = UNSET,
     *,
@@ -333,6 +258,7 @@ def open_stash(
     strict: bool = UNSET,
     read_only: bool = UNSET,
     private: bool = UNSET,
+    compress: bool = UNSET,
     salt: str | bytes | None = UNSET,
     policy: str = "lru",
     local: str | os.PathLike[str] | None = None,
@@ -340,9 +266,10 @@ def open_stash(
 ) -> Stash:
     """Do what `lmstash.open` says."""
     is_strict = resolve("strict", strict, trust_env=trust_env).value
-    options = {
+    options: dict[str, Any] = {
         "ttl_seconds": ttl_seconds,
         "private": resolve("private", private, trust_env=trust_env).value,
+        "compress": resolve("compress", compress, trust_env=trust_env).value,
         "salt": salt if isinstance(salt, bytes) else resolve("salt", salt, trust_env=trust_env).value,
     }
     policy_named(policy)
@@ -396,4 +323,4 @@ def _given(location: Any) -> Any:
     return resolve("dir", trust_env=False).value if location is UNSET else location
 
 
-__all__ = ["Stash", "Tensors", "open_stash"]
+__all__ = ["Stash", "open_stash"]

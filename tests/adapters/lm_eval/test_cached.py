@@ -48,6 +48,19 @@ def test_an_evaluation_is_answered_from_the_stash_the_second_time_and_equal(stas
     assert (second.counts.hits, second.counts.computed) == (32, 0)
 
 
+def test_answers_are_compressed_where_the_stash_says_so(tmp_path):
+    requests = [instance("loglikelihood", f"a context {number}", " word") for number in range(1500)]
+    with lmstash.open(tmp_path, compress=True) as stash:
+        CachedLM(Scripted(echo), stash, model="m").loglikelihood(requests)
+        assert list(stash.store.entries("dictionaries/"))
+    with lmstash.open(tmp_path) as stash:
+        lm = Scripted(echo)
+        assert CachedLM(lm, stash, model="m").loglikelihood(requests) == [
+            echo("loglikelihood", each.args) for each in requests
+        ]
+        assert not lm.seen
+
+
 def test_another_model_never_gets_these_answers(stash, tasks, hflm):
     evaluate(CachedLM(hflm(0), stash), tasks, ["t_gen"])
     other = CachedLM(hflm(1), stash)
