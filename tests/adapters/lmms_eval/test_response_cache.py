@@ -6,6 +6,7 @@ import importlib.util
 import os
 import signal
 import sys
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -467,6 +468,28 @@ def test_a_module_whose_generation_config_samples(place: str, llama: Any) -> Non
     lm._model.generation_config.do_sample = True
     for _ in range(2):
         assert evaluate(place, lm, Task(questions()))[1] == 10
+
+
+COUNTING = {
+    "a number": ("N = 0", "global N; N += len(r)"),
+    "a Counter": ("N = Counter()", "N['asked'] += len(r)"),
+    "a defaultdict": ("N = defaultdict(int)", "N['asked'] += len(r)"),
+    "a helper's": ("N = Counter()\ndef note(r): N['asked'] += len(r)", "note(r)"),
+    "its own": ("N = defaultdict(list)", "self.settings['mine'].append(len(r))"),
+}
+
+
+@pytest.mark.parametrize("how", COUNTING)
+def test_counters_among_the_globals_of_a_model_are_no_part_of_it(how: str, place: str, llama: Any) -> None:
+    """Though its weights say who it is, and so nothing would be kept of one that changes itself."""
+    before, counts = COUNTING[how]
+    body = f" def generate_until(self, r):\n  {counts}\n  return super().generate_until(r)"
+    for n_computed in (10, 0, 0):
+        made: dict[str, Any] = {"__name__": "a_program", "Module": WithModule}
+        exec(f"from collections import *\n{before}\nclass Counting(Module):\n{body}", made)
+        lm = made["Counting"](llama(0))
+        lm.settings = defaultdict(list)
+        assert evaluate(place, lm, Task(questions()))[1] == n_computed
 
 
 def test_a_setting_that_changes_while_it_answers_is_no_counter(place: str, caplog: pytest.LogCaptureFixture) -> None:

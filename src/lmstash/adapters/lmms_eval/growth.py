@@ -6,18 +6,18 @@ one.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from copy import copy
 from types import FunctionType
 from typing import Any
 
-_KINDS = (int, float, list, dict, set)
+_KINDS = (int, float, list, dict, set, Counter, defaultdict)
 
 
 def countable(named: Mapping[str, Any]) -> dict[str, Any]:
     """Return copies (one level deep) of the values that may turn out to be counters or logs."""
-    return {name: copy(value) for name, value in named.items() if type(value) in _KINDS or isinstance(value, Counter)}
+    return {name: copy(value) for name, value in named.items() if type(value) in _KINDS}
 
 
 def grew(before: Any, now: Any) -> bool:

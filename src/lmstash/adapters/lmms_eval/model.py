@@ -163,7 +163,7 @@ class ModelObject:
                 self._read = None
                 return self._look()
         if DRIFTS in (self._load_state(read) or ()):
-            self._drift(read.has_module, "something")
+            self._drift(read.has_module, "itself")
             return self.look()
         if self._state and any(f"attribute:{name}" in read.parts for name in self._skipped()):
             self._read = None  # what is a counter was not known yet
@@ -234,7 +234,7 @@ class ModelObject:
         others = sorted(name.partition(":")[2] for name in changed - logs)
         if others:
             self._save_state(now, (self._state or frozenset()) | {DRIFTS})
-            return self._drift(now.has_module, ", ".join(others[:5]))
+            return self._drift(now.has_module, f"its {', '.join(others[:5])}")
         if logs or self._state is None:
             self._save_state(now, (self._state or frozenset()) | logs)
             self._read = None
@@ -245,7 +245,7 @@ class ModelObject:
 
     def _drift(self, has_module: bool, what: str) -> bool:
         """Know an object that changes itself by its name, if it has one; returns whether it has."""
-        why = f"{type(self._lm).__name__} changes its {what} while it answers"
+        why = f"{type(self._lm).__name__} changes {what} while it answers"
         if self._name is not None and not has_module:
             logger.info("lmstash: %s: it is known by its name and arguments", why)
             self._declare(why)

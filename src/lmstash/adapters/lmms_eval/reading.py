@@ -166,6 +166,7 @@ def read_parts(lm: Any, skipped: frozenset[str], memory: Memory, look: Callable[
         parts[f"{GENERATION}{path}"] = _digest(GenerationDefaults(module).read())
     counts = {f"attribute:{name}": value for name, value in attributes.items()}
     counts |= {f"code:{name}": value for name, value in globals_of(type(lm)).items()}
+    counts |= {f"global:{place}": value for place, value in walk.globals.items()}
     return Parts(parts, tuple(watches), graphs, words, said, countable(counts))
 
 
@@ -202,6 +203,8 @@ class _Walk:
         self.inside: dict[int, str] = {}
         """Modules by `id`: the path that each is read at."""
         self.graphs: list[Followed] = []
+        self.globals: dict[str, Any] = {}
+        """Objects that the class's code names, by place."""
 
     def read(self, value: Any, name: str) -> bytes:
         """Return a digest of an attribute, and of all code and tensors that it leads to."""
@@ -216,6 +219,7 @@ class _Walk:
         describer, graph = self._begin()
         parts = {"class": _digest(graph.add(kind))}
         _follow(graph, describer, lambda place, described: parts.update({f"global:{place}": _digest(described)}))
+        self.globals = {str(place): value for place, value in graph.objects.items()}
         parts |= {f"tensor:{path}": _tensor(tensor) for path, tensor in describer.tensors.items()}
         parts |= {f"code:{name}": _digest(digest) for name, digest in graph.components().items()}
         return parts | {f"package:{name}": _digest(version) for name, version in graph.packages().items()}
