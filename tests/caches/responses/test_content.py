@@ -6,40 +6,15 @@ import builtins
 import logging
 import sys
 import types
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import lmstash
 from lmstash.caches.responses import Responses
 from lmstash.stash import Stash
 
-
-@pytest.fixture
-def stash(tmp_path: Path) -> Iterator[Stash]:
-    with lmstash.open(tmp_path / "stash", strict=True) as opened:
-        yield opened
-
-
-@pytest.fixture
-def responses(stash: Stash) -> Responses:
-    return stash.responses(model="m")
-
-
-IMPORTS = """
-import contextlib, dataclasses, enum, functools, inspect, os, typing
-from typing import Annotated, Literal, NamedTuple, TypedDict
-"""
-
-
-def made(source: str) -> dict[str, Any]:
-    """Return what a program has made, without whatever annotations this file has asked for."""
-    namespace: dict[str, Any] = {"__name__": "program"}
-    exec(compile(IMPORTS + source, "<program>", "exec", dont_inherit=True), namespace)
-    return namespace
-
+from .conftest import made_program
 
 EDITS = {
     "a registered function": "@functools.singledispatch\ndef f(x): return 'o'\n@f.register\ndef _(x: str): return '1'\n"
@@ -106,7 +81,7 @@ def test_an_edit_of_what_a_function_leads_to_is_another_function(
     responses: Responses, stash: Stash, about: str
 ) -> None:
     for n in "121":
-        ask = responses.cached(made(EDITS[about].replace("1", n))["ask"])
+        ask = responses.cached(made_program(EDITS[about].replace("1", n))["ask"])
         assert n in ask("x")
         assert n in ask("x")
     expected = {"unsupported": 6} if about in UNREADABLE else {"absent": 2}
@@ -127,7 +102,7 @@ ORDERS = {
 @pytest.mark.parametrize("about", ORDERS)
 def test_the_order_of_dicts_that_code_names_counts(responses: Responses, about: str) -> None:
     for items, said in (("'a': 1, 'b': 2", ["a", "b"]), ("'b': 2, 'a': 1", ["b", "a"])):
-        assert responses.cached(made(ORDERS[about].replace("ITEMS", items))["ask"])("x") == said
+        assert responses.cached(made_program(ORDERS[about].replace("ITEMS", items))["ask"])("x") == said
 
 
 def test_a_class_and_a_function_that_are_arguments_count_by_all_that_they_say(responses: Responses) -> None:
@@ -138,7 +113,7 @@ def test_a_class_and_a_function_that_are_arguments_count_by_all_that_they_say(re
         "def T(): pass\nT.n = 'N'",
         "@dataclasses.dataclass(frozen=True)\nclass S:\n n: str\nclass E(enum.Enum):\n A = S('N')\nT = E.A",
     ]
-    ask = responses.cached(made("def ask(what, look): return look(what)")["ask"])
+    ask = responses.cached(made_program("def ask(what, look): return look(what)")["ask"])
 
     def look(what: Any) -> str:
         value = getattr(what, "value", None)
@@ -146,16 +121,16 @@ def test_a_class_and_a_function_that_are_arguments_count_by_all_that_they_say(re
 
     for source in sources:
         for n in "12":
-            assert n in ask(made(source.replace("N", n))["T"], look)
+            assert n in ask(made_program(source.replace("N", n))["T"], look)
 
 
 def test_a_function_under_a_wrapper_of_a_library_counts_by_its_own_code(responses: Responses, stash: Stash) -> None:
     pydantic = pytest.importorskip("pydantic")
     for n in "12":
-        program = made(f"def ask(x: str): return '{n}'")
+        program = made_program(f"def ask(x: str): return '{n}'")
         assert responses.cached(pydantic.validate_call(program["ask"]))("x") == n
         inner = pydantic.validate_call(program["ask"])
-        outer = made("def ask(x): return inner(x)")
+        outer = made_program("def ask(x): return inner(x)")
         outer["inner"] = inner
         assert responses.cached(outer["ask"])("x") == n
     assert stash.stats.misses["unsupported"] == 0
@@ -199,8 +174,8 @@ def test_a_wrapper_of_a_library_that_hides_its_function_is_not_cached(
 ) -> None:
     wrappers = library(tmp_path, monkeypatch, "lmstash_test_bare", WRAPPERS)
     for n in "12":
-        outer = made("def ask(x): return inner(x)")
-        outer["inner"] = wrappers.bare(made(f"def ask(x): return '{n}'")["ask"])
+        outer = made_program("def ask(x): return inner(x)")
+        outer["inner"] = wrappers.bare(made_program(f"def ask(x): return '{n}'")["ask"])
         assert responses.cached(outer["ask"])("x") == n
     assert dict(stash.stats.misses) == {"unsupported": 2}
 
@@ -210,7 +185,7 @@ def test_settings_that_a_wrapper_of_a_library_holds_count(
 ) -> None:
     wrappers = library(tmp_path, monkeypatch, "lmstash_test_by", WRAPPERS)
     for setting in ("1", "2", lambda: "3", lambda: "4"):
-        program = made("def ask(x): return x")
+        program = made_program("def ask(x): return x")
         said = setting if isinstance(setting, str) else setting()
         assert responses.cached(wrappers.by(setting)(program["ask"]))("x") == f"x{said}"
     assert dict(stash.stats.misses) == {"absent": 4}
@@ -231,7 +206,7 @@ def test_what_a_package_of_its_own_imports_when_it_runs_is_read(
     responses: Responses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompts = library(tmp_path, monkeypatch, "lmstash_test_prompts", "TEXT = '1'")
-    program = made("def ask(x):\n from lmstash_test_prompts import TEXT\n return TEXT")
+    program = made_program("def ask(x):\n from lmstash_test_prompts import TEXT\n return TEXT")
     program["ask"].__module__ = "lmstash_test_prompts"
     ask = responses.cached(program["ask"])
     assert ask("x") == "1"
@@ -247,13 +222,13 @@ def test_what_a_module_of_your_own_makes_when_it_is_asked_counts(
         exec(f"def __getattr__(name): return '{n}'\nP_A = '{n}'", vars(module))
         monkeypatch.setitem(sys.modules, module.__name__, module)
         for source in ("def ask(x): return m.TEXT", "def ask(x): return getattr(m, 'P_' + x)"):
-            program = made(source)
+            program = made_program(source)
             program["m"] = module
             assert responses.cached(program["ask"])("A") == n
 
 
 def test_a_set_is_not_a_dict_that_looks_like_what_stands_for_it(responses: Responses) -> None:
-    ask = responses.cached(made("def ask(x): return str(x)")["ask"])
+    ask = responses.cached(made_program("def ask(x): return str(x)")["ask"])
     for value in ({1, 2}, {"lmstash:set": [1, 2]}, {"set": [1, 2]}, {int: 1}, {int: 2}):
         assert ask(value) == str(value)
 
@@ -264,14 +239,14 @@ def test_which_model_answers_within_counts(stash: Stash) -> None:
         "def f(x): return CACHE.get_or_compute(x, lambda: NOTES[0])",
     ):
         for n in "12":
-            program = {**made(""), "CACHE": stash.responses(model=f"m{n}"), "NOTES": [n]}
+            program = {**made_program(""), "CACHE": stash.responses(model=f"m{n}"), "NOTES": [n]}
             exec(source + "\ndef ask(x): return f(x)", program)
             ask = stash.responses(model="m").cached(program["ask"], harmless=["NOTES"])
             assert [ask("x"), ask("x")] == [n, n]
 
 
 def test_what_somebody_puts_into_builtins_counts(responses: Responses, monkeypatch: pytest.MonkeyPatch) -> None:
-    ask = responses.cached(made("def ask(x): return LMSTASH_TEST_TEXT")["ask"])
+    ask = responses.cached(made_program("def ask(x): return LMSTASH_TEST_TEXT")["ask"])
     for text in ("1", "2"):
         monkeypatch.setattr(builtins, "LMSTASH_TEST_TEXT", text, raising=False)
         assert ask("x") == text
@@ -298,7 +273,7 @@ READS = {
 def test_a_variable_of_the_environment_counts_wherever_its_name_stands(
     responses: Responses, stash: Stash, monkeypatch: pytest.MonkeyPatch, about: str
 ) -> None:
-    ask = responses.cached(made(READS[about])["ask"])
+    ask = responses.cached(made_program(READS[about])["ask"])
     for value in ("one", "two"):
         monkeypatch.setenv("LMSTASH_TEST_V", value)
         assert [ask("LMSTASH_TEST_V"), ask("LMSTASH_TEST_V")] == [value, value]
@@ -328,6 +303,6 @@ def test_common_programs_are_cached_and_named_alike_by_the_next_run(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            responses.cached(made(source)["ask"])("x")
+            responses.cached(made_program(source)["ask"])("x")
     assert not caplog.records
     assert (stash.stats.hits, dict(stash.stats.misses)) == (1, {"absent": 1})

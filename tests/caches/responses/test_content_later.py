@@ -3,43 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-import lmstash
 from lmstash.caches.responses import Responses
-from lmstash.stash import Stash
 
-
-@pytest.fixture
-def stash(tmp_path: Path) -> Iterator[Stash]:
-    with lmstash.open(tmp_path / "stash", strict=True) as opened:
-        yield opened
-
-
-@pytest.fixture
-def responses(stash: Stash) -> Responses:
-    return stash.responses(model="m")
-
-
-IMPORTS = """
-import contextlib, dataclasses, enum, functools, inspect, os, typing
-from typing import Annotated, Literal, NamedTuple, TypedDict
-"""
-
-
-def made(source: str) -> dict[str, Any]:
-    """Return what a program has made, without whatever annotations this file has asked for."""
-    namespace: dict[str, Any] = {"__name__": "program"}
-    exec(compile(IMPORTS + source, "<program>", "exec", dont_inherit=True), namespace)
-    return namespace
+from .conftest import made_program
 
 
 def test_the_order_of_a_dict_that_changes_in_place_counts(responses: Responses) -> None:
-    program = made("D = ({'a': 1, 'b': 2},)\ndef ask(x): return [*D[0]]")
+    program = made_program("D = ({'a': 1, 'b': 2},)\ndef ask(x): return [*D[0]]")
     ask = responses.cached(program["ask"])
     assert ask("x") == ["a", "b"]
     program["D"][0]["a"] = program["D"][0].pop("a")
@@ -93,7 +67,7 @@ LATER = {
 @pytest.mark.parametrize("about", LATER)
 def test_what_is_put_there_while_the_program_runs_is_seen(responses: Responses, about: str) -> None:
     source, later = LATER[about]
-    program = made(source)
+    program = made_program(source)
     ask = responses.cached(program["ask"])
     assert [ask("x"), ask("x")] == ["1", "1"]
     exec(later, program)
@@ -105,7 +79,7 @@ def test_a_file_of_your_own_under_a_name_of_python_s_counts_before_it_is_importe
 ) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    ask = responses.cached(made("def ask(x):\n import nturl2path\n return nturl2path.WORD")["ask"])
+    ask = responses.cached(made_program("def ask(x):\n import nturl2path\n return nturl2path.WORD")["ask"])
     for n in "12":
         (tmp_path / "nturl2path.py").write_text(f"WORD = '{n}'")
         monkeypatch.delitem(sys.modules, "nturl2path", raising=False)

@@ -6,7 +6,6 @@ import asyncio
 import enum
 import logging
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,18 +17,6 @@ import lmstash
 from lmstash.caches.responses import Responses
 from lmstash.errors import InvalidArgumentError
 from lmstash.stash import Stash
-
-
-@pytest.fixture
-def stash(tmp_path: Path) -> Iterator[Stash]:
-    with lmstash.open(tmp_path / "stash", strict=True) as opened:
-        yield opened
-
-
-@pytest.fixture
-def responses(stash: Stash) -> Responses:
-    return stash.responses(model="m")
-
 
 CALLS: list[Any] = []
 

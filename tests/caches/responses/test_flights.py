@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,6 @@ import pytest
 import lmstash
 from lmstash.caches.responses import Responses, answers, register
 from lmstash.stash import Stash
-
-
-@pytest.fixture
-def stash(tmp_path: Path) -> Iterator[Stash]:
-    with lmstash.open(tmp_path / "stash", strict=True) as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -70,12 +70,6 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     made.server.server_close()
 
 
-@pytest.fixture
-def stash(tmp_path: Path) -> Iterator[Stash]:
-    with lmstash.open(tmp_path / "stash", strict=True) as opened:
-        yield opened
-
-
 def chat(url: str) -> dict[str, Any]:
     return {
         "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}],
