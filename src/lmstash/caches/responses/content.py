@@ -37,6 +37,7 @@ _MARKED = frozenset({_ITEMS, *_MARKS.values()})
 _TUPLE_GETTER: Any = type(vars(collections.namedtuple("_", "x"))["x"])
 _OF_WRAPPERS = {*functools.WRAPPER_ASSIGNMENTS, "__wrapped__", "cache_parameters"}
 """What lies on each function that remembers its results."""
+_SAY = " (a client of the model that the cache is for, say)"
 _WORD = re.compile(rb'(?:"|\$\{?)([A-Za-z_][A-Za-z0-9_]*)')
 
 
@@ -191,9 +192,8 @@ class Content:
             text = read_request([self.plain(value)], urls="trust").text
         except InvalidArgumentError as error:
             name = place.rpartition(":")[2]
-            raise InvalidArgumentError(
-                f"its code names `{name}`: {error} (a client of the model that the cache is for, say)"
-            ) from error
+            said = str(error).removesuffix(_SAY)
+            raise InvalidArgumentError(f"its code names `{name}`: {said}{_SAY}") from error
         self._reading.texts.append(text)
         return ["object", text]
 
