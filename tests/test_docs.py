@@ -2,7 +2,8 @@
 
 The `python` blocks of one document run one after the other in one namespace, in an empty folder; those that speak of
 `model`, `tokenizer` or `prompts` without making them get SmolLM2-135M and four prompts; those that load `model.gguf`
-find it there. In `console` blocks each line `$ lmstash ...` runs and must end with code 0. A block after
+find it there. What a `python` block prints is the text set off after it, where there is one, but for numbers.
+In `console` blocks each line `$ lmstash ...` runs and must end with code 0. A block after
 `<!-- not run: WHY -->` is left out.
 """
 
@@ -24,7 +25,11 @@ ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 GIVEN = {"model", "tokenizer", "prompts"}
 PROMPTS = ["Paris is the capital of", "Water boils at", "Two and two make", "Paris is the capital of"]
-_BLOCK = re.compile(r"(<!-- not run: .+? -->\s*)?^```(python|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(
+    r"(<!-- not run: .+? -->\s*)?^```(python|console)\n(.*?)^```\n(?:\n(?:((?:    [^\n]*\n)+)|```\n(.*?)^```\n))?",
+    re.MULTILINE | re.DOTALL,
+)
+_NUMBER = re.compile(r"-?\d[\d,.]*(e-?\d+)?")
 
 
 @dataclass(frozen=True)
@@ -32,12 +37,14 @@ class Block:
     language: str
     code: str
     line: int
+    printed: str | None
+    """The text after it, indented or fenced."""
 
 
 def blocks_of(path: Path) -> list[Block]:
     text = path.read_text(encoding="utf-8")
     return [
-        Block(found[2], found[3], text[: found.start(3)].count("\n"))
+        Block(found[2], found[3], text[: found.start(3)].count("\n"), found[4] or found[5])
         for found in _BLOCK.finditer(text)
         if found[1] is None
     ]
@@ -48,6 +55,11 @@ def documents_with(language: str) -> list[Any]:
     return [pytest.param(path, id=str(path.relative_to(ROOT))) for path in found]
 
 
+def without_numbers(text: str) -> list[str]:
+    """Lines as they are on every machine and at every time."""
+    return [_NUMBER.sub("#", line.strip()) for line in text.strip().splitlines()]
+
+
 def free_names(code: str) -> set[str]:
     """Names that the code reads, whether or not it also makes them."""
     names = (node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name))
@@ -56,7 +68,11 @@ def free_names(code: str) -> set[str]:
 
 @pytest.mark.parametrize("path", documents_with("python"))
 def test_python_examples_run(
-    path: Path, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    path: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
     blocks = [block for block in blocks_of(path) if block.language == "python"]
     monkeypatch.chdir(tmp_path)
@@ -72,7 +88,11 @@ def test_python_examples_run(
         namespace |= {"model": model, "tokenizer": tokenizer, "prompts": list(PROMPTS)}
     for block in blocks:
         # Blank lines in front, so that a traceback names the line of the document.
+        capsys.readouterr()
         exec(compile("\n" * block.line + block.code, str(path), "exec"), namespace)
+        printed = capsys.readouterr().out
+        if block.printed is not None:
+            assert without_numbers(printed) == without_numbers(block.printed), f"{path}, line {block.line}"
 
 
 @pytest.mark.parametrize("path", documents_with("console"))
