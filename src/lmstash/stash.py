@@ -176,6 +176,7 @@ class Stash:
                 and (deadline is None or entry.last_used < deadline)
             )
 
+        self._settle(dry_run)
         select = None if model is None and tag is None and deadline is None else chosen
         return self.store.prune(select, namespace=None if kind is None else f"{kind}/", dry_run=dry_run)
 
@@ -197,14 +198,22 @@ class Stash:
         """
         from lmstash.caches.forgetting import forget
 
-        for cache in list(self._holding) if not dry_run else ():
-            cache.clear()  # what is in RAM would be served on, and kept again
-        self.flush()
+        self._settle(dry_run)
         return forget(self.store, prompt, tokenizer=tokenizer, salt=self.salt, dry_run=dry_run)
 
     def clear(self) -> Removed:
         """Remove every entry; touches no file that lmstash did not write."""
+        self._settle()
         return self.store.clear()
+
+    def _settle(self, dry_run: bool = False) -> None:
+        """Have all that was computed in the store before something is removed, and nothing of it in RAM."""
+        if self._queue is not None:
+            self._queue.flush()
+        for cache in list(self._holding):
+            cache.flush()
+            if not dry_run:
+                cache.clear()  # what is in RAM would be served on, and kept again
 
     def flush(self) -> None:
         """Return once everything put or computed so far would survive a power loss."""

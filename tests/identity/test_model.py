@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import types
 
 import pytest
 import torch
@@ -617,3 +618,77 @@ def test_generate_of_peft_leaves_the_model_as_it_was(build_llama):
     )  # another one stays, and counts
     assert fingerprint_model(model) != fresh
     assert structure.stamp(model, {})[0] != glanced
+
+
+def test_how_gradients_are_computed_is_no_part_of_a_model_that_evaluates(build_llama):
+    model = build_llama().eval()
+    fresh = fingerprint_model(model)
+    model.gradient_checkpointing_enable()
+    model.enable_input_require_grads()
+    assert fingerprint_model(model) == fresh
+    assert fingerprint_model(model.train()) != fresh
+    model.eval().gradient_checkpointing_disable()
+    model.disable_input_require_grads()
+    assert fingerprint_model(model) == fresh
+
+
+def test_a_peft_model_that_was_trained_with_gradient_checkpointing_is_itself(build_llama):
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(1)
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    model = peft.get_peft_model(build_llama(), config).eval()
+    fresh = fingerprint_model(model)
+    model.gradient_checkpointing_enable()
+    model.train()(torch.tensor([[1, 2, 3]])).logits.sum().backward()
+    assert fingerprint_model(model.eval()) == fresh
+
+
+BY_TEXT = {
+    "getattr, by a text": "getattr(mod, 'SCALE')",
+    "getattr, by a name that is made": "getattr(mod, 'SC' + self.rest)",
+    "vars": "vars(mod)['SCALE']",
+    "__dict__": "mod.__dict__['SC' + self.rest]",
+    "a function": "getattr(mod, 'sc' + 'ale')()",
+    "globals": "globals()['SC' + self.rest]",
+    "globals, by a text": "globals()['SCALE']",
+    "eval": "eval('mod.SCALE * 1')",
+    "sys.modules": "sys.modules['lmstash_test_asked'].SCALE",
+    "__import__": "__import__('lmstash_test_asked').SCALE",
+    "import_module": "importlib.import_module('lmstash_test_asked').SCALE",
+    "a module that it holds": "self.held.SCALE",
+    "a module in a table": "TABLE['a'][0].SCALE",
+}
+
+
+@pytest.mark.parametrize("how", BY_TEXT)
+def test_what_your_own_code_asks_for_by_text_counts(build_llama, how, monkeypatch):
+    mod = types.ModuleType("lmstash_test_asked")
+    exec("SCALE = 1.0\ndef scale(): return 1.0", vars(mod))
+    monkeypatch.setitem(sys.modules, mod.__name__, mod)
+    program = {"__name__": "lmstash_test_program", "nn": nn, "mod": mod, "SCALE": 1.0, "TABLE": {"a": [mod]}}
+    source = f"""
+import importlib, sys
+class Scaled(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.rest = inner, "ALE"
+    def forward(self, x):
+        return self.inner(x) * {BY_TEXT[how]}
+"""
+    exec(source, program)
+    model = build_llama()
+    layer = model.model.layers[0]
+    layer.mlp = program["Scaled"](layer.mlp)
+    if "self.held" in source:
+        layer.mlp.held = mod
+    watch = ModelWatch(model)
+    before, ids = watch.fingerprint, torch.tensor([[1, 2, 3]])
+    assert watch.unchanged(before)
+    assert fingerprint_model(model) == before
+    with torch.no_grad():
+        said = model(ids).logits
+        exec("SCALE = 2.0\ndef scale(): return 2.0", vars(mod))
+        program["SCALE"] = 2.0
+        assert not torch.equal(model(ids).logits, said)
+    assert not watch.unchanged(before)
+    assert fingerprint_model(model) != before

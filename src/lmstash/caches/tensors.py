@@ -86,7 +86,7 @@ class Tensors:
             return None
 
     def delete(self, key: Any) -> bool:
-        """Remove what is kept under `key`."""
+        """Remove what is kept under `key`; returns whether anything was removed."""
         return self.store.delete(self._digest(key))
 
     def _digest(self, key: Any) -> bytes:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lmstash.errors import UnsupportedModelError
-from lmstash.identity.code import CodeGraph
+from lmstash.identity.asked_by_text import CodeByText
 from lmstash.identity.encoding import Component, encode
 
 IMMUTABLE = frozenset({type(None), bool, int, float, str, bytes})
@@ -62,7 +62,7 @@ class Describer:
     """
 
     def __init__(
-        self, code: CodeGraph, *, lenient: bool, follow_code: bool = True, whole_configs: bool = False
+        self, code: CodeByText, *, lenient: bool, follow_code: bool = True, whole_configs: bool = False
     ) -> None:
         self._code = code
         self._lenient = lenient
@@ -118,7 +118,7 @@ class Describer:
         if isinstance(value, weakref.ref):
             return self._referent(value, path)
         if isinstance(value, types.ModuleType):
-            return ["module", value.__name__]
+            return ["module", self._code.add_module(value) if self._follow_code else value.__name__]
         self._see(value, path)
         return self._object(value, kind, path)
 

@@ -13,8 +13,8 @@ from functools import partial
 from types import FunctionType
 from typing import Any
 
+from lmstash.identity.asked_by_text import CodeByText
 from lmstash.identity.bytecode import names_in, texts_in
-from lmstash.identity.code import CodeGraph
 from lmstash.identity.encoding import Component
 from lmstash.identity.owners import BY_NAME, defined_in, owner_of
 from lmstash.identity.words import ENVIRONMENT, is_environment, variables_under, words_within
@@ -30,7 +30,7 @@ _KNOWN = frozenset(
 """Packages whose layers and functions know no configuration, or read of it what counts anyway."""
 
 
-class ModelCode(CodeGraph):
+class ModelCode(CodeByText):
     """Collects the code reachable from a model. Not for several threads at once.
 
     Attributes:

@@ -11,7 +11,7 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 from lmstash.errors import UnsupportedModelError
-from lmstash.identity.code import CodeGraph
+from lmstash.identity.asked_by_text import CodeByText
 from lmstash.identity.describe import IMMUTABLE, TENSOR_MARKS, Describer
 from lmstash.identity.encoding import Component, encode
 from lmstash.identity.model_code import ModelCode
@@ -44,17 +44,24 @@ HARMLESS = frozenset(
         "_weight_conversions",  # how files were read
         "_output_capturing_hooks_installed",  # transformers' recording hooks, see _HARMLESS_HOOKS
         "_is_accelerate_prepared",  # so that it is not wrapped again
+        "_require_grads_hooks",  # handles of hooks, see _HARMLESS_HOOKS
+        "_require_grads_hook",
     }
 )
 """Module attributes that do not change what a forward pass computes."""
 
+_CHECKPOINTING = frozenset({"gradient_checkpointing", "_gradient_checkpointing_func"})
+"""How gradients are computed: transformers' own classes look at these in training mode only."""
 _SKIP = TORCH_OWN | HARMLESS
 _SKIP_OWN = _SKIP | {"_previous_max_cache_length", "_compiled_call", "_last_compile_config"}
 """The same for transformers' own classes: what generate() leaves for its next call, and no forward of theirs reads."""
 _ONE_OR_MORE = frozenset({"active_adapter", "_active_adapter"})
 """Attributes of peft's in which one name stands for a list of one."""
+_SKIP_EVALUATING = _SKIP_OWN | _CHECKPOINTING
 _NO_KERNELS = "_use_kernels"  # False after loading, absent before
 _HARMLESS_HOOKS = frozenset({"transformers.utils.output_capturing"})  # these record outputs and return None
+_NEEDS_GRADIENTS = "make_inputs_require_grad"
+"""Begins the names of hooks of transformers and peft that say of an output that it needs gradients."""
 _RANDOM_WORDS = ("drop", "jitter", "noise")
 
 
@@ -140,7 +147,7 @@ def _read_module(name: str, module: torch.nn.Module, describer: Describer, varia
             for child, each in module._modules.items()
         ],
     }
-    skipped = _skipped(type(module))
+    skipped = _skipped(module)
     for attribute, value in module.__dict__.items():
         if attribute in _ONE_OR_MORE and isinstance(value, str) and type(module).__module__.startswith("peft.tuners."):
             value = [value]
@@ -164,7 +171,7 @@ def stamp(
     `outside` is `CodeGraph.objects`, `whole_configs` as `ModelCode.reads_all` says. Costs about 2 ms for a model of 400
     modules.
     """
-    describer = Describer(CodeGraph(), lenient=True, follow_code=False, whole_configs=whole_configs)
+    describer = Describer(CodeByText(), lenient=True, follow_code=False, whole_configs=whole_configs)
     flat: list[object] = [encode(describer.value(getattr(model, "config", None), "config"))]
     live: list[torch.Tensor] = []
     pending = describer.modules
@@ -176,7 +183,7 @@ def stamp(
         name, module = pending.pop()
         state = module.__dict__
         flat += (type(module), module.training, name)
-        skipped = _skipped(type(module))
+        skipped = _skipped(module)
         for attribute, value in state.items():
             if attribute in skipped or _is_put_back(module, attribute, value):
                 continue
@@ -215,9 +222,11 @@ def _is_put_back(module: torch.nn.Module, attribute: str, value: Any) -> bool:
     )
 
 
-def _skipped(kind: type) -> frozenset[str]:
-    """Return which attributes of a module of this class do not count."""
-    return _SKIP_OWN if kind.__module__.startswith("transformers.") else _SKIP
+def _skipped(module: torch.nn.Module) -> frozenset[str]:
+    """Return which attributes of a module do not count."""
+    if not type(module).__module__.startswith("transformers."):
+        return _SKIP
+    return _SKIP_OWN if module.training else _SKIP_EVALUATING
 
 
 def own_hooks(module: torch.nn.Module) -> list[dict[int, Any]]:
@@ -231,9 +240,15 @@ def foreign_hooks(groups: Iterable[dict[int, Any]]) -> list[Any]:
         hook
         for hooks in groups
         for hook in list(hooks.values())
-        if not getattr(hook, "_lmstash", False)
-        and getattr(hook, "__globals__", {}).get("__name__") not in _HARMLESS_HOOKS
+        if not (getattr(hook, "_lmstash", False) or _is_harmless(hook))
     ]
+
+
+def _is_harmless(hook: Any) -> bool:
+    module = str(getattr(hook, "__globals__", {}).get("__name__"))
+    if module.partition(".")[0] in ("transformers", "peft"):
+        return module in _HARMLESS_HOOKS or hook.__name__.startswith(_NEEDS_GRADIENTS)
+    return False
 
 
 def _refuse_hooks(hooks: list[Any], where: str, variant: str | None) -> None:

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from lmstash.errors import UnsupportedModelError
-from lmstash.identity.code import CodeGraph
+from lmstash.identity.asked_by_text import CodeByText
 from lmstash.identity.describe import Describer
 from lmstash.identity.encoding import Component
 from lmstash.identity.fingerprint import Fingerprint
@@ -36,7 +36,7 @@ def fingerprint_tokenizer(tokenizer: Any) -> Fingerprint:
     Raises:
         UnsupportedModelError: It is not a tokenizer that lmstash can take apart.
     """
-    code = CodeGraph()
+    code = CodeByText()
     describer = Describer(code, lenient=False)
     components: dict[str, Component] = {"what": "tokenizer"}
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)

@@ -188,11 +188,11 @@ class Store(Protocol):
         ...
 
     def delete(self, key: bytes) -> bool:
-        """Remove one entry; returns whether there was one."""
+        """Remove one entry; returns whether one was removed: a store that is closed or read-only removes none."""
         ...
 
     def delete_many(self, keys: Sequence[bytes]) -> int:
-        """Remove entries; returns how many there were."""
+        """Remove entries; returns how many were removed."""
         ...
 
     def pin_many(self, keys: Sequence[bytes], pinned: bool = True) -> int:

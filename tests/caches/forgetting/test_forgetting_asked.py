@@ -160,3 +160,27 @@ def test_forgetting_needs_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["0", "[]"]
+
+
+@pytest.mark.parametrize("how", ["clear", "prune", "prune by age"])
+def test_what_was_just_computed_is_removed_with_the_rest_and_served_no_more(tmp_path, model, tokens, how):
+    """Though it is still on its way to the folder, or lies in RAM."""
+
+    def remove(stash, kind):
+        if how == "clear":
+            return stash.clear()
+        return stash.prune(kind=kind) if how == "prune" else stash.prune(kind=kind, older_than=-1)
+
+    with lmstash.open(tmp_path / "s") as stash:
+        kv, logprobs = stash.kv(model), stash.logprobs(model)
+        kv.generate(torch.tensor([tokens(100)]), max_new_tokens=2, do_sample=False)
+        assert remove(stash, "kv").entries > 0
+        assert kv.past(tokens(100)) == (None, 0)
+        logprobs.next_token_logprobs(tokens(9))
+        assert remove(stash, "logprobs").entries > 0
+        fed = logprobs.fed_tokens
+        logprobs.next_token_logprobs(tokens(9))
+        assert logprobs.fed_tokens > fed
+    with lmstash.open(tmp_path / "s") as stash:
+        assert {each.namespace.partition("/")[0] for each in stash.store.entries("kv/")} == set()
+        assert len(list(stash.store.entries("logprobs/"))) == 1  # what was asked for again

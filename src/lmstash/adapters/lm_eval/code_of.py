@@ -19,9 +19,9 @@ from lmstash.caches.responses.hiding import SECRETS
 from lmstash.caches.responses.who import plain_url
 from lmstash.errors import UnsupportedModelError
 from lmstash.identity.bytecode import parts_of
-from lmstash.identity.code import CodeGraph, defined_in
 from lmstash.identity.describe import Describer
 from lmstash.identity.encoding import Component, encode
+from lmstash.identity.owners import defined_in
 
 _BY_VERSION = frozenset(
     {
@@ -100,7 +100,7 @@ def _put_into(cls: type) -> Iterator[tuple[str, Any]]:
                 yield f"{cls.__module__}.{cls.__qualname__}.{name} {number}", part
 
 
-def own_code(code: CodeGraph, *, vouched: bool) -> Component:
+def own_code(code: Followed, *, vouched: bool) -> Component:
     """Return the code that was met, without that of packages which count by version, and the objects that it names.
 
     Args:
@@ -166,7 +166,7 @@ class _LmDescriber(Describer):
 def described(
     values: Mapping[str, Any],
     without: frozenset[str] | set[str],
-    code: CodeGraph,
+    code: Followed,
     *,
     vouched: bool = False,
     named: Collection[str] = (),

@@ -8,8 +8,8 @@ from types import FunctionType, MethodType
 from typing import Any
 
 from lmstash.caches.responses.hiding import is_secret
+from lmstash.identity.asked_by_text import CodeByText
 from lmstash.identity.bytecode import names_in, parts_of, texts_in
-from lmstash.identity.code import CodeGraph
 from lmstash.identity.encoding import Component
 from lmstash.identity.owners import defined_in, is_installed
 from lmstash.identity.words import ENVIRONMENT, variables_under, words_within
@@ -28,7 +28,7 @@ _RANKS = frozenset(
 """Variables that say where it is run and beside how many others, whatever code goes by them."""
 
 
-class Followed(CodeGraph):
+class Followed(CodeByText):
     """Collects code, and what somebody's own of it asks for by name. Not for several threads at once.
 
     Attributes:

@@ -18,7 +18,6 @@ from lmstash.adapters.lmms_eval.growth import countable, globals_of
 from lmstash.adapters.lmms_eval.pinned import harness_code
 from lmstash.caches.responses.hiding import SECRETS
 from lmstash.errors import UnsupportedModelError
-from lmstash.identity.code import CodeGraph
 from lmstash.identity.describe import Describer
 from lmstash.identity.encoding import Component, encode
 from lmstash.identity.fingerprint import Fingerprint
@@ -230,7 +229,7 @@ class _Walk:
         return _LmDescriber(graph, self), graph
 
 
-def _follow(graph: CodeGraph, describer: Describer, tell: Callable[[str, Component], None]) -> None:
+def _follow(graph: Followed, describer: Describer, tell: Callable[[str, Component], None]) -> None:
     """Describe what code names as globals; that may lead to more code."""
     seen: set[str] = set()
     while left := sorted(graph.objects.keys() - seen):
@@ -245,7 +244,7 @@ class _LmDescriber(Describer):
     Without a walk, for comparing within one process: what is costly to read stands by its `id`.
     """
 
-    def __init__(self, code: CodeGraph, walk: _Walk | None) -> None:
+    def __init__(self, code: Followed, walk: _Walk | None) -> None:
         super().__init__(code, lenient=walk is None, follow_code=walk is not None)
         self._walk = walk
 

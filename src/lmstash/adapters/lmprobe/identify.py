@@ -29,8 +29,8 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from lmstash.errors import LmstashError
+from lmstash.identity.asked_by_text import CodeByText, defined_in, owner_of
 from lmstash.identity.bytecode import names_in
-from lmstash.identity.code import CodeGraph, defined_in, owner_of
 from lmstash.identity.describe import Describer
 from lmstash.identity.encoding import Component, encode
 from lmstash.identity.fingerprint import Fingerprint
@@ -206,7 +206,7 @@ def _is_method_of(base: type, member: Any) -> bool:
 
 def _read(extractor: Any, remote: bool, weights: bool = True) -> tuple[dict[str, bytes], list[tuple[Any, Fingerprint]]]:
     """Return what can be told of an extractor, by name, and the watches of the modules it holds."""
-    code = CodeGraph()
+    code = CodeByText()
     describer = Describer(code, lenient=True)
     parts: dict[str, bytes] = {
         "model_name": encode(str(extractor.model_name)),
@@ -282,7 +282,7 @@ def _forget_others(owner: Any, models: list[Any]) -> None:
             del held[known]
 
 
-def _attributes(extractor: Any, code: CodeGraph) -> dict[str, Any]:
+def _attributes(extractor: Any, code: CodeByText) -> dict[str, Any]:
     """Return what is read of an extractor's own attributes."""
     attributes = getattr(extractor, "__dict__", {})
     backend = attributes.get("_backend")
