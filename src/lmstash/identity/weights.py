@@ -52,8 +52,8 @@ def dense_parts(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Te
         raise UnsupportedModelError(f"{name} has layout {tensor.layout}, which lmstash cannot read. Make it dense.")
     if tensor.is_quantized:
         raise UnsupportedModelError(
-            f"{name} is of a quantised dtype ({tensor.dtype}), which lmstash cannot read. Use the model as it was before "
-            "it was quantised, or a kind of quantisation that keeps plain tensors (bitsandbytes, torchao)."
+            f"{name} is of a quantised dtype ({tensor.dtype}), which lmstash cannot read. Use the model as it was "
+            "before it was quantised, or a kind of quantisation that keeps plain tensors (bitsandbytes, torchao)."
         )
     try:
         held = tensor.untyped_storage().nbytes()

@@ -29,12 +29,13 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from lmstash.errors import LmstashError
-from lmstash.identity.asked_by_text import CodeByText, defined_in, owner_of
+from lmstash.identity.asked_by_text import CodeByText
 from lmstash.identity.bytecode import names_in
 from lmstash.identity.describe import Describer
 from lmstash.identity.encoding import Component, encode
 from lmstash.identity.fingerprint import Fingerprint
 from lmstash.identity.keys import Key
+from lmstash.identity.owners import owner_of
 from lmstash.store.base import Store
 
 if TYPE_CHECKING:
