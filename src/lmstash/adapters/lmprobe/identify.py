@@ -35,7 +35,7 @@ from lmstash.identity.describe import Describer
 from lmstash.identity.encoding import Component, encode
 from lmstash.identity.fingerprint import Fingerprint
 from lmstash.identity.keys import Key
-from lmstash.identity.owners import owner_of
+from lmstash.identity.owners import defined_in, owner_of
 from lmstash.store.base import Store
 
 if TYPE_CHECKING:
