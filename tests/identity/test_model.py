@@ -692,3 +692,28 @@ class Scaled(nn.Module):
         assert not torch.equal(model(ids).logits, said)
     assert not watch.unchanged(before)
     assert fingerprint_model(model) != before
+
+
+def test_what_is_met_by_text_alone_is_no_reason_to_refuse_a_model(build_llama, monkeypatch):
+    """A module of yours has clients, locks and loggers in it, that nobody asks for here."""
+    requests = pytest.importorskip("requests")
+    mod = types.ModuleType("lmstash_test_asked")
+    exec("SCALE = 1.0\nclass Tool:\n def go(self): return session", vars(mod))
+    mod.session, mod.lock = requests.Session(), threading.Lock()
+    monkeypatch.setitem(sys.modules, mod.__name__, mod)
+    program = {"__name__": "lmstash_test_program", "nn": nn, "mod": mod}
+    exec("class L(nn.Module):\n def forward(self, x): return getattr(mod, 'SCALE') * x", program)
+    model = build_llama()
+    model.extra, model.held = program["L"](), mod
+    before = fingerprint_model(model)
+    mod.Tool.go = lambda self: None
+    assert fingerprint_model(model) != before
+
+
+def test_an_object_that_fails_when_it_is_looked_at_is_a_refusal(build_llama):
+    requests = pytest.importorskip("requests")
+    model = build_llama()
+    model.session = requests.Session()
+    with pytest.raises(UnsupportedModelError, match=r"session.*variant="):
+        fingerprint_model(model)
+    assert fingerprint_model(model, variant="with a session").hex

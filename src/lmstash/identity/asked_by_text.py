@@ -1,20 +1,24 @@
 """What your own code asks for by text: `getattr`, `vars`, `globals`, `eval`, `import_module`.
 
-Such code is taken to mean all that its texts name, and whatever is plain or code in the modules of yours that it names.
-Names that are put together when it runs, of globals and of modules, are not seen.
+Such code is taken to mean all that its texts name, and whatever is plain or code in the modules of yours that it names;
+so is code that holds a module of yours as a value. Of functions and classes that are met only so, their own code counts
+and not what they name in turn: a module may have much in it that a model never uses.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import re
 import sys
 from collections.abc import Mapping
 from functools import partial
-from types import FunctionType, ModuleType
+from types import FunctionType, ModuleType, SimpleNamespace
 from typing import Any
 
-from lmstash.identity.bytecode import encoded, names_in, texts_in
+from lmstash.identity.bytecode import code_component, encoded, names_in, parts_of, plain_component, texts_in
 from lmstash.identity.code import CodeGraph
+from lmstash.identity.encoding import Component, encode
 from lmstash.identity.owners import defined_in, is_foreign
 from lmstash.identity.words import ANY_NAME, TABLES
 
@@ -28,25 +32,24 @@ class CodeByText(CodeGraph):
 
     def add_module(self, module: ModuleType) -> str:
         """Read what is plain or code in a module of yours that something holds, which may ask for any of it."""
-        name = module.__name__
-        if id(module) not in self._seen and self._is_yours(name):
-            self._seen[id(module)] = name
-            self._alive.append(module)
-            self.watch(partial(len, vars(module)))
-            self._add_named(name, module, plain_and_code(vars(module)), f"{name}:", set())
-        return name
+        if self._is_yours(module.__name__):
+            self._add_all(vars(module), f"{module.__name__}:")
+        return module.__name__
 
     def _names_beside(self, function: FunctionType) -> frozenset[str]:
-        names = {*names_in(function.__code__)}
-        if not self._is_own(defined_in(function)) or _BY_TEXT.isdisjoint(names):
+        if not self._is_own(defined_in(function)) or _BY_TEXT.isdisjoint(names_in(function.__code__)):
             return frozenset()
-        told = {word for each in texts_in(function.__code__) if isinstance(each, str) for word in _WORD.findall(each)}
-        return frozenset(told | (plain_and_code(function.__globals__) if "globals" in names else set()))
+        texts = (each for each in texts_in(function.__code__) if isinstance(each, str))
+        return frozenset(word for each in texts for word in _WORD.findall(each))
 
     def _add_globals(self, function: FunctionType, name: str, owner: str) -> None:
         super()._add_globals(function, name, owner)
         here, names = defined_in(function), {*names_in(function.__code__)}
-        if not self._is_own(here) or (_IMPORTS | {"modules"}).isdisjoint(names):
+        if not self._is_own(here):
+            return
+        if "globals" in names:
+            self._add_all(function.__globals__, f"{here}:")
+        if (_IMPORTS | {"modules"}).isdisjoint(names):
             return
         names |= self._names_beside(function)
         for each in sorted({each for each in texts_in(function.__code__) if isinstance(each, str)}):
@@ -55,21 +58,63 @@ class CodeByText(CodeGraph):
                 self._add_import(here, each, names, name)
 
     def _add_named(self, here: str, module: ModuleType, names: set[str], place: str, seen: set[str]) -> None:
-        if self._is_own(here) and self._is_yours(module.__name__) and not ANY_NAME.isdisjoint(names):
-            names = names | plain_and_code(vars(module))
-            self.watch(partial(len, vars(module)))
         super()._add_named(here, module, names, place, seen)
+        if self._is_own(here) and self._is_yours(module.__name__) and not ANY_NAME.isdisjoint(names):
+            self._add_all(vars(module), f"{module.__name__}:")
+
+    def _add_all(self, table: Mapping[str, Any], place: str) -> None:
+        """Read all that is plain or code in a module, each by itself."""
+        if id(table) in self._seen:
+            return
+        self._seen[id(table)] = place
+        self._alive.append(table)
+        self.watch(partial(len, table))
+        for name, value in sorted(table.items()):
+            if name.startswith("__"):
+                continue
+            if isinstance(value, FunctionType | type):
+                if not self._is_yours(defined_in(value)):
+                    continue
+                self._watch_code(value)
+                data = encode(_by_itself(value))
+            else:
+                data = self._encoded(value)
+            if data is not None:
+                self._units[f"{place}{name} alone"] = hashlib.sha256(data).hexdigest()
+            elif _is_settings(value):
+                self.objects[f"{place}{name} alone"] = value
+            else:
+                continue
+            self._place(table, name, value)
+
+    def _watch_code(self, code: Any) -> None:
+        if isinstance(code, FunctionType):
+            self._functions.append((code, code.__code__, code.__defaults__, code.__kwdefaults__))
+            table: Mapping[Any, Any] = {**dict(enumerate(code.__defaults__ or ())), **(code.__kwdefaults__ or {})}
+        else:
+            self.watch_class(code)
+            table = vars(code)
+        for name, value in list(table.items()):
+            if self._mutable(value) is not None:
+                self._place(table, name, value)
 
     def _is_yours(self, module: str) -> bool:
         return is_foreign(module) and self._is_own(module) and (self._pin_of is None or self._pin_of(module) is None)
 
 
-def plain_and_code(table: Mapping[str, Any]) -> set[str]:
-    """Return the names of the plain values in a module, and of its own functions and classes."""
-    here = table.get("__name__")
-    return {
-        name
-        for name, value in list(table.items())
-        if not name.startswith("__")
-        and (defined_in(value) == here if isinstance(value, FunctionType | type) else encoded(value) is not None)
-    }
+def _by_itself(code: Any) -> Component:
+    """Return the code of a function or class, without what it names."""
+    if isinstance(code, FunctionType):
+        return [code_component(code.__code__), plain_component([code.__defaults__, code.__kwdefaults__])]
+    held: dict[Component, Component] = {"": [f"{each.__module__}.{each.__qualname__}" for each in code.__bases__]}
+    for name, member in vars(code).items():
+        functions = [_by_itself(each) for each in parts_of(name, member) if isinstance(each, FunctionType)]
+        if functions or (not name.startswith("__") and encoded(member) is not None):
+            held[name] = functions or plain_component(member)
+    return held
+
+
+def _is_settings(value: Any) -> bool:
+    kind = type(value)
+    named = (kind.__module__, kind.__qualname__) == ("argparse", "Namespace")
+    return named or kind is SimpleNamespace or (dataclasses.is_dataclass(value) and not isinstance(value, type))

@@ -120,7 +120,17 @@ class Describer:
         if isinstance(value, types.ModuleType):
             return ["module", self._code.add_module(value) if self._follow_code else value.__name__]
         self._see(value, path)
-        return self._object(value, kind, path)
+        try:
+            return self._object(value, kind, path)
+        except (UnsupportedModelError, RecursionError):
+            raise
+        except Exception as error:  # whatever other people's objects do when they are looked at
+            if self._lenient:
+                return None
+            raise UnsupportedModelError(
+                f"{path} is a {kind.__module__}.{kind.__qualname__}, into which lmstash cannot look ({error!r}). "
+                "Replace it, or vouch for it: variant='...' (a new name whenever it changes)."
+            ) from error
 
     def code(self, code: Any, path: str = "") -> Component:
         """Return a class or function by name, after reading its code, and what a function has closed over."""
