@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
 import enum
 import functools
 import logging
@@ -15,12 +14,12 @@ from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType, Sim
 from typing import Any
 
 from lmstash.caches.responses.hiding import is_secret
+from lmstash.caches.responses.objects import fields_of, fields_set
 from lmstash.caches.responses.requests import read_request
 from lmstash.errors import InvalidArgumentError
 from lmstash.identity.encoding import encode
 from lmstash.identity.keys import Key
 from lmstash.identity.media import media_of
-from lmstash.identity.object_parts import attributes_of
 from lmstash.identity.own_code import OwnCode
 from lmstash.identity.owners import is_installed
 from lmstash.identity.words import variables_under, words_of
@@ -29,8 +28,6 @@ _PLAIN = (type(None), bool, int, float, str, bytes)
 _MOST_NESTED = 100
 _MOST_KNOWN = 1000
 _WITHOUT_MEANING = (logging.Logger, type(threading.Lock()), type(threading.RLock()))
-_SAY_MORE = (str, bytes, int, float, list, tuple, dict, set, frozenset)
-"""Dataclasses that are these hold more than their fields."""
 _ITEMS = "lmstash:items"
 _MARKS: dict[Any, str] = {set: "lmstash:set", frozenset: "lmstash:frozenset"}
 _MARKED = frozenset({_ITEMS, *_MARKS.values()})
@@ -125,11 +122,12 @@ class Content:
             return {"remembers": self.plain(vars(value).get("__wrapped__"), depth - 1), "beside": more}
         if isinstance(value, MethodType):
             return {"method": self.plain(value.__func__, depth - 1), "of": self.plain(value.__self__, depth - 1)}
-        fields = _fields_of(value)
+        fields = fields_of(value)
         if fields is not None:
             about = {name: self.plain(each, depth - 1) for name, each in fields.items()}
-            is_ = self.code(kind, given=True)
-            return {"code of": f"{kind.__module__}.{kind.__qualname__}", "is": is_, "fields": about}
+            is_, given = self.code(kind, given=True), fields_set(value)
+            said = {"code of": f"{kind.__module__}.{kind.__qualname__}", "is": is_, "fields": about}
+            return said if given is None else said | {"set": given}
         media = media_of(value)
         if media is not None:
             return media
@@ -210,20 +208,6 @@ class _Code:
         self.objects = {
             place: value for place, value in self.graph.objects.items() if not _is_harmless(place, harmless)
         }
-
-
-def _fields_of(value: Any) -> dict[str, Any] | None:
-    """Return the fields of a dataclass, pydantic model or named tuple; None where it is none, or holds more."""
-    if dataclasses.is_dataclass(value):
-        names = [each.name for each in dataclasses.fields(value)]
-        if isinstance(value, _SAY_MORE) or attributes_of(value).keys() - set(names):
-            return None
-        return {name: getattr(value, name) for name in names}
-    if hasattr(type(value), "model_fields") and hasattr(value, "model_dump") and not value.__pydantic_private__:
-        return {name: getattr(value, name) for name in type(value).model_fields} | (value.model_extra or {})
-    if isinstance(value, tuple) and hasattr(type(value), "_fields") and not attributes_of(value):
-        return dict(zip(value._fields, value, strict=True))  # pyright: ignore[reportAttributeAccessIssue]
-    return None
 
 
 @functools.lru_cache(maxsize=1)
