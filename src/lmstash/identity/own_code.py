@@ -13,11 +13,11 @@ import functools
 import hashlib
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from enum import EnumMeta
 from inspect import Signature
 from marshal import dumps
-from types import CellType, FunctionType, MappingProxyType, ModuleType
+from types import FunctionType, MappingProxyType, ModuleType
 from typing import Any
 
 from lmstash.identity.annotations import annotations_lying_on, annotations_of, taken_apart, words_in
@@ -32,10 +32,12 @@ from lmstash.identity.bytecode import (
     plain_component,
     texts_in,
 )
+from lmstash.identity.closures import is_empty, variables_of
 from lmstash.identity.code import CodeGraph
 from lmstash.identity.encoding import Component, encode
 from lmstash.identity.object_parts import parts_held
 from lmstash.identity.owners import defined_in, hides_python, is_foreign, is_installed, owner_of, version_of
+from lmstash.identity.touched_packages import TouchedPackages
 from lmstash.identity.words import ANY_NAME, ENVIRONMENT, SOURCE, TABLES, SourceText, is_environment, words_within
 
 _DEEP = 4
@@ -76,6 +78,7 @@ class OwnCode(CodeGraph):
         self._taken: dict[int, str] = {}
         self._attributes: set[str] = set()
         self._modules: list[tuple[ModuleType, str]] = []
+        self._touched = TouchedPackages()
         self.words: set[str] = set()
         self.reads_environment = False
         self.add(code)
@@ -83,9 +86,11 @@ class OwnCode(CodeGraph):
         self.reads_environment |= not ENVIRONMENT.isdisjoint(self._names | self.words)
 
     def packages(self) -> dict[Component, Component]:
-        """Return {package: version} of the packages that the code lies in."""
+        """Return {package: version} of the packages that the code lies in, or that your own code names."""
         roots = {name.partition(".")[0] for name in self._units}
-        return super().packages() | {root: version_of(root) for root in sorted(roots) if self._by_its_version(root)}
+        lies_in = {root: version_of(root) for root in sorted(roots) if self._by_its_version(root)}
+        found = {**super().packages(), **self._touched.versions(self._may_say_version), **lies_in}
+        return {root: version for root, version in found.items() if root != "lmstash"}
 
     def unchanged(self) -> bool:
         """Return whether all of it is as it was read."""
@@ -144,7 +149,10 @@ class OwnCode(CodeGraph):
         return root == "lmstash" or (is_installed(module) and self._by_its_version(root))
 
     def _by_its_version(self, root: str) -> bool:
-        return root not in sys.stdlib_module_names and root != self._package and version_of(root) is not None
+        return self._may_say_version(root) and version_of(root) is not None
+
+    def _may_say_version(self, root: str) -> bool:
+        return root not in sys.stdlib_module_names and root != self._package
 
     def _is_installed(self, module: str, path: str) -> bool:
         return self._owner(module) == owner_of(module) and super()._is_installed(module, path)
@@ -213,10 +221,11 @@ class OwnCode(CodeGraph):
         self._add_annotations(function, name)
         for each in {*imports_in(code, function.__globals__.get("__package__"))}:
             self._place(sys.modules, each, sys.modules.get(each))
+            self._touched.see_import(each)
         for each in SOURCE & {*names_in(code)}:
             self._put(SourceText(), f"{name}:{each}")
-        for cell in filter(_is_empty, function.__closure__ or ()):
-            self.watch(functools.partial(_is_empty, cell))
+        for cell in filter(is_empty, function.__closure__ or ()):
+            self.watch(functools.partial(is_empty, cell))
         table = function.__globals__
         missing = sorted((globals_in(code) | self._names_beside(function)) - table.keys())
         for each in missing:
@@ -248,7 +257,7 @@ class OwnCode(CodeGraph):
             super()._add_closure(function, name)
             return
         if owner_of(defined_in(function)) == "lmstash" and "__wrapped__" in vars(function):
-            for variable, _, held in _variables(function):  # a cached function adds whose answers those are
+            for variable, _, held in variables_of(function):  # a cached function adds whose answers those are
                 if owner_of(type(held).__module__) == "lmstash":
                     self._put(held, f"{name} by {variable}")
             return
@@ -257,7 +266,7 @@ class OwnCode(CodeGraph):
             self._add_registry(registry, name)
             return
         # What such a wrapper calls is known by `__wrapped__`; without that, whatever it holds may be what it calls.
-        for variable, cell, held in _variables(function):
+        for variable, cell, held in variables_of(function):
             self._cells.append((cell, held, self._mutable(held)))
             if "__wrapped__" in vars(function):
                 self._take(held, f"{name}:{variable}", _DEEP)
@@ -318,6 +327,7 @@ class OwnCode(CodeGraph):
     # --- other objects -----------------------------------------------------------------------------------------------
 
     def _follow(self, here: str, value: Any, name: str) -> None:
+        self._touched.see(value)
         if isinstance(value, FunctionType | type) or self._encoded(value) is not None:
             self.words |= words_within(value)
             super()._follow(here, value, name)
@@ -336,6 +346,7 @@ class OwnCode(CodeGraph):
             place += "'"
 
     def _add_named(self, here: str, module: ModuleType, names: set[str], place: str, seen: set[str]) -> None:
+        self._touched.see(module)
         if self._is_own(module.__name__):
             if not ANY_NAME.isdisjoint(names):
                 names = names | {each for each in vars(module) if not _is_word(each)}
@@ -366,22 +377,6 @@ class OwnCode(CodeGraph):
             self._follow("", type(value), f"{place} type")
             for name, each in parts_held(value):
                 self._take(each, f"{place}.{name}", depth - 1)
-
-
-def _is_empty(cell: CellType) -> bool:
-    try:
-        _ = cell.cell_contents
-    except ValueError:
-        return True
-    return False
-
-
-def _variables(function: FunctionType) -> Iterator[tuple[str, CellType, Any]]:
-    for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
-        try:
-            yield variable, cell, cell.cell_contents
-        except ValueError:  # an empty cell
-            continue
 
 
 def _is_word(name: str) -> bool:

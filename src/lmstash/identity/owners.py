@@ -71,6 +71,12 @@ def version_of(package: str) -> str | None:
     said = getattr(sys.modules.get(package), "__version__", None)
     if isinstance(said, str):
         return "".join(said)  # torch's is a subclass
+    return installed_version(package)
+
+
+@lru_cache(maxsize=1024)
+def installed_version(package: str) -> str | None:
+    """Return the version that a package was installed as, as `version_of` does; None if nothing says it."""
     try:
         return version(package)
     except (PackageNotFoundError, ValueError):

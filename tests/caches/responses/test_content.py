@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from lmstash.caches.responses import Responses
+from lmstash.identity.owners import version_of
 from lmstash.stash import Stash
 
 from .conftest import made_program
@@ -189,6 +190,22 @@ def test_settings_that_a_wrapper_of_a_library_holds_count(
         said = setting if isinstance(setting, str) else setting()
         assert responses.cached(wrappers.by(setting)(program["ask"]))("x") == f"x{said}"
     assert dict(stash.stats.misses) == {"absent": 4}
+
+
+def test_another_version_of_a_package_is_another_function(
+    responses: Responses, stash: Stash, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in "121":
+        held = "class Word: pass\nword = Word()\nword.__qualname__ = 'word'"
+        package = library(tmp_path, monkeypatch, f"lmstash_test_v{n}", held, version=n)
+        package.__name__ = package.Word.__module__ = "lmstash_test_v"
+        monkeypatch.setitem(sys.modules, "lmstash_test_v", package)
+        version_of.cache_clear()
+        for source in ("def ask(x): return [x, m.word][0]", "word = m.word\ndef ask(x): return [x, word][0]"):
+            program = {**made_program(""), "m": package}
+            exec(source, program)
+            assert responses.cached(program["ask"])("x") == "x"
+    assert (stash.stats.hits, dict(stash.stats.misses)) == (2, {"absent": 4})
 
 
 def test_the_package_that_a_function_lies_in_is_never_taken_by_its_version(

@@ -21,7 +21,7 @@ from lmstash.identity.encoding import encode
 from lmstash.identity.keys import Key
 from lmstash.identity.media import media_of
 from lmstash.identity.own_code import OwnCode
-from lmstash.identity.owners import is_installed
+from lmstash.identity.owners import is_installed, owner_of, version_of
 from lmstash.identity.words import variables_under, words_of
 
 _PLAIN = (type(None), bool, int, float, str, bytes)
@@ -180,7 +180,7 @@ class Content:
             marks: dict[int, int] = self._reading.marks  # which of them is which, and no more, is what they say
             return ["mark", type(value).__qualname__, marks.setdefault(id(value), len(marks))]
         if _lies_in_its_package(value):
-            return ["in", value.__module__, value.__qualname__]
+            return ["in", value.__module__, value.__qualname__, version_of(owner_of(value.__module__))]
         if type(value) in _caches():
             cache: Any = value
             return ["answers of", cache.asker.who.look().hex]
