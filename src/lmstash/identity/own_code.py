@@ -92,6 +92,13 @@ class OwnCode(CodeGraph):
         found = {**super().packages(), **self._touched.versions(self._may_say_version), **lies_in}
         return {root: version for root, version in found.items() if root != "lmstash"}
 
+    def installed_modules(self) -> list[ModuleType]:
+        """Return the modules of packages that count by their version, of those that your own code names."""
+        modules = self._touched.modules.values()
+        return [
+            each for each in modules if is_installed(each.__name__) and self._by_its_version(owner_of(each.__name__))
+        ]
+
     def unchanged(self) -> bool:
         """Return whether all of it is as it was read."""
         for function, doc, name, said in self._said:
@@ -346,7 +353,7 @@ class OwnCode(CodeGraph):
             place += "'"
 
     def _add_named(self, here: str, module: ModuleType, names: set[str], place: str, seen: set[str]) -> None:
-        self._touched.see(module)
+        self._touched.see_within(module, names)
         if self._is_own(module.__name__):
             if not ANY_NAME.isdisjoint(names):
                 names = names | {each for each in vars(module) if not _is_word(each)}

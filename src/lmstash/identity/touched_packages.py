@@ -16,6 +16,8 @@ class TouchedPackages:
     """Collects the packages that code names. Not for several threads at once."""
 
     def __init__(self) -> None:
+        self.modules: dict[str, ModuleType] = {}
+        """Modules that code names, by their names; your own among them."""
         self._named: set[str] = set()
         self._imported: set[str] = set()
 
@@ -23,11 +25,22 @@ class TouchedPackages:
         """Take what code names: a module, or anything that may be of a package."""
         if isinstance(value, ModuleType):
             self._named.add(value.__name__)
+            self.modules[value.__name__] = value
             return
         self._named |= {defined_in(value), type(value).__module__}
         if isinstance(value, BuiltinFunctionType):
             owner = value.__self__
             self._named.add(owner.__name__ if isinstance(owner, ModuleType) else str(getattr(owner, "__module__", "")))
+
+    def see_within(self, module: ModuleType, names: set[str]) -> None:
+        """Take a module, and those of the same package that lie in it under names of the code."""
+        todo = [module]
+        while todo:
+            each = todo.pop()
+            self.see(each)
+            for inner in map(vars(each).get, names & vars(each).keys()):
+                if isinstance(inner, ModuleType) and inner.__name__ not in self.modules:
+                    todo += [inner] if owner_of(inner.__name__) == owner_of(each.__name__) else []
 
     def see_import(self, module: str) -> None:
         """Take a module that code imports when it runs."""

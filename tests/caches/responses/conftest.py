@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,3 +35,15 @@ def made_program(source: str) -> dict[str, Any]:
     namespace: dict[str, Any] = {"__name__": "program"}
     exec(compile(IMPORTS + source, "<program>", "exec", dont_inherit=True), namespace)
     return namespace
+
+
+def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, source: str, version: str = "1.0") -> Any:
+    """Return a module of a package that is installed."""
+    folder = tmp_path / "site-packages"
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.py").write_text(f"__version__ = '{version}'\n{source}")
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    module = __import__(name)
+    monkeypatch.setitem(sys.modules, name, module)
+    return module

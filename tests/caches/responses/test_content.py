@@ -15,7 +15,7 @@ from lmstash.caches.responses import Responses
 from lmstash.identity.owners import version_of
 from lmstash.stash import Stash
 
-from .conftest import made_program
+from .conftest import library, made_program
 
 EDITS = {
     "a registered function": "@functools.singledispatch\ndef f(x): return 'o'\n@f.register\ndef _(x: str): return '1'\n"
@@ -135,18 +135,6 @@ def test_a_function_under_a_wrapper_of_a_library_counts_by_its_own_code(response
         outer["inner"] = inner
         assert responses.cached(outer["ask"])("x") == n
     assert stash.stats.misses["unsupported"] == 0
-
-
-def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, source: str, version: str = "1.0") -> Any:
-    """Return a module of a package that is installed."""
-    folder = tmp_path / "site-packages"
-    folder.mkdir(exist_ok=True)
-    (folder / f"{name}.py").write_text(f"__version__ = '{version}'\n{source}")
-    monkeypatch.syspath_prepend(str(folder))
-    monkeypatch.delitem(sys.modules, name, raising=False)
-    module = __import__(name)
-    monkeypatch.setitem(sys.modules, name, module)
-    return module
 
 
 WRAPPERS = """

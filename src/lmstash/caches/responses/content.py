@@ -15,6 +15,7 @@ from typing import Any
 
 from lmstash.caches.responses.hiding import is_secret
 from lmstash.caches.responses.objects import fields_of, fields_set
+from lmstash.caches.responses.package_settings import settings_of
 from lmstash.caches.responses.requests import read_request
 from lmstash.errors import InvalidArgumentError
 from lmstash.identity.encoding import encode
@@ -204,7 +205,12 @@ class _Code:
         units: dict[Any, Any] = {
             name: each for name, each in self.graph.components().items() if not _is_harmless(name, harmless)
         }
-        self.digest = Key({"code": units, "packages": self.graph.packages()}).hex
+        settings: dict[Any, Any] = {}
+        for module in self.graph.installed_modules():
+            if module.__name__ not in harmless and (found := settings_of(module, harmless)):
+                settings[module.__name__] = found
+                self.graph.watch_names(vars(module), [*found])
+        self.digest = Key({"code": units, "packages": self.graph.packages(), "settings": settings}).hex
         self.objects = {
             place: value for place, value in self.graph.objects.items() if not _is_harmless(place, harmless)
         }
