@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,6 +44,63 @@ APART = {
     ),
     "what a pydantic model remembers": (PYDANTIC + "def ask(x): return x.said", ["A(n='2')", "stale()"]),
 }
+
+PATHS = {
+    "its name": ("def ask(x): return x.stem + x.read_text()", ["'a.txt'", "'b.txt'", "'other/a.txt'"]),
+    "what lies beside it": ("def ask(x): return (x.parent / 'b.txt').read_text()", ["'a.txt'", "'other/a.txt'"]),
+    "of a dataclass": (
+        "@dataclasses.dataclass\nclass D:\n p: pathlib.Path\ndef ask(x): return x.p.name",
+        ["'a.txt'", "'b.txt'"],
+    ),
+    "its class": ("def ask(x): return type(x).__name__", ["'a.txt'", "pathlib.PurePath('a.txt')"]),
+    "one of a folder that is listed": (
+        "def ask(x): return x.name",
+        ["next(e for e in os.scandir('.') if e.name == n)".replace("n)", "'a.txt')"), "'a.txt'"],
+    ),
+    "that nothing is there": ("def ask(x): return str(x.exists())", ["'c.txt'", "'a.txt'"]),
+    "an attribute of one of your own": (
+        "class P(type(pathlib.Path())):\n pass\ndef p(n):\n p = P('a.txt')\n p.n = n\n return p\n"
+        "def ask(x): return x.n",
+        ["p('1')", "p('2')"],
+    ),
+}
+
+
+@pytest.mark.parametrize("about", PATHS)
+def test_a_path_counts_as_it_is_written_and_by_what_lies_there(
+    responses: Responses, stash: Stash, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, about: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, text in (("a.txt", "1"), ("b.txt", "1"), ("other/a.txt", "1"), ("other/b.txt", "2")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    source, expressions = PATHS[about]
+    wrap = "D(pathlib.Path({}))" if "class D" in source else "pathlib.Path({})"
+    made = [wrap.format(each) if each.startswith("'") else each for each in expressions]
+    answered(responses, "import pathlib\n" + source, made)
+    assert (stash.stats.hits, dict(stash.stats.misses)) == (len(made), {"absent": len(made)})
+
+
+def test_what_a_path_s_file_holds_counts(responses: Responses, tmp_path: Path) -> None:
+    ask = responses.cached(made_program("def ask(x): return x.read_text()")["ask"])
+    for text in ("one", "two"):
+        (tmp_path / "a.txt").write_text(text)
+        assert ask(tmp_path / "a.txt") == text
+
+
+def test_a_folder_that_code_names_counts_by_its_path_and_one_that_is_given_is_not_read(
+    responses: Responses, stash: Stash, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a", "b", "a"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        program = made_program("def ask(x): return HERE.name")
+        program["HERE"] = tmp_path / name
+        assert responses.cached(program["ask"])("x") == name
+    assert (stash.stats.hits, dict(stash.stats.misses)) == (1, {"absent": 2})
+    with caplog.at_level(logging.WARNING):
+        responses.cached(made_program("def ask(x): return x.name")["ask"])(tmp_path)
+    assert stash.stats.misses["unsupported"] == 1
+    assert "is a folder" in caplog.text
 
 
 @pytest.mark.parametrize("about", APART)

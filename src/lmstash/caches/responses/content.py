@@ -14,7 +14,7 @@ from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType, Sim
 from typing import Any
 
 from lmstash.caches.responses.hiding import is_secret
-from lmstash.caches.responses.objects import fields_of, fields_set
+from lmstash.caches.responses.objects import PATHS, fields_of, fields_set, is_bare_path, path_says
 from lmstash.caches.responses.package_settings import settings_of
 from lmstash.caches.responses.requests import read_request
 from lmstash.errors import InvalidArgumentError
@@ -31,7 +31,8 @@ _MOST_KNOWN = 1000
 _WITHOUT_MEANING = (logging.Logger, type(threading.Lock()), type(threading.RLock()))
 _ITEMS = "lmstash:items"
 _MARKS: dict[Any, str] = {set: "lmstash:set", frozenset: "lmstash:frozenset"}
-_MARKED = frozenset({_ITEMS, *_MARKS.values()})
+_IS = "lmstash:is"
+_MARKED = frozenset({_ITEMS, _IS, *_MARKS.values()})
 _TUPLE_GETTER: Any = type(vars(collections.namedtuple("_", "x"))["x"])
 _OF_WRAPPERS = {*functools.WRAPPER_ASSIGNMENTS, "__wrapped__", "cache_parameters"}
 """What lies on each function that remembers its results."""
@@ -57,6 +58,7 @@ class Content:
     def begin(self) -> None:
         """Forget which code was read last in this thread: a call is named next."""
         self._reading.codes, self._reading.used, self._reading.texts, self._reading.marks = set(), [], [], {}
+        self._reading.as_given = False
 
     def argument(self, name: str, value: Any) -> Any:
         """Return what stands for an argument in a request.
@@ -64,10 +66,13 @@ class Content:
         Raises:
             InvalidArgumentError: Nobody can tell it from another one of its kind.
         """
+        self._reading.as_given = True
         try:
             return self.plain(value, _MOST_NESTED)
         except InvalidArgumentError as error:
             raise InvalidArgumentError(f"argument {name}: {error}") from error
+        finally:
+            self._reading.as_given = False
 
     def environment(self, arguments: Any) -> str | None:
         """Return a digest of the variables of the environment that the code of a call may read; None for none.
@@ -129,6 +134,11 @@ class Content:
             is_, given = self.code(kind, given=True), fields_set(value)
             said = {"code of": f"{kind.__module__}.{kind.__qualname__}", "is": is_, "fields": about}
             return said if given is None else said | {"set": given}
+        if isinstance(value, PATHS):
+            said = [f"{kind.__module__}.{kind.__qualname__}", *path_says(value, as_given=self._reading.as_given)]
+            if not is_bare_path(value):
+                said += [self.code(kind, given=True), self.plain(getattr(value, "__dict__", {}), depth - 1)]
+            return {_IS: said}
         media = media_of(value)
         if media is not None:
             return media
@@ -158,10 +168,12 @@ class Content:
         if not known.objects or (id(code), given) in reading:  # a class may hold an instance of itself
             return known.digest
         reading.add((id(code), given))
+        as_given, self._reading.as_given = self._reading.as_given, False
         try:
             held: dict[Any, Any] = {place: self._held(place, value) for place, value in known.objects.items()}
         finally:
             reading.discard((id(code), given))
+            self._reading.as_given = as_given
         return Key({"code": known.digest, "objects": held}).hex
 
     def _held(self, place: str, value: Any) -> Any:

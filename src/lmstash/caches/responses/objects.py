@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from pathlib import PosixPath, PurePath, PurePosixPath, PureWindowsPath, WindowsPath
 from typing import Any
 
+from lmstash.errors import InvalidArgumentError
+from lmstash.identity.media import Media, media_of
 from lmstash.identity.object_parts import attributes_of
 
 _SAY_MORE = (str, bytes, int, float, list, tuple, dict, set, frozenset)
 """Dataclasses that are these hold more than their fields."""
+PATHS = (PurePath, os.DirEntry)
+_BARE_PATHS = (PosixPath, PurePosixPath, PureWindowsPath, WindowsPath, os.DirEntry)
 
 
 def fields_of(value: Any) -> dict[str, Any] | None:
@@ -33,3 +39,33 @@ def fields_set(value: Any) -> list[str] | None:
 def is_pydantic(value: Any) -> bool:
     """Whether an object is a model of pydantic's."""
     return hasattr(type(value), "model_fields") and hasattr(value, "model_dump")
+
+
+def path_says(path: PurePath | os.DirEntry[Any], *, as_given: bool) -> list[Any]:
+    """Return what a function sees of a path: how it is written, and what lies there.
+
+    Args:
+        path: Of a file, of a folder, or of nothing.
+        as_given: Whether it is an argument: then what lies in a folder is what the function is about.
+
+    Raises:
+        InvalidArgumentError: It is a folder that is an argument, or cannot be read.
+    """
+    written = os.fspath(path)
+    place = os.path.abspath(os.path.expanduser(written))
+    holds: Media | str | None = None
+    if os.path.isdir(place):
+        if as_given:
+            raise InvalidArgumentError(
+                f"{place} is a folder, and lmstash reads no folders: pass the files that count, or str(path) if what "
+                "lies in it changes no answer"
+            )
+        holds = "a folder"
+    elif os.path.lexists(place):
+        holds = media_of(PurePath(os.fsdecode(place)))
+    return [written, holds]
+
+
+def is_bare_path(path: PurePath | os.DirEntry[Any]) -> bool:
+    """Whether a path is of Python's own classes, which hold nothing else."""
+    return type(path) in _BARE_PATHS
