@@ -45,6 +45,53 @@ APART = {
     "what a pydantic model remembers": (PYDANTIC + "def ask(x): return x.said", ["A(n='2')", "stale()"]),
 }
 
+MEDIA = """
+import io
+import numpy as np
+from PIL import Image, PngImagePlugin
+def picture(kind='PNG', note='1', name=''):
+    notes = PngImagePlugin.PngInfo()
+    notes.add_text('parameters', note)
+    notes.add_itxt('more', note)
+    file = io.BytesIO()
+    Image.new('RGB', (4, 4), 'red').save(file, kind, pnginfo=notes)
+    image = Image.open(file)
+    image.filename = name
+    return image
+"""
+SEEN = {
+    "a number of numpy's": ("def ask(x): return repr(x)", ["np.float64(1.5)", "np.array(1.5)", "1.5"]),
+    "long bytes": ("def ask(x): return type(x).__name__", ["b'a' * 5000", "bytearray(b'a' * 5000)"]),
+    "within others": ("def ask(x): return type(x['a'][0]).__name__", ["{'a': [np.int64(1)]}", "{'a': [np.array(1)]}"]),
+    "the format of an image": (
+        "def ask(x): return str(x.format)",
+        ["picture()", "picture('BMP')", "picture().copy()", "Image.new('RGB', (4, 4), 'red')"],
+    ),
+    "the notes of an image": ("def ask(x): return x.info['parameters']", ["picture()", "picture(note='2')"]),
+    "notes of another kind": (
+        "def ask(x): return str.__str__(x.info['more']) + '.'",
+        ["picture()", "picture(note='2')"],
+    ),
+    "the name of an image": ("def ask(x): return x.filename + '.'", ["picture(name='a')", "picture(name='b')"]),
+    "what looks like one": (
+        "def ask(x): return type(x).__name__",
+        ["np.array(1)", "{'is': ['numpy.ndarray', np.array(1), None]}"],
+    ),
+}
+
+
+@pytest.mark.parametrize("about", SEEN)
+def test_media_count_by_their_class_and_by_what_lies_beside_the_pixels(
+    responses: Responses, stash: Stash, about: str
+) -> None:
+    pytest.importorskip("numpy")
+    pytest.importorskip("PIL")
+    source, expressions = SEEN[about]
+    answered(responses, MEDIA + source, expressions)
+    assert stash.stats.hits >= len(expressions)
+    assert sum(stash.stats.misses.values()) == stash.stats.misses["absent"]
+
+
 PATHS = {
     "its name": ("def ask(x): return x.stem + x.read_text()", ["'a.txt'", "'b.txt'", "'other/a.txt'"]),
     "what lies beside it": ("def ask(x): return (x.parent / 'b.txt').read_text()", ["'a.txt'", "'other/a.txt'"]),

@@ -14,7 +14,7 @@ from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType, Sim
 from typing import Any
 
 from lmstash.caches.responses.hiding import is_secret
-from lmstash.caches.responses.objects import PATHS, fields_of, fields_set, is_bare_path, path_says
+from lmstash.caches.responses.objects import PATHS, beside_pixels, fields_of, fields_set, is_bare_path, path_says
 from lmstash.caches.responses.package_settings import settings_of
 from lmstash.caches.responses.requests import read_request
 from lmstash.errors import InvalidArgumentError
@@ -140,8 +140,8 @@ class Content:
                 said += [self.code(kind, given=True), self.plain(getattr(value, "__dict__", {}), depth - 1)]
             return {_IS: said}
         media = media_of(value)
-        if media is not None:
-            return media
+        if media is not None:  # it says the content; a function sees its class, too, and what an image's file said
+            return {_IS: [f"{kind.__module__}.{kind.__qualname__}", media, beside_pixels(value)]}
         raise InvalidArgumentError(
             f"an object of {kind.__module__}.{kind.__qualname__} has no content that lmstash knows how to read. Make "
             "it a dataclass, pass what it stands for, or name the argument in harmless= if it changes no answer"

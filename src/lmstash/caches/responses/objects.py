@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from pathlib import PosixPath, PurePath, PurePosixPath, PureWindowsPath, WindowsPath
 from typing import Any
 
@@ -14,6 +15,7 @@ from lmstash.identity.object_parts import attributes_of
 _SAY_MORE = (str, bytes, int, float, list, tuple, dict, set, frozenset)
 """Dataclasses that are these hold more than their fields."""
 PATHS = (PurePath, os.DirEntry)
+_NOTED: tuple[Any, ...] = (str, bytes, bool, int, float)
 _BARE_PATHS = (PosixPath, PurePosixPath, PureWindowsPath, WindowsPath, os.DirEntry)
 
 
@@ -64,6 +66,29 @@ def path_says(path: PurePath | os.DirEntry[Any], *, as_given: bool) -> list[Any]
     elif os.path.lexists(place):
         holds = media_of(PurePath(os.fsdecode(place)))
     return [written, holds]
+
+
+def beside_pixels(value: Any) -> list[Any] | None:
+    """Return what an image of PIL says beside its pixels: its format, its file's name and notes. None for others."""
+    pil = sys.modules.get("PIL.Image")
+    if pil is None or not isinstance(value, pil.Image):
+        return None
+    notes = [[str(name), _note(each)] for name, each in sorted(value.info.items(), key=lambda item: str(item[0]))]
+    name = getattr(value, "filename", None)
+    return [value.format, os.fspath(name) if isinstance(name, str | bytes | os.PathLike) else None, notes]
+
+
+def _note(value: Any, depth: int = 4) -> Any:
+    """Return a plain value; of what is none, its class alone. PIL makes subclasses of texts of a file's notes."""
+    for kind in _NOTED:
+        if isinstance(value, kind):
+            return [type(value).__qualname__, kind(value)]
+    name = type(value).__qualname__
+    if isinstance(value, list | tuple) and depth:
+        return [name, [_note(each, depth - 1) for each in value]]
+    if isinstance(value, dict) and depth:
+        return [name, [[_note(key, depth - 1), _note(each, depth - 1)] for key, each in value.items()]]
+    return [name]
 
 
 def is_bare_path(path: PurePath | os.DirEntry[Any]) -> bool:
