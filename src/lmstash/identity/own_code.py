@@ -32,6 +32,7 @@ from lmstash.identity.bytecode import (
     plain_component,
     texts_in,
 )
+from lmstash.identity.class_members import counts_in_class, is_word
 from lmstash.identity.closures import is_empty, variables_of
 from lmstash.identity.code import CodeGraph
 from lmstash.identity.encoding import Component, encode
@@ -43,13 +44,8 @@ from lmstash.identity.words import ANY_NAME, ENVIRONMENT, SOURCE, TABLES, Source
 _DEEP = 4
 """How far into an object that a package has made of your settings."""
 _NESTED = 50
-_NOISE = frozenset(
-    {"__module__", "__qualname__", "__firstlineno__", "__static_attributes__", "__dict__", "__weakref__"}
-)
 _OF_MEMBERS = frozenset({"_name_", "__objclass__", "_sort_order_"})
 """What each member of an enum bears, without meaning."""
-_FIELDS = frozenset({"__pydantic_fields__", "__pydantic_decorators__", "__pydantic_generic_metadata__"})
-"""What pydantic keeps of what you have written; the rest it makes of that, with addresses in it."""
 _ADDRESS = re.compile(" at 0x[0-9a-fA-F]+")
 
 
@@ -134,11 +130,12 @@ class OwnCode(CodeGraph):
         if place in self._attributes or attribute == "__wrapped__" or defined_in(function) == "functools":
             return
         self._attributes.add(place)
-        self.watch_names(vars(function), [attribute])
+        value = vars(function)[attribute]
+        self._place(vars(function), attribute, value)
         if own:
-            self._follow("", vars(function)[attribute], place)
+            self._follow("", value, place)
         else:
-            self._take(vars(function)[attribute], place, _DEEP)
+            self._take(value, place, _DEEP)
 
     # --- whose code it is --------------------------------------------------------------------------------------------
 
@@ -190,11 +187,11 @@ class OwnCode(CodeGraph):
             name += "'"
 
     def _values_of(self, cls: type) -> Component:
-        held = {key: value for key, value in list(vars(cls).items()) if _counts(key)}
+        held = {key: value for key, value in list(vars(cls).items()) if counts_in_class(key)}
         self.words |= words_within(held)
         if str(held.get("__doc__")).startswith(f"{cls.__name__}("):  # written by `dataclass`, with its defaults' `repr`
             held["__doc__"] = _ADDRESS.sub("", held["__doc__"])
-        names = [key for key in held if not _is_word(key)]  # what Python and others put there may come in any order
+        names = [key for key in held if not is_word(key)]  # what Python and others put there may come in any order
         plain = [[key, in_order(plain_component(value))] for key, value in sorted(held.items()) if is_plain(value)]
         return [names, plain]
 
@@ -254,7 +251,7 @@ class OwnCode(CodeGraph):
         said = annotations_of(owner)
         self._also(f"{name} annotates", list(said))
         for key, value in said.items():
-            self._take(value, f"{name} annotates {key}", _NESTED)
+            self._take(value, f"{name} annotates {key}", _NESTED, watched=True)
         table = vars(owner).get("__annotations__") if isinstance(owner, type) else annotations_lying_on(owner)
         if isinstance(table, dict):
             self._watch_table(table)
@@ -311,10 +308,10 @@ class OwnCode(CodeGraph):
                 self._link(f"{name}.{key} is of", self.add(type(member)))
             if isinstance(member, functools.singledispatchmethod):
                 self._add_registry(member.dispatcher.registry, f"{name}.{key}")
-            elif _is_word(key):
+            elif is_word(key):
                 is_made = callable(member) and not isinstance(member, type) and not isinstance(member, Signature)
-                if _counts(key) and not is_made and key not in ("__annotations__", "__doc__"):
-                    self._take(member, f"{name}.{key}", _DEEP)
+                if counts_in_class(key) and not is_made and key not in ("__annotations__", "__doc__"):
+                    self._take(member, f"{name}.{key}", _DEEP, watched=True)
             elif members and key not in members and not key.startswith("_"):
                 for number, part in enumerate(parts_of(key, member)):
                     if type(part).__module__ != "enum" and not isinstance(part, FunctionType):
@@ -344,7 +341,7 @@ class OwnCode(CodeGraph):
             self._also(f"{name} is", f"module {value.__name__}")
             self._modules.append((value, name))
         elif taken_apart(value) is not None:
-            self._take(value, name, _NESTED)
+            self._take(value, name, _NESTED, watched=True)
         else:
             self._put(value, name)
 
@@ -356,14 +353,21 @@ class OwnCode(CodeGraph):
         self._touched.see_within(module, names)
         if self._is_own(module.__name__):
             if not ANY_NAME.isdisjoint(names):
-                names = names | {each for each in vars(module) if not _is_word(each)}
+                names = names | {each for each in vars(module) if not is_word(each)}
                 self.watch(functools.partial(len, vars(module)))
             names = names | {"__getattr__"}
             self.watch_names(vars(module), sorted(names - vars(module).keys()))  # they may come later
         super()._add_named(here, module, names, place, seen)
 
-    def _take(self, value: Any, place: str, depth: int) -> None:
-        """Read an annotation, or what a package has made of your settings: of the latter, as far as one can see."""
+    def _take(self, value: Any, place: str, depth: int, *, watched: bool = False) -> None:
+        """Read an annotation, or what a package has made of your settings: of the latter, as far as one can see.
+
+        Args:
+            value: What is read.
+            place: What it goes by.
+            depth: How far it is looked into.
+            watched: Whether it counts once it changes in place: what a wrapper holds does at each call.
+        """
         apart = taken_apart(value)
         if apart is not None:
             self._also(f"{place} kind", apart[0])
@@ -371,9 +375,11 @@ class OwnCode(CodeGraph):
             self._taken.setdefault(id(value), place)
             self._alive.append(value)
             for number, each in enumerate(apart[1] if depth and not is_known else ()):
-                self._take(each, f"{place}[{number}]", depth - 1)
+                self._take(each, f"{place}[{number}]", depth - 1, watched=watched)
         elif isinstance(value, FunctionType | type) or self._encoded(value) is not None:
             self._follow("", value, place)
+            if watched and self._mutable(value) is not None:
+                self._place({"": value}, "", value)
         elif self._is_own(type(value).__module__):
             self._put(value, place)
         elif id(value) in self._taken:
@@ -383,16 +389,7 @@ class OwnCode(CodeGraph):
             self._alive.append(value)
             self._follow("", type(value), f"{place} type")
             for name, each in parts_held(value):
-                self._take(each, f"{place}.{name}", depth - 1)
-
-
-def _is_word(name: str) -> bool:
-    return name.startswith("__") and name.endswith("__")
-
-
-def _counts(name: str) -> bool:
-    """Whether what lies in a class under a name says something."""
-    return name not in _NOISE and (name in _FIELDS or not name.startswith("__pydantic_"))
+                self._take(each, f"{place}.{name}", depth - 1, watched=watched)
 
 
 def _name_of(cls: type) -> str:

@@ -31,6 +31,28 @@ LATER = {
     ),
     "a member's attribute": ("class E(enum.Enum):\n A = 0\nE.A.n = '1'\ndef ask(x): return E.A.n", "E.A.n = '2'"),
     "a function's attribute": ("def f(): pass\nf.n = '1'\ndef ask(x): return f.n", "f.n = '2'"),
+    "a list that is a function's attribute": (
+        "def f(): pass\nf.n = ['1']\ndef ask(x): return f.n[0]",
+        "f.n[0] = '2'",
+    ),
+    "a dict within a function's attribute": (
+        "def f(): pass\nf.n = {'a': ['1']}\ndef ask(x): return f.n['a'][0]",
+        "f.n['a'][0] = '2'",
+    ),
+    "what an annotation says beside a type": (
+        "A = Annotated[str, {'a': ['1']}]\ndef f(a: A): pass\n"
+        "def ask(x): return typing.get_type_hints(f, include_extras=True)['a'].__metadata__[0]['a'][0]",
+        "A.__metadata__[0]['a'][0] = '2'",
+    ),
+    "what an alias says beside a type": (
+        "A = Annotated[str, ['1']]\ndef ask(x): return A.__metadata__[0][0]",
+        "A.__metadata__[0][0] = '2'",
+    ),
+    "a field's metadata": (
+        "@dataclasses.dataclass\nclass D:\n a: int = dataclasses.field(default=1, metadata={'a': ['1']})\n"
+        "def ask(x): return dataclasses.fields(D)[0].metadata['a'][0]",
+        "dataclasses.fields(D)[0].metadata['a'][0] = '2'",
+    ),
     "a docstring": ("def f(): '1'\ndef ask(x): return f.__doc__", "f.__doc__ = '2'"),
     "an annotation": ("def f(a: '1'): pass\ndef ask(x): return f.__annotations__['a']", "f.__annotations__['a'] = '2'"),
     "an annotation, all new": (
@@ -62,6 +84,19 @@ LATER = {
         "class C(A):\n n = '2'",
     ),
 }
+
+
+def test_an_attribute_of_an_argument_and_of_a_cached_function_changes_in_place(responses: Responses) -> None:
+    program = made_program("def f(): pass\ndef g(x): return x\ndef ask(x): return str([*x.n, *g.n])")
+    f = program["f"]
+    program["g"] = responses.cached(program["g"])
+    f.n, program["g"].n = ["a"], ["b"]
+    ask = responses.cached(program["ask"])
+    assert [ask(f), ask(f)] == ["['a', 'b']"] * 2
+    f.n.append("c")
+    assert ask(f) == "['a', 'c', 'b']"
+    program["g"].n.append("d")
+    assert ask(f) == "['a', 'c', 'b', 'd']"
 
 
 @pytest.mark.parametrize("about", LATER)
