@@ -10,9 +10,10 @@ import re
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType, SimpleNamespace
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
+from lmstash.caches.responses.everyday import LOCKS, parts_of_everyday
 from lmstash.caches.responses.hiding import is_secret
 from lmstash.caches.responses.objects import PATHS, beside_pixels, fields_of, fields_set, is_bare_path, path_says
 from lmstash.caches.responses.package_settings import settings_of
@@ -113,6 +114,9 @@ class Content:
             return {_ITEMS: [[self.plain(key, depth - 1), self.plain(each, depth - 1)] for key, each in value.items()]}
         if kind is set or kind is frozenset:
             return {_MARKS[kind]: sorted((self.plain(each, depth - 1) for each in value), key=encode)}
+        everyday = parts_of_everyday(value)
+        if everyday is not None:
+            return {_IS: [kind.__qualname__, *(self.plain(each, depth - 1) for each in everyday)]}
         if isinstance(value, enum.Enum):
             inner = value.value if type(value.value) in _PLAIN else None
             return {"enum": self.code(kind, given=True), "name": value.name, "value": inner}
@@ -144,7 +148,8 @@ class Content:
             return {_IS: [f"{kind.__module__}.{kind.__qualname__}", media, beside_pixels(value)]}
         raise InvalidArgumentError(
             f"an object of {kind.__module__}.{kind.__qualname__} has no content that lmstash knows how to read. Make "
-            "it a dataclass, pass what it stands for, or name the argument in harmless= if it changes no answer"
+            "it a dataclass, or give what it stands for: the text of a prompt, not its template. What is named in "
+            "harmless= does not count at all, so name there only what changes no answer"
         )
 
     def code(self, code: Any, *, given: bool = False) -> str:
@@ -183,7 +188,7 @@ class Content:
             return ["builtin", getattr(owner, "__qualname__", getattr(owner, "__name__", None)), value.__qualname__]
         if isinstance(value, re.Pattern):
             return ["pattern", value.pattern, value.flags]
-        if isinstance(value, _WITHOUT_MEANING):
+        if isinstance(value, _WITHOUT_MEANING) or (type(value).__module__, type(value).__qualname__) in LOCKS:
             return ["logger" if isinstance(value, logging.Logger) else type(value).__qualname__]
         if type(value) is threading.Event:
             return ["event", value.is_set()]
@@ -197,7 +202,7 @@ class Content:
         if type(value) in _caches():
             cache: Any = value
             return ["answers of", cache.asker.who.look().hex]
-        if isinstance(value, threading.local | SimpleNamespace) and type(value).__module__ in ("_thread", "types"):
+        if isinstance(value, threading.local) and type(value).__module__ == "_thread":
             value = vars(value)
         try:
             text = read_request([self.plain(value)], urls="trust").text
