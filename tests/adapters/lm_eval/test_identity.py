@@ -93,12 +93,12 @@ def test_another_module_put_in_its_place_is_another_model(stash, hflm):
 
 
 def test_another_module_put_in_its_place_while_it_answers_takes_its_answers_back(stash, hflm):
-    inner = hflm()
+    inner, other = hflm(), tiny_model(1)
     lm = CachedLM(inner, stash)
 
     class Meanwhile:
         def add_partial(self, *arguments: Any) -> None:
-            inner._model = tiny_model(1)
+            inner._model = other
 
     lm.set_cache_hook(Meanwhile())
     lm.loglikelihood(questions())

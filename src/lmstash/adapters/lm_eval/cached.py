@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lm_eval.api.model import LM
 
 from lmstash.adapters.lm_eval.draws import Draws, Place
+from lmstash.adapters.lm_eval.generators import Generators
 from lmstash.adapters.lm_eval.identity import who_answers
 from lmstash.adapters.lm_eval.imported import ImportedAnswers
 from lmstash.adapters.lm_eval.partials import Hook
@@ -90,13 +91,14 @@ class CachedLM(LM):
             variant: Your own name for a difference that lmstash cannot see.
             imported: Use what `lmstash import lm-eval --model NAME` took over under this name, too; default: `model`.
                 A model that lmstash cannot see takes `model=` beside it.
-            keep_sampled: Keep sampled answers though nobody knows the seed.
+            keep_sampled: Keep sampled answers though nobody knows the seed, also those that the model drew unasked.
             keep_empty: Keep empty texts; default: those of models that run in this process.
             strict_numerics: For a local model: torch's version and the device count, too.
             refresh: Compute anew and replace what is kept.
         """
         self.lm = lm
         self._refresh = refresh
+        self._keep_sampled = keep_sampled
         self.stash = stash
         self.counts = Counts()
         self.responses: Responses | None = None
@@ -242,7 +244,7 @@ class CachedLM(LM):
             self._vouched.begin(model)
 
         def keep(numbers: list[int], values: list[Any], seconds: float) -> None:
-            if self.responses is None:
+            if self.responses is None or (not self._keep_sampled and self._drew(generators)):
                 return
             whole = draws.complete([todo[number] for number in numbers], [_plain(each) for each in values])
             for n_drawn in {each[2] for each in whole}:
@@ -250,13 +252,27 @@ class CachedLM(LM):
                 pairs = [(names[number], tags_of(instances[number]), value) for number, value in kept]
                 self._keep(pairs, seconds * n_drawn)
 
+        generators = Generators()
         self.counts.computed += len(todo)
         wanted = [instances[number] for number in todo]
         try:
-            return run(self.lm, self._hook, method, wanted, keep=keep, fill=fill, n_even=n_even)
+            return run(self.lm, self._hook, method, wanted, keep=keep, begin=generators.begin, fill=fill, n_even=n_even)
         finally:
             if model is not None:
                 self._vouched.end()
+
+    def _drew(self, generators: Generators) -> bool:
+        moved = generators.moved()
+        if moved:
+            self.stash.store.events.warn_once(
+                "lm_eval drawn",
+                "lmstash: a %s draws at random (from %s) to answer requests that ask for no sampling; what it answers "
+                "meanwhile is not kept. Have the requests say so (gen_kwargs: do_sample=True, temperature=...) and it "
+                "is kept under its seed; where what is drawn changes no answer, use CachedLM(keep_sampled=True).",
+                type(self.lm).__qualname__,
+                ", ".join(moved),
+            )
+        return bool(moved)
 
     def _keep(self, pairs: list[Any], seconds: float) -> None:
         if not pairs or self.responses is None:

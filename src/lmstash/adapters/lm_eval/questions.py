@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lmstash.adapters.lm_eval.draws import Place
-from lmstash.caches.responses.sampling import is_sampled
+from lmstash.adapters.lm_eval.generators import asks_for_sampling
 
 _SEEDS = frozenset({"seed", "random_seed"})
 
@@ -65,8 +65,7 @@ class Questions:
     def _find_draws(self) -> None:
         prompts: dict[Any, list[int]] = {}
         for number, each in enumerate(self._instances):
-            options = each.args[1] if len(each.args) > 1 else None
-            if isinstance(options, dict) and is_sampled(options):
+            if asks_for_sampling(each):
                 self._sampled.add(number)
                 prompts.setdefault(_prompt_of(each), []).append(number)
         for numbers in prompts.values():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lmstash.adapters.lm_eval.chunks import Chunks
@@ -21,6 +21,7 @@ def run(
     instances: Sequence[Any],
     *,
     keep: Keep,
+    begin: Callable[[Sequence[Any]], None] = lambda part: None,
     fill: Any = None,
     n_even: int | None = None,
 ) -> list[Any]:
@@ -32,6 +33,7 @@ def run(
         method: What to call.
         instances: The requests.
         keep: See `Keep`; numbers are those of `instances`.
+        begin: Told of each part before it is asked.
         fill: Asked again where there are fewer instances than `n_even`.
         n_even: How many requests every rank makes, in parts of the same sizes.
 
@@ -47,6 +49,7 @@ def run(
     while len(out) < len(asked):
         size = len(asked) if trusted else chunks.size() if n_even is None else even
         part = asked[len(out) : len(out) + size]
+        begin(part)
         started = time.perf_counter()
         answers, reported = _call(lm, hook, method, part, len(out), len(instances), keep, early=early)
         chunks.learn(len(part), time.perf_counter() - started)

@@ -22,6 +22,8 @@ _BRIEF_ATTEMPTS, _PATIENT_ATTEMPTS = 10, 50
 """Ten waits for a lock are about 10 ms, fifty 0.4 s."""
 _PAUSE = 3
 """After an attempt in vain comes none for so many times what it took: somebody reads for long."""
+_jitter = random.Random()
+"""A generator of its own: the program's draws what it would draw without a cache."""
 
 
 class IndexLog:
@@ -84,5 +86,5 @@ def wait(attempt: int) -> bool:
     delay = min(0.0002 * 1.4 ** min(attempt, 12), 0.01)
     if attempt * 0.006 > BUSY_SECONDS:
         return False
-    time.sleep(delay * random.uniform(0.5, 1.5))
+    time.sleep(delay * _jitter.uniform(0.5, 1.5))
     return True
