@@ -271,6 +271,32 @@ def test_requests_beside_others_which_the_harness_sends_otherwise_are_others(sta
     assert [asked["stop"] for asked, _ in server.asked] == [["\n", "</s>"], ["\n"]]
 
 
+@pytest.mark.parametrize("options", [{}, {"model": "declared"}], ids=["seen", "declared"])
+@pytest.mark.parametrize(
+    ("name", "value"), [("eos_string", "zzz"), ("eos_string", None), ("eot_token_id", 7), ("prefix_token_id", 9)]
+)
+def test_what_the_harness_makes_of_other_attributes_counts_where_it_was_replaced(server, name, value, options):
+    def look(change: bool) -> Any:
+        lm = remote(server, eos_string="</s>")
+        assert who_answers(lm, **options).look() == plain
+        getattr(lm, name)  # kept by the object from now on, and says nothing new
+        assert who_answers(lm, **options).look() == plain
+        if change:
+            setattr(lm, name, value)
+        return who_answers(lm, **options).look()
+
+    plain = who_answers(remote(server, eos_string="</s>"), **options).look()
+    assert look(True) == look(True) != look(False)
+
+
+def test_a_stop_word_that_nobody_knows_is_not_complained_of_at_each_look(server, caplog):
+    lm = remote(server)
+    assert lm.eos_string is None
+    caplog.clear()
+    assert who_answers(lm).look() == who_answers(remote(server)).look()
+    assert not caplog.records
+
+
 def test_a_declared_revision_counts(stash, server):
     for revision in ("2026-10", "2026-11", "2026-11"):
         CachedLM(remote(server), stash, revision=revision).generate_until(generations(1))

@@ -310,7 +310,8 @@ def _left_out(lm: Any, names: frozenset[str], code: Followed) -> frozenset[str]:
     held = vars(lm)
     named = (code.asked(held) | _ALWAYS) & names
     follow = {name for name in named if _follows(lm, name)}
-    return _PLACES | _ELSEWHERE | follow | harmless(names, named, held)
+    replaced = {name for name in _DERIVED & names & held.keys() if _is_made(lm, name) and not _follows(lm, name)}
+    return (_PLACES | _ELSEWHERE | follow | harmless(names, named, held)) - replaced
 
 
 def _settings_and_code(
@@ -334,12 +335,20 @@ def _follows(lm: Any, name: str) -> bool:
     """Whether an attribute is what a property of the harness makes of others, or the module that is read."""
     held = vars(lm).get(name)
     made = _property_of(lm, name)
-    if made is None or str(made.func.__module__).partition(".")[0] != "lm_eval":
+    if made is None or not _is_made(lm, name):
         return held is not None and held is getattr(lm, "_model", None)
     try:
+        if held is None and name == "eos_string" and lm.tokenizer is None:
+            return not lm._eos_string  # the property would log a warning each time
         return bool(made.func(lm) == held)
     except Exception:  # without a key, say
         return False
+
+
+def _is_made(lm: Any, name: str) -> bool:
+    """Whether a property of the harness's own makes an attribute, once for all."""
+    made = _property_of(lm, name)
+    return made is not None and str(made.func.__module__).partition(".")[0] == "lm_eval"
 
 
 def _property_of(lm: Any, name: str) -> cached_property[Any] | None:
