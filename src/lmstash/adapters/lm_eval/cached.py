@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from lmstash.adapters.lm_eval.vouching import Vouched
 from lmstash.caches.responses.asking import Asked
 from lmstash.caches.responses.cache import Responses
 from lmstash.caches.responses.shelf import MISSING
-from lmstash.errors import UnsupportedModelError
+from lmstash.errors import InvalidArgumentError, UnsupportedModelError
 from lmstash.events import MissReason
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ class CachedLM(LM):
         keep_empty: bool | None = None,
         strict_numerics: bool = False,
         refresh: bool = False,
+        harmless: Collection[str] = (),
     ) -> None:
         """Wrap `lm`. Reads its weights once (0.4 s per GB).
 
@@ -95,6 +96,7 @@ class CachedLM(LM):
             keep_empty: Keep empty texts; default: those of models that run in this process.
             strict_numerics: For a local model: torch's version and the device count, too.
             refresh: Compute anew and replace what is kept.
+            harmless: Names of the model's attributes that change no answer, besides the known ones: counters, logs.
         """
         self.lm = lm
         self._refresh = refresh
@@ -106,16 +108,21 @@ class CachedLM(LM):
         self._hook = Hook()
         try:
             options: dict[str, Any] = {"model": model, "revision": revision, "variant": variant}
-            self._who = who_answers(lm, strict_numerics=strict_numerics, **options)
+            self._who = who_answers(lm, strict_numerics=strict_numerics, harmless=frozenset(harmless), **options)
             empty = getattr(self._who, "keeps_empty", False) if keep_empty is None else keep_empty
             self._vouched = Vouched(self._who, stash.store)
             self.responses = stash.responses(
                 self._vouched, keep_sampled=keep_sampled, keep_if=lambda answer: _is_kept(answer, empty)
             )
-        except UnsupportedModelError as error:
+        except InvalidArgumentError:
+            raise
+        except Exception as error:  # of other people's classes that are not made as the harness's are, too
+            if stash.store.strict and not isinstance(error, UnsupportedModelError):
+                raise
+            why = str(error) if isinstance(error, UnsupportedModelError) else f"{type(lm).__qualname__}: {error!r}"
             also = "" if imported is None else " Nor is what was imported: give model= beside imported=."
             stash.store.events.warn_once(
-                f"lm_eval {type(lm)} {error}", "lmstash: nothing is cached for this evaluation: %s%s", error, also
+                f"lm_eval {type(lm)} {why}", "lmstash: nothing is cached for this evaluation: %s%s", why, also
             )
         name = imported or model
         self._imported = None if name is None or refresh else ImportedAnswers(stash, name)

@@ -7,14 +7,18 @@ import re
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import FunctionType
 from typing import Any
 from urllib.parse import urlsplit
 
+from lm_eval.api.model import CacheHook
+
 from lmstash.adapters.lm_eval.addresses import address_of_client, is_client
 from lmstash.adapters.lm_eval.beside_classes import edited, put_into_modules
+from lmstash.adapters.lm_eval.named_files import content_of
 from lmstash.adapters.lm_eval.own_names import SECRET_KINDS, Followed
+from lmstash.adapters.lm_eval.partials import Hook
 from lmstash.caches.responses.hiding import SECRETS
 from lmstash.caches.responses.who import plain_url
 from lmstash.errors import UnsupportedModelError
@@ -49,6 +53,7 @@ def class_of(lm: Any, *, vouched: bool) -> tuple[Followed, Component]:
         UnsupportedModelError: Something put there cannot be read.
     """
     code = Followed("lm_eval")
+    code.lm = lm
     code.note_class(type(lm))
     code.note_held(vars(lm))
     kind = type(lm)
@@ -146,9 +151,27 @@ def _version(package: str) -> Component:
 
 
 class _LmDescriber(Describer):
-    """Describes what hangs on an `LM`: clients of servers by where they ask."""
+    """Describes what hangs on an `LM`: clients of servers by where they ask, the `LM` itself by nothing more."""
+
+    def __init__(self, code: CodeGraph, *, lenient: bool) -> None:
+        super().__init__(code, lenient=lenient)
+        self._idle: set[int] = set()
 
     def value(self, value: Any, path: str) -> Component:
+        if value is not None and value is getattr(self._code, "lm", None):
+            return "the LM"
+        if isinstance(value, PurePath) and type(value).__module__.partition(".")[0] == "pathlib":
+            return self._path(value, path)
+        if isinstance(value, Hook | CacheHook):
+            return "cache hook"
+        held: Any = value
+        root, kind = type(value).__module__.partition(".")[0], type(value).__qualname__
+        if root == "jinja2" and kind == "Environment" and _loads_nothing(held.loader):
+            self._idle.add(id(held.cache))  # of templates that were made so far
+        elif id(value) in self._idle:
+            return "cache"
+        if root == "numpy" and kind == "Generator":
+            return ["numpy", kind, super().value(held.bit_generator.state, path)]
         sends_by = getattr(value, "_client", None) if is_client(value) else None
         asks = None if sends_by is None else address_of_client(value)
         if asks is None:
@@ -161,6 +184,23 @@ class _LmDescriber(Describer):
                 "asks and how: vouch for it with variant='...'"
             )
         return ["client", kind, asks]
+
+    def _path(self, value: PurePath, path: str) -> Component:
+        """Return a path as text, since it notes in itself what it is asked; of one that lies deeper also its file.
+
+        Files of the `LM`'s own attributes are read when it is known what its code does with them.
+        """
+        told: list[Component] = ["path", type(value).__name__, str(value)]
+        name = path.replace(":", ".").rpartition(".")[2]
+        if name == path or (isinstance(self._code, Followed) and self._code.only_writes(name)):
+            return told
+        content = content_of(str(value))
+        return told if content is None else [*told, content]
+
+
+def _loads_nothing(loader: Any) -> bool:
+    """Whether a loader of jinja2's has its templates in itself, and they need not be read from files."""
+    return loader is None or (type(loader).__module__ == "jinja2.loaders" and type(loader).__name__ == "DictLoader")
 
 
 def described(

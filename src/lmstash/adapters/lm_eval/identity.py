@@ -10,50 +10,33 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import inspect
 import sys
 import threading
-from collections.abc import Collection, Mapping
-from functools import cached_property
+from collections.abc import Collection
 from typing import Any
 
 from lmstash.adapters.lm_eval.addresses import address_of, addresses_in_environment
-from lmstash.adapters.lm_eval.code_of import class_of, described, own_code, without_secrets
-from lmstash.adapters.lm_eval.own_names import Followed, harmless, variables
+from lmstash.adapters.lm_eval.code_of import class_of, described
+from lmstash.adapters.lm_eval.declared import DeclaredModel
+from lmstash.adapters.lm_eval.settings import (
+    DERIVED,
+    IN_WEIGHTS,
+    RUNNING,
+    header_of,
+    how_sent,
+    is_headers,
+    settings_and_code,
+)
 from lmstash.adapters.lm_eval.tokenizing import cleans_up, rules_of
-from lmstash.caches.responses.hiding import SECRETS
 from lmstash.caches.responses.sampling import seed_of
-from lmstash.caches.responses.who import Declared, Who, named, plain_url
+from lmstash.caches.responses.who import Who, plain_url
 from lmstash.errors import InvalidArgumentError, UnsupportedModelError
-from lmstash.identity.encoding import Component, encode
+from lmstash.identity.encoding import Component
 from lmstash.identity.fingerprint import Fingerprint
 from lmstash.identity.keys import Key
 from lmstash.identity.tokenizer import fingerprint_tokenizer
 from lmstash.identity.watch import ModelWatch, watch_model
 
-_PLACES = frozenset(
-    {
-        *("_rank", "_world_size", "_device", "device", "accelerator", "cache_hook", "batch_size", "_batch_size"),
-        *("batch_sizes", "batch_schedule", "batch_size_per_gpu", "max_batch_size", "num_concurrent", "_concurrent"),
-    }
-)
-"""Where an evaluation is run and how many requests at once, whatever code goes by it."""
-_RUNNING = frozenset(
-    {"max_retries", "timeout", "verify_certificate", "ca_cert_path", "auth_token", "api_key", "write_out"}
-)
-"""How patiently it is run, not what is answered."""
-_IN_WEIGHTS = frozenset(
-    {"_config", "pretrained", "delta", "peft", "revision", "logits_cache", "AUTO_MODEL_CLASS", "_max_length"}
-)
-"""Of an `HFLM`: what its module says better, by content."""
-_DERIVED = frozenset({"eot_token_id", "eos_string", "prefix_token_id", "header", "client"})
-"""Of a `TemplateAPI`: what follows from other attributes."""
-_ELSEWHERE = frozenset({"tokenizer", "_model", "_header"})
-"""What is described on its own."""
-_ALWAYS = frozenset({"delta", "header"})
-"""Words that others use for something else: what goes by these names counts."""
 _GENERATION_NAMES = frozenset({"transformers_version", "_from_model_config"})
 
 
@@ -64,6 +47,7 @@ def who_answers(
     revision: str | None = None,
     variant: str | None = None,
     strict_numerics: bool = False,
+    harmless: Collection[str] = (),
 ) -> Who:
     """Return who answers when `lm` is asked.
 
@@ -73,6 +57,7 @@ def who_answers(
         revision: What is declared of a model behind an API, or of a declared one.
         variant: The owner's name for a difference that lmstash cannot see.
         strict_numerics: For a torch module: torch's version and the device count, too.
+        harmless: Names of attributes of the `LM` that change no answer, besides the known ones.
 
     Raises:
         InvalidArgumentError: An empty name is declared.
@@ -83,11 +68,12 @@ def who_answers(
             "model= takes a name that you declare for the model, such as 'llama-3-8b at vllm 0.9'"
         )
     if model is not None:
-        return Declared(_declared(lm, model, revision, variant))
+        return DeclaredModel(lm, model, revision=revision, variant=variant, without=harmless)
+    given: dict[str, Any] = {"revision": revision, "variant": variant, "harmless": harmless}
     if _is(lm, "lm_eval.models.huggingface", "HFLM"):
-        return LocalModel(lm, revision=revision, variant=variant, strict_numerics=strict_numerics)
+        return LocalModel(lm, **given, strict_numerics=strict_numerics)
     if _is(lm, "lm_eval.models.api_models", "TemplateAPI"):
-        return RemoteModel(lm, revision=revision, variant=variant)
+        return RemoteModel(lm, **given)
     raise UnsupportedModelError(
         f"what a {type(lm).__module__}.{type(lm).__qualname__} answers depends on a model that lmstash cannot see. "
         "Declare which: model='name and version' (`lmstash eval --model-is NAME lm_eval ...`)."
@@ -105,8 +91,17 @@ class LocalModel:
     keeps_empty = True
     """An empty text is what this model generates there, not a server's failure."""
 
-    def __init__(self, lm: Any, *, revision: str | None, variant: str | None, strict_numerics: bool) -> None:
+    def __init__(
+        self,
+        lm: Any,
+        *,
+        revision: str | None,
+        variant: str | None,
+        strict_numerics: bool,
+        harmless: Collection[str] = (),
+    ) -> None:
         self._lm = lm
+        self._harmless = harmless
         self._declared: dict[str, Component] = {"revision": revision, "variant": variant}
         self._strict_numerics = strict_numerics
         self._watched: tuple[Any, ModelWatch] | None = None
@@ -149,6 +144,9 @@ class LocalModel:
         vouched = self._declared["variant"] is not None
         code, about = class_of(lm, vouched=vouched)
         defaults = getattr(lm.model, "generation_config", None)
+        without = {"tokenizer", *self._harmless}
+        if vars(lm).get("_model") is lm.model or hasattr(vars(lm).get("_model"), "named_parameters"):
+            without.add("_model")
         generation = {} if defaults is None else {k: v for k, v in defaults.to_dict().items() if v is not None}
         parts: dict[str, Component] = {
             "kind": "lm_eval local model",
@@ -157,7 +155,7 @@ class LocalModel:
             "class": about,
             "max_length": _plain(lm.max_length),
             "generation": described(generation, _GENERATION_NAMES, code),
-            **_settings_and_code(lm, _RUNNING | _IN_WEIGHTS, code, vouched=vouched),
+            **settings_and_code(lm, RUNNING | IN_WEIGHTS, code, without, vouched=vouched),
             **self._declared,
         }
         key = Key(parts)
@@ -173,8 +171,9 @@ class RemoteModel:
 
     keeps_empty = False
 
-    def __init__(self, lm: Any, *, revision: str | None, variant: str | None) -> None:
+    def __init__(self, lm: Any, *, revision: str | None, variant: str | None, harmless: Collection[str] = ()) -> None:
         self._lm = lm
+        self._harmless = harmless
         self._declared: dict[str, Component] = {"revision": revision, "variant": variant}
         self._tokenizer = _Tokenizer()
         self.look()
@@ -185,16 +184,17 @@ class RemoteModel:
         vouched = self._declared["variant"] is not None
         code, about = class_of(lm, vouched=vouched)
         url = None if lm.base_url is None else str(lm.base_url)
-        header = _header_of(lm)
-        without = {"base_url", *({"header"} if isinstance(vars(lm).get("header"), Mapping) else ())}
+        header = header_of(lm)
+        headers = (name for name in ("_header", "header") if is_headers(lm, name))
+        without = {"base_url", "tokenizer", *headers, *self._harmless}
         parts: dict[str, Component] = {
             "kind": "lm_eval remote model",
             "class": about,
             "base_url": None if url is None else address_of(url),
             "header": header,
             "tokenizer": self._tokenizer.digest(lm.tokenizer),
-            **_settings_and_code(lm, _RUNNING | _DERIVED, code, without, vouched=vouched),
-            **_how_sent(lm),
+            **settings_and_code(lm, RUNNING | DERIVED, code, without, vouched=vouched),
+            **how_sent(lm),
             **({"environment": addresses_in_environment()} if url is None else {}),
             **self._declared,
         }
@@ -212,15 +212,6 @@ class RemoteModel:
     def seed(self) -> int | None:
         """The seed that is sent with each request (part of the identity, too), as far as it is known to be."""
         return _sent_seed(self._lm)
-
-
-def _how_sent(lm: Any) -> dict[str, Component]:
-    """Return what decides how an API is asked: beside other requests the harness sends no stop word of the model's own.
-
-    How many others there are does not count.
-    """
-    n_concurrent = getattr(lm, "_concurrent", 1)
-    return {"concurrent": True} if isinstance(n_concurrent, int) and n_concurrent > 1 else {}
 
 
 def _sent_seed(lm: Any) -> Any:
@@ -282,103 +273,6 @@ def _foreign_tokenizer(tokenizer: Any) -> Component:
     if not isinstance(name, str) and not isinstance(address, str):
         raise UnsupportedModelError(f"a tokenizer of {kind.__module__}.{kind.__qualname__} cannot be told from another")
     return [kind.__module__, kind.__qualname__, name, None if address is None else plain_url(str(address))]
-
-
-def _declared(lm: Any, model: str, revision: str | None, variant: str | None) -> Fingerprint:
-    """A declared model, with those of the `LM`'s plain attributes that are not known to be harmless."""
-    base = named(model, revision=revision, variant=variant)
-    code = Followed("lm_eval")
-    code.note_class(type(lm))
-    code.note_held(vars(lm))
-    without = _left_out(lm, _RUNNING | _DERIVED | {"pretrained"}, code)
-    plain: dict[Component, Component] = {
-        name: without_secrets(value)
-        for name, value in vars(lm).items()
-        if name not in without and not SECRETS.fullmatch(name) and _is_plain(value)
-    }
-    kind = f"{type(lm).__module__}.{type(lm).__qualname__}"
-    parts: dict[str, Component] = {"kind": "lm_eval", "of": base.digest, "class": kind, "settings": plain}
-    parts |= _how_sent(lm)
-    return Fingerprint(Key(parts), {**base.recorded, "harness": "lm_eval"})
-
-
-def _left_out(lm: Any, names: frozenset[str], code: Followed) -> frozenset[str]:
-    """Return which attributes change no answer, or are described elsewhere.
-
-    Places, and those of `names` that no code of somebody's own goes by, or that the harness has made of others.
-    """
-    held = vars(lm)
-    named = (code.asked(held) | _ALWAYS) & names
-    follow = {name for name in named if _follows(lm, name)}
-    replaced = {name for name in _DERIVED & names & held.keys() if _is_made(lm, name) and not _follows(lm, name)}
-    return (_PLACES | _ELSEWHERE | follow | harmless(names, named, held)) - replaced
-
-
-def _settings_and_code(
-    lm: Any, names: frozenset[str], code: Followed, without: Collection[str] = (), *, vouched: bool
-) -> dict[str, Component]:
-    """Return the attributes of an `LM` that count, the code that it runs, and what this reads of the environment."""
-    settings: dict[Any, Component] = {}
-    units: Component = {}
-    left = True
-    while left:  # code that is met may go by further attributes, and these may lead to more code
-        left_out = _left_out(lm, names, code) | settings.keys() | {*without}
-        found: Any = described(vars(lm), left_out, code, vouched=vouched, named=code.asked(vars(lm)))
-        units = own_code(code, vouched=vouched)
-        left = bool(found)
-        settings |= found
-    read = variables([code], settings)
-    return {"settings": settings, "code": units, **({"variables": read} if read else {})}
-
-
-def _follows(lm: Any, name: str) -> bool:
-    """Whether an attribute is what a property of the harness makes of others, or the module that is read."""
-    held = vars(lm).get(name)
-    made = _property_of(lm, name)
-    if made is None or not _is_made(lm, name):
-        return held is not None and held is getattr(lm, "_model", None)
-    try:
-        if held is None and name == "eos_string" and lm.tokenizer is None:
-            return not lm._eos_string  # the property would log a warning each time
-        return bool(made.func(lm) == held)
-    except Exception:  # without a key, say
-        return False
-
-
-def _is_made(lm: Any, name: str) -> bool:
-    """Whether a property of the harness's own makes an attribute, once for all."""
-    made = _property_of(lm, name)
-    return made is not None and str(made.func.__module__).partition(".")[0] == "lm_eval"
-
-
-def _property_of(lm: Any, name: str) -> cached_property[Any] | None:
-    found = inspect.getattr_static(type(lm), name, None)
-    return found if isinstance(found, cached_property) else None
-
-
-def _header_of(lm: Any) -> Component:
-    """Return digests of what an API is told beside each request, by name: also where somebody else says it."""
-    made = _property_of(lm, "header")
-    if made is not None and str(made.func.__module__).partition(".")[0] != "lm_eval":
-        with contextlib.suppress(Exception):  # without a key, say
-            lm.header  # noqa: B018 (what its own property makes of it, once for all)
-    said = dict(lm._header or {})
-    held = vars(lm).get("header")
-    if isinstance(held, Mapping) and not _follows(lm, "header"):
-        said |= held
-    return {
-        str(name).lower(): hashlib.sha256(str(value).encode()).hexdigest()
-        for name, value in said.items()
-        if not SECRETS.fullmatch(str(name))
-    }
-
-
-def _is_plain(value: Any) -> bool:
-    try:
-        encode(value)
-    except InvalidArgumentError:
-        return False
-    return True
 
 
 def _plain(value: Any) -> Component:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from types import FunctionType, MethodType
 from typing import Any
 
+from lmstash.adapters.lm_eval.uses import COUNTED, READ, WRITTEN, uses_of
 from lmstash.caches.responses.hiding import is_secret
 from lmstash.identity.asked_by_text import CodeByText
 from lmstash.identity.bytecode import names_in, parts_of, texts_in
@@ -34,6 +35,7 @@ class Followed(CodeByText):
     Attributes:
         names: Of globals and attributes that it asks for.
         words: Texts in it that may be names, too: of attributes, and of variables of the environment.
+        lm: The model whose code it is, which says nothing new where an object leads back to it.
     """
 
     def __init__(self, harness: str, *, pin_of: Callable[[str], Component] | None = None) -> None:
@@ -49,6 +51,9 @@ class Followed(CodeByText):
         self._any_name = False
         self.names: set[str] = set()
         self.words: set[str] = set()
+        self.lm: Any = None
+        self._uses: dict[str, set[str]] = {READ: set(), COUNTED: set(), WRITTEN: set()}
+        self._read_at_first: set[str] = set()
 
     def add(self, code: Any) -> str:
         """Read a class or function and what it leads to; return its qualified name."""
@@ -68,6 +73,9 @@ class Followed(CodeByText):
         elif isinstance(code, FunctionType):
             named = {*names_in(code.__code__)}
             self.names |= named
+            for name, use in uses_of(code.__code__):
+                first = use == READ and code.__code__.co_name == "__init__"  # what comes of it is an attribute itself
+                (self._read_at_first if first else self._uses[use]).add(name)
             if code.__code__.co_name != "__init__":  # which sets them
                 self._any_name |= not _ANY_NAME.isdisjoint(named)
             held = [code.__globals__[each] for each in named & code.__globals__.keys()]
@@ -95,6 +103,37 @@ class Followed(CodeByText):
     def asked(self, held: Collection[str]) -> set[str]:
         """Return what is asked for by name: all that is `held`, where code reaches what it does not name."""
         return self.names | self.words | ({*held} if self._any_name else set())
+
+    def read_of(self, held: Collection[str]) -> set[str]:
+        """Return those that it reads after the object was made, for all that can be told."""
+        unnamed = {*held} if self._any_name else self.words & {*held}
+        return (self._uses[READ] & {*held}) | (unnamed - self._uses[WRITTEN])
+
+    def only_writes(self, name: str) -> bool:
+        """Return whether all that it does with what goes by a name is to write to the file of that name."""
+        return name in self._uses[WRITTEN] and name not in self._uses[READ] | self.words and not self._any_name
+
+    def counters(self, lm: Any) -> set[str]:
+        """Return the numbers of a model that all code only counts up, so that no answer can depend on them.
+
+        Not those that the harness's own classes name.
+        """
+        held = {name for name in self._uses[COUNTED] & vars(lm).keys() if type(vars(lm)[name]) in (int, float)}
+        held -= self._uses[READ] | self._uses[WRITTEN] | self._read_at_first | self.words
+        if not held or self._any_name or type(lm).__setattr__ is not object.__setattr__:
+            return set()
+        for each in type(lm).__mro__:
+            if each.__module__.partition(".")[0] == self._harness:
+                held -= {name for member in vars(each).items() for name in _named_by(*member)}
+        return held
+
+
+def _named_by(name: str, member: Any) -> Iterator[str]:
+    yield name
+    for part in parts_of(name, member):
+        if isinstance(part, FunctionType):
+            yield from names_in(part.__code__)
+            yield from (str(each) for each in texts_in(part.__code__))
 
 
 def variables(graphs: Iterable[Followed], held: Any = None) -> dict[Component, Component]:

@@ -14,12 +14,15 @@ from collections.abc import Sequence
 
 from lmstash.caches.responses.asking import KIND, Asked
 from lmstash.caches.responses.who import Who
+from lmstash.errors import UnsupportedModelError
 from lmstash.events import DropReason
 from lmstash.identity.fingerprint import Fingerprint
 from lmstash.store.base import Store
 
 _SHARE = 0.002
 """Of the time that looking within a call may take."""
+_OF_ATTRIBUTES = frozenset({"settings", "files"})
+"""Parts of what a model is that are told by attribute."""
 
 
 class Vouched:
@@ -39,13 +42,18 @@ class Vouched:
     def look(self) -> Fingerprint:
         """Return who would answer now."""
         started = time.perf_counter()
-        model = self._who.look()
+        try:
+            model = self._who.look()
+        except UnsupportedModelError:
+            raise
+        except Exception as error:  # whatever other people's classes do when they are looked at
+            raise UnsupportedModelError(f"it cannot be looked into: {error!r}") from error
         self._cost_seconds = time.perf_counter() - started
         return model
 
     def unchanged(self, since: Fingerprint) -> bool:
         """Within a call, whether nothing else was seen so far; else as the model itself says."""
-        return self._good and self._model == since if self._model is not None else self._who.unchanged(since)
+        return self._good and self._model == since if self._model is not None else self._is_still(since)
 
     def begin(self, model: Fingerprint) -> None:
         """A call to this model begins."""
@@ -80,18 +88,40 @@ class Vouched:
         started = time.perf_counter()
         with self._lock:
             keys, self._unsure = self._unsure, []
-        if not self._who.unchanged(self._model):
+        if not self._is_still(self._model):
             with self._lock:
                 self._good = False
                 keys, self._unsure = keys + self._unsure, []
             self._take_back(keys)
             self._store.events.warn_once(
                 "lm_eval model changed",
-                "lmstash: the model changed while it was evaluated; what it answered meanwhile is not kept",
+                "lmstash: the model changed while it was evaluated%s; what it answered meanwhile is not kept%s",
+                *self._what_changed(self._model),
             )
         now = time.perf_counter()
         self._cost_seconds = now - started
         self._due = now + self._cost_seconds / _SHARE
+
+    def _is_still(self, model: Fingerprint) -> bool:
+        try:
+            return self._who.unchanged(model)
+        except Exception:  # whatever other people's classes do when they are looked at
+            return False
+
+    def _what_changed(self, model: Fingerprint) -> tuple[str, str]:
+        """Return what is another one now, in brackets, and what may be done about attributes that change no answer."""
+        try:
+            names = [each.name for each in model.explain(self._who.look())]
+        except Exception:
+            return "", ""
+        kinds = [name.split(".", 1) for name in names]
+        attributes = sorted({name[1].partition(".")[0] for name in kinds if name[0] in _OF_ATTRIBUTES and name[1:]})
+        others = {name[0] for name in kinds if not (name[0] in _OF_ATTRIBUTES and name[1:])}
+        said = ", ".join(
+            [*(f"its attribute {each}, or the file that this names" for each in attributes), *sorted(others)]
+        )
+        advice = f". Of attributes that change no answer, say so: CachedLM(harmless={attributes})" if attributes else ""
+        return f" ({said})" if said else "", advice
 
     def _take_back(self, keys: list[bytes]) -> None:
         self._store.delete_many(keys)
