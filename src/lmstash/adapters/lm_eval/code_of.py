@@ -153,7 +153,7 @@ def _version(package: str) -> Component:
 class _LmDescriber(Describer):
     """Describes what hangs on an `LM`: clients of servers by where they ask, the `LM` itself by nothing more."""
 
-    def __init__(self, code: CodeGraph, *, lenient: bool) -> None:
+    def __init__(self, code: Followed, *, lenient: bool) -> None:
         super().__init__(code, lenient=lenient)
         self._idle: set[int] = set()
 
