@@ -23,7 +23,8 @@ from lmstash.identity.owners import defined_in, is_foreign
 from lmstash.identity.words import ANY_NAME, TABLES
 
 _IMPORTS = frozenset({"__import__", "import_module"})
-_BY_TEXT = ANY_NAME | TABLES | _IMPORTS | {"modules"}
+_GLOBALS = TABLES - {"vars"}
+_SETTINGS = frozenset({"argparse.Namespace", "numpy.ndarray", "torch.Tensor", "torch.nn.parameter.Parameter"})
 _WORD = re.compile(r"[A-Za-z_]\w*")
 
 
@@ -37,7 +38,7 @@ class CodeByText(CodeGraph):
         return module.__name__
 
     def _names_beside(self, function: FunctionType) -> frozenset[str]:
-        if not self._is_own(defined_in(function)) or _BY_TEXT.isdisjoint(names_in(function.__code__)):
+        if not self._is_own(defined_in(function)) or _GLOBALS.isdisjoint(names_in(function.__code__)):
             return frozenset()
         texts = (each for each in texts_in(function.__code__) if isinstance(each, str))
         return frozenset(word for each in texts for word in _WORD.findall(each))
@@ -51,7 +52,6 @@ class CodeByText(CodeGraph):
             self._add_all(function.__globals__, f"{here}:")
         if (_IMPORTS | {"modules"}).isdisjoint(names):
             return
-        names |= self._names_beside(function)
         for each in sorted({each for each in texts_in(function.__code__) if isinstance(each, str)}):
             is_name = all(map(str.isidentifier, each.split(".")))
             if is_name and is_foreign(each) and (each in sys.modules or not _IMPORTS.isdisjoint(names)):
@@ -115,6 +115,8 @@ def _by_itself(code: Any) -> Component:
 
 
 def _is_settings(value: Any) -> bool:
+    """Whether a value is of a kind that holds settings and can be read: no client, lock or log."""
     kind = type(value)
-    named = (kind.__module__, kind.__qualname__) == ("argparse", "Namespace")
-    return named or kind is SimpleNamespace or (dataclasses.is_dataclass(value) and not isinstance(value, type))
+    if kind is SimpleNamespace or f"{kind.__module__}.{kind.__qualname__}" in _SETTINGS:
+        return True
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
