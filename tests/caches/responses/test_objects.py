@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -135,18 +134,19 @@ def test_what_a_path_s_file_holds_counts(responses: Responses, tmp_path: Path) -
         assert ask(tmp_path / "a.txt") == text
 
 
-def test_a_folder_that_code_names_counts_by_its_path_and_one_that_is_given_is_not_read(
+def test_a_folder_is_not_read_and_the_call_is_passed_on(
     responses: Responses, stash: Stash, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for name in ("a", "b", "a"):
-        (tmp_path / name).mkdir(exist_ok=True)
-        program = made_program("def ask(x): return HERE.name")
-        program["HERE"] = tmp_path / name
-        assert responses.cached(program["ask"])("x") == name
-    assert (stash.stats.hits, dict(stash.stats.misses)) == (1, {"absent": 2})
-    with caplog.at_level(logging.WARNING):
-        responses.cached(made_program("def ask(x): return x.name")["ask"])(tmp_path)
-    assert stash.stats.misses["unsupported"] == 1
+    """What lies in it is what the function is about."""
+    program = made_program(
+        "def ask(x): return (HERE / 'a.txt').read_text()\ndef tell(x): return (x / 'a.txt').read_text()"
+    )
+    program["HERE"] = tmp_path
+    ask, tell = responses.cached(program["ask"]), responses.cached(program["tell"])
+    for text in ("one", "two"):
+        (tmp_path / "a.txt").write_text(text)
+        assert ask("x") == tell(tmp_path) == text
+    assert stash.stats.misses["unsupported"] == 4
     assert "is a folder" in caplog.text
 
 

@@ -59,7 +59,6 @@ class Content:
     def begin(self) -> None:
         """Forget which code was read last in this thread: a call is named next."""
         self._reading.codes, self._reading.used, self._reading.texts, self._reading.marks = set(), [], [], {}
-        self._reading.as_given = False
 
     def argument(self, name: str, value: Any) -> Any:
         """Return what stands for an argument in a request.
@@ -67,13 +66,10 @@ class Content:
         Raises:
             InvalidArgumentError: Nobody can tell it from another one of its kind.
         """
-        self._reading.as_given = True
         try:
             return self.plain(value, _MOST_NESTED)
         except InvalidArgumentError as error:
             raise InvalidArgumentError(f"argument {name}: {error}") from error
-        finally:
-            self._reading.as_given = False
 
     def environment(self, arguments: Any) -> str | None:
         """Return a digest of the variables of the environment that the code of a call may read; None for none.
@@ -139,7 +135,7 @@ class Content:
             said = {"code of": f"{kind.__module__}.{kind.__qualname__}", "is": is_, "fields": about}
             return said if given is None else said | {"set": given}
         if isinstance(value, PATHS):
-            said = [f"{kind.__module__}.{kind.__qualname__}", *path_says(value, as_given=self._reading.as_given)]
+            said = [f"{kind.__module__}.{kind.__qualname__}", *path_says(value)]
             if not is_bare_path(value):
                 said += [self.code(kind, given=True), self.plain(getattr(value, "__dict__", {}), depth - 1)]
             return {_IS: said}
@@ -173,12 +169,10 @@ class Content:
         if not known.objects or (id(code), given) in reading:  # a class may hold an instance of itself
             return known.digest
         reading.add((id(code), given))
-        as_given, self._reading.as_given = self._reading.as_given, False
         try:
             held: dict[Any, Any] = {place: self._held(place, value) for place, value in known.objects.items()}
         finally:
             reading.discard((id(code), given))
-            self._reading.as_given = as_given
         return Key({"code": known.digest, "objects": held}).hex
 
     def _held(self, place: str, value: Any) -> Any:

@@ -9,7 +9,7 @@ from pathlib import PosixPath, PurePath, PurePosixPath, PureWindowsPath, Windows
 from typing import Any
 
 from lmstash.errors import InvalidArgumentError
-from lmstash.identity.media import Media, media_of
+from lmstash.identity.media import media_of
 from lmstash.identity.object_parts import attributes_of
 
 _SAY_MORE = (str, bytes, int, float, list, tuple, dict, set, frozenset)
@@ -43,29 +43,20 @@ def is_pydantic(value: Any) -> bool:
     return hasattr(type(value), "model_fields") and hasattr(value, "model_dump")
 
 
-def path_says(path: PurePath | os.DirEntry[Any], *, as_given: bool) -> list[Any]:
-    """Return what a function sees of a path: how it is written, and what lies there.
-
-    Args:
-        path: Of a file, of a folder, or of nothing.
-        as_given: Whether it is an argument: then what lies in a folder is what the function is about.
+def path_says(path: PurePath | os.DirEntry[Any]) -> list[Any]:
+    """Return what a function sees of a path: how it is written, and what its file holds.
 
     Raises:
-        InvalidArgumentError: It is a folder that is an argument, or cannot be read.
+        InvalidArgumentError: It is a folder, which a function has to read something in, or cannot be read.
     """
     written = os.fspath(path)
     place = os.path.abspath(os.path.expanduser(written))
-    holds: Media | str | None = None
     if os.path.isdir(place):
-        if as_given:
-            raise InvalidArgumentError(
-                f"{place} is a folder, and lmstash reads no folders: pass the files that count, or str(path) if what "
-                "lies in it changes no answer"
-            )
-        holds = "a folder"
-    elif os.path.lexists(place):
-        holds = media_of(PurePath(os.fsdecode(place)))
-    return [written, holds]
+        raise InvalidArgumentError(
+            f"{place} is a folder, and lmstash reads no folders: name the files that count, by a Path each, or "
+            "str(path) if what lies in it changes no answer"
+        )
+    return [written, media_of(PurePath(os.fsdecode(place))) if os.path.lexists(place) else None]
 
 
 def beside_pixels(value: Any) -> list[Any] | None:
