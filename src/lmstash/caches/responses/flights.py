@@ -30,14 +30,35 @@ ABANDONED: Final = b""
 """What those who wait get where the computation was called off, not tried in vain: they may lead it now."""
 
 
+class Work:
+    """What one call of the host's function computes: one flight, or those of a batch.
+
+    Attributes:
+        size: How many flights.
+        waited_in_vain: How many seconds somebody has waited for one of them, and then gave up.
+        pools: Pools of threads (the `id` of what stands for each) that work for this call, and wait for its flights.
+        told: Whether the log says that it is waited for.
+    """
+
+    __slots__ = ("pools", "size", "told", "waited_in_vain")
+
+    def __init__(self, size: int) -> None:
+        """Nobody waits yet."""
+        self.size = size
+        self.waited_in_vain = 0.0
+        self.pools: set[int] = set()
+        self.told = False
+
+
 class Flight:
     """One computation under way.
 
     Attributes:
         landed: For those who wait: what it gave, encoded; None where they have to compute for themselves; `ABANDONED`.
+        work: The call that computes it, while that runs.
     """
 
-    __slots__ = ("key", "landed", "locked", "thread")
+    __slots__ = ("key", "landed", "locked", "thread", "work")
 
     def __init__(self, key: bytes) -> None:
         """Belongs to the calling thread."""
@@ -45,6 +66,7 @@ class Flight:
         self.landed: Future[bytes | None] | None = None
         self.locked = False
         self.thread = threading.get_ident()
+        self.work: Work | None = None
 
     def own(self) -> bool:
         """Whether to wait for it would be to wait for oneself: it waits for what runs here."""
@@ -55,6 +77,9 @@ class Flight:
 def computing(flights: Iterable[Flight]) -> Iterator[None]:
     """Say that what is called within, and the tasks that it starts, compute for these flights."""
     mine = frozenset(flights)
+    work = Work(len(mine))
+    for each in mine:
+        each.work = work
     _computing.set(_computing.get() | mine)
     try:
         yield

@@ -14,6 +14,7 @@ from lmstash.caches.responses.flights import ABANDONED, Flight, computing
 from lmstash.caches.responses.given import check_ttl, listed, one_for_each
 from lmstash.caches.responses.shelf import MISSING
 from lmstash.caches.responses.steps import Aside, Pause, Wait, await_here, await_there
+from lmstash.caches.responses.waiting import Slow
 from lmstash.errors import InvalidArgumentError, MissingDependencyError
 from lmstash.events import MissReason
 
@@ -229,10 +230,11 @@ class Mapped:
         assert wanted.asked is not None
         self._may_differ = True
         flights, deadline = self._cache.flights, time.monotonic() + self._cache.wait_seconds
+        slow = Slow(wanted.asked.key)
         while time.monotonic() < deadline:
             flight, leads = flights.join(wanted.asked.key)
             if flight.landed is not None and not leads:
-                if (yield Wait(flight.landed, max(deadline - time.monotonic(), 0.0), flight.thread)) is ABANDONED:
+                if (yield Wait(flight, max(deadline - time.monotonic(), 0.0))) is ABANDONED:
                     continue
                 return
             if flights.lock(flight):
@@ -241,6 +243,7 @@ class Mapped:
             flights.end(flight)
             if self._cache.store.contains(wanted.asked.key):
                 return
+            slow.tell()
             yield Pause(_PAUSE_SECONDS)
 
     def _again(self, later: list[_Wanted]) -> Generator[Any, Any, list[_Wanted]]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import Awaitable, Callable, Generator
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from lmstash.caches.responses.waiting import Slow, wait_here, wait_there
 
 if TYPE_CHECKING:
     from lmstash.caches.responses.asking import Asked
@@ -28,10 +27,8 @@ _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.001, 0.05
 class Wait:
     """For another one's computation; gives its answer, encoded; None; or `ABANDONED`."""
 
-    future: Future[bytes | None]
+    flight: Flight
     seconds: float
-    thread: int
-    """The one that computes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,18 +82,13 @@ async def drive_async(steps: Steps, call: Callable[[], Awaitable[Any]]) -> Any:
 
 
 def await_here(wish: Wait | Pause | Aside) -> Any:
-    """Wait in this thread; not for a task of its own event loop, which could not go on meanwhile."""
+    """Wait in this thread."""
     if isinstance(wish, Pause):
         time.sleep(wish.seconds)
         return None
     if isinstance(wish, Aside):
         return wish.call()
-    if wish.thread == threading.get_ident():
-        return None
-    try:
-        return wish.future.result(wish.seconds)
-    except FutureTimeoutError:
-        return None
+    return wait_here(wish.flight, wish.seconds)
 
 
 async def await_there(wish: Wait | Pause | Aside) -> Any:
@@ -106,10 +98,7 @@ async def await_there(wish: Wait | Pause | Aside) -> Any:
         return None
     if isinstance(wish, Aside):
         return await asyncio.to_thread(wish.call)
-    try:
-        return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(wish.future)), wish.seconds)
-    except TimeoutError:
-        return None
+    return await wait_there(wish.flight, wish.seconds)
 
 
 def fly(
@@ -137,9 +126,8 @@ def fly(
     deadline = time.monotonic() + wait_seconds
     flight, leads = flights.join(asked.key)
     while not leads:
-        landed = None if flight.own() else flight.landed
         left = max(deadline - time.monotonic(), 0.0)
-        encoded = None if landed is None else (yield Wait(landed, left, flight.thread))
+        encoded = None if flight.own() else (yield Wait(flight, left))
         if encoded is not ABANDONED:
             theirs = MISSING if encoded is None else copy_of(encoded, MISSING)
             if theirs is not MISSING:
@@ -167,9 +155,10 @@ def fly(
 
 def locked(flights: Flights, flight: Flight, shelf: Shelf, wait_seconds: float) -> Steps:
     """Wait until no other process computes the same, or it is kept, or it took too long."""
-    pause, deadline = _SHORTEST_PAUSE, time.monotonic() + wait_seconds
+    pause, deadline, slow = _SHORTEST_PAUSE, time.monotonic() + wait_seconds, Slow(flight.key)
     while not flights.lock(flight) and time.monotonic() < deadline:
         yield Pause(pause)
+        slow.tell()
         pause = min(2 * pause, _LONGEST_PAUSE)
         if shelf.store.contains(flight.key):
             return
