@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -272,6 +274,43 @@ def test_a_task_waits_for_a_thread_that_waits_for_another_task_of_its_loop(respo
 
     assert within(12, lambda: asyncio.run(main())) == ["b", "b in a", "b in a"]
     assert not calls
+
+
+GARBAGE = """
+import gc, sys, threading, time
+from lmstash.caches.responses.blocking import leads_back
+
+class Garbage:
+    def __init__(self):
+        self.me = self
+    def __del__(self):
+        time.sleep(0)  # lets other threads go on
+
+def look():
+    deep(40)
+
+def deep(n):
+    if n:
+        return deep(n - 1)
+    for _ in range(3000):
+        Garbage()
+        leads_back(leader, True)
+
+gc.set_threshold(2)
+sys.setswitchinterval(0.0001)
+leader = threading.get_ident()
+threads = [threading.Thread(target=look) for _ in range(8)]
+for each in threads:
+    each.start()
+for each in threads:
+    each.join()
+print(gc.isenabled())
+"""
+
+
+def test_looking_at_stacks_does_not_halt_the_interpreter_when_garbage_is_collected() -> None:
+    done = subprocess.run([sys.executable, "-c", GARBAGE], timeout=60, capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
 
 
 # --- what cannot be seen --------------------------------------------------------------------------------------------

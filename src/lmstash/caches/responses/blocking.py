@@ -8,6 +8,8 @@ another way, as an event loop does.
 
 from __future__ import annotations
 
+import gc
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -28,12 +30,33 @@ def leads_back(leader: int, waiting: bool) -> bool:
     """
     frames: dict[int, Any] = {}
     try:
-        frames = sys._current_frames()
+        frames = _stacks()
         return _leads_back(frames, leader, threading.get_ident(), waiting)
     except Exception:  # the stacks are those of running threads, and other versions of Python may keep other things
         return False
     finally:
         frames.clear()  # this function's own frame is among them
+
+
+def _stacks() -> dict[int, Any]:
+    """Return the innermost frame of each thread; none while another thread asks for them."""
+    if sys.version_info >= (3, 12):
+        return sys._current_frames()
+    # It holds a lock of the interpreter, and makes objects: garbage that is collected then, and whose finalizers let
+    # another thread go on that wants the lock, would halt everything.
+    looking = _looking
+    if not looking.acquire(blocking=False):
+        return {}
+    try:
+        if not gc.isenabled():
+            return sys._current_frames()
+        gc.disable()
+        try:
+            return sys._current_frames()
+        finally:
+            gc.enable()
+    finally:
+        looking.release()
 
 
 def pool_of_this_thread() -> Any:
@@ -126,3 +149,17 @@ _WAITS: dict[str, tuple[str, Callable[[Any], Any] | None]] = {
 }
 """The functions in which a thread waits, the variable that says for what, and what of that if not all."""
 _MODULES = frozenset(each.partition(":")[0] for each in _WAITS)
+
+
+_looking = threading.Lock()
+
+
+def _after_fork() -> None:
+    global _looking
+    if _looking.locked():  # by a thread that is not here, which has switched it off
+        gc.enable()
+    _looking = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
