@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -282,6 +283,13 @@ def test_a_path_of_media_is_named_by_what_the_file_holds_beside_its_text(
         {"lora_path": "adapter"},
         {"promptFile": "Makefile"},
         {"filename": "notes"},
+        *({name: "notes"} for name in ("path", "file", "filepath", "filePath", "fname")),
+        *({name: ["notes", "absent"]} for name in ("paths", "files", "filenames", "input_filepaths")),
+        {"path": "notes", "content": None},
+        {"tools": [{"type": "text", "path": "notes", "file": "absent"}]},
+        {"code": "main.py"},
+        {"code": "src.c"},
+        ["review", "my main.R"],
         ["summarise", "table.parquet"],
     ],
 )
@@ -326,11 +334,31 @@ def test_a_text_that_is_no_path_of_media_stays_as_it_is(tmp_path: Path, monkeypa
         {"image": {"bytes": b"cat", "path": "a.png"}},
         {"image": "a red cat", "images": ["", "a\0b", "\ud800", "x" * 100_000, "data:image/png;base64,AAAA"]},
         {"image": ["file", "a.png", media_of(tmp_path / "a.png")]},
+        {"path": "a.png", "content": "what it holds"},
+        {"path": ".", "file": "absent", "files": {"a": "here"}, "paths": [], "fname": "x" * 100_000},
     ]
     texts = [read_request(each).text for each in requests]
     (tmp_path / "a.png").unlink()
     assert [read_request(each).text for each in requests] == texts
     assert b"a red cat" in texts[5]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"messages": [{"role": "user", "content": "see main.py"}]},
+        {"messages": [{"role": "user", "content": ["see main.py"]}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "see main.py"}]}]},
+        {"contents": [{"role": "user", "parts": [{"text": "see main.py"}]}]},
+    ],
+)
+def test_what_is_said_in_a_chat_is_not_looked_for_as_a_program(asked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_for: list[Any] = []
+    monkeypatch.setattr(os.path, "isfile", lambda path: bool(looked_for.append(path)))
+    read_request(asked)
+    assert not looked_for
+    read_request({"code": "see main.py", "path": "x" * 5000, "file": "main.py"})
+    assert looked_for == ["see main.py", "main.py"]
 
 
 def test_a_path_among_other_media_counts_by_content_and_is_not_taken_for_one_of_two(tmp_path: Path) -> None:
