@@ -149,14 +149,14 @@ class ModelObject:
         if opaque:
             raise Opaque(f"its {opaque[0]} stands for something that computes elsewhere")
         started = time.monotonic()
-        seen = stamp_of(self._lm, self._skipped(), self._memory)
         read = self._read
+        seen = b"" if read is None else self._stamp_now(read)
         fresh = read is not None and started < self._due and seen == self._stamp and read.same_code()
         if read is None or not fresh:
             read = self._read_all(lambda watch: watch.recognise())
             now = time.monotonic()
             self._due = now + (now - started) / _SHARE
-            self._read, self._stamp = read, stamp_of(self._lm, self._skipped(), self._memory)
+            self._read, self._stamp = read, self._stamp_now(read)
         elif read.watches:
             fingerprints = [watch.recognise() for watch, _ in read.watches]
             if fingerprints != [each for _, each in read.watches]:
@@ -174,6 +174,10 @@ class ModelObject:
 
     def _read_all(self, look: Callable[[ModelWatch], Fingerprint], also: frozenset[str] = frozenset()) -> Parts:
         return read_parts(self._lm, self._skipped() | also, self._memory, look)
+
+    def _stamp_now(self, read: Parts) -> bytes:
+        places = {name[7:] for name in self._state or () if name.startswith("global:")}
+        return stamp_of(self._lm, self._skipped() | places, self._memory, read.graphs)
 
     def _skipped(self) -> frozenset[str]:
         """Return the names of attributes that change no answer."""

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -44,6 +44,8 @@ _PLACES = frozenset(
 )
 """Attributes that say where a module was loaded from: its weights and its tokenizer are read instead."""
 
+_SMALL_BYTES = 2**20
+"""Tensors up to this size are read at each look."""
 _PADDING = "left"
 """Where batches are filled up by models that generate; only another side is named."""
 _TOKENIZER_SETTINGS = (
@@ -186,11 +188,25 @@ def is_url(value: Any) -> TypeGuard[str]:
     return isinstance(value, str) and value.startswith(("http://", "https://"))
 
 
-def stamp(lm: Any, skipped: frozenset[str], memory: Memory) -> bytes:
-    """Return what is equal as long as attributes, taken apart as far as they can be, are. Costs about 20 us each."""
+def stamp(lm: Any, skipped: frozenset[str], memory: Memory, graphs: Iterable[CodeGraph] = ()) -> bytes:
+    """Return what is equal as long as attributes, taken apart as far as they can be, are. Costs about 20 us each.
+
+    Args:
+        lm: The object.
+        skipped: As `read_parts` takes it; places of globals in it are left out, too.
+        memory: As `read_parts` takes it.
+        graphs: Its code, as it was read; the objects that this names as globals count, too.
+    """
     describer = _LmDescriber(harness_code(), None)
     attributes = attributes_of(lm, skipped, memory)
-    return encode([[name, describer.value(attributes[name], name)] for name in sorted(attributes)])
+    told: list[Component] = [[name, describer.value(attributes[name], name)] for name in sorted(attributes)]
+    seen = {id(each) for each in attributes.values()}
+    for graph in graphs:
+        for place, each in graph.objects.items():
+            if place not in skipped and id(each) not in seen:
+                seen.add(id(each))
+                told.append([place, describer.value(each, place)])
+    return encode(told)
 
 
 class _Walk:
@@ -271,6 +287,15 @@ class _LmDescriber(Describer):
             for name, each in inner.named_modules():
                 walk.inside.setdefault(id(each), f"{path}.{name}")
         return ["module at", walk.inside[id(inner)]]
+
+    def tensor(self, tensor: Any, path: str) -> Component:
+        """Return a tensor by its place; without a walk, which reads it, by what tells that it changed."""
+        told = super().tensor(tensor, path)
+        if self._walk is not None:
+            return told
+        version = 0 if tensor.is_inference() else tensor._version
+        content = _tensor(tensor) if tensor.device.type == "cpu" and tensor.nbytes <= _SMALL_BYTES else b""
+        return ["tensor", told, id(tensor), version, content]
 
 
 def _is_module(value: Any) -> bool:
