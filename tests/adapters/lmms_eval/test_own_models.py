@@ -37,7 +37,8 @@ def place(tmp_path: Path) -> str:
 
 def program(body: str, before: str = "", begins: str = "pass") -> dict[str, Any]:
     """Return the globals of a program with a model class `Own`, whose `one` has this body."""
-    sys.modules.setdefault("a_program", ModuleType("a_program"))  # dataclasses look there
+    for name in ("a_program", "m_of_lmms"):
+        sys.modules.setdefault(name, ModuleType(name))
     made: dict[str, Any] = {"__name__": "a_program", "Asked": Asked}
     code = f"{before}\nclass Own(Asked):\n def __init__(self):\n  super().__init__()\n  {begins}\n"
     exec(f"{code} def one(self, question):\n  {body}", made)
@@ -77,3 +78,84 @@ def test_what_a_sweep_changes_among_the_globals_of_a_model_counts_at_once(how: s
         exec(change.format(value), made)
         assert cache.execute(lm, "generate_until", task.requests()) == [f"Q{k}{value}" for k in range(10)]
         assert lm.n_asked == 10 * min(round_ + 1, 3)
+
+
+# --- what changes while it answers ----------------------------------------------------------------------------------
+
+HISTORIES = {
+    "a list": ("", "self.h = []", "self.h.append(question); return '|'.join(self.h)"),
+    "the last of a list": ("", "self.h = []", "self.h.append(question); return self.h[-2:]"),
+    "a text": ("", "self.h = ''", "self.h += question; return self.h"),
+    "a dict": ("", "self.h = {}", "self.h[question] = 1; return [*self.h]"),
+    "a number": ("", "self.h = 0", "self.h += 1; return question + 'ab'[self.h % 2]"),
+    "a number that begins later": ("", "self.h = 7", "self.h += 1; return question + 'ab'[self.h % 2]"),
+    "a global list": ("h = []", "pass", "h.append(question); return '|'.join(h)"),
+    "a global Counter": (
+        "from collections import *\nh = Counter()",
+        "pass",
+        "h['n'] += 1; return question + str(h['n'])",
+    ),
+    "a helper's list": ("h = []\ndef say(q): h.append(q); return '|'.join(h)", "pass", "return say(question)"),
+    "a module's list": ("import m_of_lmms as m\nm.h = []", "pass", "m.h.append(question); return '|'.join(m.h)"),
+    "a helper's reading": (
+        "def say(lm): return '|'.join(lm.h)", "self.h = []", "self.h.append(question); return say(self)",
+    ),
+    "by its name": ("", "self.h = []", "self.h.append(question); return '|'.join(getattr(self, 'h'))"),
+    "by any name": ("", "self.h = []", "self.h.append(question); return '|'.join(vars(self)['h'])"),
+    "a list of the class": ("", "type(self).h = []", "self.h.append(question); return '|'.join(self.h)"),
+    "a variable": (
+        "def make():\n h = []\n return lambda q: h.append(q) or '|'.join(h)\nsay = make()",
+        "pass", "return say(question)",
+    ),
+    "a default": ("def say(q, h=[]): h.append(q); return '|'.join(h)", "pass", "return say(question)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["here", "elsewhere"])
+@pytest.mark.parametrize("how", HISTORIES)
+def test_answers_that_hang_on_what_was_asked_before_are_not_kept(
+    how: str, elsewhere: bool, place: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whether the model is known by its attributes, or by its name since it holds a client."""
+    before, begins, body = HISTORIES[how]
+    if elsewhere:
+        if "default" in how:
+            pytest.skip("known by its name, it is not looked into so far")
+        begins += "; self.client = type('Client', (), {'__module__': 'openai.client'})()"
+    docs = questions(6)
+    for part in (docs, docs[3:], docs):
+        made = program(body, before, begins)
+        answers, computed = ask(place, made, part, chunk_size=2)
+        lm = program(body, before, begins)["Own"]()
+        lm.task_dict["mini"] = {"test": part}
+        requests = Task(part).requests()
+        assert computed == len(part)
+        assert sorted(answers) == sorted(lm.generate_until([*requests[:2]]) + lm.generate_until([*requests[2:]]))
+    assert "while it answers, and its code reads that" in caplog.text
+
+
+@pytest.mark.parametrize("how", ["a list", "a dict", "a number", "a global list", "a helper's list", "a variable"])
+def test_what_is_said_to_be_harmless_counts_nothing_though_its_code_reads_it(how: str, place: str) -> None:
+    before, begins, body = HISTORIES[how]
+    body = body.replace("return", "self.last =") + "; return question"
+    for expected in (10, 0):
+        assert ask(place, program(body, before, begins), harmless=["h", "last"])[1] == expected
+
+
+ADDED = {
+    "numbers": ("", "self.n = 0; self.t = 0.0", "self.n += 1; self.t += len(question) / 7; return question"),
+    "a list": ("", "self.h = []", "self.h.append((question, [c for c in question])); return question"),
+    "a dict of lists": (
+        "from collections import *", "self.h = defaultdict(list)", "self.h[question[0]].append(1); return question",
+    ),
+    "a dict": ("", "self.h = {}", "self.h[question] = len(question); return question"),
+    "a helper's list": ("h = []\ndef note(q): h.append(q)", "pass", "note(question); return question"),
+    "of another's name": ("", "self.count = 0", "self.count += 1; return question + str(len(question))"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", ADDED)
+def test_what_is_only_added_to_changes_nothing(how: str, place: str) -> None:
+    before, begins, body = ADDED[how]
+    for expected in (10, 0, 0):
+        assert ask(place, program(body, before, begins))[1] == expected

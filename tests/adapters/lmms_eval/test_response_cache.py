@@ -87,9 +87,9 @@ def test_a_crash_loses_at_most_the_chunk_in_flight(place: str, tmp_path: Path) -
             return super().generate_until(requests)
 
     with pytest.raises(ConnectionError):
-        evaluate(place, Failing(), Task(questions(50)), chunk_size=4)
+        evaluate(place, Failing(), Task(questions(50)), chunk_size=4, harmless=["n_asked"])
     broken.unlink()
-    answers, computed = evaluate(place, Failing(), Task(questions(50)), chunk_size=4)
+    answers, computed = evaluate(place, Failing(), Task(questions(50)), chunk_size=4, harmless=["n_asked"])
     assert answers == [f"Q{k} -> 0" for k in range(50)]
     assert computed == 50 - 28
 
@@ -110,14 +110,14 @@ def test_kill_9_loses_at_most_the_chunk_in_flight(place: str, tmp_path: Path) ->
     child = os.fork()
     if not child:
         try:
-            evaluate(place, Killed(), Task(questions(100)), chunk_size=4)
+            evaluate(place, Killed(), Task(questions(100)), chunk_size=4, harmless=["n_asked"])
         finally:
             os._exit(1)
     assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
     kill.unlink()
     before = log.read_text().split()
     assert len(before) == 40
-    _, computed = evaluate(place, Killed(), Task(questions(100)), chunk_size=4)
+    _, computed = evaluate(place, Killed(), Task(questions(100)), chunk_size=4, harmless=["n_asked"])
     assert computed <= 64
     after = log.read_text().split()[len(before) :]
     assert len(set(before) & set(after)) <= 4
@@ -289,20 +289,22 @@ def test_samples_are_not_collapsed(place: str) -> None:
             self.n_asked += len(requests)
             return out
 
+    def run(**options: Any) -> tuple[list[Any], int]:
+        kwargs = options.pop("generation_kwargs")
+        task = Task(questions(3), generation_kwargs=kwargs, repeats=4)
+        return evaluate(place, Sampling(), task, harmless=["n_asked"], **options)
+
     hot = {"max_new_tokens": 8, "temperature": 1.0}
     for _ in range(2):  # unseeded: each run samples anew
-        answers, computed = evaluate(place, Sampling(), Task(questions(3), generation_kwargs=hot, repeats=4))
+        answers, computed = run(generation_kwargs=hot)
         assert (len(set(answers)), computed) == (12, 12)
-    first, computed = evaluate(
-        place, Sampling(), Task(questions(3), generation_kwargs=hot, repeats=4), keep_sampled=True
-    )
+    first, computed = run(generation_kwargs=hot, keep_sampled=True)
     assert (len(set(first)), computed) == (12, 12)
-    again = evaluate(place, Sampling(), Task(questions(3), generation_kwargs=hot, repeats=4), keep_sampled=True)
-    assert again == (first, 0)
+    assert run(generation_kwargs=hot, keep_sampled=True) == (first, 0)
     seeded = {**hot, "seed": 3}
-    first, computed = evaluate(place, Sampling(), Task(questions(3), generation_kwargs=seeded, repeats=4))
+    first, computed = run(generation_kwargs=seeded)
     assert (len(set(first)), computed) == (12, 12)
-    assert evaluate(place, Sampling(), Task(questions(3), generation_kwargs=seeded, repeats=4)) == (first, 0)
+    assert run(generation_kwargs=seeded) == (first, 0)
 
 
 def test_repeats_of_a_greedy_request_are_each_computed_and_kept(place: str) -> None:

@@ -15,16 +15,18 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from lmstash.adapters.lm_eval.addresses import address_of_client, addresses_in_environment, is_client
-from lmstash.adapters.lm_eval.own_names import Followed, variables
-from lmstash.adapters.lmms_eval.growth import grew
+from lmstash.adapters.lm_eval.own_names import variables
+from lmstash.adapters.lmms_eval.declared import declared_arguments
+from lmstash.adapters.lmms_eval.growth import bare, countable, globals_of, grew, same, values_of_classes
+from lmstash.adapters.lmms_eval.noted import Noted
 from lmstash.adapters.lmms_eval.pinned import harness_code
 from lmstash.adapters.lmms_eval.reading import (
     GENERATION,
+    RUNNING,
     Memory,
     Opaque,
     Parts,
     attributes_of,
-    declared_arguments,
     is_url,
     read_parts,
 )
@@ -44,6 +46,8 @@ STATE = "lmms_eval/state"
 """Where it is kept which attributes of which class are counters and logs."""
 DRIFTS = "*"
 """Stands among them for: it changes other attributes, too."""
+_READ = "read "
+"""Begins the names among them of what its own code changes and reads."""
 _SHARE = 0.05
 """Of the time that goes into reading the object wholly."""
 _CHANGING = ("attribute:", "global:", "code:", "tensor:")
@@ -80,7 +84,8 @@ class ModelObject:
         self._due = 0.0
         self._declared: dict[str, Component] | None = None
         """Of one that is known by its name and arguments: these, and its code."""
-        self._code: Followed | None = None
+        self._code: Noted | None = None
+        self._counts: dict[str, Any] = {}
         self._state: frozenset[str] | None = None
         self._refused = ""
         self._memory = Memory()
@@ -123,7 +128,7 @@ class ModelObject:
         """Whether it is still who it was, but for counters and logs. Reads every weight."""
         with self._lock:
             if self._declared is not None:
-                return since == self._as_declared(self._declared)
+                return not self._has_history() and since == self._as_declared(self._declared)
             before = self._known.get(since.digest)
             if before is None or self._refused:
                 return False
@@ -138,7 +143,7 @@ class ModelObject:
         """
         with self._lock:
             if self._declared is not None:
-                return True
+                return not self._has_history()
             before = self._known.get(since.digest)
             return before is not None and not self._refused and self._learn(before)
 
@@ -162,7 +167,14 @@ class ModelObject:
             if fingerprints != [each for _, each in read.watches]:
                 self._read = None
                 return self._look()
-        if DRIFTS in (self._load_state(read) or ()):
+        state = self._load_state(read) or frozenset()
+        own = [name[len(_READ) :] for name in state if name.startswith(_READ)]
+        if not fresh:
+            own += [name for name in state if name.startswith(_CHANGING) and read.reads(name)]
+        if own:
+            self._refuse(sorted(own))
+            return self.look()
+        if DRIFTS in state:
             self._drift(read.has_module, "itself")
             return self.look()
         if self._state and any(f"attribute:{name}" in read.parts for name in self._skipped()):
@@ -177,6 +189,8 @@ class ModelObject:
 
     def _stamp_now(self, read: Parts) -> bytes:
         places = {name[7:] for name in self._state or () if name.startswith("global:")}
+        if self._harmless:
+            places |= {each for graph in read.graphs for each in graph.objects if bare(each) in self._harmless}
         return stamp_of(self._lm, self._skipped() | places, self._memory, read.graphs)
 
     def _skipped(self) -> frozenset[str]:
@@ -185,7 +199,7 @@ class ModelObject:
 
     def _name_it(self, read: Parts) -> Fingerprint:
         state = self._load_state(read) or frozenset()
-        parts = {name: data for name, data in read.parts.items() if name not in state}
+        parts = {name: data for name, data in read.parts.items() if name not in state and not self._vouched(name)}
         kind = type(self._lm)
         recorded = {"name": self._called(), "class": f"{kind.__module__}.{kind.__qualname__}"}
         where = {} if read.has_module else addresses_in_environment()  # its code may read them
@@ -210,6 +224,7 @@ class ModelObject:
         parts = {"kind": "lmms_eval declared model", "name": self._name, "arguments": {**arguments}, "code": code}
         self._declared = {**parts}
         self._code = graph
+        self._counts = countable(self._held(graph))
         return self._as_declared(self._declared)
 
     def _as_declared(self, parts: dict[str, Component]) -> Fingerprint:
@@ -227,6 +242,9 @@ class ModelObject:
         held = getattr(self._lm, "__dict__", {})
         counted = {name for name in before.counts if name.startswith("attribute:")} - (self._state or frozenset())
         logs = {name for name in counted if grew(before.counts[name], held.get(name[10:]))}
+        own = sorted(filter(before.reads, logs))
+        if own:
+            return self._refuse_for(own, before)
         try:  # logs may hold anything: they are not read
             now = self._read_all(lambda watch: watch.fingerprint, frozenset(name[10:] for name in logs))
         except Exception:  # then it cannot be what it was
@@ -234,6 +252,10 @@ class ModelObject:
         if not all(watch.unchanged(fingerprint) for watch, fingerprint in before.watches):
             return False
         changed = _changed(before, now) - logs - (self._state or frozenset())
+        changed = {name for name in changed if not self._vouched(name)}
+        own = before.histories(changed, now)
+        if own:
+            return self._refuse_for(own, now)
         logs |= {name for name in changed if grew(before.counts.get(name), now.counts.get(name))}
         others = sorted(name.partition(":")[2] for name in changed - logs)
         if others:
@@ -257,11 +279,50 @@ class ModelObject:
         self._refused = f"{why}. If that changes no answer, say so: ResponseCache(..., harmless=[...])."
         return False
 
+    def _vouched(self, name: str) -> bool:
+        """Whether a global was said to be harmless."""
+        return _is_global(name) and bare(name) in self._harmless
+
+    def _has_history(self) -> bool:
+        """Whether one that is known by its name has changed attributes meanwhile that its own code reads."""
+        graph = self._code
+        assert graph is not None
+        now = self._held(graph)
+        changed = [name for name, value in self._counts.items() if not same(value, now.get(name))]
+        own = [each for each in sorted(changed) if graph.reads(bare(each), of_object=not each.startswith("code:"))]
+        return bool(own) and not self._refuse(own)
+
+    def _held(self, graph: Noted) -> dict[str, Any]:
+        """Return the attributes of the object and its class, and globals that its code names, but for harmless ones."""
+        skipped = RUNNING | self._harmless
+        held = {f"attribute:{name}": value for name, value in getattr(self._lm, "__dict__", {}).items()}
+        held |= {f"code:{name}": value for name, value in globals_of(type(self._lm), graph.own).items()}
+        held |= {f"class:{name}": value for name, value in values_of_classes(type(self._lm)).items()}
+        return {name: value for name, value in held.items() if bare(name) not in skipped}
+
+    def _refuse_for(self, own: list[str], read: Parts) -> bool:
+        self._save_state(read, (self._state or frozenset()) | {f"{_READ}{name}" for name in own})
+        return self._refuse(own)
+
+    def _refuse(self, own: list[str]) -> bool:
+        """Keep nothing of a model whose own code reads what it changes; returns False."""
+        names = sorted({bare(name) or name.partition(":")[2] for name in own})
+        can_be_named = all(name.startswith("attribute:") or _is_global(name) for name in own)
+        how = f"harmless={names}" if can_be_named else "declared='who it is'"
+        self._declared = None
+        self._refused = (
+            f"{type(self._lm).__name__} changes its {', '.join(names[:5])} while it answers, and its code reads that, "
+            f"so that answers may hang on what was asked before. If they do not, say so: ResponseCache(..., {how})."
+        )
+        told = f"model {self._refused}", "lmstash: nothing is cached for this model: %s", self._refused
+        self._store.events.warn_once(*told)  # nobody may look again in this run
+        return False
+
     def _state_key(self, read: Parts) -> bytes:
         kind = type(self._lm)  # and its code, without the globals that this names
         code = {name: data for name, data in read.parts.items() if name.startswith("code:") and ":" not in name[5:]}
         name = f"{kind.__module__}.{kind.__qualname__}"
-        return Key({"what": STATE, "class": name, "code": {**code}, "harmless": sorted(self._harmless)}).digest
+        return Key({"what": f"{STATE} 2", "class": name, "code": {**code}, "harmless": sorted(self._harmless)}).digest
 
     def _load_state(self, read: Parts) -> frozenset[str] | None:
         if self._state is None:
@@ -276,6 +337,11 @@ class ModelObject:
     def _save_state(self, read: Parts, state: frozenset[str]) -> None:
         self._state = state
         self._store.put(self._state_key(read), json.dumps(sorted(state)).encode(), namespace=STATE)
+
+
+def _is_global(name: str) -> bool:
+    """Whether a part is a global that code names, or a variable that it closed over, and nothing else."""
+    return bool(bare(name)) and (name.startswith("global:") or (name.startswith("code:") and ":" in name[5:]))
 
 
 def _changed(before: Parts, now: Parts) -> set[str]:

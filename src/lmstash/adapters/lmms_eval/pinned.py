@@ -13,7 +13,7 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 
-from lmstash.adapters.lm_eval.own_names import Followed
+from lmstash.adapters.lmms_eval.noted import Noted
 from lmstash.identity.code import is_installed
 from lmstash.identity.encoding import Component
 
@@ -24,9 +24,9 @@ _AS_EVERYWHERE = frozenset({"transformers", "torch", "numpy", "huggingface_hub"}
 """Packages that `identity.code` has its own rules for."""
 
 
-def harness_code() -> Followed:
+def harness_code() -> Noted:
     """Return a collector of code that follows models and tasks only."""
-    return Followed("lmms_eval", pin_of=pin_of)
+    return Noted("lmms_eval", pin_of=pin_of)
 
 
 def pin_of(module: str) -> Component:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from lmstash.adapters.lm_eval.addresses import is_client
-from lmstash.adapters.lm_eval.own_names import SECRET_KINDS, Followed, variables
+from lmstash.adapters.lm_eval.own_names import SECRET_KINDS, variables
 from lmstash.adapters.lm_eval.own_names import harmless as harmless_of
 from lmstash.adapters.lm_eval.tokenizing import cleans_up, rules_of
-from lmstash.adapters.lmms_eval.growth import countable, globals_of
+from lmstash.adapters.lmms_eval.growth import bare, countable, globals_of, same, values_of_classes
+from lmstash.adapters.lmms_eval.noted import Noted, name_of
 from lmstash.adapters.lmms_eval.pinned import harness_code
 from lmstash.caches.responses.hiding import SECRETS
 from lmstash.errors import UnsupportedModelError
@@ -27,7 +26,7 @@ from lmstash.identity.words import words_within
 if TYPE_CHECKING:
     from lmstash.identity.watch import ModelWatch
 
-_RUNNING = frozenset(
+RUNNING = frozenset(
     {
         *("task_dict", "cache_hook", "accelerator", "pbar", "_rank", "_world_size", "rank", "world_size"),
         *("device", "_device", "device_map", "batch_size", "_batch_size", "batch_size_per_gpu", "max_batch_size"),
@@ -35,7 +34,7 @@ _RUNNING = frozenset(
     }
 )
 """Attributes and model arguments that say where and how many at once it is computed, whatever code goes by them."""
-_PATIENCE = frozenset({"verbosity", "timeout", "request_timeout", "max_retries", "retry_backoff_s"})
+PATIENCE = frozenset({"verbosity", "timeout", "request_timeout", "max_retries", "retry_backoff_s"})
 """And those that say how patiently; in somebody's own class they may say anything."""
 
 TOKENS = frozenset({"token", "hf_token", "huggingface_hub_token", "huggingfacehub_api_token"})
@@ -61,13 +60,13 @@ class Parts:
     parts: Mapping[str, bytes]
     """Digests of what was read, by name: `attribute:...`, `code:...`, `module:...`."""
     watches: tuple[tuple[ModelWatch, Fingerprint], ...]
-    graphs: tuple[Followed, ...]
+    graphs: tuple[Noted, ...]
     words: frozenset[str]
     """Among the attributes, that may name variables of the environment."""
     variables: Mapping[Any, Any]
     """What its code may read of the environment."""
     counts: Mapping[str, Any]
-    """Copies of numbers and containers among the attributes and globals."""
+    """Copies of numbers, texts and containers among the attributes, globals and what lies in classes."""
 
     @property
     def has_module(self) -> bool:
@@ -79,6 +78,25 @@ class Parts:
         if variables(self.graphs, self.words) != self.variables:
             return False
         return all(graph.unchanged() for graph in self.graphs)
+
+    def reads(self, name: str) -> bool:
+        """Whether somebody's own code reads what a part is called by: answers may hang on it."""
+        called, of_object = bare(name), name.startswith(("attribute:", "class:"))
+        return not called or any(graph.reads(called, of_object=of_object) for graph in self.graphs)
+
+    def histories(self, changed: Iterable[str], now: Parts) -> list[str]:
+        """Return those of the changed parts that somebody's own code reads: plain values, not objects with state."""
+        found: list[str] = []
+        for name in sorted(changed):
+            known = name in self.counts or name in now.counts
+            if name.startswith("code:") and ":" not in name[5:]:
+                inside = f"class:{name[5:]}."
+                held = {each for each in self.counts.keys() | now.counts.keys() if each.startswith(inside)}
+                found += [each for each in sorted(held) if not same(self.counts.get(each), now.counts.get(each))]
+                found += [name] if any(name[5:] == name_of(each) for graph in self.graphs for each in graph.own) else []
+            elif known:
+                found.append(name)
+        return [name for name in found if (name.startswith("code:") and ":" not in name[5:]) or self.reads(name)]
 
 
 GENERATION = "generation:"
@@ -108,9 +126,9 @@ class Memory:
         self.tokenizers: dict[int, tuple[Any, bytes, bytes]] = {}
         self.watches: dict[int, ModelWatch] = {}
         self.asked: set[str] = set()
-        self._own: tuple[type, Followed] | None = None
+        self._own: tuple[type, Noted] | None = None
 
-    def own_code(self, lm: Any) -> Followed:
+    def own_code(self, lm: Any) -> Noted:
         """Return the code of a model object's class, with the functions that lie in the object noted."""
         kind = type(lm)
         if self._own is None or self._own[0] is not kind or not self._own[1].unchanged():
@@ -166,7 +184,9 @@ def read_parts(lm: Any, skipped: frozenset[str], memory: Memory, look: Callable[
         parts[f"module:{path}"] = fingerprint.digest
         parts[f"{GENERATION}{path}"] = _digest(GenerationDefaults(module).read())
     counts = {f"attribute:{name}": value for name, value in attributes.items()}
-    counts |= {f"code:{name}": value for name, value in globals_of(type(lm)).items()}
+    functions = [each for graph in graphs for each in graph.own]
+    counts |= {f"code:{name}": value for name, value in globals_of(type(lm), functions).items()}
+    counts |= {f"class:{name}": value for name, value in values_of_classes(type(lm)).items()}
     counts |= {f"global:{place}": value for place, value in walk.globals.items()}
     return Parts(parts, tuple(watches), graphs, words, said, countable(counts))
 
@@ -175,7 +195,7 @@ def attributes_of(lm: Any, harmless: frozenset[str], memory: Memory) -> dict[str
     """Return the attributes of a model object that may change what it answers."""
     found = getattr(lm, "__dict__", {})
     named = memory.own_code(lm).asked(found) | memory.asked
-    skipped = _RUNNING | harmless_of(_PATIENCE, named, found) | harmless
+    skipped = RUNNING | harmless_of(PATIENCE, named, found) | harmless
     return {
         name: value
         for name, value in found.items()
@@ -217,7 +237,7 @@ class _Walk:
         self.modules: list[tuple[str, Any]] = []
         self.inside: dict[int, str] = {}
         """Modules by `id`: the path that each is read at."""
-        self.graphs: list[Followed] = []
+        self.graphs: list[Noted] = []
         self.globals: dict[str, Any] = {}
         """Objects that the class's code names, by place."""
 
@@ -239,7 +259,7 @@ class _Walk:
         parts |= {f"code:{name}": _digest(digest) for name, digest in graph.components().items()}
         return parts | {f"package:{name}": _digest(version) for name, version in graph.packages().items()}
 
-    def _begin(self) -> tuple[Describer, Followed]:
+    def _begin(self) -> tuple[Describer, Noted]:
         graph = harness_code()
         self.graphs.append(graph)
         return _LmDescriber(graph, self), graph
@@ -338,41 +358,3 @@ def _tensor(tensor: Any) -> bytes:
 def _digest(value: Component) -> bytes:
     """Return a digest, so that no part shows what a model holds."""
     return hashlib.sha256(encode(value)).digest()
-
-
-_PASSWORD = re.compile(r"(token|secret|password)$", re.IGNORECASE)
-
-
-def declared_arguments(code: Followed, arguments: Mapping[str, Any], harmless: frozenset[str]) -> dict[str, Component]:
-    """Return what counts of the arguments that a model of this code was made with, secrets as digests at most.
-
-    Files and folders that they name count by size and time, so that other weights at one path are another model.
-    """
-    from lmstash.caches.responses.who import plain_url
-
-    told: dict[str, Component] = {}
-    skipped = _RUNNING | harmless_of(_PATIENCE, code.asked(arguments), arguments) | harmless
-    for name in sorted(arguments):
-        value = arguments[name]
-        if name in skipped or is_secret(name):
-            continue
-        if is_url(value):
-            value = plain_url(value)
-        if _PASSWORD.search(name):
-            value = hashlib.sha256(repr(value).encode()).hexdigest()
-        elif isinstance(value, str) and os.path.sep in value and os.path.exists(value):
-            value = [value, *_files(value)]
-        told[name] = value if isinstance(value, int | float | list | str | None) else repr(value)
-    return told
-
-
-def _files(path: str) -> list[Component]:
-    if os.path.isfile(path):
-        return [[os.stat(path).st_size, os.stat(path).st_mtime_ns]]
-    found: list[Component] = []
-    for here, folders, files in os.walk(path):
-        folders.sort()
-        for file in sorted(files):
-            stat = os.stat(os.path.join(here, file))
-            found.append([os.path.relpath(os.path.join(here, file), path), stat.st_size, stat.st_mtime_ns])
-    return found
