@@ -159,3 +159,46 @@ def test_what_is_only_added_to_changes_nothing(how: str, place: str) -> None:
     before, begins, body = ADDED[how]
     for expected in (10, 0, 0):
         assert ask(place, program(body, before, begins))[1] == expected
+
+
+# --- what is drawn though nothing says so ---------------------------------------------------------------------------
+
+DRAWN = {
+    "random": ("import random", "return question + str(random.random())"),
+    "numpy": ("import numpy", "return question + str(numpy.random.rand())"),
+    "torch": ("import torch", "return question + str(torch.rand(1).item())"),
+}
+
+
+@pytest.mark.parametrize("settled", [False, True], ids=["new model", "known model"])
+@pytest.mark.parametrize("how", DRAWN)
+def test_answers_that_a_model_draws_unasked_are_not_kept(
+    how: str, settled: bool, place: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    before, body = DRAWN[how]
+    pytest.importorskip(how)
+    settings = ({}, {"declared": "who it is"}) if settled else ({},)
+    for options in settings:
+        for _ in range(3):
+            assert ask(place, program(body, before), **options)[1] == 10
+        assert f"Own drew at random ({how})" in caplog.text.replace("echo", "Own")
+    seeded = {"generation_kwargs": {"temperature": 1, "seed": 3}}
+    runs = [evaluate(place, program(body, before)["Own"](), Task(questions(), **seeded)) for _ in range(2)]
+    assert runs[1] == (runs[0][0], 0)
+    said = [ask(place, program(body, before), harmless=["random"]) for _ in range(2)]
+    assert said[1] == (said[0][0], 0)
+
+
+def test_a_client_that_draws_how_long_to_wait_answers_as_ever(place: str) -> None:
+    import random
+
+    waiting = "self.client = type('Client', (), {'__module__': 'openai.client', 'ask': staticmethod(wait)})()"
+    for expected in (10, 0):
+        made = program("self.client.ask(); return question", begins=waiting)
+        made["wait"] = random.random
+        assert ask(place, made)[1] == expected
+
+
+def test_only_what_was_drawn_is_not_kept(place: str) -> None:
+    body = "return question + str(random.random() if question == 'Q3' else '')"
+    assert [ask(place, program(body, "import random"), chunk_size=2)[1] for _ in range(3)] == [10, 2, 2]

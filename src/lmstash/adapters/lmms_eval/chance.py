@@ -44,6 +44,28 @@ def read_all(reader: Reader, instances: Sequence[Any], repeats: Sequence[int]) -
     return found
 
 
+def reading_draws(reader: Reader, instances: Sequence[Any]) -> bool:
+    """Whether to read requests, as a model does that is shown them, moves the generators; leaves them as they are."""
+    before = _state()
+    _draw()  # what seeds them may have left them as it will leave them
+    moved = _seen(_state())
+    reader.forget()
+    for each in instances:
+        reader.read(each, 0)
+    reader.forget()
+    draws = _seen(_state()) != moved
+    _restore(before)
+    return draws
+
+
+def _draw() -> None:
+    random.random()
+    with contextlib.suppress(Exception):
+        sys.modules["numpy.random"].random()
+    with contextlib.suppress(Exception):
+        sys.modules["torch"].rand(1)
+
+
 def _after(reader: Reader, instance: Any, repeat: int) -> Any:
     """Read a request, and return the generators' state after that."""
     reader.forget()

@@ -208,7 +208,7 @@ def is_url(value: Any) -> TypeGuard[str]:
     return isinstance(value, str) and value.startswith(("http://", "https://"))
 
 
-def stamp(lm: Any, skipped: frozenset[str], memory: Memory, graphs: Iterable[CodeGraph] = ()) -> bytes:
+def stamp(lm: Any, skipped: frozenset[str], memory: Memory, graphs: Iterable[Noted] = ()) -> bytes:
     """Return what is equal as long as attributes, taken apart as far as they can be, are. Costs about 20 us each.
 
     Args:
@@ -265,7 +265,7 @@ class _Walk:
         return _LmDescriber(graph, self), graph
 
 
-def _follow(graph: Followed, describer: Describer, tell: Callable[[str, Component], None]) -> None:
+def _follow(graph: Noted, describer: Describer, tell: Callable[[str, Component], None]) -> None:
     """Describe what code names as globals; that may lead to more code."""
     seen: set[str] = set()
     while left := sorted(graph.objects.keys() - seen):
@@ -280,7 +280,7 @@ class _LmDescriber(Describer):
     Without a walk, for comparing within one process: what is costly to read stands by its `id`.
     """
 
-    def __init__(self, code: Followed, walk: _Walk | None) -> None:
+    def __init__(self, code: Noted, walk: _Walk | None) -> None:
         super().__init__(code, lenient=walk is None, follow_code=walk is not None)
         self._walk = walk
 

@@ -12,7 +12,9 @@ from typing import Any
 from lmstash.adapters.lm_eval.chunks import Chunks
 from lmstash.adapters.lmms_eval.asking import Reader, Unnameable
 from lmstash.adapters.lmms_eval.at_once import batch_size_of
-from lmstash.adapters.lmms_eval.chance import read_all
+from lmstash.adapters.lmms_eval.chance import read_all, reading_draws
+from lmstash.adapters.lmms_eval.drawing import drawn_harmlessly, moved, says_sampling, states
+from lmstash.adapters.lmms_eval.instances import is_padding, length_of, repeats_of, tags_of
 from lmstash.adapters.lmms_eval.model import ModelObject
 from lmstash.adapters.lmms_eval.sampling import samples_by_default
 from lmstash.adapters.lmms_eval.types import is_worth_keeping, register_types
@@ -69,7 +71,8 @@ class ResponseCache:
             model_args: What it is made with.
             revision: What is declared of a model that computes elsewhere: a version, a date.
             declared: A name that you vouch for, for a model that nobody can identify: all answers are that one's.
-            harmless: Names of the model's attributes and arguments that change no answer, besides the known ones.
+            harmless: Names of the model's attributes, arguments and globals that change no answer, besides the known
+                ones; `random` for what it draws from random generators.
             keep_sampled: Keep sampled answers that have no seed, too, each under its number among its repeats.
             chunk_size: Requests that the model gets at once; default: one of its batches (or what it asks a server for
                 side by side), or more where batches are quick, as many as take two seconds, or where more at once help.
@@ -94,6 +97,9 @@ class ResponseCache:
         self._who: ModelObject | Declared | None = None
         self._responses: Responses | None = None
         self._chunks: Chunks | None = None
+        self._samples = False
+        self._drew = False
+        """Whether the answers at hand were drawn though nothing says so."""
         self._hits = 0
         self._computed = 0
 
@@ -140,7 +146,7 @@ class ResponseCache:
             )
             self.stash.store.events.misses([b""] * len(requests), MissReason.UNSUPPORTED)
             return _listed(getattr(lm, reqtype)(list(requests)), len(requests))
-        repeats = _repeats(requests)
+        repeats = repeats_of(requests)
         reader = Reader(lm, reqtype)
         answers: list[Any] = [None] * len(requests)
         for start in range(0, len(requests), _WINDOW):
@@ -202,11 +208,13 @@ class ResponseCache:
         else:
             given = {**self._arguments, **({} if self._revision is None else {"revision declared": self._revision})}
             self._who = ModelObject(lm, store, name=self._name, arguments=given, harmless=self._harmless)
+        self._samples = samples_by_default(lm, self._arguments)
+        self._drew = False
         self._responses = self.stash.responses(
             self._who,
-            sampled_by_default=samples_by_default(lm, self._arguments),
+            sampled_by_default=self._samples,
             keep_sampled=self._keep_sampled,
-            keep_if=is_worth_keeping,
+            keep_if=lambda answer: not self._drew and is_worth_keeping(answer),
             urls=self._urls,
         )
         self._chunks = Chunks(batch_size_of(lm), self._chunk_size)
@@ -239,16 +247,20 @@ class ResponseCache:
         answered: set[int] = set()
 
         def tags(question: Any) -> dict[str, Any]:
-            return _tags(requests[places[id(question)]])
+            return tags_of(requests[places[id(question)]])
 
         def compute(chunk: list[Any]) -> list[Any]:
             chosen = [places[id(each)] for each in chunk]
             computed.update(chosen)
-            return chunks.timed(
-                lambda part: _listed(getattr(lm, method)(part), len(part)), [requests[n] for n in chosen]
-            )
+            before = states()
+            given = [requests[number] for number in chosen]
+            found = chunks.timed(lambda part: _listed(getattr(lm, method)(part), len(part)), given)
+            drew = moved(before, states())
+            # What a task's functions draw while the model is shown their documents is judged where these are read.
+            self._drew = bool(drew) and not reading_draws(reader, given) and self._has_drawn(drew, chunk)
+            return found
 
-        order = sorted(range(len(numbers)), key=lambda place: -_length(requests[numbers[place]]))
+        order = sorted(range(len(numbers)), key=lambda place: -length_of(requests[numbers[place]]))
         first = [place for place in order if not is_padding(requests[numbers[place]])][: chunks.size()]
         for place, answer in self._first(first, asked, occurrences, tags, compute):
             answers[numbers[place]] = answer
@@ -266,6 +278,24 @@ class ResponseCache:
                 answers[numbers[left[place]]] = answer
         self._computed += len(computed)
         self._hits += len(numbers) - len(computed)
+
+    def _has_drawn(self, generators: set[str], questions: Sequence[Any]) -> bool:
+        """Whether answers were drawn though nothing says so: then another run would draw others."""
+        if self._keep_sampled or "random" in self._harmless:
+            return False
+        if says_sampling(questions, self._samples):
+            return False
+        drew = sorted(generators - drawn_harmlessly(self._lm))
+        if drew:
+            self.stash.store.events.warn_once(
+                f"drew {drew}",
+                "lmstash: %s drew at random (%s) while it answered, though nothing says that it samples: what it "
+                "answered then is not kept. If it samples, have the generation arguments say so (a temperature, and a "
+                "seed for what is to be kept); if its answers do not hang on that, say harmless=['random'].",
+                self.model_name,
+                ", ".join(drew),
+            )
+        return bool(drew)
 
     def _first(
         self, places: list[int], asked: list[Any], occurrences: list[int] | None, tags: Any, compute: Any
@@ -298,42 +328,6 @@ class ResponseCache:
         for k, answer in zip(missing, fresh, strict=True):
             found[k] = answer
         return list(zip(places, found, strict=True))
-
-
-def is_padding(request: Any) -> bool:
-    """Whether a rank's requests were filled up with this one, whose answer is thrown away."""
-    return bool((getattr(request, "metadata", None) or {}).get("__padding_only__"))
-
-
-def _length(request: Any) -> int:
-    """Return how long a request's context is; 0 where it has none that is a text."""
-    args = request.args
-    return len(args[0]) if args and isinstance(args[0], str) else 0
-
-
-def _repeats(requests: Sequence[Any]) -> list[int]:
-    """Return the how-manieth time each request is asked in this call: harnesses repeat the same object.
-
-    Padding is asked for the first time, so that it is what has been answered.
-    """
-    seen: dict[int, int] = {}
-    out: list[int] = []
-    for each in requests:
-        number = 0 if is_padding(each) else seen.get(id(each), 0)
-        seen[id(each)] = number + 1
-        out.append(number)
-    return out
-
-
-def _tags(request: Any) -> dict[str, Any]:
-    metadata = getattr(request, "metadata", None)
-    split = metadata.get("split") if isinstance(metadata, Mapping) else None
-    doc = getattr(request, "doc_id", None)
-    return {
-        "task": getattr(request, "task_name", None),
-        "doc": doc if isinstance(doc, int | str) else None,
-        "split": split,
-    }
 
 
 def _listed(answers: Any, n_asked: int) -> list[Any]:

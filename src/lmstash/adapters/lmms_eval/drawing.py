@@ -1,0 +1,65 @@
+"""Models that draw at random while they answer, though nothing that they are asked says so.
+
+Some have sampling written into their code. It shows in the generators that programs share: where one of them was moved
+by a call, the next call would have got other numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sys
+from collections.abc import Mapping, Sequence
+from types import FunctionType
+from typing import Any
+
+from lmstash.adapters.lm_eval.addresses import is_client
+from lmstash.adapters.lmms_eval.pinned import harness_code
+from lmstash.caches.responses.sampling import is_sampled
+from lmstash.identity.bytecode import names_in
+
+GENERATORS = ("random", "numpy", "torch", "cuda")
+_SEEDING = frozenset({"set_seed", "manual_seed", "manual_seed_all", "seed_everything"})
+
+
+def states() -> dict[str, Any]:
+    """Return the states of the generators that programs share, as far as they are in use. Costs some 50 us."""
+    told: dict[str, Any] = {"random": random.getstate()}
+    with contextlib.suppress(Exception):  # not loaded, or somebody's own
+        state = sys.modules["numpy.random"].get_state(legacy=False)["state"]
+        told["numpy"] = state["pos"], state["key"].tobytes()
+    with contextlib.suppress(Exception):
+        torch = sys.modules["torch"]
+        told["torch"] = torch.get_rng_state().numpy().tobytes()
+        if torch.cuda.is_initialized():
+            told["cuda"] = [each.numpy().tobytes() for each in torch.cuda.get_rng_state_all()]
+    return told
+
+
+def moved(before: Mapping[str, Any], after: Mapping[str, Any]) -> set[str]:
+    """Return which generators were drawn from, or seeded, between two `states`."""
+    return {name for name in before.keys() & after.keys() if before[name] != after[name]}
+
+
+def drawn_harmlessly(lm: Any) -> frozenset[str]:
+    """Return the generators that a model may move and answer as it would have answered. Costs some ms.
+
+    Classes of the harness that seed them draw the same each time, and those that read through torch's `DataLoader` have
+    it draw a seed for its workers. Clients of servers draw how long to wait before they ask again.
+    """
+    of_harness = [base for base in type(lm).__mro__ if base.__module__.startswith("lmms_eval.")]
+    methods = [each for base in of_harness for each in list(vars(base).values()) if isinstance(each, FunctionType)]
+    named = frozenset[str]().union(*[names_in(each.__code__) for each in methods])
+    if not _SEEDING.isdisjoint(named):
+        return frozenset(GENERATORS)
+    code = harness_code()
+    code.note_class(type(lm))
+    code.add(type(lm))
+    waits = "random" not in code.names and any(map(is_client, list(getattr(lm, "__dict__", {}).values())))
+    return frozenset((["torch"] if "DataLoader" in named else []) + (["random"] if waits else []))
+
+
+def says_sampling(questions: Sequence[Any], by_default: bool) -> bool:
+    """Whether one of several requests, as they were read, asks to be answered by chance."""
+    told = (each.get("gen_kwargs") for each in questions if isinstance(each, dict))
+    return any(is_sampled(each if isinstance(each, dict) else {}, by_default) for each in told)
