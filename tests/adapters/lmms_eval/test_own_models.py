@@ -202,3 +202,48 @@ def test_a_client_that_draws_how_long_to_wait_answers_as_ever(place: str) -> Non
 def test_only_what_was_drawn_is_not_kept(place: str) -> None:
     body = "return question + str(random.random() if question == 'Q3' else '')"
     assert [ask(place, program(body, "import random"), chunk_size=2)[1] for _ in range(3)] == [10, 2, 2]
+
+
+# --- files and places that attributes name ---------------------------------------------------------------------------
+
+FILES = {
+    "a text": ("", "self.p = 'prompt.txt'", "return question + open(self.p).read()"),
+    "a path": ("import pathlib", "self.p = pathlib.Path('prompt.txt')", "return question + self.p.read_text()"),
+    "one of a list": ("", "self.p = ['prompt.txt']", "return question + open(self.p[0]).read()"),
+}
+
+
+@pytest.mark.parametrize("how", FILES)
+def test_a_file_that_an_attribute_names_counts_by_what_it_holds(
+    how: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, begins, body = FILES[how]
+    monkeypatch.chdir(tmp_path)
+    for text, expected in (("one", 10), ("one", 0), ("two", 10), ("one", 0)):
+        Path("prompt.txt").write_text(text)
+        answers, computed = ask(place, program(body, before, begins))
+        assert answers == [f"Q{k}{text}" for k in range(10)]
+        assert computed == expected
+
+
+def test_a_file_that_changes_while_a_model_is_used_counts_at_once(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, begins, body = FILES["a text"]
+    monkeypatch.chdir(tmp_path)
+    Path("prompt.txt").write_text("one")
+    lm, task = program(body, before, begins)["Own"](), Task(questions())
+    lm.task_dict["mini"] = {"test": task.docs}
+    cache = ResponseCache(place, model="echo")
+    for text in ("one", "two", "one"):
+        Path("prompt.txt").write_text(text)
+        assert cache.execute(lm, "generate_until", task.requests()) == [f"Q{k}{text}" for k in range(10)]
+    assert lm.n_asked == 20
+
+
+def test_a_file_that_a_model_only_writes_to_does_not_count(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = "open(self.p, 'a').write('a line'); return question"
+    monkeypatch.chdir(tmp_path)
+    assert [ask(place, program(body, "", "self.p = 'log.txt'"))[1] for _ in range(3)] == [10, 0, 0]

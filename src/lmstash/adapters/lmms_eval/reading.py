@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from lmstash.adapters.lm_eval.addresses import is_client
+from lmstash.adapters.lm_eval.named_files import files_named
 from lmstash.adapters.lm_eval.own_names import SECRET_KINDS, variables
 from lmstash.adapters.lm_eval.own_names import harmless as harmless_of
 from lmstash.adapters.lm_eval.tokenizing import cleans_up, rules_of
@@ -155,10 +156,12 @@ def read_parts(lm: Any, skipped: frozenset[str], memory: Memory, look: Callable[
     walk = _Walk(memory)
     attributes = attributes_of(lm, skipped, memory)
     holds_module = any(_is_module(value) for value in attributes.values())
-    parts: dict[str, bytes] = {}
+    own = memory.own_code(lm)
+    parts = {f"file:{name}": _digest(held) for name, held in files_named(attributes, (), own).items()}
     try:
         for name in sorted(attributes):
-            if not (holds_module and name in _PLACES and isinstance(attributes[name], str | None)):
+            is_place = holds_module and name in _PLACES and isinstance(attributes[name], str | None)
+            if not is_place or name in own.read_of(attributes):
                 parts[f"attribute:{name}"] = walk.read(attributes[name], name)
         parts |= walk.read_class(type(lm))
     except UnsupportedModelError as error:
@@ -168,7 +171,7 @@ def read_parts(lm: Any, skipped: frozenset[str], memory: Memory, look: Callable[
     memory.asked.update(*[graph.names | graph.words for graph in walk.graphs])
     if attributes_of(lm, skipped, memory).keys() - attributes:  # which code that was met goes by
         return read_parts(lm, skipped, memory, look)
-    graphs, words = (*walk.graphs, memory.own_code(lm)), frozenset(words_within(attributes))
+    graphs, words = (*walk.graphs, own), frozenset(words_within(attributes))
     said = variables(graphs, words)
     if said:
         parts["variables"] = _digest(said)
@@ -226,7 +229,7 @@ def stamp(lm: Any, skipped: frozenset[str], memory: Memory, graphs: Iterable[Not
             if place not in skipped and id(each) not in seen:
                 seen.add(id(each))
                 told.append([place, describer.value(each, place)])
-    return encode(told)
+    return encode([*told, files_named(attributes, skipped, memory.own_code(lm))])
 
 
 class _Walk:
