@@ -165,7 +165,7 @@ def test_what_is_only_added_to_changes_nothing(how: str, place: str) -> None:
 
 DRAWN = {
     "random": ("import random", "return question + str(random.random())"),
-    "numpy": ("import numpy", "return question + str(numpy.random.rand())"),
+    "numpy.random": ("import numpy", "return question + str(numpy.random.rand())"),
     "torch": ("import torch", "return question + str(torch.rand(1).item())"),
 }
 

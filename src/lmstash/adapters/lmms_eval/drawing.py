@@ -6,10 +6,7 @@ by a call, the next call would have got other numbers.
 
 from __future__ import annotations
 
-import contextlib
-import random
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from types import FunctionType
 from typing import Any
 
@@ -18,31 +15,11 @@ from lmstash.adapters.lmms_eval.pinned import harness_code
 from lmstash.caches.responses.sampling import is_sampled
 from lmstash.identity.bytecode import names_in
 
-GENERATORS = ("random", "numpy", "torch", "cuda")
 _SEEDING = frozenset({"set_seed", "manual_seed", "manual_seed_all", "seed_everything"})
 
 
-def states() -> dict[str, Any]:
-    """Return the states of the generators that programs share, as far as they are in use. Costs some 50 us."""
-    told: dict[str, Any] = {"random": random.getstate()}
-    with contextlib.suppress(Exception):  # not loaded, or somebody's own
-        state = sys.modules["numpy.random"].get_state(legacy=False)["state"]
-        told["numpy"] = state["pos"], state["key"].tobytes()
-    with contextlib.suppress(Exception):
-        torch = sys.modules["torch"]
-        told["torch"] = torch.get_rng_state().numpy().tobytes()
-        if torch.cuda.is_initialized():
-            told["cuda"] = [each.numpy().tobytes() for each in torch.cuda.get_rng_state_all()]
-    return told
-
-
-def moved(before: Mapping[str, Any], after: Mapping[str, Any]) -> set[str]:
-    """Return which generators were drawn from, or seeded, between two `states`."""
-    return {name for name in before.keys() & after.keys() if before[name] != after[name]}
-
-
-def drawn_harmlessly(lm: Any) -> frozenset[str]:
-    """Return the generators that a model may move and answer as it would have answered. Costs some ms.
+def unexplained(lm: Any, drew: Collection[str]) -> list[str]:
+    """Return the generators of those that moved which the model's code gives no harmless reason to move. Costs some ms.
 
     Classes of the harness that seed them draw the same each time, and those that read through torch's `DataLoader` have
     it draw a seed for its workers. Clients of servers draw how long to wait before they ask again.
@@ -51,12 +28,13 @@ def drawn_harmlessly(lm: Any) -> frozenset[str]:
     methods = [each for base in of_harness for each in list(vars(base).values()) if isinstance(each, FunctionType)]
     named = frozenset[str]().union(*[names_in(each.__code__) for each in methods])
     if not _SEEDING.isdisjoint(named):
-        return frozenset(GENERATORS)
+        return []
     code = harness_code()
     code.note_class(type(lm))
     code.add(type(lm))
     waits = "random" not in code.names and any(map(is_client, list(getattr(lm, "__dict__", {}).values())))
-    return frozenset((["torch"] if "DataLoader" in named else []) + (["random"] if waits else []))
+    harmless = {*(["torch"] if "DataLoader" in named else []), *(["random"] if waits else [])}
+    return sorted({*drew} - harmless)
 
 
 def says_sampling(questions: Sequence[Any], by_default: bool) -> bool:

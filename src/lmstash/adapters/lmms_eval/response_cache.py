@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lmstash.adapters.lm_eval.chunks import Chunks
+from lmstash.adapters.lm_eval.generators import moved, states
 from lmstash.adapters.lmms_eval.asking import Reader, Unnameable
 from lmstash.adapters.lmms_eval.at_once import batch_size_of
 from lmstash.adapters.lmms_eval.chance import read_all, reading_draws
-from lmstash.adapters.lmms_eval.drawing import drawn_harmlessly, moved, says_sampling, states
+from lmstash.adapters.lmms_eval.drawing import says_sampling, unexplained
 from lmstash.adapters.lmms_eval.instances import is_padding, length_of, repeats_of, tags_of
 from lmstash.adapters.lmms_eval.model import ModelObject
 from lmstash.adapters.lmms_eval.sampling import samples_by_default
@@ -279,13 +280,13 @@ class ResponseCache:
         self._computed += len(computed)
         self._hits += len(numbers) - len(computed)
 
-    def _has_drawn(self, generators: set[str], questions: Sequence[Any]) -> bool:
+    def _has_drawn(self, generators: list[str], questions: Sequence[Any]) -> bool:
         """Whether answers were drawn though nothing says so: then another run would draw others."""
         if self._keep_sampled or "random" in self._harmless:
             return False
         if says_sampling(questions, self._samples):
             return False
-        drew = sorted(generators - drawn_harmlessly(self._lm))
+        drew = unexplained(self._lm, generators)
         if drew:
             self.stash.store.events.warn_once(
                 f"drew {drew}",
