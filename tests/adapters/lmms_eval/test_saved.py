@@ -375,6 +375,11 @@ def test_a_function_is_its_source_as_a_fingerprint() -> None:
     save_to_cache("a", [1], fingerprint=compiled("[doc]"))
     assert load_from_cache("a", fingerprint=compiled("[doc]")) == [1]
     assert load_from_cache("a", fingerprint=compiled("[doc, 0]")) is None
+    for word, before in (("A", None), ("B", None), ("B", ["B"])):  # and by its attributes, which it may read
+        function = compiled("[doc]")
+        function.word = word
+        assert load_from_cache("a", fingerprint=function) == before
+        save_to_cache("a", [word], fingerprint=function)
 
 
 def test_a_missing_folder_is_no_error(folder: Path) -> None:

@@ -53,7 +53,10 @@ def _describe(function: Any, describer: Describer) -> Component:
         return ["task", describer.code(function.__func__), task_functions(function.__self__, describer)]
     if isinstance(function, types.MethodType):
         return ["method", describer.code(function.__func__), describer.value(function.__self__, "self")]
+    held = {name: each for name, each in getattr(function, "__dict__", {}).items() if name != "__wrapped__"}
     try:
+        if held and isinstance(function, types.FunctionType):  # it may read its own attributes
+            return ["with", describer.value(function, "function"), describer.value(held, "attributes")]
         return describer.value(function, "function")
     except RecursionError as error:
         raise UnsupportedModelError(f"{function!r:.200} holds itself") from error
