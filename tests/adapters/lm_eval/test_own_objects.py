@@ -147,12 +147,14 @@ def test_how_attributes_are_used_is_told_by_the_code_around_them():
         open(self.log, "a").close()
         open(self.read).close()
         other(self.handed, "a")
+        open(self.keyed["a"])
+        open(self.joined + "a")
         return self.both + [1 for _ in self.inner]
 
     told = dict(uses_of(code.__code__))
     assert {name for name, use in told.items() if use == COUNTED} == {"counted"}
     assert {name for name, use in told.items() if use == WRITTEN} == {"text", "log"}
-    assert {"read", "handed", "both", "inner"} <= {name for name, use in told.items() if use == READ}
+    assert {"read", "handed", "both", "inner", "keyed", "joined"} <= {name for name, use in told.items() if use == READ}
 
 
 @pytest.mark.parametrize("name", ["_model", "_header", "tokenizer"])

@@ -209,7 +209,13 @@ def test_only_what_was_drawn_is_not_kept(place: str) -> None:
 FILES = {
     "a text": ("", "self.p = 'prompt.txt'", "return question + open(self.p).read()"),
     "a path": ("import pathlib", "self.p = pathlib.Path('prompt.txt')", "return question + self.p.read_text()"),
-    "one of a list": ("", "self.p = ['prompt.txt']", "return question + open(self.p[0]).read()"),
+    "one of several": ("", "self.p = {'a': ['none', 'prompt.txt']}", "return question + open(self.p['a'][1]).read()"),
+    "among arguments": (
+        "import argparse",
+        "self.p = argparse.Namespace(file='prompt.txt')",
+        "return question + open(self.p.file).read()",
+    ),
+    "by its name": ("", "self.p = 'prompt.txt'", "return question + open(getattr(self, 'p')).read()"),
 }
 
 
@@ -247,3 +253,22 @@ def test_a_file_that_a_model_only_writes_to_does_not_count(
     body = "open(self.p, 'a').write('a line'); return question"
     monkeypatch.chdir(tmp_path)
     assert [ask(place, program(body, "", "self.p = 'log.txt'"))[1] for _ in range(3)] == [10, 0, 0]
+
+
+def test_where_a_module_was_loaded_from_counts_where_ones_own_code_goes_by_it(place: str) -> None:
+    torch = pytest.importorskip("torch")
+
+    def module() -> Any:
+        made = torch.nn.Linear(2, 2)
+        torch.nn.init.zeros_(made.weight)
+        torch.nn.init.zeros_(made.bias)
+        return made.eval()
+
+    def run(where: str, body: str) -> int:
+        lm = program(body)["Own"]()
+        lm.model, lm.pretrained = module(), where
+        return evaluate(place, lm, Task(questions()))[1]
+
+    chosen = "return question + ('chat' if 'instruct' in self.pretrained else 'base')"
+    assert [run(where, chosen) for where in ("base", "instruct", "base")] == [10, 10, 0]
+    assert [run(where, "return question") for where in ("base", "instruct")] == [10, 0]

@@ -79,7 +79,7 @@ def test_rows_in_ram_that_no_store_holds_go_too(model, tokens):
         lp = stash.logprobs(model)
         lp.next_token_logprobs(tokens(100))
         stash.flush()
-        stash.prune(kind="logprobs")
+        stash.store.prune(namespace="logprobs/")
         stash.forget(prompt=tokens(100), dry_run=True)
         fed = lp.fed_tokens
         lp.next_token_logprobs(tokens(100))

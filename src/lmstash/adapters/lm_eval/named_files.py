@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import PurePath
+from types import SimpleNamespace
 from typing import Any
 
 from lmstash.adapters.lm_eval.own_names import Followed
@@ -16,6 +17,8 @@ from lmstash.identity.files import Stamp, file_digest
 
 _READ_BYTES = 64 << 20
 """Larger files count by their size and when they were written."""
+
+_NESTED = 4
 
 
 def files_named(held: Mapping[str, Any], without: Collection[str], code: Followed) -> dict[Component, Component]:
@@ -35,13 +38,18 @@ def files_named(held: Mapping[str, Any], without: Collection[str], code: Followe
     return found
 
 
-def _paths(value: Any) -> Iterator[str]:
+def _paths(value: Any, depth: int = _NESTED) -> Iterator[str]:
+    """Yield the texts and paths in a value, and in containers and namespaces within it."""
     if isinstance(value, str | PurePath):
         yield str(value)
-    elif type(value) in (list, tuple):
-        yield from (str(each) for each in value if isinstance(each, str | PurePath))
-    elif type(value) is dict:
-        yield from (str(each) for each in value.values() if isinstance(each, str | PurePath))
+        return
+    kind = type(value)
+    if kind is SimpleNamespace or f"{kind.__module__}.{kind.__qualname__}" == "argparse.Namespace":
+        value = vars(value)
+    within = list(value.values()) if isinstance(value, dict) else value
+    if depth and isinstance(within, list | tuple | set | frozenset):
+        for each in list(within):
+            yield from _paths(each, depth - 1)
 
 
 def content_of(path: str) -> Component:
