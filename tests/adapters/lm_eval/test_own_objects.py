@@ -147,8 +147,8 @@ def test_how_attributes_are_used_is_told_by_the_code_around_them():
         open(self.log, "a").close()
         open(self.read).close()
         other(self.handed, "a")
-        open(self.keyed["a"])
-        open(self.joined + "a")
+        open(self.keyed["a"]).close()
+        open(self.joined + "a").close()
         return self.both + [1 for _ in self.inner]
 
     told = dict(uses_of(code.__code__))
