@@ -91,7 +91,8 @@ class Prompts(RuleBasedStateMachine):
     def lose(self, which):
         self.stash.flush()
         keys = sorted(entry.key for entry in self.stash.store.entries("kv/"))
-        assert self.stash.store.delete(keys[which % len(keys)])
+        if keys:  # there is none where the check of the model took longer than a pass, and came after an edit
+            assert self.stash.store.delete(keys[which % len(keys)])
 
     @rule()
     def flush(self):

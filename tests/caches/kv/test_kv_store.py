@@ -136,7 +136,9 @@ def test_a_model_that_changes_while_it_computes_keeps_nothing(model, stash, prom
     kv.generate(prompt(100), logits_processor=[meddle], **GREEDY)
     stash.flush()
     assert stash.info().entries == 0
-    assert stash.stats.drops["model_changed"] > 0
+    # The check of the model runs beside the pass: on busy cores it comes after the edit, and then nothing is offered.
+    refused = kv.stats.not_kept.get("the model changed before or while it computed", 0)
+    assert stash.stats.drops["model_changed"] + refused > 0
 
 
 def test_a_model_that_becomes_unsupported_generates(model, stash, prompt):
