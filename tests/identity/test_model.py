@@ -717,3 +717,29 @@ def test_an_object_that_fails_when_it_is_looked_at_is_a_refusal(build_llama):
     with pytest.raises(UnsupportedModelError, match=r"session.*variant="):
         fingerprint_model(model)
     assert fingerprint_model(model, variant="with a session").hex
+
+
+def test_a_module_that_a_text_names_counts_by_its_file_and_is_not_run(build_llama, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "lmstash_test_train.py"
+    program = {"__name__": "lmstash_test_program", "nn": nn}
+    source = "import importlib\nclass L(nn.Module):\n def forward(self, x):\n"
+    exec(source + "  return x * importlib.import_module('lmstash_test_train').SCALE", program)
+    model = build_llama()
+    model.extra = program["L"]()
+    file.write_text("raise SystemExit('it trains')")
+    before = fingerprint_model(model)
+    assert fingerprint_model(model) == before
+    file.write_text("SCALE = 2")
+    assert fingerprint_model(model) != before
+    assert "lmstash_test_train" not in sys.modules
+
+
+def test_a_module_with_names_that_are_no_texts_is_read(build_llama):
+    mod = types.ModuleType("lmstash_test_odd")
+    vars(mod).update({1: "a", "b": 2})
+    model = build_llama()
+    model.held = mod
+    before = fingerprint_model(model)
+    mod.b = 3
+    assert fingerprint_model(model) != before

@@ -13,6 +13,8 @@ import re
 import sys
 from collections.abc import Mapping
 from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
 from types import FunctionType, ModuleType, SimpleNamespace
 from typing import Any
 
@@ -53,9 +55,12 @@ class CodeByText(CodeGraph):
         if (_IMPORTS | {"modules"}).isdisjoint(names):
             return
         for each in sorted({each for each in texts_in(function.__code__) if isinstance(each, str)}):
-            is_name = all(map(str.isidentifier, each.split(".")))
-            if is_name and is_foreign(each) and (each in sys.modules or not _IMPORTS.isdisjoint(names)):
+            if not all(map(str.isidentifier, each.split("."))) or not is_foreign(each):
+                continue
+            if each in sys.modules:
                 self._add_import(here, each, names, name)
+            elif "." not in each and not _IMPORTS.isdisjoint(names):
+                self._units[f"{name} may import {each}"] = _file_of(each)
 
     def _add_named(self, here: str, module: ModuleType, names: set[str], place: str, seen: set[str]) -> None:
         super()._add_named(here, module, names, place, seen)
@@ -69,7 +74,8 @@ class CodeByText(CodeGraph):
         self._seen[id(table)] = place
         self._alive.append(table)
         self.watch(partial(len, table))
-        for name, value in sorted(table.items()):
+        for name in sorted(each for each in list(table) if isinstance(each, str)):
+            value = table.get(name)
             if name.startswith("__"):
                 continue
             if isinstance(value, FunctionType | type):
@@ -100,6 +106,15 @@ class CodeByText(CodeGraph):
 
     def _is_yours(self, module: str) -> bool:
         return is_foreign(module) and self._is_own(module) and (self._pin_of is None or self._pin_of(module) is None)
+
+
+def _file_of(module: str) -> str:
+    """Return a digest of the file of a module that is not loaded, and is not run: a text may be just a text."""
+    try:
+        spec = find_spec(module)
+        return "" if spec is None else hashlib.sha256(Path(str(spec.origin)).read_bytes()).hexdigest()
+    except (ImportError, ValueError, OSError):
+        return ""
 
 
 def _by_itself(code: Any) -> Component:
