@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import lmms_standins as standins
 import pytest
 
 import lmstash
@@ -16,12 +15,6 @@ from lmstash.adapters.lmms_eval import Request, load_from_cache, save_to_cache
 from lmstash.adapters.lmms_eval.launching import RunCache
 from lmstash.adapters.lmms_eval.parts import Run, parent_began, run_of_ranks
 from lmstash.stash import Stash
-
-_spec = importlib.util.spec_from_file_location("lmms_standins", Path(__file__).with_name("standins.py"))
-assert _spec is not None
-assert _spec.loader is not None
-standins: Any = sys.modules.setdefault("lmms_standins", importlib.util.module_from_spec(_spec))
-_spec.loader.exec_module(standins)
 
 
 @pytest.fixture

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from lmms_standins import Echo, Task, evaluate, questions
 
 import lmstash
 from lmstash.adapters.lmms_eval import ResponseCache
 from lmstash.adapters.lmms_eval.code_of import source_of
-
-_spec = importlib.util.spec_from_file_location("lmms_standins", Path(__file__).with_name("standins.py"))
-assert _spec is not None
-assert _spec.loader is not None
-standins = sys.modules.setdefault("lmms_standins", importlib.util.module_from_spec(_spec))
-_spec.loader.exec_module(standins)
-Echo, Task, evaluate, questions = standins.Echo, standins.Task, standins.evaluate, standins.questions
 
 
 @pytest.fixture

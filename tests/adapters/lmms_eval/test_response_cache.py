@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import sys
@@ -14,23 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from lmms_standins import Echo, Instance, Task, evaluate, questions
 
 import lmstash
 from lmstash.adapters.lmms_eval import ResponseCache
 from lmstash.caches.responses import register
-
-_spec = importlib.util.spec_from_file_location("lmms_standins", Path(__file__).with_name("standins.py"))
-assert _spec is not None
-assert _spec.loader is not None
-standins = sys.modules.setdefault("lmms_standins", importlib.util.module_from_spec(_spec))
-_spec.loader.exec_module(standins)
-Echo, Instance, Task, evaluate, questions = (
-    standins.Echo,
-    standins.Instance,
-    standins.Task,
-    standins.evaluate,
-    standins.questions,
-)
 
 
 @pytest.fixture

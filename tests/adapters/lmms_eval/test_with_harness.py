@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import logging
 import os
 import signal
@@ -19,26 +18,16 @@ pytest.importorskip("lmms_eval", reason="needs lmms-eval: make env")
 
 import lmms_eval.__main__ as command_line
 import lmms_eval.evaluator as evaluator
+import lmms_harness_models as models
 from lmms_eval.models import MODEL_REGISTRY_V2
 from lmms_eval.models.registry_v2 import ModelManifest
 from lmms_eval.tasks import TaskManager
+from lmms_harness_tasks import write_task
 
 import lmstash
 from lmstash.adapters.lmms_eval import Request, ResponseCache, delete_cache, launching, load_from_cache, save_to_cache
 from lmstash.adapters.lmms_eval.installing import installed
 
-
-def _load(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(f"lmms_{name}", Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[f"lmms_{name}"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-models = _load("harness_models")
-write_task = _load("harness_tasks").write_task
 for _name, _simple, _chat in (("seeing", "Seeing", None), ("talking", None, "Talking"), ("smollm", "SmolLM", None)):
     MODEL_REGISTRY_V2.register_manifest(
         ModelManifest(
