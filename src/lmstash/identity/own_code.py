@@ -36,6 +36,7 @@ from lmstash.identity.class_members import counts_in_class, is_word
 from lmstash.identity.closures import is_empty, variables_of
 from lmstash.identity.code import CodeGraph
 from lmstash.identity.encoding import Component, encode
+from lmstash.identity.files_in_code import FilesInCode
 from lmstash.identity.object_parts import parts_held
 from lmstash.identity.owners import defined_in, hides_python, is_foreign, is_installed, owner_of, version_of
 from lmstash.identity.touched_packages import TouchedPackages
@@ -75,7 +76,7 @@ class OwnCode(CodeGraph):
         self._attributes: set[str] = set()
         self._modules: list[tuple[ModuleType, str]] = []
         self._touched = TouchedPackages()
-        self.words: set[str] = set()
+        self.words, self.files = set[str](), FilesInCode()
         self.reads_environment = False
         self.add(code)
         self._complete(code if given else None)
@@ -189,6 +190,7 @@ class OwnCode(CodeGraph):
     def _values_of(self, cls: type) -> Component:
         held = {key: value for key, value in list(vars(cls).items()) if counts_in_class(key)}
         self.words |= words_within(held)
+        self.files.see_values(held)
         if str(held.get("__doc__")).startswith(f"{cls.__name__}("):  # written by `dataclass`, with its defaults' `repr`
             held["__doc__"] = _ADDRESS.sub("", held["__doc__"])
         names = [key for key in held if not is_word(key)]  # what Python and others put there may come in any order
@@ -215,6 +217,7 @@ class OwnCode(CodeGraph):
     def _add_words(self, function: FunctionType, name: str) -> None:
         """Read what a function of your own says beside its code."""
         code, defaults = function.__code__, [function.__defaults__, function.__kwdefaults__]
+        self.files.see(function)
         self._names.update(names_in(code))
         self.words |= words_within([*texts_in(code), defaults])
         self._also(f"{name} says", function.__doc__, function.__name__, in_order(plain_component(defaults)))
@@ -332,6 +335,7 @@ class OwnCode(CodeGraph):
 
     def _follow(self, here: str, value: Any, name: str) -> None:
         self._touched.see(value)
+        self.files.see_value(re.split("[:.]", name)[-1], value)
         if isinstance(value, FunctionType | type) or self._encoded(value) is not None:
             self.words |= words_within(value)
             super()._follow(here, value, name)

@@ -14,7 +14,6 @@ import pytest
 import lmstash
 from lmstash.adapters.lm_eval import CachedLM
 from lmstash.adapters.lm_eval.identity import who_answers
-from lmstash.adapters.lm_eval.uses import COUNTED, READ, WRITTEN, uses_of
 
 from .conftest import Scripted, echo, generations
 
@@ -138,23 +137,6 @@ def test_a_number_that_is_only_counted_up_changes_nothing(tmp_path, caplog, said
     said = [each.getMessage() for each in caplog.records if "model changed" in each.getMessage()]
     assert len(said) == (0 if kept else 1)
     assert kept or ("its attribute n_calls" in said[0] and "harmless=['n_calls']" in said[0])
-
-
-def test_how_attributes_are_used_is_told_by_the_code_around_them():
-    def code(self: Any, other: Any) -> Any:
-        self.counted += len(other)
-        self.text.write_text("")
-        open(self.log, "a").close()
-        open(self.read).close()
-        other(self.handed, "a")
-        open(self.keyed["a"]).close()
-        open(self.joined + "a").close()
-        return self.both + [1 for _ in self.inner]
-
-    told = dict(uses_of(code.__code__))
-    assert {name for name, use in told.items() if use == COUNTED} == {"counted"}
-    assert {name for name, use in told.items() if use == WRITTEN} == {"text", "log"}
-    assert {"read", "handed", "both", "inner", "keyed", "joined"} <= {name for name, use in told.items() if use == READ}
 
 
 @pytest.mark.parametrize("name", ["_model", "_header", "tokenizer"])

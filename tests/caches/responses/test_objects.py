@@ -134,20 +134,19 @@ def test_what_a_path_s_file_holds_counts(responses: Responses, tmp_path: Path) -
         assert ask(tmp_path / "a.txt") == text
 
 
-def test_a_folder_is_not_read_and_the_call_is_passed_on(
+def test_of_a_folder_all_files_count_and_the_call_is_passed_on_where_they_are_too_many(
     responses: Responses, stash: Stash, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What lies in it is what the function is about."""
-    program = made_program(
-        "def ask(x): return (HERE / 'a.txt').read_text()\ndef tell(x): return (x / 'a.txt').read_text()"
-    )
-    program["HERE"] = tmp_path
-    ask, tell = responses.cached(program["ask"]), responses.cached(program["tell"])
+    ask = responses.cached(made_program("def ask(x): return (x / 'a.txt').read_text()")["ask"])
     for text in ("one", "two"):
         (tmp_path / "a.txt").write_text(text)
-        assert ask("x") == tell(tmp_path) == text
-    assert stash.stats.misses["unsupported"] == 4
-    assert "is a folder" in caplog.text
+        assert ask(tmp_path) == ask(tmp_path) == text
+    assert (stash.stats.hits, dict(stash.stats.misses)) == (2, {"absent": 2})
+    for number in range(300):
+        (tmp_path / f"{number}.txt").touch()
+    assert ask(tmp_path) == ask(tmp_path) == "two"
+    assert stash.stats.misses["unsupported"] == 2
+    assert "is a folder of too many files" in caplog.text
 
 
 @pytest.mark.parametrize("about", APART)

@@ -16,7 +16,6 @@ from lm_eval.api.model import CacheHook
 
 from lmstash.adapters.lm_eval.addresses import address_of_client, is_client
 from lmstash.adapters.lm_eval.beside_classes import edited, put_into_modules
-from lmstash.adapters.lm_eval.named_files import content_of
 from lmstash.adapters.lm_eval.own_names import SECRET_KINDS, Followed
 from lmstash.adapters.lm_eval.partials import Hook
 from lmstash.caches.responses.hiding import SECRETS
@@ -25,6 +24,7 @@ from lmstash.errors import UnsupportedModelError
 from lmstash.identity.bytecode import parts_of
 from lmstash.identity.describe import Describer
 from lmstash.identity.encoding import Component, encode
+from lmstash.identity.held_files import content_of
 from lmstash.identity.owners import defined_in
 
 _BY_VERSION = frozenset(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import PurePath
 from types import SimpleNamespace
@@ -11,12 +9,8 @@ from typing import Any
 
 from lmstash.adapters.lm_eval.own_names import Followed
 from lmstash.caches.responses.hiding import SECRETS
-from lmstash.errors import UnsupportedModelError
 from lmstash.identity.encoding import Component
-from lmstash.identity.files import Stamp, file_digest
-
-_READ_BYTES = 64 << 20
-"""Larger files count by their size and when they were written."""
+from lmstash.identity.held_files import content_of
 
 _NESTED = 4
 
@@ -50,19 +44,3 @@ def _paths(value: Any, depth: int = _NESTED) -> Iterator[str]:
     if depth and isinstance(within, list | tuple | set | frozenset):
         for each in list(within):
             yield from _paths(each, depth - 1)
-
-
-def content_of(path: str) -> Component:
-    """Return what stands for a file's content; None where there is no file."""
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):  # none, or no path at all
-        return None
-    try:
-        if not stat.S_ISREG(status.st_mode):
-            return None
-        if status.st_size > _READ_BYTES:
-            return [status.st_size, status.st_mtime_ns]
-        return file_digest(path, Stamp.of(status)).hex()
-    except UnsupportedModelError:  # written to meanwhile, or not to be read
-        return [status.st_size, status.st_mtime_ns]

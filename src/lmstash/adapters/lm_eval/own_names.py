@@ -7,12 +7,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from types import FunctionType, MethodType
 from typing import Any
 
-from lmstash.adapters.lm_eval.uses import COUNTED, READ, WRITTEN, uses_of
 from lmstash.caches.responses.hiding import is_secret
 from lmstash.identity.asked_by_text import CodeByText
 from lmstash.identity.bytecode import names_in, parts_of, texts_in
 from lmstash.identity.encoding import Component
 from lmstash.identity.owners import defined_in, is_installed
+from lmstash.identity.uses import COUNTED, READ, WRITTEN, uses_of
 from lmstash.identity.words import ENVIRONMENT, variables_under, words_within
 
 SECRET_KINDS = (str, bytes, bool, type(None))

@@ -10,12 +10,21 @@ import re
 import sys
 import threading
 from collections.abc import Iterator, Mapping
+from pathlib import PurePath
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from lmstash.caches.responses.everyday import LOCKS, parts_of_everyday
 from lmstash.caches.responses.hiding import is_secret
-from lmstash.caches.responses.objects import PATHS, beside_pixels, fields_of, fields_set, is_bare_path, path_says
+from lmstash.caches.responses.objects import (
+    PATHS,
+    beside_pixels,
+    fields_of,
+    fields_set,
+    is_bare_path,
+    path_says,
+    read_under,
+)
 from lmstash.caches.responses.package_settings import settings_of
 from lmstash.caches.responses.requests import read_request
 from lmstash.errors import InvalidArgumentError
@@ -86,6 +95,14 @@ class Content:
             names.update(word.decode() for word in _WORD.findall(text))
         said = variables_under({each for each in names if not is_secret(each)})
         return Key({"environment": said}).hex if said else None
+
+    def files(self) -> str | None:
+        """Return a digest of what the files hold that texts in the code of a call name; None for none."""
+        used: list[_Code] = self._reading.used
+        said: dict[Any, Any] = {}
+        for each in used:
+            said |= each.graph.files.say()
+        return Key({"files": said}).hex if said else None
 
     def plain(self, value: Any, depth: int = _MOST_NESTED) -> Any:
         """Return what stands for a value.
@@ -170,13 +187,17 @@ class Content:
             return known.digest
         reading.add((id(code), given))
         try:
-            held: dict[Any, Any] = {place: self._held(place, value) for place, value in known.objects.items()}
+            held: dict[Any, Any] = {place: self._held(known, place, value) for place, value in known.objects.items()}
         finally:
             reading.discard((id(code), given))
         return Key({"code": known.digest, "objects": held}).hex
 
-    def _held(self, place: str, value: Any) -> Any:
+    def _held(self, known: _Code, place: str, value: Any) -> Any:
         """Return what an object that code names is made of now, as a key can hold it."""
+        if isinstance(value, PurePath) and is_bare_path(value):
+            read = known.graph.files.read_in(_variable(place))
+            if read is not None:
+                return ["path", *read_under(value, read)]
         if isinstance(value, BuiltinFunctionType) and isinstance(value.__self__, type | ModuleType | None):
             owner = value.__self__
             return ["builtin", getattr(owner, "__qualname__", getattr(owner, "__name__", None)), value.__qualname__]
@@ -201,7 +222,7 @@ class Content:
         try:
             text = read_request([self.plain(value)], urls="trust").text
         except InvalidArgumentError as error:
-            name = place.rpartition(":")[2]
+            name = _variable(place)
             said = str(error).removesuffix(_SAY)
             raise InvalidArgumentError(f"its code names `{name}`: {said}{_SAY}") from error
         self._reading.texts.append(text)
@@ -252,6 +273,10 @@ def _lies_in_its_package(value: Any) -> bool:
     return vars(sys.modules.get(module, object)).get(name) is value
 
 
+def _variable(place: str) -> str:
+    return re.split("[:.]", place)[-1].rstrip("'")
+
+
 def _texts(value: Any) -> Iterator[str | bytes]:
     if isinstance(value, str | bytes):
         yield value
@@ -264,5 +289,4 @@ def _texts(value: Any) -> Iterator[str | bytes]:
 
 def _is_harmless(place: Any, harmless: frozenset[str]) -> bool:
     """Whether a place in the code (`module.function:variable`) is one of an object that changes no answer."""
-    _function, colon, variable = str(place).rpartition(":")
-    return bool(colon) and variable in harmless
+    return ":" in str(place) and str(place).rpartition(":")[2] in harmless

@@ -120,7 +120,7 @@ class Calls:
             content.begin()
             code = content.code(fn)
             arguments = {name: content.argument(name, value) for name, value in named.items()}
-            environment = content.environment(arguments)
+            environment, files = content.environment(arguments), content.files()
         except Exception as error:  # objects may do anything when they are looked at
             events.warn_once(f"call {self._name}", "lmstash: calls of %s are not cached: %s", self._name, error)
             events.miss(KIND, b"", MissReason.UNSUPPORTED)
@@ -130,6 +130,8 @@ class Calls:
             request["written"] = [len(args), [name for name in kwargs if name not in self._harmless]]
         if environment is not None:
             request["environment"] = environment
+        if files is not None:
+            request["files"] = files
         # Said once more where requests say it, so that a call that samples is known for one.
         sampling = {name: value for name, value in arguments.items() if name in _SAYS_SAMPLING}
         return request | ({"options": sampling} if sampling else {})

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+from collections.abc import Collection
 from pathlib import PosixPath, PurePath, PurePosixPath, PureWindowsPath, WindowsPath
 from typing import Any
 
 from lmstash.errors import InvalidArgumentError
+from lmstash.identity.held_files import files_within, held_at
 from lmstash.identity.media import media_of
 from lmstash.identity.object_parts import attributes_of
 
@@ -44,19 +46,32 @@ def is_pydantic(value: Any) -> bool:
 
 
 def path_says(path: PurePath | os.DirEntry[Any]) -> list[Any]:
-    """Return what a function sees of a path: how it is written, and what its file holds.
+    """Return what a function sees of a path: how it is written, and what its file holds, or all files of its folder.
 
     Raises:
-        InvalidArgumentError: It is a folder, which a function has to read something in, or cannot be read.
+        InvalidArgumentError: It is a large folder, or cannot be read.
     """
     written = os.fspath(path)
-    place = os.path.abspath(os.path.expanduser(written))
-    if os.path.isdir(place):
+    place = _place(written)
+    if not os.path.isdir(place):
+        return [written, media_of(PurePath(place)) if os.path.lexists(place) else None]
+    files = files_within(place)
+    if files is None:
         raise InvalidArgumentError(
-            f"{place} is a folder, and lmstash reads no folders: name the files that count, by a Path each, or "
-            "str(path) if what lies in it changes no answer"
+            f"{place} is a folder of too many files to read: name those that count, by a Path each, or str(path) if "
+            "what lies in it changes no answer"
         )
-    return [written, media_of(PurePath(os.fsdecode(place))) if os.path.lexists(place) else None]
+    return [written, files]
+
+
+def read_under(path: PurePath, names: Collection[str]) -> list[Any]:
+    """Return what a function sees of a path that only leads it to what goes by some names from there."""
+    written = os.fspath(path)
+    return [written, {name: held_at(os.path.join(_place(written), name)) for name in sorted(names)}]
+
+
+def _place(written: str | bytes) -> str:
+    return os.path.abspath(os.path.expanduser(os.fsdecode(written)))
 
 
 def beside_pixels(value: Any) -> list[Any] | None:

@@ -1,0 +1,117 @@
+"""Files that your own code names by texts in it, which count by what they hold: `open("judge.txt")`.
+
+A text counts if it looks like a path, or if the code takes it for one, and if something is there: from the working
+folder, from the folder of the code, or from a folder that the code names as a `Path`. Files that the code only writes
+to do not count.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import PurePath
+from types import FunctionType
+from typing import Any
+
+from lmstash.identity.encoding import Component
+from lmstash.identity.held_files import held_at
+from lmstash.identity.uses import READ, tails_of, texts_used, uses_of
+
+_LONGEST = 512
+_PATH = re.compile(r"[^\n]*(?:\.[A-Za-z]\w{0,10}|/[^\n]*)", re.ASCII)
+_NESTED = 6
+
+
+class FilesInCode:
+    """Collects what in code may be the path of a file. Not for several threads at once."""
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self._texts: set[str] = set()
+        self._of_names: defaultdict[str, set[str]] = defaultdict(set)
+        self._uses: defaultdict[str, set[str]] = defaultdict(set)
+        self._tails: defaultdict[str, set[str | None]] = defaultdict(set)
+        self._folders: set[str] = set()
+        self._words: set[str] = set()
+        self._found: tuple[str, list[tuple[str, list[str]]]] | None = None
+
+    def see(self, function: FunctionType) -> None:
+        """Take what a function of your own says."""
+        code = function.__code__
+        self._folders.add(os.path.abspath(os.path.dirname(code.co_filename)))
+        for text, use, opens in texts_used(code):
+            self._words.update([text] if text.isidentifier() else [])
+            if use == READ and (_may_be_path(text) or (opens and 0 < len(text) <= _LONGEST)):
+                self._texts.add(text)
+        self._texts.update(_paths_within([function.__defaults__, function.__kwdefaults__]))
+        for name, use in uses_of(code):
+            self._uses[name].add(use)
+        for name, tail, use in tails_of(code):
+            self._tails[name].update([tail] if use == READ else [])
+
+    def see_value(self, name: str, value: Any) -> None:
+        """Take a plain value, or a path, that code names."""
+        if isinstance(value, PurePath):
+            self._folders |= {os.path.abspath(value), os.path.abspath(value.parent)}
+        elif not (name.startswith("__") and name.endswith("__")):  # `__file__` is the code itself
+            self._of_names[name].update(_paths_within(value))
+
+    def see_values(self, values: Mapping[str, Any]) -> None:
+        """Take several."""
+        for name, value in values.items():
+            self.see_value(name, value)
+
+    def only_written(self, name: str) -> bool:
+        """Return whether all code only writes to the file that goes by a name."""
+        uses = self._uses.get(name)
+        return bool(uses) and READ not in uses and name not in self._words
+
+    def read_in(self, name: str) -> set[str] | None:
+        """Return the paths of all that is read in the folder that goes by a name; None where that cannot be told."""
+        tails = self._tails.get(name)
+        known = tails is not None and None not in tails and name not in self._words
+        return {each for each in tails or () if each is not None} if known else None
+
+    def say(self) -> dict[Component, Component]:
+        """Return what lies now where each text leads; those that lead nowhere are left out.
+
+        Costs some 2 us for each text that may be a path, and reading a file once. Nothing is taken after it.
+        """
+        found: dict[Component, Component] = {}
+        here = ""
+        with suppress(OSError):  # a folder that was removed
+            here = os.getcwd()
+        if self._found is None or self._found[0] != here:
+            self._found = here, [*self._places()]
+        for text, places in self._found[1]:
+            held = [each for place in places if (each := held_at(place)) is not None]
+            if held:
+                found[text] = held
+        return found
+
+    def _places(self) -> Iterator[tuple[str, list[str]]]:
+        named = [texts for name, texts in self._of_names.items() if not self.only_written(name)]
+        for text in sorted(self._texts.union(*named)):
+            path = os.path.expanduser(text)
+            tail = path.lstrip("/")  # of `f"{HERE}/prompts/a.txt"`
+            beside = [os.path.join(folder, tail) for folder in sorted(self._folders)] if tail else []
+            yield text, [*dict.fromkeys([os.path.abspath(path), *beside])]
+
+
+def _may_be_path(text: str) -> bool:
+    return len(text) <= _LONGEST and "://" not in text and _PATH.fullmatch(text) is not None and bool(text.strip("/. "))
+
+
+def _paths_within(value: Any, depth: int = _NESTED) -> Iterator[str]:
+    if isinstance(value, str):
+        if _may_be_path(value):
+            yield value
+    elif depth and isinstance(value, dict):
+        for each in [*value, *value.values()]:
+            yield from _paths_within(each, depth - 1)
+    elif depth and isinstance(value, list | tuple | set | frozenset):
+        for each in list(value):
+            yield from _paths_within(each, depth - 1)

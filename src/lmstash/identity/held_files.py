@@ -1,0 +1,93 @@
+"""What lies at a path, for keys: what a file holds, and of a folder all that lies in it, if that is not much."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from itertools import islice
+
+from lmstash.errors import UnsupportedModelError
+from lmstash.identity.encoding import Component
+from lmstash.identity.files import Stamp, file_digest
+
+_READ_BYTES = 64 << 20
+"""Larger files count by their size and when they were written."""
+_MOST_FILES, _MOST_ENTRIES = 256, 512
+_DEEP = 4
+_NOT_READ = frozenset({"__pycache__", ".git"})
+_OF_STORES = frozenset({"stash.json", "segments"})
+"""What lies in the folder of a store, which says nothing."""
+
+
+def held_at(path: str) -> Component:
+    """Return what stands for what lies at a path; None where nothing does.
+
+    Of a folder with more than 256 files it is only how many and when that last changed.
+    """
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):  # none, or no path at all
+        return None
+    if stat.S_ISDIR(status.st_mode):
+        files = files_within(path)
+        return ["folder", status.st_mtime_ns] if files is None else ["folder", files]
+    return _held_in(path, status)
+
+
+def files_within(folder: str) -> dict[Component, Component] | None:
+    """Return what the files hold that lie in a folder and the folders within it, by their paths from it.
+
+    The folders of stores, of git and of compiled Python are left out. None where there are more than 256 files, or
+    folders within folders four deep, or it cannot be read. Costs some 5 us a file, and reading it once.
+    """
+    found: dict[Component, Component] = {}
+    try:
+        for path, status in _walk(folder, _DEEP):
+            if len(found) >= _MOST_FILES:
+                return None
+            found[os.path.relpath(path, folder)] = _held_in(path, status)
+    except (OSError, _TooMuchError):
+        return None
+    return found
+
+
+def content_of(path: str) -> Component:
+    """Return what stands for a file's content; None where there is no file."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return _held_in(path, status)
+
+
+def _held_in(path: str, status: os.stat_result) -> Component:
+    try:
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        if status.st_size > _READ_BYTES:
+            return [status.st_size, status.st_mtime_ns]
+        return file_digest(path, Stamp.of(status)).hex()
+    except UnsupportedModelError:  # written to meanwhile, or not to be read
+        return [status.st_size, status.st_mtime_ns]
+
+
+class _TooMuchError(Exception):
+    """A folder holds more than is read."""
+
+
+def _walk(folder: str, depth: int) -> Iterator[tuple[str, os.stat_result]]:
+    with os.scandir(folder) as found:
+        entries = sorted(islice(found, _MOST_ENTRIES + 1), key=lambda each: each.name)
+    if len(entries) > _MOST_ENTRIES:
+        raise _TooMuchError
+    if {each.name for each in entries} >= _OF_STORES:
+        return
+    for each in entries:
+        if not each.is_dir():
+            if os.path.exists(each.path):  # no link that leads nowhere
+                yield each.path, each.stat()
+        elif each.name not in _NOT_READ:
+            if depth <= 1:
+                raise _TooMuchError
+            yield from _walk(each.path, depth - 1)

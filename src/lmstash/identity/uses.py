@@ -1,0 +1,186 @@
+"""What code does with the names and texts in it: reads them, counts them up, writes to their files.
+
+Told by the instructions around each place where one is loaded. What is not recognised is taken to be read.
+"""
+
+from __future__ import annotations
+
+import dis
+from collections.abc import Iterator
+from types import CodeType
+from typing import Any
+
+READ, COUNTED, WRITTEN = "read", "counted", "written"
+_LOADS = frozenset({"LOAD_ATTR", "LOAD_METHOD"})
+_VARIABLES = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"})
+_IDLE = frozenset({"EXTENDED_ARG", "CACHE", "PUSH_NULL", "PRECALL", "RESUME"})
+_MODES = frozenset({"w", "a", "x", "wb", "ab", "xb", "wt", "at", "xt"})
+_OF_PATHS = frozenset({"mkdir", "touch", "unlink", "write_text", "write_bytes", "parent", "name", "stem", "suffix"})
+"""Of a `Path`: what reads nothing of the file."""
+_WRITERS = frozenset(
+    {
+        *("to_csv", "to_json", "to_parquet", "to_excel", "to_pickle", "savefig", "imwrite", "makedirs", "mkdir"),
+        *("FileHandler", "RotatingFileHandler", "TimedRotatingFileHandler"),
+    }
+)
+"""What only writes to the file that it is given first."""
+_OPENERS = frozenset(
+    {
+        *("open", "Path", "PurePath", "PosixPath", "join", "joinpath", "listdir", "scandir", "walk", "glob", "iglob"),
+        *("read_text", "read_csv", "FileSystemLoader", "expanduser", "abspath"),
+    }
+)
+"""What takes a text for a path, whatever it looks like."""
+_LONGEST_RUN, _LONGEST_JOIN = 6, 24
+_MAKE_TEXT = ("LOAD_", "FORMAT_", "CONVERT_", "BUILD_STRING")
+
+
+def uses_of(code: CodeType) -> Iterator[tuple[str, str]]:
+    """Yield each attribute, global and variable from outside that code, or a function within it, loads, and its use.
+
+    The use is one of the words above.
+    """
+    done = _instructions(code)
+    for at, each in enumerate(done):
+        if each.opname in _LOADS:
+            is_counted = at > 0 and done[at - 1].opname == "COPY"  # of the object that gets it back: `self.n += 1`
+            yield str(each.argval), COUNTED if is_counted else _use(done[max(0, at - 2)], done[at + 1 : at + 4])
+        elif each.opname in _VARIABLES:
+            yield str(each.argval), _use(done[max(0, at - 1)], done[at + 1 : at + 4])
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from uses_of(inner)
+
+
+def texts_used(code: CodeType) -> Iterator[tuple[str, str, bool]]:
+    """Yield each text in code, or in a function within it, that may be a path.
+
+    Those that are joined (`Path("a") / "b"`, `join("a", "b")`) come singly and together, with their use as in
+    `uses_of`, and whether the code takes them for a path.
+    """
+    done = _instructions(code)
+    for at, each in enumerate(done):
+        if not _is_constant(each):
+            continue
+        if not isinstance(each.argval, str):
+            yield from ((text, READ, False) for text in _texts_in(each.argval))
+            continue
+        before, joined = done[max(0, at - 1)], ""
+        opens = before.argval in _OPENERS and before.opname in _LOADS | _VARIABLES
+        for text, end in _run(done, at):
+            joined = f"{joined.rstrip('/')}/{text}" if joined else text
+            yield joined, _use(before, _behind(done, end)[:3]), opens
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from texts_used(inner)
+
+
+def tails_of(code: CodeType) -> Iterator[tuple[str, str | None, str]]:
+    """Yield each name that code loads, the text that is joined behind it, and the use of both together.
+
+    The text is that of `HERE / "prompts" / "a.txt"`; None where none is, or where it is put together while the code
+    runs.
+    """
+    done = _instructions(code)
+    for at, each in enumerate(done):
+        if each.opname not in _VARIABLES and each.opname not in _LOADS:
+            continue
+        tail, end = "", at + 1
+        while end + 1 < len(done) and _is_constant(done[end]) and _joins(done[end + 1]):
+            if not isinstance(done[end].argval, str):
+                break
+            tail, end = f"{tail}/{done[end].argval}" if tail else done[end].argval, end + 2
+        if not tail and (written := _written_behind(done[end : end + 3])):
+            tail, end = written, end + 3
+        behind = _behind_join(done, end)
+        before = done[max(0, at - (2 if each.opname in _LOADS else 1))]
+        yield str(each.argval), tail if tail and behind == end else None, _use(before, done[behind : behind + 3])
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from tails_of(inner)
+
+
+def _instructions(code: CodeType) -> list[dis.Instruction]:
+    return [each for each in dis.get_instructions(code) if each.opname not in _IDLE]
+
+
+def _is_constant(each: dis.Instruction) -> bool:
+    return each.opname.startswith("LOAD_CONST")
+
+
+def _joins(each: dis.Instruction) -> bool:
+    return each.opname == "BINARY_OP" and each.argrepr == "/"
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, tuple | frozenset):
+        for each in value:
+            yield from _texts_in(each)
+
+
+def _run(done: list[dis.Instruction], at: int) -> Iterator[tuple[str, int]]:
+    """Yield texts that stand one behind the other, joined or not, and where what is behind each begins."""
+    for _ in range(_LONGEST_RUN):
+        yield str(done[at].argval), at + 1
+        at += 1
+        if at < len(done) and done[at].opname.startswith("CALL"):  # of `Path("a")`
+            at += 1
+        if at < len(done) and _joins(done[at]):
+            at += 1
+        if at >= len(done) or not _is_constant(done[at]) or not isinstance(done[at].argval, str):
+            return
+
+
+def _written_behind(done: list[dis.Instruction]) -> str | None:
+    """Return the text behind a folder in `f"{HERE}/prompts/a.txt"`; None for other instructions."""
+    if len(done) < 3 or not done[0].opname.startswith("FORMAT_") or not _is_constant(done[1]):
+        return None
+    is_all = done[2].opname == "BUILD_STRING" and done[2].argval == 2
+    text = done[1].argval
+    return text[1:] if is_all and isinstance(text, str) and text.startswith("/") else None
+
+
+def _behind_join(done: list[dis.Instruction], at: int) -> int:
+    """Return where what comes behind `/ f"{name}.txt"` begins, if that stands at `at`; else `at`."""
+    for end in range(at, min(at + _LONGEST_JOIN, len(done))):
+        if _joins(done[end]):
+            return end + 1
+        if not done[end].opname.startswith(_MAKE_TEXT):
+            break
+    return at
+
+
+def _behind(done: list[dis.Instruction], at: int) -> list[dis.Instruction]:
+    """Return what comes behind a path whose first text ends at `at`: `Path("a")`, `HERE / "a"`, `f"a/{name}"`."""
+    for end in range(at, min(at + _LONGEST_JOIN, len(done))):
+        if done[end].opname == "BUILD_STRING":
+            return done[end + 1 :]
+        if not done[end].opname.startswith(_MAKE_TEXT):
+            break
+    made = at + 1 < len(done) and done[at].opname.startswith("CALL") and done[at].argval == 1
+    return (
+        done[at + 1 :]
+        if at < len(done) and ((made and done[at + 1].opname in _LOADS) or _joins(done[at]))
+        else done[at:]
+    )
+
+
+def _use(before: dis.Instruction, after: list[dis.Instruction]) -> str:
+    if not after:
+        return READ
+    if after[0].opname in _LOADS:
+        opened = after[0].argval == "open" and _is_mode(after[1:])
+        return WRITTEN if opened or after[0].argval in _OF_PATHS else READ
+    if before.opname in _LOADS | _VARIABLES and before.argval in _WRITERS:
+        return WRITTEN
+    opens = before.opname in _VARIABLES and before.argval == "open"
+    return WRITTEN if opens and _is_mode(after) else READ
+
+
+def _is_mode(after: list[dis.Instruction]) -> bool:
+    """Whether what comes next is a mode to write in, as an argument: it may be a key, or a text to be added."""
+    if len(after) < 2 or not _is_constant(after[0]) or after[0].argval not in _MODES:
+        return False
+    return after[1].opname in ("LOAD_CONST", "KW_NAMES") or after[1].opname.startswith("CALL")
