@@ -24,7 +24,8 @@ from lmstash.identity.encoding import Component, encode
 from lmstash.identity.owners import defined_in, is_foreign
 from lmstash.identity.words import ANY_NAME, TABLES
 
-_IMPORTS = frozenset({"__import__", "import_module"})
+IMPORTS = frozenset({"__import__", "import_module"})
+"""By which it imports what only a text names."""
 _GLOBALS = TABLES - {"vars"}
 _SETTINGS = frozenset({"argparse.Namespace", "numpy.ndarray", "torch.Tensor", "torch.nn.parameter.Parameter"})
 _WORD = re.compile(r"[A-Za-z_]\w*")
@@ -52,15 +53,15 @@ class CodeByText(CodeGraph):
             return
         if "globals" in names:
             self._add_all(function.__globals__, f"{here}:")
-        if (_IMPORTS | {"modules"}).isdisjoint(names):
+        if (IMPORTS | {"modules"}).isdisjoint(names):
             return
         for each in sorted({each for each in texts_in(function.__code__) if isinstance(each, str)}):
             if not all(map(str.isidentifier, each.split("."))) or not is_foreign(each):
                 continue
             if each in sys.modules:
                 self._add_import(here, each, names, name)
-            elif "." not in each and not _IMPORTS.isdisjoint(names):
-                self._units[f"{name} may import {each}"] = _file_of(each)
+            elif "." not in each and not IMPORTS.isdisjoint(names):
+                self._units[f"{name} may import {each}"] = file_of_module(each)
 
     def _add_named(self, here: str, module: ModuleType, names: set[str], place: str, seen: set[str]) -> None:
         super()._add_named(here, module, names, place, seen)
@@ -108,8 +109,8 @@ class CodeByText(CodeGraph):
         return is_foreign(module) and self._is_own(module) and (self._pin_of is None or self._pin_of(module) is None)
 
 
-def _file_of(module: str) -> str:
-    """Return a digest of the file of a module that is not loaded, and is not run: a text may be just a text."""
+def file_of_module(module: str) -> str:
+    """Return a digest of a module's file, which is not run: a text may be just a text. Empty where there is none."""
     try:
         spec = find_spec(module)
         return "" if spec is None else hashlib.sha256(Path(str(spec.origin)).read_bytes()).hexdigest()

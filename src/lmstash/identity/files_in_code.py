@@ -40,11 +40,11 @@ class FilesInCode:
 
     def see(self, function: FunctionType) -> None:
         """Take what a function of your own says."""
-        code = function.__code__
+        code, self._found = function.__code__, None
         self._folders.add(os.path.abspath(os.path.dirname(code.co_filename)))
         for text, use, opens in texts_used(code):
             self._words.update([text] if text.isidentifier() else [])
-            if use == READ and (_may_be_path(text) or (opens and 0 < len(text) <= _LONGEST)):
+            if use == READ and (may_be_path(text) or (opens and 0 < len(text) <= _LONGEST)):
                 self._texts.add(text)
         self._texts.update(_paths_within([function.__defaults__, function.__kwdefaults__]))
         for name, use in uses_of(code):
@@ -54,6 +54,7 @@ class FilesInCode:
 
     def see_value(self, name: str, value: Any) -> None:
         """Take a plain value, or a path, that code names."""
+        self._found = None
         if isinstance(value, PurePath):
             self._folders |= {os.path.abspath(value), os.path.abspath(value.parent)}
         elif not (name.startswith("__") and name.endswith("__")):  # `__file__` is the code itself
@@ -78,7 +79,7 @@ class FilesInCode:
     def say(self) -> dict[Component, Component]:
         """Return what lies now where each text leads; those that lead nowhere are left out.
 
-        Costs some 2 us for each text that may be a path, and reading a file once. Nothing is taken after it.
+        Costs some 2 us for each text that may be a path, and reading a file once.
         """
         found: dict[Component, Component] = {}
         here = ""
@@ -101,13 +102,14 @@ class FilesInCode:
             yield text, [*dict.fromkeys([os.path.abspath(path), *beside])]
 
 
-def _may_be_path(text: str) -> bool:
+def may_be_path(text: str) -> bool:
+    """Whether a text looks like the path of a file: it has a suffix or a slash."""
     return len(text) <= _LONGEST and "://" not in text and _PATH.fullmatch(text) is not None and bool(text.strip("/. "))
 
 
 def _paths_within(value: Any, depth: int = _NESTED) -> Iterator[str]:
     if isinstance(value, str):
-        if _may_be_path(value):
+        if may_be_path(value):
             yield value
     elif depth and isinstance(value, dict):
         for each in [*value, *value.values()]:

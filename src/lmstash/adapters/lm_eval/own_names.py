@@ -10,10 +10,12 @@ from typing import Any
 from lmstash.caches.responses.hiding import is_secret
 from lmstash.identity.asked_by_text import CodeByText
 from lmstash.identity.bytecode import names_in, parts_of, texts_in
+from lmstash.identity.closures import variables_of
 from lmstash.identity.encoding import Component
+from lmstash.identity.files_in_code import FilesInCode
 from lmstash.identity.owners import defined_in, is_installed
 from lmstash.identity.uses import COUNTED, READ, WRITTEN, uses_of
-from lmstash.identity.words import ENVIRONMENT, variables_under, words_within
+from lmstash.identity.words import ENVIRONMENT, is_environment, variables_under, words_within
 
 SECRET_KINDS = (str, bytes, bool, type(None))
 """What a secret is, or whether there is one: other things that are named as secrets are something else."""
@@ -35,6 +37,7 @@ class Followed(CodeByText):
     Attributes:
         names: Of globals and attributes that it asks for.
         words: Texts in it that may be names, too: of attributes, and of variables of the environment.
+        files: That texts in it name.
         lm: The model whose code it is, which says nothing new where an object leads back to it.
     """
 
@@ -51,6 +54,7 @@ class Followed(CodeByText):
         self._any_name = False
         self.names: set[str] = set()
         self.words: set[str] = set()
+        self.files = FilesInCode()
         self.lm: Any = None
         self._uses: dict[str, set[str]] = {READ: set(), COUNTED: set(), WRITTEN: set()}
         self._read_at_first: set[str] = set()
@@ -70,6 +74,8 @@ class Followed(CodeByText):
         self._alive.append(code)
         if isinstance(code, type):
             self.words |= words_within([*vars(code).values()])
+            if not is_installed(code.__module__):
+                self.files.see_values(vars(code))
         elif isinstance(code, FunctionType):
             named = {*names_in(code.__code__)}
             self.names |= named
@@ -78,9 +84,15 @@ class Followed(CodeByText):
                 (self._read_at_first if first else self._uses[use]).add(name)
             if code.__code__.co_name != "__init__":  # which sets them
                 self._any_name |= not _ANY_NAME.isdisjoint(named)
-            held = [code.__globals__[each] for each in named & code.__globals__.keys()]
+            held = {each: code.__globals__[each] for each in named & code.__globals__.keys()}
+            held |= {name: value for name, _, value in variables_of(code)}
             said = [*texts_in(code.__code__), code.__defaults__, code.__kwdefaults__]
-            self.words |= words_within([*said, *held, *closed_over(code)])
+            self.words |= words_within([*said, *held.values()])
+            if any(map(is_environment, held.values())):  # by another name, perhaps
+                self.names.add("environ")
+            if not is_installed(defined_in(code)):
+                self.files.see(code)
+                self.files.see_values(held)
 
     def note_class(self, kind: type) -> None:
         """Note the functions of a class and its base classes that are neither the harness's nor built in."""
@@ -154,12 +166,3 @@ def variables(graphs: Iterable[Followed], held: Any = None) -> dict[Component, C
 def harmless(names: Collection[str], named: Collection[str], held: Mapping[str, Any]) -> frozenset[str]:
     """Return those of some names that need not count: not what is held under one that one's own code asks for."""
     return frozenset(each for each in names if each not in named or held.get(each) is None)
-
-
-def closed_over(function: FunctionType) -> Iterator[Any]:
-    """Yield what a function has closed over."""
-    for cell in function.__closure__ or ():
-        try:
-            yield cell.cell_contents
-        except ValueError:  # an empty cell
-            continue
