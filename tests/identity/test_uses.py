@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from lmstash.identity.uses import COUNTED, READ, WRITTEN, tails_of, texts_used, uses_of
+from lmstash.identity.uses import COUNTED, READ, STORED, WRITTEN, tails_of, texts_used, uses_of
 
 HERE = Path(__file__).parent
 
@@ -54,9 +54,11 @@ def test_texts_that_may_be_paths_come_with_their_use():
         os.path.join("k", "l")
         logging.FileHandler("m")
         frame.to_csv("n")
+        frame.t = "t"
         return [open(each) for each in ("o", "p")], {"q": 1}["q"], [open("r") for _ in name]
 
     told = [*texts_used(code.__code__)]
+    assert {(text, use) for text, use, _ in told if use.startswith(STORED)} == {("t", "stored as t")}
     read = {text for text, use, _ in told if use == READ}
     assert {text for text, use, _ in told if use == WRITTEN} == {"c", "d/", "f", "m", "n"}
     assert {"a", "h", "h/i", "h/i/j", "k/l", "o", "p", "q", "r"} <= read

@@ -18,7 +18,7 @@ from typing import Any
 
 from lmstash.identity.encoding import Component
 from lmstash.identity.held_files import held_at
-from lmstash.identity.uses import READ, tails_of, texts_used, uses_of
+from lmstash.identity.uses import READ, STORED, tails_of, texts_used, uses_of
 
 _LONGEST = 512
 _PATH = re.compile(r"[^\n]*(?:\.[A-Za-z]\w{0,10}|/[^\n]*)", re.ASCII)
@@ -44,10 +44,12 @@ class FilesInCode:
         self._folders.add(os.path.abspath(os.path.dirname(code.co_filename)))
         for text, use, opens in texts_used(code):
             self._words.update([text] if text.isidentifier() else [])
-            if use == READ and (may_be_path(text) or (opens and 0 < len(text) <= _LONGEST)):
+            if use.startswith(STORED) and may_be_path(text):
+                self._of_names[use.removeprefix(STORED)].add(text)
+            elif use == READ and (may_be_path(text) or (opens and 0 < len(text) <= _LONGEST)):
                 self._texts.add(text)
         self._texts.update(_paths_within([function.__defaults__, function.__kwdefaults__]))
-        for name, use in uses_of(code):
+        for name, use in uses_of(code, of_locals=True):
             self._uses[name].add(use)
         for name, tail, use in tails_of(code):
             self._tails[name].update([tail] if use == READ else [])

@@ -11,8 +11,11 @@ from types import CodeType
 from typing import Any
 
 READ, COUNTED, WRITTEN = "read", "counted", "written"
+STORED = "stored as "
+"""Begins the use of a text that goes by a name from then on."""
 _LOADS = frozenset({"LOAD_ATTR", "LOAD_METHOD"})
 _VARIABLES = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"})
+_LOCALS = frozenset({"LOAD_FAST", "LOAD_FAST_CHECK", "LOAD_FAST_AND_CLEAR", "LOAD_FAST_BORROW"})
 _IDLE = frozenset({"EXTENDED_ARG", "CACHE", "PUSH_NULL", "PRECALL", "RESUME"})
 _MODES = frozenset({"w", "a", "x", "wb", "ab", "xb", "wt", "at", "xt"})
 _OF_PATHS = frozenset({"mkdir", "touch", "unlink", "write_text", "write_bytes", "parent", "name", "stem", "suffix"})
@@ -35,28 +38,34 @@ _LONGEST_RUN, _LONGEST_JOIN = 6, 24
 _MAKE_TEXT = ("LOAD_", "FORMAT_", "CONVERT_", "BUILD_STRING")
 
 
-def uses_of(code: CodeType) -> Iterator[tuple[str, str]]:
+def uses_of(code: CodeType, *, of_locals: bool = False) -> Iterator[tuple[str, str]]:
     """Yield each attribute, global and variable from outside that code, or a function within it, loads, and its use.
 
-    The use is one of the words above.
+    The use is `READ`, `COUNTED` or `WRITTEN`.
+
+    Args:
+        code: Of a function.
+        of_locals: Whether its local variables are told, too.
     """
     done = _instructions(code)
     for at, each in enumerate(done):
         if each.opname in _LOADS:
             is_counted = at > 0 and done[at - 1].opname == "COPY"  # of the object that gets it back: `self.n += 1`
             yield str(each.argval), COUNTED if is_counted else _use(done[max(0, at - 2)], done[at + 1 : at + 4])
-        elif each.opname in _VARIABLES:
+        elif each.opname in _VARIABLES or (of_locals and each.opname in _LOCALS):
             yield str(each.argval), _use(done[max(0, at - 1)], done[at + 1 : at + 4])
+        elif of_locals and isinstance(each.argval, tuple) and each.opname.startswith("LOAD_FAST"):  # two at once
+            yield from ((str(name), READ) for name in each.argval)
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
-            yield from uses_of(inner)
+            yield from uses_of(inner, of_locals=of_locals)
 
 
 def texts_used(code: CodeType) -> Iterator[tuple[str, str, bool]]:
     """Yield each text in code, or in a function within it, that may be a path.
 
     Those that are joined (`Path("a") / "b"`, `join("a", "b")`) come singly and together, with their use as in
-    `uses_of`, and whether the code takes them for a path.
+    `uses_of`, or `STORED` and a name, and whether the code takes them for a path.
     """
     done = _instructions(code)
     for at, each in enumerate(done):
@@ -69,7 +78,7 @@ def texts_used(code: CodeType) -> Iterator[tuple[str, str, bool]]:
         opens = before.argval in _OPENERS and before.opname in _LOADS | _VARIABLES
         for text, end in _run(done, at):
             joined = f"{joined.rstrip('/')}/{text}" if joined else text
-            yield joined, _use(before, _behind(done, end)[:3]), opens
+            yield joined, _stored(done[end : end + 2]) or _use(before, _behind(done, end)[:3]), opens
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
             yield from texts_used(inner)
@@ -165,6 +174,16 @@ def _behind(done: list[dis.Instruction], at: int) -> list[dis.Instruction]:
         if at < len(done) and ((made and done[at + 1].opname in _LOADS) or _joins(done[at]))
         else done[at:]
     )
+
+
+def _stored(after: list[dis.Instruction]) -> str | None:
+    """Return the use of a text that is put under a name: `name = "a"`, `self.name = "a"`; None for others."""
+    if not after:
+        return None
+    if len(after) > 1 and after[1].opname == "STORE_ATTR" and after[0].opname in _LOCALS:
+        return f"{STORED}{after[1].argval}"
+    is_name = after[0].opname in ("STORE_FAST", "STORE_GLOBAL", "STORE_NAME", "STORE_DEREF")
+    return f"{STORED}{after[0].argval}" if is_name else None
 
 
 def _use(before: dis.Instruction, after: list[dis.Instruction]) -> str:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import logging
+import sys
 import types
+from os import getenv as of
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +25,7 @@ pytest.importorskip("tenacity")
 from lm_eval.api.model import LM
 from lm_eval.models.api_models import TemplateAPI
 
-PROMPT = Path("prompt.txt")
+PROMPT, PROMPT_NAME = Path("prompt.txt"), "prompt.txt"
 
 
 class Own(TemplateAPI):
@@ -54,6 +58,10 @@ def _open(self: Any) -> str:
         return file.read()
 
 
+def _open_default(self: Any, name: str = "prompt.txt") -> str:
+    return Path(name).read_text()
+
+
 def _note(self: Any) -> None:
     with open(self.file, "a") as file:
         file.write("a line")
@@ -66,6 +74,10 @@ READS: dict[str, Any] = {
     "a path": lambda self: self.path.read_text(),
     "a path in an object": lambda self: self.more.path.read_text(),
     "a path among globals": lambda self: PROMPT.read_text(),
+    "a text among globals": lambda self: Path(PROMPT_NAME).read_text(),
+    "a text in the code": lambda self: Path("prompt.txt").read_text(),
+    "a default": _open_default,
+    "a dataclass": lambda self: Path(self.settings.file).read_text(),
 }
 
 
@@ -79,7 +91,13 @@ def file(tmp_path, monkeypatch) -> Path:
 def model(said: Any, file: Path) -> Own:
     kind = type("Mine", (Own,), {"said": said, "__module__": __name__})
     path = Path(str(file))
-    return kind(file=str(file), path=path, more=types.SimpleNamespace(path=Path(str(file))))
+    more = types.SimpleNamespace(path=Path(str(file)))
+    return kind(file=str(file), path=path, more=more, settings=Settings(str(file)))
+
+
+@dataclasses.dataclass
+class Settings:
+    file: str
 
 
 @pytest.mark.parametrize("said", READS.values(), ids=READS)
@@ -104,11 +122,48 @@ def test_a_file_that_is_named_counts_of_a_declared_model(stash, file):
 def test_a_file_that_is_only_written_to_does_not_count(stash, file, said, options):
     for hits in (0, 2):
         own = model(said, file)
-        del own.more
+        del own.more, own.settings
         lm = CachedLM(own, stash, **options)
         lm.generate_until(generations(2))
         assert lm.counts.hits == hits
         file.write_text(file.read_text() + "more")
+
+
+@pytest.mark.parametrize("options", [{}, {"model": "mine"}], ids=["seen", "declared"])
+def test_a_file_that_the_class_names_counts(stash, file, options):
+    for text, computed in (("one", 2), ("one", 0), ("two", 2)):
+        file.write_text(text)
+        own = type("Mine", (Own,), {"said": _open, "__module__": __name__, "file": "prompt.txt"})()
+        lm = CachedLM(own, stash, **options)
+        assert lm.generate_until(generations(2)) == [f"{text} prompt {i}" for i in range(2)]
+        assert lm.counts.computed == computed
+
+
+def _imported(self: Any) -> str:
+    sys.modules.pop(self.prompts, None)
+    return importlib.import_module(self.prompts).TEXT
+
+
+def test_a_module_that_an_attribute_names_counts_by_its_file(stash, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    for text, computed in (("one", 2), ("one", 0), ("two", 2)):
+        (tmp_path / "prompts_of_mine.py").write_text(f"TEXT = {text!r}")
+        importlib.invalidate_caches()
+        lm = CachedLM(
+            type("Mine", (Own,), {"said": _imported, "__module__": __name__})(prompts="prompts_of_mine"), stash
+        )
+        assert lm.generate_until(generations(2)) == [f"{text} prompt {i}" for i in range(2)]
+        assert lm.counts.computed == computed
+    monkeypatch.delitem(sys.modules, "prompts_of_mine")
+
+
+def test_the_environment_counts_whatever_it_is_called(stash, monkeypatch):
+    for text, computed in (("one", 2), ("one", 0), ("two", 2)):
+        monkeypatch.setenv("WORD_OF_MINE", text)
+        lm = CachedLM(type("Mine", (Own,), {"said": lambda self: of("WORD_OF_MINE"), "__module__": __name__})(), stash)
+        assert lm.generate_until(generations(2)) == [f"{text} prompt {i}" for i in range(2)]
+        assert lm.counts.computed == computed
 
 
 def _n_calls(self: Any) -> str:

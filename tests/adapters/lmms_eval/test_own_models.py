@@ -209,6 +209,9 @@ FILES = {
         "return question + open(self.p.file).read()",
     ),
     "by its name": ("", "self.p = 'prompt.txt'", "return question + open(getattr(self, 'p')).read()"),
+    "a text in the code": ("", "pass", "return question + open('prompt.txt').read()"),
+    "a global": ("P = 'prompt.txt'", "pass", "return question + open(P).read()"),
+    "the class": ("", "pass; self.__class__.p = 'prompt.txt'", "return question + open(self.p).read()"),
 }
 
 

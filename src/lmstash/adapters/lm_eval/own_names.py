@@ -100,6 +100,8 @@ class Followed(CodeByText):
             root = each.__module__.partition(".")[0]
             if root in _BUILT_IN:
                 continue
+            if root != self._harness and not is_installed(each.__module__):
+                self.files.see_values(vars(each))
             for name, member in list(vars(each).items()):
                 for part in parts_of(name, member):
                     if root != self._harness or defined_in(part).partition(".")[0] not in {self._harness, *_BUILT_IN}:
