@@ -53,6 +53,7 @@ def test_texts_that_may_be_paths_come_with_their_use():
         (Path("h") / "i" / "j").read_text()
         os.path.join("k", "l")
         logging.FileHandler("m")
+        logging.basicConfig(level=logging.INFO, format="u", filename="v")
         frame.to_csv("n")
         frame.t = "t"
         return [open(each) for each in ("o", "p")], {"q": 1}["q"], [open("r") for _ in name]
@@ -60,7 +61,7 @@ def test_texts_that_may_be_paths_come_with_their_use():
     told = [*texts_used(code.__code__)]
     assert {(text, use) for text, use, _ in told if use.startswith(STORED)} == {("t", "stored as t")}
     read = {text for text, use, _ in told if use == READ}
-    assert {text for text, use, _ in told if use == WRITTEN} == {"c", "d/", "f", "m", "n"}
+    assert {text for text, use, _ in told if use == WRITTEN} == {"c", "d/", "f", "m", "n", "u", "v", "u/v"}
     assert {"a", "h", "h/i", "h/i/j", "k/l", "o", "p", "q", "r"} <= read
     assert {text for text, use, opens in told if use == READ and opens} >= {"a", "h/i/j", "k/l", "r"}
     assert not {text for text, use, opens in told if opens} & {"b", "g", "o", "q"}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import suppress
 from pathlib import PurePath
 from types import FunctionType
@@ -78,8 +78,8 @@ class FilesInCode:
         known = tails is not None and None not in tails and name not in self._words
         return {each for each in tails or () if each is not None} if known else None
 
-    def say(self) -> dict[Component, Component]:
-        """Return what lies now where each text leads; those that lead nowhere are left out.
+    def say(self, without: Container[str] = ()) -> dict[Component, Component]:
+        """Return what lies now where each text leads, but for some; those that lead nowhere are left out.
 
         Costs some 2 us for each text that may be a path, and reading a file once.
         """
@@ -90,7 +90,7 @@ class FilesInCode:
         if self._found is None or self._found[0] != here:
             self._found = here, [*self._places()]
         for text, places in self._found[1]:
-            held = [each for place in places if (each := held_at(place)) is not None]
+            held = [each for place in places if (each := held_at(place)) is not None] if text not in without else []
             if held:
                 found[text] = held
         return found

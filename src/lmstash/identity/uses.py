@@ -23,10 +23,10 @@ _OF_PATHS = frozenset({"mkdir", "touch", "unlink", "write_text", "write_bytes", 
 _WRITERS = frozenset(
     {
         *("to_csv", "to_json", "to_parquet", "to_excel", "to_pickle", "savefig", "imwrite", "makedirs", "mkdir"),
-        *("FileHandler", "RotatingFileHandler", "TimedRotatingFileHandler"),
+        *("basicConfig", "FileHandler", "RotatingFileHandler", "TimedRotatingFileHandler"),
     }
 )
-"""What only writes to the file that it is given first."""
+"""What only writes to the files that it is given."""
 _OPENERS = frozenset(
     {
         *("open", "Path", "PurePath", "PosixPath", "join", "joinpath", "listdir", "scandir", "walk", "glob", "iglob"),
@@ -78,7 +78,8 @@ def texts_used(code: CodeType) -> Iterator[tuple[str, str, bool]]:
         opens = before.argval in _OPENERS and before.opname in _LOADS | _VARIABLES
         for text, end in _run(done, at):
             joined = f"{joined.rstrip('/')}/{text}" if joined else text
-            yield joined, _stored(done[end : end + 2]) or _use(before, _behind(done, end)[:3]), opens
+            use = WRITTEN if _writes(done, at) else _use(before, _behind(done, end)[:3])
+            yield joined, _stored(done[end : end + 2]) or use, opens
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
             yield from texts_used(inner)
@@ -176,6 +177,18 @@ def _behind(done: list[dis.Instruction], at: int) -> list[dis.Instruction]:
     )
 
 
+def _is_writer(each: dis.Instruction) -> bool:
+    return each.opname in _LOADS | _VARIABLES and each.argval in _WRITERS
+
+
+def _writes(done: list[dis.Instruction], at: int) -> bool:
+    """Whether a text is an argument, at any place, of what only writes: `basicConfig(level=INFO, filename="a.log")`."""
+    for each in reversed(done[max(0, at - _LONGEST_JOIN) : at]):
+        if _is_writer(each) or not each.opname.startswith("LOAD_"):
+            return _is_writer(each)
+    return False
+
+
 def _stored(after: list[dis.Instruction]) -> str | None:
     """Return the use of a text that is put under a name: `name = "a"`, `self.name = "a"`; None for others."""
     if not after:
@@ -192,7 +205,7 @@ def _use(before: dis.Instruction, after: list[dis.Instruction]) -> str:
     if after[0].opname in _LOADS:
         opened = after[0].argval == "open" and _is_mode(after[1:])
         return WRITTEN if opened or after[0].argval in _OF_PATHS else READ
-    if before.opname in _LOADS | _VARIABLES and before.argval in _WRITERS:
+    if _is_writer(before):
         return WRITTEN
     opens = before.opname in _VARIABLES and before.argval == "open"
     return WRITTEN if opens and _is_mode(after) else READ

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import lmstash
+from lmstash.caches.responses import Responses
 
 IMPORTS = """
 import json, logging, os
@@ -47,6 +48,7 @@ WRITTEN = {
     "in a folder": ("HERE = Path(__file__).parent", "(HERE / 'log.txt').open('a').write(question)"),
     "one of a folder": ("OUT = Path('out')", "OUT.mkdir(exist_ok=True); (OUT / f'{question}.txt').write_text('')"),
     "one of a folder by text": ("", "os.makedirs('out/', exist_ok=True); open(f'out/{question}.txt', 'w').close()"),
+    "a log": ("", "logging.basicConfig(level=logging.INFO, filename='log.txt'); logging.info('a line')"),
     "a handler": ("", "logging.getLogger('program').addHandler(logging.FileHandler('log.txt'))"),
 }
 
@@ -124,3 +126,18 @@ def test_of_a_large_folder_nothing_is_said_but_that_it_changed(folder: Path) -> 
 def test_the_folder_of_a_stash_says_nothing(folder: Path) -> None:
     before = "SUB = Path('..')"
     assert ask_twice(folder, before, "return (SUB / f'{question}.txt').exists()") == (False, "")
+
+
+def test_a_file_that_is_said_to_be_harmless_does_not_count(responses: Responses, folder: Path) -> None:
+    calls: list[str] = []
+
+    @responses.cached(harmless=["calls", "usage.db"])
+    def ask(question: str) -> str:
+        calls.append(question)
+        return Path("usage.db").read_text() + Path("p.txt").read_text()
+
+    for number, (usage, text) in enumerate((("1", "one"), ("2", "one"), ("2", "two"))):
+        (folder / "usage.db").write_text(usage)
+        (folder / "p.txt").write_text(text)
+        assert ask("q") == ("1one", "1one", "2two")[number]
+    assert len(calls) == 2

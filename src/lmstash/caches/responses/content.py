@@ -101,7 +101,7 @@ class Content:
         used: list[_Code] = self._reading.used
         said: dict[Any, Any] = {}
         for each in used:
-            said |= each.graph.files.say()
+            said |= each.graph.files.say(self._harmless)
         return Key({"files": said}).hex if said else None
 
     def plain(self, value: Any, depth: int = _MOST_NESTED) -> Any:
