@@ -34,12 +34,11 @@ from lmstash.identity.bytecode import (
 )
 from lmstash.identity.class_members import counts_in_class, is_word
 from lmstash.identity.closures import is_empty, variables_of
-from lmstash.identity.code import CodeGraph
 from lmstash.identity.encoding import Component, encode
 from lmstash.identity.files_in_code import FilesInCode
 from lmstash.identity.object_parts import parts_held
-from lmstash.identity.owners import defined_in, hides_python, is_foreign, is_installed, owner_of, version_of
-from lmstash.identity.touched_packages import TouchedPackages
+from lmstash.identity.own_modules import OwnModules
+from lmstash.identity.owners import defined_in, owner_of
 from lmstash.identity.words import ANY_NAME, ENVIRONMENT, SOURCE, TABLES, SourceText, is_environment, words_within
 
 _DEEP = 4
@@ -50,7 +49,7 @@ _OF_MEMBERS = frozenset({"_name_", "__objclass__", "_sort_order_"})
 _ADDRESS = re.compile(" at 0x[0-9a-fA-F]+")
 
 
-class OwnCode(CodeGraph):
+class OwnCode(OwnModules):
     """Collects the code that one function or class leads to. Not for several threads at once.
 
     Attributes:
@@ -66,35 +65,18 @@ class OwnCode(CodeGraph):
             code: A function or class.
             given: Whether it is an argument, of which anybody may ask for any attribute.
         """
-        super().__init__(installed_by_version=True)
-        self._package = package
+        super().__init__(package)
         self._names: set[str] = set()
         self._met: list[tuple[FunctionType, str]] = []
         self._mine: list[type] = []
         self._said: list[tuple[FunctionType, str | None, str, Any]] = []
         self._taken: dict[int, str] = {}
         self._attributes: set[str] = set()
-        self._modules: list[tuple[ModuleType, str]] = []
-        self._touched = TouchedPackages()
         self.words, self.files = set[str](), FilesInCode()
         self.reads_environment = False
         self.add(code)
         self._complete(code if given else None)
         self.reads_environment |= not ENVIRONMENT.isdisjoint(self._names | self.words)
-
-    def packages(self) -> dict[Component, Component]:
-        """Return {package: version} of the packages that the code lies in, or that your own code names."""
-        roots = {name.partition(".")[0] for name in self._units}
-        lies_in = {root: version_of(root) for root in sorted(roots) if self._by_its_version(root)}
-        found = {**super().packages(), **self._touched.versions(self._may_say_version), **lies_in}
-        return {root: version for root, version in found.items() if root != "lmstash"}
-
-    def installed_modules(self) -> list[ModuleType]:
-        """Return the modules of packages that count by their version, of those that your own code names."""
-        modules = self._touched.modules.values()
-        return [
-            each for each in modules if is_installed(each.__name__) and self._by_its_version(owner_of(each.__name__))
-        ]
 
     def unchanged(self) -> bool:
         """Return whether all of it is as it was read."""
@@ -107,6 +89,16 @@ class OwnCode(CodeGraph):
 
     def _complete(self, given: Any) -> None:
         """Follow what any code that was read may ask of any function, class or module that was read."""
+        self._follow_all(given)
+        # What is found beside names in code may be there for anything: what cannot be read of it refuses nothing.
+        self._is_aside = True
+        while self._add_asides(self._names | self.words):
+            self._follow_all(given)
+        if "__subclasses__" in self._names | self.words:
+            for cls in self._mine:
+                self.watch(functools.partial(type.__subclasses__, cls))
+
+    def _follow_all(self, given: Any) -> None:
         before: Any = None
         while before != (now := (len(self._met), len(self._units), len(self._names | self.words))):
             before, asked = now, self._names | self.words
@@ -116,16 +108,11 @@ class OwnCode(CodeGraph):
                 of_all = own and (by_any_name or function is given)
                 for each in sorted(held.keys() if of_all else held.keys() & asked):
                     self._add_attribute(function, each, f"{name}.{each}", own)
-            for module, name in list(self._modules):
-                if self._is_own(module.__name__):
-                    self._add_named("", module, asked, f"{name}.", set())
+            self._add_asked(asked, self._names)
             if "__subclasses__" in asked:
                 for cls in list(self._mine):
                     for number, each in enumerate(type.__subclasses__(cls)):
                         self._link(f"{_name_of(cls)} has {number}", self.add(each))
-        if "__subclasses__" in self._names | self.words:
-            for cls in self._mine:
-                self.watch(functools.partial(type.__subclasses__, cls))
 
     def _add_attribute(self, function: FunctionType, attribute: str, place: str, own: bool) -> None:
         if place in self._attributes or attribute == "__wrapped__" or defined_in(function) == "functools":
@@ -137,33 +124,6 @@ class OwnCode(CodeGraph):
             self._follow("", value, place)
         else:
             self._take(value, place, _DEEP)
-
-    # --- whose code it is --------------------------------------------------------------------------------------------
-
-    def _owner(self, module: str) -> str:
-        root = owner_of(module)
-        return f"own {root}" if root == self._package or hides_python(root) else root
-
-    def _is_foreign(self, module: str) -> bool:
-        return is_foreign(module) or self._owner(module) != owner_of(module)
-
-    def _pinned(self, module: str) -> bool:
-        root = owner_of(module)
-        if self._owner(module) != root:
-            return False
-        return root == "lmstash" or (is_installed(module) and self._by_its_version(root))
-
-    def _by_its_version(self, root: str) -> bool:
-        return self._may_say_version(root) and version_of(root) is not None
-
-    def _may_say_version(self, root: str) -> bool:
-        return root not in sys.stdlib_module_names and root != self._package
-
-    def _is_installed(self, module: str, path: str) -> bool:
-        return self._owner(module) == owner_of(module) and super()._is_installed(module, path)
-
-    def _is_own(self, module: str) -> bool:
-        return self._is_foreign(module) and not self._pinned(module)
 
     # --- plain values ------------------------------------------------------------------------------------------------
 
@@ -250,6 +210,11 @@ class OwnCode(CodeGraph):
             told.update(each for each in texts_in(function.__code__) if isinstance(each, str))
         return frozenset(told)
 
+    def _add_globals(self, function: FunctionType, name: str, owner: str) -> None:
+        super()._add_globals(function, name, owner)
+        if self._is_own(defined_in(function)):
+            self._see_handed_on(function, name)
+
     def _add_annotations(self, owner: Any, name: str) -> None:
         said = annotations_of(owner)
         self._also(f"{name} annotates", list(said))
@@ -321,16 +286,6 @@ class OwnCode(CodeGraph):
                         self._follow(cls.__module__, part, f"{name}.{key} {number}")
         return name
 
-    def _add_named_in(self, module: str, word: str, words: list[str], name: str) -> None:
-        """Read what a word in a class's annotations stands for in its module."""
-        table = vars(sys.modules.get(module, object))
-        value = table.get(word)
-        if isinstance(value, ModuleType):
-            self._add_named(module, value, set(words), f"{name}:", set())
-        elif word in table:
-            self._place(table, word, value)
-            self._follow(module, value, f"{name}:{word}")
-
     # --- other objects -----------------------------------------------------------------------------------------------
 
     def _follow(self, here: str, value: Any, name: str) -> None:
@@ -343,25 +298,18 @@ class OwnCode(CodeGraph):
             self.reads_environment = True
         elif isinstance(value, ModuleType):
             self._also(f"{name} is", f"module {value.__name__}")
-            self._modules.append((value, name))
+            self._modules[id(value)] = value
         elif taken_apart(value) is not None:
             self._take(value, name, _NESTED, watched=True)
         else:
             self._put(value, name)
 
     def _put(self, value: Any, place: str) -> None:
-        while self.objects.setdefault(place, value) is not value:
+        while self.objects.get(place, value) is not value:
             place += "'"
-
-    def _add_named(self, here: str, module: ModuleType, names: set[str], place: str, seen: set[str]) -> None:
-        self._touched.see_within(module, names)
-        if self._is_own(module.__name__):
-            if not ANY_NAME.isdisjoint(names):
-                names = names | {each for each in vars(module) if not is_word(each)}
-                self.watch(functools.partial(len, vars(module)))
-            names = names | {"__getattr__"}
-            self.watch_names(vars(module), sorted(names - vars(module).keys()))  # they may come later
-        super()._add_named(here, module, names, place, seen)
+        if place not in self.objects and self._is_aside:
+            self.asides.add(place)
+        self.objects[place] = value
 
     def _take(self, value: Any, place: str, depth: int, *, watched: bool = False) -> None:
         """Read an annotation, or what a package has made of your settings: of the latter, as far as one can see.

@@ -222,6 +222,8 @@ class Content:
         try:
             text = read_request([self.plain(value)], urls="trust").text
         except InvalidArgumentError as error:
+            if place in known.graph.asides:
+                return ["type", f"{type(value).__module__}.{type(value).__qualname__}"]
             name = _variable(place)
             said = str(error).removesuffix(_SAY)
             raise InvalidArgumentError(f"its code names `{name}`: {said}{_SAY}") from error
