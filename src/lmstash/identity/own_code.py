@@ -12,6 +12,7 @@ import builtins
 import functools
 import hashlib
 import re
+import string
 import sys
 from collections.abc import Mapping
 from enum import EnumMeta
@@ -39,7 +40,17 @@ from lmstash.identity.files_in_code import FilesInCode
 from lmstash.identity.object_parts import parts_held
 from lmstash.identity.own_modules import OwnModules
 from lmstash.identity.owners import defined_in, owner_of
-from lmstash.identity.words import ANY_NAME, ENVIRONMENT, SOURCE, TABLES, SourceText, is_environment, words_within
+from lmstash.identity.words import (
+    ANY_NAME,
+    ENVIRONMENT,
+    RUN,
+    SOURCE,
+    TABLES,
+    SourceText,
+    all_words_in,
+    is_environment,
+    words_within,
+)
 
 _DEEP = 4
 """How far into an object that a package has made of your settings."""
@@ -54,6 +65,7 @@ class OwnCode(OwnModules):
 
     Attributes:
         words: Texts in the code that are words: each may name an attribute, or a variable of the environment.
+        told: Words in texts that are templates or code, of which the same holds.
         reads_environment: Whether any of it names the environment.
     """
 
@@ -72,7 +84,7 @@ class OwnCode(OwnModules):
         self._said: list[tuple[FunctionType, str | None, str, Any]] = []
         self._taken: dict[int, str] = {}
         self._attributes: set[str] = set()
-        self.words, self.files = set[str](), FilesInCode()
+        self.words, self.told, self.files = set[str](), set[str](), FilesInCode()
         self.reads_environment = False
         self.add(code)
         self._complete(code if given else None)
@@ -92,7 +104,9 @@ class OwnCode(OwnModules):
         self._follow_all(given)
         # What is found beside names in code may be there for anything: what cannot be read of it refuses nothing.
         self._is_aside = True
-        while self._add_asides(self._names | self.words):
+        more = True
+        while more:
+            more = self._add_asides(self._names, self.words | (self.told - ANY_NAME))
             self._follow_all(given)
         if "__subclasses__" in self._names | self.words:
             for cls in self._mine:
@@ -102,6 +116,8 @@ class OwnCode(OwnModules):
         before: Any = None
         while before != (now := (len(self._met), len(self._units), len(self._names | self.words))):
             before, asked = now, self._names | self.words
+            if self._is_aside:
+                asked |= self.told - ANY_NAME
             by_any_name = not ANY_NAME.isdisjoint(asked)
             for function, name in list(self._met):
                 own, held = self._is_own(defined_in(function)), vars(function)
@@ -149,7 +165,7 @@ class OwnCode(OwnModules):
 
     def _values_of(self, cls: type) -> Component:
         held = {key: value for key, value in list(vars(cls).items()) if counts_in_class(key)}
-        self.words |= words_within(held)
+        self._see_texts(held)
         self.files.see_values(held)
         if str(held.get("__doc__")).startswith(f"{cls.__name__}("):  # written by `dataclass`, with its defaults' `repr`
             held["__doc__"] = _ADDRESS.sub("", held["__doc__"])
@@ -179,7 +195,7 @@ class OwnCode(OwnModules):
         code, defaults = function.__code__, [function.__defaults__, function.__kwdefaults__]
         self.files.see(function)
         self._names.update(names_in(code))
-        self.words |= words_within([*texts_in(code), defaults])
+        self._see_texts([*texts_in(code), defaults])
         self._also(f"{name} says", function.__doc__, function.__name__, in_order(plain_component(defaults)))
         self._said.append((function, function.__doc__, function.__name__, annotations_lying_on(function)))
         for table in (vars(function), function.__kwdefaults__):
@@ -212,8 +228,17 @@ class OwnCode(OwnModules):
 
     def _add_globals(self, function: FunctionType, name: str, owner: str) -> None:
         super()._add_globals(function, name, owner)
-        if self._is_own(defined_in(function)):
-            self._see_handed_on(function, name)
+        if not self._is_own(defined_in(function)):
+            return
+        self._see_handed_on(function, name)
+        table, named = function.__globals__, {*names_in(function.__code__)}
+        if not TABLES.isdisjoint(named):
+            self._tables[id(table)] = table
+        if not RUN.isdisjoint(named):
+            self.told |= all_words_in([*texts_in(function.__code__), *map(table.get, named & table.keys())])
+
+    def _see_texts(self, value: Any) -> None:
+        self.words |= words_within(value, self.told)
 
     def _add_annotations(self, owner: Any, name: str) -> None:
         said = annotations_of(owner)
@@ -292,10 +317,13 @@ class OwnCode(OwnModules):
         self._touched.see(value)
         self.files.see_value(re.split("[:.]", name)[-1], value)
         if isinstance(value, FunctionType | type) or self._encoded(value) is not None:
-            self.words |= words_within(value)
+            self._see_texts(value)
             super()._follow(here, value, name)
         elif is_environment(value):
             self.reads_environment = True
+        elif type(value) is string.Template:
+            self._see_texts(value.template)
+            self._put(value, name)
         elif isinstance(value, ModuleType):
             self._also(f"{name} is", f"module {value.__name__}")
             self._modules[id(value)] = value

@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import sys
 from types import FunctionType, ModuleType
+from typing import Any
 
-from lmstash.identity.bytecode import imports_in, names_in
+from lmstash.identity.bytecode import imports_in, names_in, texts_in
 from lmstash.identity.class_members import is_word
 from lmstash.identity.code import CodeGraph
 from lmstash.identity.encoding import Component
@@ -37,6 +38,8 @@ class OwnModules(CodeGraph):
         """Those that lie in objects, classes and such, by `id`: anybody may ask anything of them."""
         self._handed: dict[int, ModuleType] = {}
         """Those that a function names and hands on to other code."""
+        self._tables: dict[int, dict[str, Any]] = {}
+        """Globals of functions that reach them by texts."""
         self._asked_of: dict[int, set[str]] = {}
         self._called: dict[str, int] = {}
         self._is_aside = False
@@ -67,6 +70,10 @@ class OwnModules(CodeGraph):
         found = [(each, function.__globals__.get(each), each in handed) for each in sorted(names)]
         imported = imports_in(code, function.__globals__.get("__package__"))
         found += [(each, sys.modules.get(each), hands_on_imports(code)) for each in sorted({*imported})]
+        if "modules" in names:  # `sys.modules[__name__]`
+            said = [each for each in texts_in(code) if isinstance(each, str)]
+            said += [str(function.__globals__.get("__name__"))] if "__name__" in names else []
+            found += [(each, sys.modules.get(each), True) for each in said]
         seen = set[int]()
         while found:
             each, module, is_handed = found.pop()
@@ -92,12 +99,27 @@ class OwnModules(CodeGraph):
         for module in list(self._handed.values()):
             self._add_named("", module, named - ANY_NAME, "", set())
 
-    def _add_asides(self, asked: set[str]) -> bool:
-        """Read what code may ask of modules that are handed on without naming it; returns whether that was more."""
-        before = len(self._units), len(self.objects), len(self._modules), len(asked)
+    def _add_asides(self, named: set[str], told: set[str]) -> bool:
+        """Read what code may ask of modules that are handed on without naming it, and what it asks of globals by texts.
+
+        Args:
+            named: Names that code asks for.
+            told: Words in its texts.
+
+        Returns:
+            Whether that was more than was known.
+        """
+        before = len(self._units), len(self.objects), len(self._modules)
+        asked = named | told
         for module in list(self._handed.values()):
             self._add_named("", module, asked if self._any_name else asked - ANY_NAME, "", set())
-        return before != (len(self._units), len(self.objects), len(self._modules), len(asked))
+        for table in list(self._tables.values()):
+            done = self._asked_of.setdefault(id(table), set())
+            for each in sorted((told & table.keys()) - done):
+                done.add(each)
+                self._place(table, each, table[each])
+                self._follow("", table[each], f"{table.get('__name__')} by text:{each}")
+        return before != (len(self._units), len(self.objects), len(self._modules))
 
     def _add_named(self, here: str, module: ModuleType, names: set[str], place: str, seen: set[str]) -> None:
         self._touched.see_within(module, names)

@@ -31,6 +31,8 @@ HANDED = {
     "to getattr, by a made name": "def get(m, n): return getattr(m, n.upper())\ndef ask(x): return get(one, 'n')",
     "to vars": "def show(m): return str({k: v for k, v in vars(m).items() if k == 'N'})\ndef ask(x): return show(one)",
     "from an import": f"def build(m): return m.N\ndef ask(x):\n import {ONE} as m\n return build(m)",
+    "to a template": "def ask(x): return 'Be {one.N}.'.format(one=one)",
+    "by the table of modules": "import sys\ndef ask(x): return getattr(sys.modules['lmstash_test_one'], 'N')",
     "from within another module": "def build(m): return m.N\ndef ask(x): return build(two.inner)",
 }
 
@@ -102,3 +104,10 @@ def test_a_program_of_many_modules_is_read_once(monkeypatch: pytest.MonkeyPatch)
     began = time.perf_counter()
     OwnCode("program", program["ask"])
     assert time.perf_counter() - began < 5
+
+
+def test_what_only_a_template_names_and_cannot_be_read_refuses_nothing(responses: Responses, stash: Stash) -> None:
+    source = "client = (x for x in 'x')\nROLE = '1'\ndef ask(x): return '{ROLE}: {client}'.format(**globals())[:1]"
+    ask = responses.cached(made_program(source)["ask"])
+    assert ask("x") == ask("x") == "1"
+    assert dict(stash.stats.misses) == {"absent": 1}

@@ -90,7 +90,7 @@ class Content:
         if not any(each.graph.reads_environment for each in used):
             return None
         names = {word for text in _texts(arguments) for word in words_of(text)}
-        names.update(*[each.graph.words for each in used])
+        names.update(*[each.graph.words | each.graph.told for each in used])
         for text in self._reading.texts:
             names.update(word.decode() for word in _WORD.findall(text))
         said = variables_under({each for each in names if not is_secret(each)})
