@@ -88,6 +88,9 @@ class OwnCode(OwnModules):
         self.reads_environment = False
         self.add(code)
         self._complete(code if given else None)
+        own = [each for each, _ in self._met if self._is_own(defined_in(each))]
+        words = self.told if (ANY_NAME | TABLES).isdisjoint(self._names) else self.told | self.words
+        self._leave_out_added(own, self._mine, words)
         self.reads_environment |= not ENVIRONMENT.isdisjoint(self._names | self.words)
 
     def unchanged(self) -> bool:
@@ -170,8 +173,8 @@ class OwnCode(OwnModules):
         if str(held.get("__doc__")).startswith(f"{cls.__name__}("):  # written by `dataclass`, with its defaults' `repr`
             held["__doc__"] = _ADDRESS.sub("", held["__doc__"])
         names = [key for key in held if not is_word(key)]  # what Python and others put there may come in any order
-        plain = [[key, in_order(plain_component(value))] for key, value in sorted(held.items()) if is_plain(value)]
-        return [names, plain]
+        words = [each for each in sorted(held.items()) if is_word(each[0]) and is_plain(each[1])]
+        return [names, [[key, in_order(plain_component(value))] for key, value in words]]
 
     # --- functions ---------------------------------------------------------------------------------------------------
 
@@ -284,6 +287,10 @@ class OwnCode(OwnModules):
         if not self._is_own(cls.__module__):
             return name
         self._mine.append(cls)
+        for key, value in list(vars(cls).items()):
+            if counts_in_class(key) and not is_word(key) and is_plain(value):
+                said = hashlib.sha256(encode(in_order(plain_component(value)))).hexdigest()
+                self._units[f"{name}:{key}"] = said  # one by one: each may be harmless
         if type(cls) is not type:
             self._link(f"{name} is made by", self.add(type(cls)))
         self._add_annotations(cls, name)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import functools
+import gc
 import sys
-from types import FunctionType, ModuleType
+from collections.abc import Collection, Mapping
+from itertools import chain
+from types import FunctionType, MappingProxyType, ModuleType
 from typing import Any
 
 from lmstash.identity.bytecode import imports_in, names_in, texts_in
 from lmstash.identity.class_members import is_word
+from lmstash.identity.closures import variables_of
 from lmstash.identity.code import CodeGraph
 from lmstash.identity.encoding import Component
 from lmstash.identity.handed_on import asks_by_any_name, handed_on, hands_on_imports
+from lmstash.identity.only_added import is_addable, read_and_added
 from lmstash.identity.owners import hides_python, is_foreign, is_installed, owner_of, version_of
 from lmstash.identity.touched_packages import TouchedPackages
 from lmstash.identity.words import ANY_NAME
@@ -147,6 +152,63 @@ class OwnModules(CodeGraph):
             if isinstance(value, ModuleType) and self._is_foreign(value.__name__) and value.__name__ not in seen:
                 self._add_named(here, value, names, f"{place}{attribute}.", seen)
 
+    # --- what changes no answer --------------------------------------------------------------------------------------
+
+    def _leave_out_added(self, functions: list[FunctionType], classes: list[type], words: set[str]) -> None:
+        """Leave out what all of your own code only adds to, in globals and classes.
+
+        Args:
+            functions: All of your own that were read.
+            classes: All of your own that were read.
+            words: By which any of it may be asked for.
+        """
+        if self._any_name:
+            return
+        both = [read_and_added(each.__code__) for each in functions]
+        added = set[str]().union(*[each[1] for each in both]) - words.union(*[each[0] for each in both])
+        for module in [*self._handed.values(), *self._modules.values()]:
+            added -= vars(module).keys()
+        tables = {id(each.__globals__) for each in functions} | self._asked_of.keys()
+        held = {name: value for _, name, value, _ in self._places if name in added}
+        for table, name, value, _ in self._places:
+            if name in added and not (is_addable(value) and (id(table) in tables or _is_of_class(table))):
+                held[name] = None
+        for variable, _, value in chain.from_iterable(map(variables_of, functions)):
+            if variable in added:
+                held[variable] = value if is_addable(held.get(variable, 0)) else None
+        for cls in classes:
+            for name in added & vars(cls).keys():
+                held[name] = vars(cls)[name] if is_addable(held.get(name, 0)) and _is_simple(cls) else None
+        names = {name for name, value in held.items() if is_addable(value)}
+        if names:
+            self._leave_out(names, functions, classes)
+
+    def _leave_out(self, names: set[str], functions: list[FunctionType], classes: list[type]) -> None:
+        for found in (self._units, self.objects):
+            for place in [each for each in found if ":" in each and each.rpartition(":")[2].rstrip("'") in names]:
+                del found[place]
+        self._places = [each for each in self._places if each[1] not in names]
+        for cls in classes:
+            if any(name in names for name in vars(cls)):
+                self._watch_without(vars(cls), names)
+        out = {id(cell) for variable, cell, _ in chain.from_iterable(map(variables_of, functions)) if variable in names}
+        self._cells = [each for each in self._cells if id(each[0]) not in out]
+        for at, (table, watched, values) in enumerate(self._named):
+            if not names.isdisjoint(watched):
+                kept = [each for each in zip(watched, values, strict=True) if each[0] not in names]
+                self._named[at] = (table, [name for name, _ in kept], [value for _, value in kept])
+
+    def _watch_without(self, table: Mapping[str, Any], names: Collection[str]) -> None:
+        """Watch a class, but for some names."""
+        first = 0
+        for at, each in enumerate(self._classes):
+            if _dict_behind(each) is _dict_behind(table):
+                del self._members[first : first + self._n_members[at]], self._classes[at], self._n_members[at]
+                break
+            first += self._n_members[at]
+        self.watch(functools.partial(len, table))
+        self.watch_names(table, [each for each in table if each not in names])
+
     def _add_named_in(self, module: str, word: str, words: list[str], name: str) -> None:
         """Read what a word in a class's annotations stands for in its module."""
         table = vars(sys.modules.get(module, object))
@@ -183,3 +245,16 @@ class OwnModules(CodeGraph):
 
     def _is_own(self, module: str) -> bool:
         return self._is_foreign(module) and not self._pinned(module)
+
+
+def _dict_behind(table: Any) -> Any:
+    return gc.get_referents(table)[0] if _is_of_class(table) else table
+
+
+def _is_of_class(table: Any) -> bool:
+    return isinstance(table, MappingProxyType)
+
+
+def _is_simple(cls: type) -> bool:
+    """Whether what lies in a class is nobody's but who asks for it: no dataclass, no base class of a package."""
+    return type(cls) is type and "__dataclass_fields__" not in vars(cls) and set(cls.__bases__) == {object}

@@ -192,6 +192,26 @@ class Content:
             reading.discard((id(code), given))
         return Key({"code": known.digest, "objects": held}).hex
 
+    def changed(self, fn: FunctionType, before: _Code | None) -> list[str]:
+        """Return the names of what a function's own code leads to that is no more as it was.
+
+        Args:
+            fn: The function.
+            before: As `read_of` returned it then.
+        """
+        if before is None or before.graph.unchanged():
+            return []
+        self.begin()
+        self.code(fn)
+        after = self.read_of(fn)
+        now = {} if after is None else after.units
+        differ = {place for place in before.units.keys() | now.keys() if before.units.get(place) != now.get(place)}
+        return sorted({_variable(str(place)).removesuffix(" is") for place in differ})
+
+    def read_of(self, fn: FunctionType) -> _Code | None:
+        """Return a function's code as it was read last; None if it never was."""
+        return self._codes.get((id(fn), False))
+
     def _held(self, known: _Code, place: str, value: Any) -> Any:
         """Return what an object that code names is made of now, as a key can hold it."""
         if isinstance(value, PurePath) and is_bare_path(value):
@@ -236,7 +256,7 @@ class _Code:
 
     def __init__(self, code: Any, package: str, harmless: frozenset[str], given: bool) -> None:
         self.graph = OwnCode(package, code, given=given)  # keeps it alive, so that its id stays its own
-        units: dict[Any, Any] = {
+        self.units: dict[Any, Any] = {
             name: each for name, each in self.graph.components().items() if not _is_harmless(name, harmless)
         }
         settings: dict[Any, Any] = {}
@@ -244,7 +264,7 @@ class _Code:
             if module.__name__ not in harmless and (found := settings_of(module, harmless)):
                 settings[module.__name__] = found
                 self.graph.watch_names(vars(module), [*found])
-        self.digest = Key({"code": units, "packages": self.graph.packages(), "settings": settings}).hex
+        self.digest = Key({"code": self.units, "packages": self.graph.packages(), "settings": settings}).hex
         self.objects = {
             place: value for place, value in self.graph.objects.items() if not _is_harmless(place, harmless)
         }
