@@ -162,3 +162,20 @@ def test_which_fields_of_a_global_were_given_counts(responses: Responses) -> Non
     assert ask("x") == "{}"
     program["a"].n = "1"
     assert ask("x") == "{'n': '1'}"
+
+
+def test_a_logger_of_loguru_says_nothing(responses: Responses, stash: Stash) -> None:
+    loguru = pytest.importorskip("loguru")
+    program = made_program("def ask(x):\n logger.debug('hi')\n return x")
+    program["logger"] = loguru.logger
+    ask = responses.cached(program["ask"])
+    assert ask("x") == ask("x") == "x"
+    assert stash.stats.hits == 1
+
+
+def test_an_object_that_raises_when_it_is_asked_for_its_name_is_told_by_its_class(
+    responses: Responses, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = "class Odd:\n def __getattr__(self, name): raise KeyError(name)\nODD = Odd()\ndef ask(x): return x or ODD"
+    assert responses.cached(made_program(source)["ask"])("x") == "x"
+    assert "`ODD`: an object of program.Odd has no content" in caplog.text

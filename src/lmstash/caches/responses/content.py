@@ -225,6 +225,8 @@ class Content:
             return ["pattern", value.pattern, value.flags]
         if isinstance(value, _WITHOUT_MEANING) or (type(value).__module__, type(value).__qualname__) in LOCKS:
             return ["logger" if isinstance(value, logging.Logger) else type(value).__qualname__]
+        if type(value).__module__ == "loguru._logger":  # says nothing, either
+            return ["logger"]
         if type(value) is threading.Event:
             return ["event", value.is_set()]
         if isinstance(value, _TUPLE_GETTER):
@@ -289,7 +291,10 @@ def _is_mark(value: Any) -> bool:
 
 def _lies_in_its_package(value: Any) -> bool:
     """Whether an object is what an installed package has under the object's own name: its version says what it is."""
-    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+    try:
+        module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+    except Exception:  # `__getattr__ = dict.__getitem__`
+        return False
     if not isinstance(module, str) or not isinstance(name, str) or not is_installed(module):
         return False
     return vars(sys.modules.get(module, object)).get(name) is value

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from lmstash.caches.responses.asking import KIND
 from lmstash.caches.responses.content import Content
 from lmstash.caches.responses.requests import ARGUMENTS, EXACT, NUMBERS
+from lmstash.caches.responses.sampling import is_row
 from lmstash.errors import InvalidArgumentError
 from lmstash.events import MissReason
 from lmstash.identity.owners import owner_of
@@ -154,7 +155,10 @@ class Calls:
             events.warn_once(f"call {self._name}", "lmstash: calls of %s are not cached: %s", self._name, error)
             events.miss(KIND, b"", MissReason.UNSUPPORTED)
             return None
+        rows = {name: value for name, value in named.items() if is_row(name, value)}
         request = {"function": self._name, "code": code, "arguments": arguments}
+        if rows:  # apart, where no one takes a field of it for an argument of the model
+            request["doc"] = {name: arguments.pop(name) for name in rows}
         if self._may_differ:
             request["written"] = [len(args), [name for name in kwargs if name not in self._harmless]]
         if environment is not None:
