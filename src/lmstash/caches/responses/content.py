@@ -7,7 +7,6 @@ import enum
 import functools
 import logging
 import re
-import sys
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import PurePath
@@ -16,6 +15,7 @@ from typing import Any
 
 from lmstash.caches.responses.everyday import LOCKS, parts_of_everyday
 from lmstash.caches.responses.hiding import is_secret
+from lmstash.caches.responses.known import lies_in_its_package, parts_of_known
 from lmstash.caches.responses.objects import (
     PATHS,
     beside_pixels,
@@ -32,7 +32,7 @@ from lmstash.identity.encoding import encode
 from lmstash.identity.keys import Key
 from lmstash.identity.media import media_of
 from lmstash.identity.own_code import OwnCode
-from lmstash.identity.owners import is_installed, owner_of, version_of
+from lmstash.identity.owners import owner_of, version_of
 from lmstash.identity.words import variables_under, words_of
 
 _PLAIN = (type(None), bool, int, float, str, bytes)
@@ -145,6 +145,9 @@ class Content:
             return {"remembers": self.plain(vars(value).get("__wrapped__"), depth - 1), "beside": more}
         if isinstance(value, MethodType):
             return {"method": self.plain(value.__func__, depth - 1), "of": self.plain(value.__self__, depth - 1)}
+        known = parts_of_known(value)
+        if known is not None:
+            return {_IS: ["known", *(self.plain(each, depth - 1) for each in known)]}
         fields = fields_of(value)
         if fields is not None:
             about = {name: self.plain(each, depth - 1) for name, each in fields.items()}
@@ -234,7 +237,7 @@ class Content:
         if _is_mark(value):
             marks: dict[int, int] = self._reading.marks  # which of them is which, and no more, is what they say
             return ["mark", type(value).__qualname__, marks.setdefault(id(value), len(marks))]
-        if _lies_in_its_package(value):
+        if lies_in_its_package(value):
             return ["in", value.__module__, value.__qualname__, version_of(owner_of(value.__module__))]
         if type(value) in _caches():
             cache: Any = value
@@ -287,17 +290,6 @@ def _is_mark(value: Any) -> bool:
     return kind is object or (
         kind.__module__ == "dataclasses" and not getattr(value, "__dict__", hasattr(kind, "__slots__"))
     )
-
-
-def _lies_in_its_package(value: Any) -> bool:
-    """Whether an object is what an installed package has under the object's own name: its version says what it is."""
-    try:
-        module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
-    except Exception:  # `__getattr__ = dict.__getitem__`
-        return False
-    if not isinstance(module, str) or not isinstance(name, str) or not is_installed(module):
-        return False
-    return vars(sys.modules.get(module, object)).get(name) is value
 
 
 def _variable(place: str) -> str:
