@@ -17,10 +17,10 @@ import sys
 from collections.abc import Mapping
 from enum import EnumMeta
 from inspect import Signature
-from marshal import dumps
 from types import FunctionType, MappingProxyType, ModuleType
 from typing import Any
 
+from lmstash.errors import InvalidArgumentError
 from lmstash.identity.annotations import annotations_lying_on, annotations_of, taken_apart, words_in
 from lmstash.identity.bytecode import (
     encoded,
@@ -37,6 +37,7 @@ from lmstash.identity.class_members import counts_in_class, is_word
 from lmstash.identity.closures import is_empty, variables_of
 from lmstash.identity.encoding import Component, encode
 from lmstash.identity.files_in_code import FilesInCode
+from lmstash.identity.large_values import PlainValues
 from lmstash.identity.object_parts import parts_held
 from lmstash.identity.own_modules import OwnModules
 from lmstash.identity.owners import defined_in, owner_of
@@ -83,6 +84,8 @@ class OwnCode(OwnModules):
         self._mine: list[type] = []
         self._said: list[tuple[FunctionType, str | None, str, Any]] = []
         self._taken: dict[int, str] = {}
+        self._encoded_last: tuple[Any, bytes | None] = (None, None)
+        self._plain_values = PlainValues()
         self._attributes: set[str] = set()
         self.words, self.told, self.files = set[str](), set[str](), FilesInCode()
         self.reads_environment = False
@@ -147,18 +150,18 @@ class OwnCode(OwnModules):
     # --- plain values ------------------------------------------------------------------------------------------------
 
     def _encoded(self, value: Any) -> bytes | None:
-        data = encoded(value)
-        if data is None or not isinstance(value, dict | list | tuple):
-            return data
-        return encode(in_order(value))
+        if not isinstance(value, dict | list | tuple):
+            return encoded(value)
+        if self._encoded_last[0] is not value:  # asked for twice in a row
+            try:
+                data = encode(in_order(value))
+            except InvalidArgumentError:
+                data = None
+            self._encoded_last = (value, data)
+        return self._encoded_last[1]
 
     def _mutable(self, value: Any) -> bytes | None:
-        if not isinstance(value, list | dict | set | tuple):
-            return None
-        try:
-            return dumps(value, 2)  # exact in types and order, and quick; 2 has no references in it
-        except ValueError:
-            return None
+        return self._plain_values.sign(value)
 
     def _also(self, name: str, *what: Any) -> None:
         """Count something more of what goes by a name."""
