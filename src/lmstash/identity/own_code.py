@@ -12,14 +12,15 @@ import builtins
 import functools
 import hashlib
 import re
+import string
 import sys
 from collections.abc import Mapping
 from enum import EnumMeta
 from inspect import Signature
-from marshal import dumps
 from types import FunctionType, MappingProxyType, ModuleType
 from typing import Any
 
+from lmstash.errors import InvalidArgumentError
 from lmstash.identity.annotations import annotations_lying_on, annotations_of, taken_apart, words_in
 from lmstash.identity.bytecode import (
     encoded,
@@ -34,13 +35,23 @@ from lmstash.identity.bytecode import (
 )
 from lmstash.identity.class_members import counts_in_class, is_word
 from lmstash.identity.closures import is_empty, variables_of
-from lmstash.identity.code import CodeGraph
 from lmstash.identity.encoding import Component, encode
 from lmstash.identity.files_in_code import FilesInCode
+from lmstash.identity.large_values import PlainValues
 from lmstash.identity.object_parts import parts_held
-from lmstash.identity.owners import defined_in, hides_python, is_foreign, is_installed, owner_of, version_of
-from lmstash.identity.touched_packages import TouchedPackages
-from lmstash.identity.words import ANY_NAME, ENVIRONMENT, SOURCE, TABLES, SourceText, is_environment, words_within
+from lmstash.identity.own_modules import OwnModules
+from lmstash.identity.owners import defined_in, owner_of
+from lmstash.identity.words import (
+    ANY_NAME,
+    ENVIRONMENT,
+    RUN,
+    SOURCE,
+    TABLES,
+    SourceText,
+    all_words_in,
+    is_environment,
+    words_within,
+)
 
 _DEEP = 4
 """How far into an object that a package has made of your settings."""
@@ -50,11 +61,12 @@ _OF_MEMBERS = frozenset({"_name_", "__objclass__", "_sort_order_"})
 _ADDRESS = re.compile(" at 0x[0-9a-fA-F]+")
 
 
-class OwnCode(CodeGraph):
+class OwnCode(OwnModules):
     """Collects the code that one function or class leads to. Not for several threads at once.
 
     Attributes:
         words: Texts in the code that are words: each may name an attribute, or a variable of the environment.
+        told: Words in texts that are templates or code, of which the same holds.
         reads_environment: Whether any of it names the environment.
     """
 
@@ -66,35 +78,23 @@ class OwnCode(CodeGraph):
             code: A function or class.
             given: Whether it is an argument, of which anybody may ask for any attribute.
         """
-        super().__init__(installed_by_version=True)
-        self._package = package
+        super().__init__(package)
         self._names: set[str] = set()
         self._met: list[tuple[FunctionType, str]] = []
         self._mine: list[type] = []
         self._said: list[tuple[FunctionType, str | None, str, Any]] = []
         self._taken: dict[int, str] = {}
+        self._encoded_last: tuple[Any, bytes | None] = (None, None)
+        self._plain_values = PlainValues()
         self._attributes: set[str] = set()
-        self._modules: list[tuple[ModuleType, str]] = []
-        self._touched = TouchedPackages()
-        self.words, self.files = set[str](), FilesInCode()
+        self.words, self.told, self.files = set[str](), set[str](), FilesInCode()
         self.reads_environment = False
         self.add(code)
         self._complete(code if given else None)
+        own = [each for each, _ in self._met if self._is_own(defined_in(each))]
+        words = self.told if (ANY_NAME | TABLES).isdisjoint(self._names) else self.told | self.words
+        self._leave_out_added(own, self._mine, words)
         self.reads_environment |= not ENVIRONMENT.isdisjoint(self._names | self.words)
-
-    def packages(self) -> dict[Component, Component]:
-        """Return {package: version} of the packages that the code lies in, or that your own code names."""
-        roots = {name.partition(".")[0] for name in self._units}
-        lies_in = {root: version_of(root) for root in sorted(roots) if self._by_its_version(root)}
-        found = {**super().packages(), **self._touched.versions(self._may_say_version), **lies_in}
-        return {root: version for root, version in found.items() if root != "lmstash"}
-
-    def installed_modules(self) -> list[ModuleType]:
-        """Return the modules of packages that count by their version, of those that your own code names."""
-        modules = self._touched.modules.values()
-        return [
-            each for each in modules if is_installed(each.__name__) and self._by_its_version(owner_of(each.__name__))
-        ]
 
     def unchanged(self) -> bool:
         """Return whether all of it is as it was read."""
@@ -107,25 +107,34 @@ class OwnCode(CodeGraph):
 
     def _complete(self, given: Any) -> None:
         """Follow what any code that was read may ask of any function, class or module that was read."""
+        self._follow_all(given)
+        # What is found beside names in code may be there for anything: what cannot be read of it refuses nothing.
+        self._is_aside = True
+        more = True
+        while more:
+            more = self._add_asides(self._names, self.words | (self.told - ANY_NAME))
+            self._follow_all(given)
+        if "__subclasses__" in self._names | self.words:
+            for cls in self._mine:
+                self.watch(functools.partial(type.__subclasses__, cls))
+
+    def _follow_all(self, given: Any) -> None:
         before: Any = None
         while before != (now := (len(self._met), len(self._units), len(self._names | self.words))):
             before, asked = now, self._names | self.words
+            if self._is_aside:
+                asked |= self.told - ANY_NAME
             by_any_name = not ANY_NAME.isdisjoint(asked)
             for function, name in list(self._met):
                 own, held = self._is_own(defined_in(function)), vars(function)
                 of_all = own and (by_any_name or function is given)
                 for each in sorted(held.keys() if of_all else held.keys() & asked):
                     self._add_attribute(function, each, f"{name}.{each}", own)
-            for module, name in list(self._modules):
-                if self._is_own(module.__name__):
-                    self._add_named("", module, asked, f"{name}.", set())
+            self._add_asked(asked, self._names)
             if "__subclasses__" in asked:
                 for cls in list(self._mine):
                     for number, each in enumerate(type.__subclasses__(cls)):
                         self._link(f"{_name_of(cls)} has {number}", self.add(each))
-        if "__subclasses__" in self._names | self.words:
-            for cls in self._mine:
-                self.watch(functools.partial(type.__subclasses__, cls))
 
     def _add_attribute(self, function: FunctionType, attribute: str, place: str, own: bool) -> None:
         if place in self._attributes or attribute == "__wrapped__" or defined_in(function) == "functools":
@@ -138,48 +147,21 @@ class OwnCode(CodeGraph):
         else:
             self._take(value, place, _DEEP)
 
-    # --- whose code it is --------------------------------------------------------------------------------------------
-
-    def _owner(self, module: str) -> str:
-        root = owner_of(module)
-        return f"own {root}" if root == self._package or hides_python(root) else root
-
-    def _is_foreign(self, module: str) -> bool:
-        return is_foreign(module) or self._owner(module) != owner_of(module)
-
-    def _pinned(self, module: str) -> bool:
-        root = owner_of(module)
-        if self._owner(module) != root:
-            return False
-        return root == "lmstash" or (is_installed(module) and self._by_its_version(root))
-
-    def _by_its_version(self, root: str) -> bool:
-        return self._may_say_version(root) and version_of(root) is not None
-
-    def _may_say_version(self, root: str) -> bool:
-        return root not in sys.stdlib_module_names and root != self._package
-
-    def _is_installed(self, module: str, path: str) -> bool:
-        return self._owner(module) == owner_of(module) and super()._is_installed(module, path)
-
-    def _is_own(self, module: str) -> bool:
-        return self._is_foreign(module) and not self._pinned(module)
-
     # --- plain values ------------------------------------------------------------------------------------------------
 
     def _encoded(self, value: Any) -> bytes | None:
-        data = encoded(value)
-        if data is None or not isinstance(value, dict | list | tuple):
-            return data
-        return encode(in_order(value))
+        if not isinstance(value, dict | list | tuple):
+            return encoded(value)
+        if self._encoded_last[0] is not value:  # asked for twice in a row
+            try:
+                data = encode(in_order(value))
+            except InvalidArgumentError:
+                data = None
+            self._encoded_last = (value, data)
+        return self._encoded_last[1]
 
     def _mutable(self, value: Any) -> bytes | None:
-        if not isinstance(value, list | dict | set | tuple):
-            return None
-        try:
-            return dumps(value, 2)  # exact in types and order, and quick; 2 has no references in it
-        except ValueError:
-            return None
+        return self._plain_values.sign(value)
 
     def _also(self, name: str, *what: Any) -> None:
         """Count something more of what goes by a name."""
@@ -189,13 +171,13 @@ class OwnCode(CodeGraph):
 
     def _values_of(self, cls: type) -> Component:
         held = {key: value for key, value in list(vars(cls).items()) if counts_in_class(key)}
-        self.words |= words_within(held)
+        self._see_texts(held)
         self.files.see_values(held)
         if str(held.get("__doc__")).startswith(f"{cls.__name__}("):  # written by `dataclass`, with its defaults' `repr`
             held["__doc__"] = _ADDRESS.sub("", held["__doc__"])
         names = [key for key in held if not is_word(key)]  # what Python and others put there may come in any order
-        plain = [[key, in_order(plain_component(value))] for key, value in sorted(held.items()) if is_plain(value)]
-        return [names, plain]
+        words = [each for each in sorted(held.items()) if is_word(each[0]) and is_plain(each[1])]
+        return [names, [[key, in_order(plain_component(value))] for key, value in words]]
 
     # --- functions ---------------------------------------------------------------------------------------------------
 
@@ -219,7 +201,7 @@ class OwnCode(CodeGraph):
         code, defaults = function.__code__, [function.__defaults__, function.__kwdefaults__]
         self.files.see(function)
         self._names.update(names_in(code))
-        self.words |= words_within([*texts_in(code), defaults])
+        self._see_texts([*texts_in(code), defaults])
         self._also(f"{name} says", function.__doc__, function.__name__, in_order(plain_component(defaults)))
         self._said.append((function, function.__doc__, function.__name__, annotations_lying_on(function)))
         for table in (vars(function), function.__kwdefaults__):
@@ -249,6 +231,20 @@ class OwnCode(CodeGraph):
         if not TABLES.isdisjoint(names_in(function.__code__)):
             told.update(each for each in texts_in(function.__code__) if isinstance(each, str))
         return frozenset(told)
+
+    def _add_globals(self, function: FunctionType, name: str, owner: str) -> None:
+        super()._add_globals(function, name, owner)
+        if not self._is_own(defined_in(function)):
+            return
+        self._see_handed_on(function, name)
+        table, named = function.__globals__, {*names_in(function.__code__)}
+        if not TABLES.isdisjoint(named):
+            self._tables[id(table)] = table
+        if not RUN.isdisjoint(named):
+            self.told |= all_words_in([*texts_in(function.__code__), *map(table.get, named & table.keys())])
+
+    def _see_texts(self, value: Any) -> None:
+        self.words |= words_within(value, self.told)
 
     def _add_annotations(self, owner: Any, name: str) -> None:
         said = annotations_of(owner)
@@ -294,6 +290,10 @@ class OwnCode(CodeGraph):
         if not self._is_own(cls.__module__):
             return name
         self._mine.append(cls)
+        for key, value in list(vars(cls).items()):
+            if counts_in_class(key) and not is_word(key) and is_plain(value):
+                said = hashlib.sha256(encode(in_order(plain_component(value)))).hexdigest()
+                self._units[f"{name}:{key}"] = said  # one by one: each may be harmless
         if type(cls) is not type:
             self._link(f"{name} is made by", self.add(type(cls)))
         self._add_annotations(cls, name)
@@ -321,47 +321,33 @@ class OwnCode(CodeGraph):
                         self._follow(cls.__module__, part, f"{name}.{key} {number}")
         return name
 
-    def _add_named_in(self, module: str, word: str, words: list[str], name: str) -> None:
-        """Read what a word in a class's annotations stands for in its module."""
-        table = vars(sys.modules.get(module, object))
-        value = table.get(word)
-        if isinstance(value, ModuleType):
-            self._add_named(module, value, set(words), f"{name}:", set())
-        elif word in table:
-            self._place(table, word, value)
-            self._follow(module, value, f"{name}:{word}")
-
     # --- other objects -----------------------------------------------------------------------------------------------
 
     def _follow(self, here: str, value: Any, name: str) -> None:
         self._touched.see(value)
         self.files.see_value(re.split("[:.]", name)[-1], value)
         if isinstance(value, FunctionType | type) or self._encoded(value) is not None:
-            self.words |= words_within(value)
+            self._see_texts(value)
             super()._follow(here, value, name)
         elif is_environment(value):
             self.reads_environment = True
+        elif type(value) is string.Template:
+            self._see_texts(value.template)
+            self._put(value, name)
         elif isinstance(value, ModuleType):
             self._also(f"{name} is", f"module {value.__name__}")
-            self._modules.append((value, name))
+            self._modules[id(value)] = value
         elif taken_apart(value) is not None:
             self._take(value, name, _NESTED, watched=True)
         else:
             self._put(value, name)
 
     def _put(self, value: Any, place: str) -> None:
-        while self.objects.setdefault(place, value) is not value:
+        while self.objects.get(place, value) is not value:
             place += "'"
-
-    def _add_named(self, here: str, module: ModuleType, names: set[str], place: str, seen: set[str]) -> None:
-        self._touched.see_within(module, names)
-        if self._is_own(module.__name__):
-            if not ANY_NAME.isdisjoint(names):
-                names = names | {each for each in vars(module) if not is_word(each)}
-                self.watch(functools.partial(len, vars(module)))
-            names = names | {"__getattr__"}
-            self.watch_names(vars(module), sorted(names - vars(module).keys()))  # they may come later
-        super()._add_named(here, module, names, place, seen)
+        if place not in self.objects and self._is_aside:
+            self.asides.add(place)
+        self.objects[place] = value
 
     def _take(self, value: Any, place: str, depth: int, *, watched: bool = False) -> None:
         """Read an annotation, or what a package has made of your settings: of the latter, as far as one can see.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Iterator
 from typing import Any
 
 ANY_NAME = frozenset({"getattr", "vars", "dir", "__dict__", "getmembers", "attrgetter", "__getattribute__"})
@@ -14,12 +14,17 @@ TABLES = frozenset({"globals", "vars", "eval", "exec"})
 """By which it reaches globals that only its texts name."""
 ENVIRONMENT = frozenset({"environ", "environb", "getenv", "getenvb", "expandvars"})
 """By which it reads the environment."""
+RUN = frozenset({"eval", "exec"})
+"""By which it runs texts."""
 SOURCE = frozenset({"getsource", "getsourcelines", "getcomments", "findsource"})
 """By which it reads the comments and the layout of code, which nobody else does."""
 _MAPPINGS = (os.environ, getattr(os, "environb", os.environ))
 _READERS = (os.getenv, getattr(os, "getenvb", os.getenv), os.path.expandvars)
 _VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w*)")
 """As `os.path.expandvars` finds them."""
+_FIELD = re.compile(r"\{[{%]?([^{}]{1,500})\}")
+"""Of a template: `{config.MODEL}`, `{{ config.MODEL }}`, `{% if config.STRICT %}`."""
+_WORD = re.compile(r"[^\W\d]\w*")
 
 
 class SourceText:
@@ -43,14 +48,33 @@ def words_of(text: str | bytes) -> Iterable[str]:
     return [str(text)] if text.isidentifier() else _VARIABLE.findall(text)
 
 
-def words_within(value: Any) -> set[str]:
-    """Return such words of all texts in plain containers."""
-    todo, seen, words = [value], set[int](), set[str]()
+def words_within(value: Any, told: set[str] | None = None) -> set[str]:
+    """Return such words of all texts in plain containers.
+
+    Args:
+        value: A text, or a container.
+        told: Takes the words in the fields of templates among the texts.
+    """
+    words = set[str]()
+    for each in texts_within(value):
+        words.update(words_of(each))
+        if told is not None and isinstance(each, str) and "{" in each:
+            told.update(word for field in _FIELD.findall(each) for word in _WORD.findall(field))
+    return words
+
+
+def all_words_in(value: Any) -> set[str]:
+    """Return all words of all texts in plain containers: of code that is run as a text."""
+    return {word for each in texts_within(value) if isinstance(each, str) for word in _WORD.findall(each)}
+
+
+def texts_within(value: Any) -> Iterator[str | bytes]:
+    """Yield the texts in plain containers."""
+    todo, seen = [value], set[int]()
     while todo:
         each = todo.pop()
         if isinstance(each, str | bytes):
-            words.update(words_of(each))
+            yield each
         elif isinstance(each, dict | list | tuple | set | frozenset) and id(each) not in seen:
             seen.add(id(each))
             todo += [*each, *each.values()] if isinstance(each, dict) else each
-    return words

@@ -70,6 +70,13 @@ EDITS = {
     "the source of a function": "def f():\n return '1'\ndef ask(x):\n try: return inspect.getsource(f)\n"
     " except OSError: return f()",
     "the name of a global in a text": "PROMPT = '1'\ndef ask(x): return globals()['PROMPT']",
+    "a global in a template": "ROLE = '1'\nPROMPT = 'Be {ROLE}.'\ndef ask(x): return PROMPT.format(**globals())",
+    "a global in a template, by a helper": "ROLE = '1'\ndef fill(p): return p.format_map(globals())\n"
+    "def ask(x): return fill('Be {ROLE}.')",
+    "a global in a template of Python's own": "import string\nROLE = '1'\nT = string.Template('Be $ROLE.')\n"
+    "def ask(x): return T.substitute(globals())",
+    "a global in code that is a text": "ROLE = '1'\ndef ask(x): return eval('ROLE + x')",
+    "a function's attribute in a template": "def f(): pass\nf.n = '1'\ndef ask(x): return '{f.n}'.format(f=f)",
 }
 UNREADABLE = {
     *("a context manager that decorates", "what a dataclass holds as a list", "a slot that is no field"),

@@ -162,3 +162,87 @@ def test_which_fields_of_a_global_were_given_counts(responses: Responses) -> Non
     assert ask("x") == "{}"
     program["a"].n = "1"
     assert ask("x") == "{'n': '1'}"
+
+
+def test_a_logger_of_loguru_says_nothing(responses: Responses, stash: Stash) -> None:
+    loguru = pytest.importorskip("loguru")
+    program = made_program("def ask(x):\n logger.debug('hi')\n return x")
+    program["logger"] = loguru.logger
+    ask = responses.cached(program["ask"])
+    assert ask("x") == ask("x") == "x"
+    assert stash.stats.hits == 1
+
+
+def test_an_object_that_raises_when_it_is_asked_for_its_name_is_told_by_its_class(
+    responses: Responses, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = "class Odd:\n def __getattr__(self, name): raise KeyError(name)\nODD = Odd()\ndef ask(x): return x or ODD"
+    assert responses.cached(made_program(source)["ask"])("x") == "x"
+    assert "`ODD`: an object of program.Odd has no content" in caplog.text
+
+
+KNOWN = {
+    "methods": ("", "def ask(x): return x(' A ')", ["str.strip", "str.lower", "len", "'-'.join", "'+'.join"]),
+    "functions of packages": (
+        "import math\nimport numpy as np\n",
+        "def ask(x): return float(x(4))",
+        ["math.sqrt", "math.sin", "np.mean", "np.negative"],
+    ),
+    "a view of a dict": ("import types\n", "def ask(x): return x['a']", ["types.MappingProxyType({'a': n})"]),
+    "types": (
+        "from typing import *\nclass A: pass\nclass B: pass\n",
+        "def ask(x): return str(x)",
+        [
+            *("list[int]", "List[int]", "Optional[int]", "int | None", "Literal['a']", "list[A]", "list[B]"),
+            *("Annotated[int, 'a']", "Annotated[int, 'b']", "Callable[..., int]"),
+        ],
+    ),
+    "times of pandas": (
+        "import pandas as pd\n",
+        "def ask(x): return str(x)",
+        ["pd.Timestamp('2024-01-01')", "pd.Timestamp('2024-01-02')", "pd.Timestamp('2024-01-01', tz='UTC')"],
+    ),
+    "objects of attrs": (
+        "import attrs\n@attrs.frozen\nclass A:\n a: int = 1\n@attrs.define\nclass B:\n a: int = 1\n",
+        "def ask(x): return str(x)",
+        ["A()", "A(2)", "B()", "B(2)"],
+    ),
+    "adapters of pydantic": (
+        "import pydantic\n",
+        "def ask(x): return x.validate_json('[1]')",
+        ["pydantic.TypeAdapter(list[int])", "pydantic.TypeAdapter(list[float])"],
+    ),
+    "rows of datasets": (
+        "import datasets\ndef row(n):\n kept = []\n data = datasets.Dataset.from_dict({'q': [n]})\n"
+        " data.map(lambda each: kept.append(each))\n return kept[0]\n",
+        "def ask(x): return x['q']",
+        ["row('a')", "row('b')"],
+    ),
+}
+
+
+@pytest.mark.parametrize("about", KNOWN)
+def test_objects_that_go_by_a_name_or_say_what_they_are_made_of_are_told_apart(
+    responses: Responses, stash: Stash, about: str
+) -> None:
+    imports, source, expressions = KNOWN[about]
+    for package in ("numpy", "pandas", "attrs", "pydantic", "datasets"):
+        if package in imports:
+            pytest.importorskip(package)
+    made = [each.replace("n}", f"{n}}}") for each in expressions for n in ("12" if "n}" in each else "1")]
+    answered(responses, imports + source, made)
+    assert (stash.stats.hits, dict(stash.stats.misses)) == (len(made), {"absent": len(made)})
+
+
+def test_a_type_that_names_another_in_a_text_is_passed_on(responses: Responses, stash: Stash) -> None:
+    ask = responses.cached(made_program("def ask(x): return str(x)")["ask"])
+    ask(list["Item"])  # pyright: ignore[reportUndefinedVariable]  # noqa: F821
+    assert stash.stats.misses["unsupported"] == 1
+
+
+def test_methods_that_code_names_as_a_global_are_read(responses: Responses, stash: Stash) -> None:
+    for steps, said in (("str.strip, str.lower", "a"), ("str.strip, str.upper", "A")):
+        source = f"STEPS = [{steps}]\ndef ask(x):\n for each in STEPS: x = each(x)\n return x"
+        ask = responses.cached(made_program(source)["ask"])
+        assert ask(" a ") == ask(" a ") == said
+    assert (stash.stats.hits, dict(stash.stats.misses)) == (2, {"absent": 2})

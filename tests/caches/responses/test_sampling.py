@@ -164,3 +164,29 @@ def test_who_opens_the_cache_says_what_a_silent_request_is(stash: Stash) -> None
         assert greedy.get_many([each, each]) == [1, 1]
         assert not drawn.put(each, 1)
     assert stash.responses(model="m").put({"prompt": "x"}, 1)
+
+
+@pytest.mark.parametrize("said", [None, False, True])
+def test_what_a_request_is_sampled_by_is_told_whatever_a_silent_one_is(
+    stash: Stash, said: bool | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    responses = stash.responses(model="m", sampled_by_default=said)
+    for request_ in ({"prompt": "a", "n": 3}, {"prompt": "b", "n": 3}, {"prompt": "a", "p": {"temperature": 0.7}}):
+        assert not responses.put(request_, 1)
+    told = [each.getMessage() for each in caplog.records]
+    assert ["(by n)" in each for each in told] == [True, False]
+    assert "(by temperature)" in told[1]
+
+
+def test_a_temperature_in_a_row_of_data_is_no_sampling_where_no_model_could_mean_it(stash: Stash) -> None:
+    cached = stash.responses(model="m").cached(lambda row=None, config=None: 1)
+    for kept in ({"city": "a", "temperature": 21.5}, {"city": "a", "temperature": -3}):
+        cached(row=kept)
+        cached(row=kept)
+    assert (stash.stats.hits, dict(stash.stats.misses)) == (2, {"absent": 2})
+    cached(row={"city": "b", "temperature": 21.5})
+    assert stash.stats.misses["absent"] == 3
+    for drawn in ({"q": "a", "temperature": 0.7}, {"prompt": "a", "temperature": 21}, {"x": {"temperature": 0.7}}):
+        cached(row=drawn)
+    cached(config={"temperature": 21})
+    assert stash.stats.misses["sampled"] == 4

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from lmstash.caches.responses.counting import Counts
 from lmstash.caches.responses.reading import RequestReader
 from lmstash.caches.responses.requests import HARMLESS
-from lmstash.caches.responses.sampling import is_chat, is_sampled, seed_of
+from lmstash.caches.responses.sampling import fields_sampling, is_chat, is_sampled, seed_of
 from lmstash.caches.responses.who import Who
 from lmstash.errors import InvalidArgumentError, UnsupportedModelError
 from lmstash.events import EventLog, MissReason
@@ -19,8 +19,9 @@ from lmstash.identity.keys import KeyFamily
 
 KIND = "responses"
 _SAMPLED = (
-    "lmstash: a request that is sampled and has no seed is not cached: give it a seed, or open stash.responses with "
-    "keep_sampled=True to keep each of its answers under its number"
+    "lmstash: a request that is sampled (by %s) and has no seed is not cached: give it a seed, or open stash.responses "
+    "with keep_sampled=True to keep each of its answers under its number. If that field says nothing of sampling, give "
+    "it another name"
 )
 _SILENT = (
     "lmstash: a request that says nothing of its temperature is not cached, since the model samples then: send "
@@ -156,9 +157,11 @@ class Asker:
             number = 0
             if self._is_sampled(arguments, [request]):
                 if seed_of(arguments) is None and not self.keep_sampled:
-                    if self._sampled_by_default is None:
-                        word, why = ("sampled", _SAMPLED) if is_sampled(arguments) else ("silent", _SILENT)
-                        self._events.warn_once(f"{word} request", why)
+                    if is_sampled(arguments):
+                        fields = ", ".join(fields_sampling(arguments))
+                        self._events.warn_once(f"sampled request by {fields}", _SAMPLED, fields)
+                    elif self._sampled_by_default is None:
+                        self._events.warn_once("silent request", _SILENT)
                     return self._miss(MissReason.SAMPLED)
                 if occurrence is not None:
                     number = index(occurrence)

@@ -7,7 +7,6 @@ import enum
 import functools
 import logging
 import re
-import sys
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import PurePath
@@ -16,6 +15,7 @@ from typing import Any
 
 from lmstash.caches.responses.everyday import LOCKS, parts_of_everyday
 from lmstash.caches.responses.hiding import is_secret
+from lmstash.caches.responses.known import lies_in_its_package, parts_of_known
 from lmstash.caches.responses.objects import (
     PATHS,
     beside_pixels,
@@ -32,7 +32,7 @@ from lmstash.identity.encoding import encode
 from lmstash.identity.keys import Key
 from lmstash.identity.media import media_of
 from lmstash.identity.own_code import OwnCode
-from lmstash.identity.owners import is_installed, owner_of, version_of
+from lmstash.identity.owners import owner_of, version_of
 from lmstash.identity.words import variables_under, words_of
 
 _PLAIN = (type(None), bool, int, float, str, bytes)
@@ -90,7 +90,7 @@ class Content:
         if not any(each.graph.reads_environment for each in used):
             return None
         names = {word for text in _texts(arguments) for word in words_of(text)}
-        names.update(*[each.graph.words for each in used])
+        names.update(*[each.graph.words | each.graph.told for each in used])
         for text in self._reading.texts:
             names.update(word.decode() for word in _WORD.findall(text))
         said = variables_under({each for each in names if not is_secret(each)})
@@ -145,6 +145,9 @@ class Content:
             return {"remembers": self.plain(vars(value).get("__wrapped__"), depth - 1), "beside": more}
         if isinstance(value, MethodType):
             return {"method": self.plain(value.__func__, depth - 1), "of": self.plain(value.__self__, depth - 1)}
+        known = parts_of_known(value)
+        if known is not None:
+            return {_IS: ["known", *(self.plain(each, depth - 1) for each in known)]}
         fields = fields_of(value)
         if fields is not None:
             about = {name: self.plain(each, depth - 1) for name, each in fields.items()}
@@ -192,6 +195,26 @@ class Content:
             reading.discard((id(code), given))
         return Key({"code": known.digest, "objects": held}).hex
 
+    def changed(self, fn: FunctionType, before: _Code | None) -> list[str]:
+        """Return the names of what a function's own code leads to that is no more as it was.
+
+        Args:
+            fn: The function.
+            before: As `read_of` returned it then.
+        """
+        if before is None or before.graph.unchanged():
+            return []
+        self.begin()
+        self.code(fn)
+        after = self.read_of(fn)
+        now = {} if after is None else after.units
+        differ = {place for place in before.units.keys() | now.keys() if before.units.get(place) != now.get(place)}
+        return sorted({_variable(str(place)).removesuffix(" is") for place in differ})
+
+    def read_of(self, fn: FunctionType) -> _Code | None:
+        """Return a function's code as it was read last; None if it never was."""
+        return self._codes.get((id(fn), False))
+
     def _held(self, known: _Code, place: str, value: Any) -> Any:
         """Return what an object that code names is made of now, as a key can hold it."""
         if isinstance(value, PurePath) and is_bare_path(value):
@@ -205,6 +228,8 @@ class Content:
             return ["pattern", value.pattern, value.flags]
         if isinstance(value, _WITHOUT_MEANING) or (type(value).__module__, type(value).__qualname__) in LOCKS:
             return ["logger" if isinstance(value, logging.Logger) else type(value).__qualname__]
+        if type(value).__module__ == "loguru._logger":  # says nothing, either
+            return ["logger"]
         if type(value) is threading.Event:
             return ["event", value.is_set()]
         if isinstance(value, _TUPLE_GETTER):
@@ -212,7 +237,7 @@ class Content:
         if _is_mark(value):
             marks: dict[int, int] = self._reading.marks  # which of them is which, and no more, is what they say
             return ["mark", type(value).__qualname__, marks.setdefault(id(value), len(marks))]
-        if _lies_in_its_package(value):
+        if lies_in_its_package(value):
             return ["in", value.__module__, value.__qualname__, version_of(owner_of(value.__module__))]
         if type(value) in _caches():
             cache: Any = value
@@ -222,6 +247,8 @@ class Content:
         try:
             text = read_request([self.plain(value)], urls="trust").text
         except InvalidArgumentError as error:
+            if place in known.graph.asides:
+                return ["type", f"{type(value).__module__}.{type(value).__qualname__}"]
             name = _variable(place)
             said = str(error).removesuffix(_SAY)
             raise InvalidArgumentError(f"its code names `{name}`: {said}{_SAY}") from error
@@ -234,7 +261,7 @@ class _Code:
 
     def __init__(self, code: Any, package: str, harmless: frozenset[str], given: bool) -> None:
         self.graph = OwnCode(package, code, given=given)  # keeps it alive, so that its id stays its own
-        units: dict[Any, Any] = {
+        self.units: dict[Any, Any] = {
             name: each for name, each in self.graph.components().items() if not _is_harmless(name, harmless)
         }
         settings: dict[Any, Any] = {}
@@ -242,7 +269,7 @@ class _Code:
             if module.__name__ not in harmless and (found := settings_of(module, harmless)):
                 settings[module.__name__] = found
                 self.graph.watch_names(vars(module), [*found])
-        self.digest = Key({"code": units, "packages": self.graph.packages(), "settings": settings}).hex
+        self.digest = Key({"code": self.units, "packages": self.graph.packages(), "settings": settings}).hex
         self.objects = {
             place: value for place, value in self.graph.objects.items() if not _is_harmless(place, harmless)
         }
@@ -263,14 +290,6 @@ def _is_mark(value: Any) -> bool:
     return kind is object or (
         kind.__module__ == "dataclasses" and not getattr(value, "__dict__", hasattr(kind, "__slots__"))
     )
-
-
-def _lies_in_its_package(value: Any) -> bool:
-    """Whether an object is what an installed package has under the object's own name: its version says what it is."""
-    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
-    if not isinstance(module, str) or not isinstance(name, str) or not is_installed(module):
-        return False
-    return vars(sys.modules.get(module, object)).get(name) is value
 
 
 def _variable(place: str) -> str:

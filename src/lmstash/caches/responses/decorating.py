@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from lmstash.caches.responses.asking import KIND
 from lmstash.caches.responses.content import Content
 from lmstash.caches.responses.requests import ARGUMENTS, EXACT, NUMBERS
+from lmstash.caches.responses.sampling import is_row
 from lmstash.errors import InvalidArgumentError
 from lmstash.events import MissReason
 from lmstash.identity.owners import owner_of
@@ -81,6 +82,7 @@ class Calls:
         self._may_differ = "__wrapped__" in vars(fn) or "__signature__" in vars(fn)
         """Whether the function may see in how a call is written what the signature does not say."""
         self._name = f"{fn.__module__}.{fn.__qualname__}"
+        self._has_warned = False
         self._content = Content(owner_of(inspect.unwrap(fn).__module__), self._harmless)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -95,9 +97,14 @@ class Calls:
         if request is None:
             return fn(*args, **kwargs)
         about = self._about(args, kwargs)
-        return self._cache.get_or_compute(
-            request, lambda: fn(*args, **kwargs), tags=about, ttl_seconds=self._ttl_seconds
-        )
+        before = self._content.read_of(fn)
+
+        def compute() -> Any:
+            answer = fn(*args, **kwargs)
+            self._warn_of_change(fn, before)
+            return answer
+
+        return self._cache.get_or_compute(request, compute, tags=about, ttl_seconds=self._ttl_seconds)
 
     async def later(self, fn: FunctionType, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Answer a call of a function that is awaited."""
@@ -105,9 +112,32 @@ class Calls:
         if request is None:
             return await fn(*args, **kwargs)
         about = self._about(args, kwargs)
-        return await self._cache.get_or_compute_async(
-            request, lambda: fn(*args, **kwargs), tags=about, ttl_seconds=self._ttl_seconds
-        )
+        before = self._content.read_of(fn)
+
+        async def compute() -> Any:
+            answer = await fn(*args, **kwargs)
+            self._warn_of_change(fn, before)
+            return answer
+
+        return await self._cache.get_or_compute_async(request, compute, tags=about, ttl_seconds=self._ttl_seconds)
+
+    def _warn_of_change(self, fn: FunctionType, before: Any) -> None:
+        """Say, once, that what a function's code names changes while it computes: its next call is another one."""
+        if self._has_warned:
+            return
+        try:
+            changed = self._content.changed(fn, before)
+        except Exception:  # said when the function is called next
+            return
+        if changed:
+            self._has_warned = True
+            names = ", ".join(f"`{each}`" for each in changed[:5])
+            self._cache.store.events.warn_once(
+                f"changes {self._name}",
+                "lmstash: %s, which the code of %s names, changes while it computes, so that the next call is another "
+                "one and may not be found again. If it changes no answer (a counter, a memo), say harmless=%s",
+                *(names, self._name, changed[:5]),
+            )
 
     def _request(self, fn: FunctionType, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | None:
         """Return what a call asks; None, counted as a miss, where that cannot be said or is no call of the function."""
@@ -125,7 +155,10 @@ class Calls:
             events.warn_once(f"call {self._name}", "lmstash: calls of %s are not cached: %s", self._name, error)
             events.miss(KIND, b"", MissReason.UNSUPPORTED)
             return None
+        rows = {name: value for name, value in named.items() if is_row(name, value)}
         request = {"function": self._name, "code": code, "arguments": arguments}
+        if rows:  # apart, where no one takes a field of it for an argument of the model
+            request["doc"] = {name: arguments.pop(name) for name in rows}
         if self._may_differ:
             request["written"] = [len(args), [name for name in kwargs if name not in self._harmless]]
         if environment is not None:

@@ -41,7 +41,12 @@ def parts_of_everyday(value: Any) -> list[Any] | None:
     return read(value)
 
 
-def _zone(zone: datetime.tzinfo | None) -> Any:
+def zone_of(zone: datetime.tzinfo | None) -> Any:
+    """Return what stands for a time zone.
+
+    Raises:
+        InvalidArgumentError: It is of an unknown kind.
+    """
     if zone is None:
         return None
     key = getattr(zone, "key", None)
@@ -62,11 +67,11 @@ _PARTS: dict[type, Callable[[Any], list[Any]]] = {
     SimpleNamespace: lambda value: [vars(value)],
     string.Template: lambda value: [vars(value)],
     datetime.date: lambda value: [value.isoformat()],
-    datetime.time: lambda value: [value.replace(tzinfo=None).isoformat(), value.fold, _zone(value.tzinfo)],
-    datetime.datetime: lambda value: [value.replace(tzinfo=None).isoformat(), value.fold, _zone(value.tzinfo)],
+    datetime.time: lambda value: [value.replace(tzinfo=None).isoformat(), value.fold, zone_of(value.tzinfo)],
+    datetime.datetime: lambda value: [value.replace(tzinfo=None).isoformat(), value.fold, zone_of(value.tzinfo)],
     datetime.timedelta: lambda value: [value.days, value.seconds, value.microseconds],
-    datetime.timezone: lambda value: [_zone(value)],
-    zoneinfo.ZoneInfo: lambda value: [_zone(value)],
+    datetime.timezone: lambda value: [zone_of(value)],
+    zoneinfo.ZoneInfo: lambda value: [zone_of(value)],
     decimal.Decimal: lambda value: [str(value)],
     fractions.Fraction: lambda value: [value.numerator, value.denominator],
     uuid.UUID: lambda value: [str(value), value.is_safe.name],

@@ -22,9 +22,15 @@ _BARE_PATHS = (PosixPath, PurePosixPath, PureWindowsPath, WindowsPath, os.DirEnt
 
 
 def fields_of(value: Any) -> dict[str, Any] | None:
-    """Return the fields of a dataclass, pydantic model or named tuple; None where it is none, or holds more."""
+    """Return the fields of a dataclass, attrs object, pydantic model or named tuple; None for others and for more."""
     if dataclasses.is_dataclass(value):
         names = [each.name for each in dataclasses.fields(value)]
+        if isinstance(value, _SAY_MORE) or attributes_of(value).keys() - set(names):
+            return None
+        return {name: getattr(value, name) for name in names}
+    made = getattr(type(value), "__attrs_attrs__", None)
+    if isinstance(made, tuple):
+        names = [each.name for each in made]
         if isinstance(value, _SAY_MORE) or attributes_of(value).keys() - set(names):
             return None
         return {name: getattr(value, name) for name in names}

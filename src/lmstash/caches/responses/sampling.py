@@ -44,6 +44,9 @@ _BESIDE_N = frozenset(
 )
 """Beside one of these `n` is how many answers; elsewhere it may count anything."""
 
+_ROWS = frozenset({"row", "record", "example", "item", "sample", "datum", "entry", "instance", "reading", "data"})
+_HOTTEST = 5
+"""No model is asked for more."""
 
 _CHAT = ("messages", "contents")
 _AROUND = ("input", "body", "request")
@@ -88,6 +91,29 @@ def is_sampled(arguments: Mapping[str, Any], by_default: bool = False) -> bool:
     if any(_is_several(arguments.get(name)) for name in _SEVERAL):
         return not any(_is_several(arguments.get(name)) or arguments.get(name) is True for name in _BEAMS)
     return by_default
+
+
+def fields_sampling(arguments: Mapping[str, Any]) -> list[str]:
+    """Return the names of the arguments that ask for sampling."""
+    names = sorted(name for name, value in arguments.items() if is_sampled({name: value}))
+    return [name for name in names if name not in _DRAWS] or names  # `do_sample` may be noted for another one
+
+
+def is_row(name: str, value: Any) -> bool:
+    """Whether an argument of a function is a row of data whose temperature no model could be asked for: a city's.
+
+    Args:
+        name: The argument's.
+        value: As it was given.
+    """
+    if name not in _ROWS or type(value) is not dict or not _BESIDE_N.isdisjoint(value.keys() - {"temperature"}):
+        return False
+    if any(isinstance(each, dict | list | tuple) for each in value.values()) or not NAMES.isdisjoint(
+        value.keys() - {"temperature"}
+    ):
+        return False
+    temperature: Any = value.get("temperature")
+    return type(temperature) in (int, float) and not 0 <= temperature <= _HOTTEST
 
 
 def _is_true(value: Any) -> bool:
