@@ -19,10 +19,10 @@ from typing import Any
 from lmstash.identity.encoding import Component
 from lmstash.identity.held_files import held_at
 from lmstash.identity.uses import READ, STORED, tails_of, texts_used, uses_of
+from lmstash.identity.words import texts_within
 
 _LONGEST = 512
 _PATH = re.compile(r"[^\n]*(?:\.[A-Za-z]\w{0,10}|/[^\n]*)", re.ASCII)
-_NESTED = 6
 
 
 class FilesInCode:
@@ -106,16 +106,10 @@ class FilesInCode:
 
 def may_be_path(text: str) -> bool:
     """Whether a text looks like the path of a file: it has a suffix or a slash."""
-    return len(text) <= _LONGEST and "://" not in text and _PATH.fullmatch(text) is not None and bool(text.strip("/. "))
+    if len(text) > _LONGEST or not ("." in text or "/" in text) or "://" in text:
+        return False
+    return _PATH.fullmatch(text) is not None and bool(text.strip("/. "))
 
 
-def _paths_within(value: Any, depth: int = _NESTED) -> Iterator[str]:
-    if isinstance(value, str):
-        if may_be_path(value):
-            yield value
-    elif depth and isinstance(value, dict):
-        for each in [*value, *value.values()]:
-            yield from _paths_within(each, depth - 1)
-    elif depth and isinstance(value, list | tuple | set | frozenset):
-        for each in list(value):
-            yield from _paths_within(each, depth - 1)
+def _paths_within(value: Any) -> Iterator[str]:
+    return (each for each in texts_within(value) if isinstance(each, str) and may_be_path(each))
