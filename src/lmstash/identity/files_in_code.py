@@ -12,6 +12,7 @@ import re
 from collections import defaultdict
 from collections.abc import Container, Iterator, Mapping
 from contextlib import suppress
+from itertools import islice
 from pathlib import PurePath
 from types import FunctionType
 from typing import Any
@@ -21,7 +22,8 @@ from lmstash.identity.held_files import held_at
 from lmstash.identity.uses import READ, STORED, tails_of, texts_used, uses_of
 from lmstash.identity.words import texts_within
 
-_LONGEST = 512
+_LONGEST, _MOST = 512, 64
+"""What holds more texts that look like paths is data, not settings, and a look at each would cost more than a hit."""
 _PATH = re.compile(r"[^\n]*(?:\.[A-Za-z]\w{0,10}|/[^\n]*)", re.ASCII)
 
 
@@ -60,7 +62,8 @@ class FilesInCode:
         if isinstance(value, PurePath):
             self._folders |= {os.path.abspath(value), os.path.abspath(value.parent)}
         elif not (name.startswith("__") and name.endswith("__")):  # `__file__` is the code itself
-            self._of_names[name].update(_paths_within(value))
+            found = {*islice(_paths_within(value), _MOST + 1)}
+            self._of_names[name].update(found if len(found) <= _MOST else ())
 
     def see_values(self, values: Mapping[str, Any]) -> None:
         """Take several."""

@@ -10,6 +10,7 @@ import pytest
 
 import lmstash
 from lmstash.caches.responses import Responses
+from lmstash.identity.files_in_code import FilesInCode
 
 IMPORTS = """
 import json, logging, os
@@ -121,6 +122,15 @@ def test_of_a_large_folder_nothing_is_said_but_that_it_changed(folder: Path) -> 
     (folder / "sub" / "1.txt").write_text("two")
     assert ask_twice(folder, "", text) == ("two", "")
     assert ask_twice(folder, "SUB = Path('sub')", "return (SUB / f'{question}.txt').exists()") == (False, "ppq")
+
+
+def test_data_that_names_many_files_costs_no_look_at_each(folder: Path) -> None:
+    write(folder, "one")
+    files = FilesInCode()
+    files.see_value("DATA", [{"file": "sub/p.txt", "number": f"{number}.png"} for number in range(5000)])
+    assert files.say() == {}
+    files.see_value("CONFIG", {"file": "sub/p.txt"})
+    assert {*files.say()} == {"sub/p.txt"}
 
 
 def test_the_folder_of_a_stash_says_nothing(folder: Path) -> None:
