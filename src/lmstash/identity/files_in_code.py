@@ -62,7 +62,7 @@ class FilesInCode:
         if isinstance(value, PurePath):
             self._folders |= {os.path.abspath(value), os.path.abspath(value.parent)}
         elif not (name.startswith("__") and name.endswith("__")):  # `__file__` is the code itself
-            found = {*islice(_paths_within(value), _MOST + 1)}
+            found = [*islice(_paths_within(value), _MOST + 1)]
             self._of_names[name].update(found if len(found) <= _MOST else ())
 
     def see_values(self, values: Mapping[str, Any]) -> None:
