@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import hashlib
 from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import PurePath
 from typing import Any
 
@@ -13,7 +16,7 @@ from lmstash.adapters.lm_eval.tokenizing import cleans_up, rules_of
 from lmstash.adapters.lmms_eval.noted import Noted
 from lmstash.adapters.lmms_eval.pinned import harness_code
 from lmstash.errors import UnsupportedModelError
-from lmstash.identity.describe import Describer
+from lmstash.identity.describe import IMMUTABLE, Describer
 from lmstash.identity.encoding import Component, encode
 from lmstash.identity.generation import GenerationDefaults
 
@@ -27,6 +30,12 @@ _TOKENIZER_SETTINGS = (
 )
 
 _LEFT_OUT = object()
+_LEAVES = frozenset(
+    {
+        *(datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone),
+        *(complex, Decimal, Fraction),
+    }
+)
 _LAZY = {"jinja2.environment.Environment": "cache", "jinja2.environment.Template": "_module"}
 """By class, an attribute that is filled when it is first asked for, and says nothing that the others do not."""
 
@@ -116,6 +125,11 @@ class LmDescriber(Describer):
 
     def value(self, value: Any, path: str) -> Component:
         """As `Describer.value`."""
+        kind = type(value)
+        if kind in IMMUTABLE:
+            return value
+        if kind in (list, tuple) and IMMUTABLE.issuperset(map(type, value)):  # many words, for instance
+            return [kind.__name__, *value]
         if is_client(value):
             told = _client(value)
             if self._walk is not None and not self._walk.named:
@@ -125,6 +139,8 @@ class LmDescriber(Describer):
             return told
         if isinstance(value, PurePath):  # it notes its parts when it is first asked for them
             return ["path", str(value)]
+        if is_number(value):
+            return ["number", type(value).__qualname__, repr(value)]
         if _is_tokenizer(value):
             known = None if self._walk is None else self._walk.tokenizers
             return ["tokenizer", *(_glance(value) if known is None else _read(value, known))]
@@ -176,6 +192,11 @@ def _client(client: Any) -> list[Component]:
     with contextlib.suppress(Exception):  # whatever other people's objects do when they are asked
         where = address_of_client(client)
     return ["client", f"{type(client).__module__}.{type(client).__qualname__}", where]
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number that Python does not write down as such, or a time."""
+    return type(value) in _LEAVES
 
 
 def _is_tokenizer(value: Any) -> bool:

@@ -70,6 +70,8 @@ class _Texts(LmDescriber):
             if isinstance(value, str | bytes):
                 self.told.append(str(value) if isinstance(value, str) else bytes(value))
             return None
+        if isinstance(value, (*_NUMBERS, *_RUNNING)):
+            return None
         if isinstance(value, enum.Enum | PurePath):
             self.told.append(str(value))
         elif isinstance(value, FunctionType | BuiltinFunctionType | type):
@@ -78,11 +80,14 @@ class _Texts(LmDescriber):
             self.told.append(["seen", self._seen[id(value)]])
         elif _moves_on(value) or kind.__module__ == "numpy" or _is_tensor(value):
             self.told.append(LmDescriber(harness_code(), None).value(value, path))
+        elif kind in (list, tuple):
+            for index, each in enumerate(value):
+                self.value(each, f"{path}[{index}]")
         elif kind in (set, frozenset):
             self._unordered(value, path)
         elif is_client(value):  # one may be made when the first question comes
             self.told += [repr(value)] if hasattr(kind, "model_dump") else []  # an answer
-        elif not isinstance(value, (*_NUMBERS, *_RUNNING)):
+        else:
             return super().value(value, path)
         return None
 
