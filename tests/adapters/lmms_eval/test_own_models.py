@@ -251,6 +251,14 @@ def test_of_a_model_that_changes_while_it_answers_all_else_counts(
         assert computed == expected
 
 
+def test_when_and_where_a_model_elsewhere_was_made_counts_where_its_code_goes_by_it(place: str) -> None:
+    begins = f"self.t = time.time(); self.d = tempfile.mktemp(); {CLIENT}"
+    for expected in (10, 0):
+        assert ask(place, program("return question", "import time, tempfile", begins))[1] == expected
+    for _ in range(2):
+        assert ask(place, program("return question + self.d", "import time, tempfile", begins))[1] == 10
+
+
 # --- what is drawn though nothing says so ---------------------------------------------------------------------------
 
 DRAWN = {

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from lmstash.adapters.lm_eval.addresses import is_client
@@ -186,12 +189,8 @@ def read_parts(
     parts = {f"file:{name}": digest(held) for name, held in files_of(attributes, (), own).items()}
     try:
         for name in sorted(attributes):
-            if (
-                named
-                and isinstance(attributes[name], float | datetime.datetime)
-                and name not in own.read_of(attributes)
-            ):
-                continue  # when it was made, rather: what it was told are its arguments
+            if named and _is_of_this_run(attributes[name]) and name not in own.read_of(attributes):
+                continue  # what it was told are its arguments
             is_place = holds_module and name in _PLACES and isinstance(attributes[name], str | None)
             if not is_place or name in own.read_of(attributes):
                 told = walk.read(attributes[name], name)
@@ -281,6 +280,13 @@ def stamp(
                 seen.add(id(each))
                 told.append([place, value(each, place)])
     return encode([*told, files_of(attributes, skipped, memory.own_code(lm))])
+
+
+def _is_of_this_run(value: Any) -> bool:
+    """Whether a value may say when a model object was made, or where it puts what it needs meanwhile."""
+    if isinstance(value, str | PurePath):
+        return str(value).startswith(os.path.join(tempfile.gettempdir(), ""))
+    return isinstance(value, float | datetime.datetime)
 
 
 def _is_module(value: Any) -> bool:
