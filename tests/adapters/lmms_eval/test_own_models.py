@@ -28,6 +28,11 @@ def place(tmp_path: Path) -> str:
     return str(tmp_path / "answers")
 
 
+CLIENT = "self.client = type('Client', (), {'__module__': 'openai.client'})()"
+ELSEWHERE = pytest.mark.parametrize("elsewhere", [False, True], ids=["here", "elsewhere"])
+"""Whether a model is known by its attributes, or by its name, too, since it holds a client."""
+
+
 def program(body: str, before: str = "", begins: str = "pass") -> dict[str, Any]:
     """Return the globals of a program with a model class `Own`, whose `one` has this body."""
     for name in ("a_program", "m_of_lmms"):
@@ -58,12 +63,15 @@ SWEPT = {
 }
 
 
+@ELSEWHERE
 @pytest.mark.parametrize("how", SWEPT)
-def test_what_a_sweep_changes_among_the_globals_of_a_model_counts_at_once(how: str, place: str) -> None:
+def test_what_a_sweep_changes_among_the_globals_of_a_model_counts_at_once(
+    how: str, elsewhere: bool, place: str
+) -> None:
     before, said, change = SWEPT[how]
     if "torch" in before:
         pytest.importorskip("torch")
-    made = program(f"return {said}", before)
+    made = program(f"return {said}", before, CLIENT if elsewhere else "pass")
     lm, task = made["Own"](), Task(questions())
     lm.task_dict["mini"] = {"test": task.docs}
     cache = ResponseCache(place, model="echo")
@@ -73,8 +81,35 @@ def test_what_a_sweep_changes_among_the_globals_of_a_model_counts_at_once(how: s
         assert lm.n_asked == 10 * min(round_ + 1, 3)
 
 
+LIVE = {
+    "an attribute": ("pass", "question + self.p", "setattr(lm, 'p', {!r})"),
+    "an attribute's": ("self.o = SimpleNamespace(p='')", "question + self.o.p", "setattr(lm.o, 'p', {!r})"),
+    "a text of the program": ("pass", "question + P", "globals().update(P={!r})"),
+    "a method": ("pass", "question + self.two()", "setattr(Own, 'two', lambda self: {!r})"),
+}
+
+
+@ELSEWHERE
+@pytest.mark.parametrize("how", LIVE)
+def test_what_is_changed_on_a_live_model_counts_at_once(how: str, elsewhere: bool, place: str) -> None:
+    begins, said, change = LIVE[how]
+    begins += f"; {CLIENT}" if elsewhere else ""
+    made = program(f"return {said}", "from types import SimpleNamespace", begins)
+    made["lm"], task = made["Own"](), Task(questions())
+    made["lm"].task_dict["mini"] = {"test": task.docs}
+    cache = ResponseCache(place, model="echo")
+    for value in "ABAB":
+        exec(change.format(value), made)
+        assert cache.execute(made["lm"], "generate_until", task.requests()) == [f"Q{k}{value}" for k in range(10)]
+    assert made["lm"].n_asked == 20
+
+
 # --- what changes while it answers ----------------------------------------------------------------------------------
 
+MEMORY = """class Memory:
+ def __init__(self): self.said = []
+ def add(self, q): self.said.append(q); return '|'.join(self.said)
+"""
 HISTORIES = {
     "a list": ("", "self.h = []", "self.h.append(question); return '|'.join(self.h)"),
     "the last of a list": ("", "self.h = []", "self.h.append(question); return self.h[-2:]"),
@@ -101,20 +136,40 @@ HISTORIES = {
         "pass", "return say(question)",
     ),
     "a default": ("def say(q, h=[]): h.append(q); return '|'.join(h)", "pass", "return say(question)"),
+    "an object": (MEMORY, "self.h = Memory()", "return self.h.add(question)"),
+    "an object's object": (
+        f"{MEMORY}class Holder: pass", "self.h = Holder(); self.h.m = Memory()", "return self.h.m.add(question)",
+    ),
+    "a global object": (f"{MEMORY}h = Memory()", "pass", "return h.add(question)"),
+    "an object in a list": (MEMORY, "self.h = [Memory()]", "return self.h[0].add(question)"),
+    "an object made later": (
+        MEMORY, "self.h = None", "self.h = self.h or Memory(); return self.h.add(question)",
+    ),
+    "an iterator": ("", "self.h = iter('abcdefghijkl')", "return question + next(self.h)"),
+    "random.Random": ("import random", "self.h = random.Random(0)", "return question + str(self.h.random())"),
+    "a generator of an object": (
+        "import random\nfrom types import *", "self.h = SimpleNamespace(r=random.Random(0))",
+        "return question + str(self.h.r.random())",
+    ),
+    "numpy's generator": (
+        "import numpy", "self.h = numpy.random.default_rng(0)", "return question + str(self.h.random())",
+    ),
+    "torch's generator": (
+        "import torch", "self.h = torch.Generator().manual_seed(0)",
+        "return question + str(torch.rand(1, generator=self.h).item())",
+    ),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("elsewhere", [False, True], ids=["here", "elsewhere"])
+@ELSEWHERE
 @pytest.mark.parametrize("how", HISTORIES)
 def test_answers_that_hang_on_what_was_asked_before_are_not_kept(
     how: str, elsewhere: bool, place: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whether the model is known by its attributes, or by its name since it holds a client."""
     before, begins, body = HISTORIES[how]
-    if elsewhere:
-        if "default" in how:
-            pytest.skip("known by its name, it is not looked into so far")
-        begins += "; self.client = type('Client', (), {'__module__': 'openai.client'})()"
+    if "torch" in before:
+        pytest.importorskip("torch")
+    begins += f"; {CLIENT}" if elsewhere else ""
     docs = questions(6)
     for part in (docs, docs[3:], docs):
         made = program(body, before, begins)
@@ -154,6 +209,56 @@ def test_what_is_only_added_to_changes_nothing(how: str, place: str) -> None:
         assert ask(place, program(body, before, begins))[1] == expected
 
 
+LIMITER = """import datetime, time
+class Limiter:
+ def __init__(self): self.last = None; self.times = []; self.used = {'tokens': 0}; self.p = open('prompt.txt').read()
+ def wait(self, q):
+  self.last = datetime.datetime.now(); self.times.append(time.monotonic()); self.used['tokens'] += len(q); return True
+h = None
+"""
+DRIFTING = {
+    "a time": ("self.p = open('prompt.txt').read(); self.t = None", "self.t = time.time(); return question + self.p"),
+    "a limiter": (
+        "self.p = open('prompt.txt').read(); self.h = Limiter()", "self.h.wait(question); return question + self.p",
+    ),
+    "a limiter made later": (
+        "self.p = open('prompt.txt').read(); self.h = None",
+        "self.t = time.time(); self.h = Limiter(); return question + self.p",
+    ),
+    "an object with a counter": ("self.h = Limiter()", "self.h.wait(question); return question + self.h.p"),
+    "a client made later": (
+        "self.p = open('prompt.txt').read(); self.client = None",
+        "self.client = self.client or type('Client', (), {'__module__': 'openai.client'})(); return question + self.p",
+    ),
+    "a value of its class": (
+        "self.p = open('prompt.txt').read(); type(self).n = 0", "type(self).n += 1; return question + self.p",
+    ),
+}  # fmt: skip
+
+
+@ELSEWHERE
+@pytest.mark.parametrize("how", DRIFTING)
+def test_of_a_model_that_changes_while_it_answers_all_else_counts(
+    how: str, elsewhere: bool, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begins, body = DRIFTING[how]
+    begins += f"; self.other = {CLIENT.partition('= ')[2]}" if elsewhere else ""
+    monkeypatch.chdir(tmp_path)
+    for text, expected in (("one", 10), ("one", 0), ("two", 10), ("one", 0)):
+        Path("prompt.txt").write_text(text)
+        answers, computed = ask(place, program(body, LIMITER, begins), chunk_size=2)
+        assert answers == [f"Q{k}{text}" for k in range(10)]
+        assert computed == expected
+
+
+def test_when_and_where_a_model_elsewhere_was_made_counts_where_its_code_goes_by_it(place: str) -> None:
+    begins = f"self.t = time.time(); self.d = tempfile.mktemp(); {CLIENT}"
+    for expected in (10, 0):
+        assert ask(place, program("return question", "import time, tempfile", begins))[1] == expected
+    for _ in range(2):
+        assert ask(place, program("return question + self.d", "import time, tempfile", begins))[1] == 10
+
+
 # --- what is drawn though nothing says so ---------------------------------------------------------------------------
 
 DRAWN = {
@@ -185,7 +290,7 @@ def test_answers_that_a_model_draws_unasked_are_not_kept(
 def test_a_client_that_draws_how_long_to_wait_answers_as_ever(place: str) -> None:
     import random
 
-    waiting = "self.client = type('Client', (), {'__module__': 'openai.client', 'ask': staticmethod(wait)})()"
+    waiting = CLIENT.replace("{", "{'ask': staticmethod(wait), ")
     for expected in (10, 0):
         made = program("self.client.ask(); return question", begins=waiting)
         made["wait"] = random.random
@@ -215,17 +320,33 @@ FILES = {
 }
 
 
+@ELSEWHERE
 @pytest.mark.parametrize("how", FILES)
 def test_a_file_that_an_attribute_names_counts_by_what_it_holds(
-    how: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    how: str, elsewhere: bool, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, begins, body = FILES[how]
+    begins += f"; {CLIENT}" if elsewhere else ""
     monkeypatch.chdir(tmp_path)
     for text, expected in (("one", 10), ("one", 0), ("two", 10), ("one", 0)):
         Path("prompt.txt").write_text(text)
         answers, computed = ask(place, program(body, before, begins))
         assert answers == [f"Q{k}{text}" for k in range(10)]
         assert computed == expected
+
+
+def test_a_file_that_an_argument_names_counts_by_what_it_holds(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for text, expected in (("one", 10), ("one", 0), ("two", 10), ("one", 0)):
+        Path("prompt.txt").write_text(text)
+        made = program("return question", begins=CLIENT)  # whatever becomes of it elsewhere
+        assert ask(place, made, model_args="system_file=prompt.txt")[1] == expected
+    body = "open(self.log, 'a').write('a line'); return question"
+    for expected in (10, 0, 0):
+        made = program(body, begins=f"self.log = 'log.txt'; {CLIENT}")
+        assert ask(place, made, model_args="log=log.txt")[1] == expected
 
 
 def test_a_file_that_changes_while_a_model_is_used_counts_at_once(

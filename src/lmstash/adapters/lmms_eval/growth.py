@@ -22,6 +22,11 @@ def countable(named: Mapping[str, Any]) -> dict[str, Any]:
     return {name: copy(value) for name, value in named.items() if type(value) in _HISTORIES}
 
 
+def is_history(value: Any) -> bool:
+    """Whether a value is of a kind that may turn out to be what answers hang on: a number, a text, a container."""
+    return type(value) in _HISTORIES
+
+
 def grew(before: Any, now: Any) -> bool:
     """Whether `now` is `before` counted up or added to, from nothing: a number from 0, a container that was empty.
 

@@ -2,8 +2,9 @@
 
 An object whose attributes can be read is known by them: its class and code, its settings, the weights of its modules,
 its tokenizers. Then it is the same whether the harness made it from a name or was handed it. One that stands for
-something elsewhere (a client of a server) is known by the name and the arguments that the harness was given; handed in
-as an object, nobody can say who it is, and nothing is kept.
+something elsewhere (a client of a server) is known by the name and the arguments that the harness was given, too, and
+one that changes itself while it answers by these in the place of what changes; handed in as objects, nobody can say who
+they are, and nothing is kept.
 """
 
 from __future__ import annotations
@@ -17,12 +18,9 @@ from typing import TYPE_CHECKING, Any
 from lmstash.adapters.lm_eval.addresses import address_of_client, addresses_in_environment, is_client
 from lmstash.adapters.lm_eval.own_names import variables
 from lmstash.adapters.lmms_eval.declared import declared_arguments
-from lmstash.adapters.lmms_eval.growth import bare, countable, globals_of, grew, same, values_of_classes
-from lmstash.adapters.lmms_eval.noted import Noted
-from lmstash.adapters.lmms_eval.pinned import harness_code
+from lmstash.adapters.lmms_eval.growth import bare, grew
 from lmstash.adapters.lmms_eval.reading import (
     GENERATION,
-    RUNNING,
     Memory,
     Opaque,
     Parts,
@@ -44,10 +42,11 @@ if TYPE_CHECKING:
 
 STATE = "lmms_eval/state"
 """Where it is kept which attributes of which class are counters and logs."""
-DRIFTS = "*"
-"""Stands among them for: it changes other attributes, too."""
-_READ = "read "
-"""Begins the names among them of what its own code changes and reads."""
+_BY_NAME = "by its name"
+"""Stands among them for: it comes to hold what nobody can take apart."""
+_READ, _DRIFTS, _NUMBERS, _CODE = "read ", "drifts ", "numbers ", "code "
+"""Begin the names among them of what its own code changes and reads; of what changes otherwise; of objects of which
+only numbers do; of code in whose classes values do, which counts as it was at first."""
 _SHARE = 0.05
 """Of the time that goes into reading the object wholly."""
 _CHANGING = ("attribute:", "global:", "code:", "tensor:")
@@ -82,10 +81,10 @@ class ModelObject:
         self._read: Parts | None = None
         self._stamp = b""
         self._due = 0.0
-        self._declared: dict[str, Component] | None = None
-        """Of one that is known by its name and arguments: these, and its code."""
-        self._code: Noted | None = None
-        self._counts: dict[str, Any] = {}
+        self._first: Parts | None = None
+        self._elsewhere = False
+        """Whether it stands for a server, or holds what nobody can take apart: its name and arguments count, too."""
+        self._folders: dict[str, list[Component]] = {}
         self._state: frozenset[str] | None = None
         self._refused = ""
         self._memory = Memory()
@@ -98,9 +97,7 @@ class ModelObject:
 
         Ask after `look`.
         """
-        if self._declared is not None or self._refused:
-            return True
-        return self._read is None or self._load_state(self._read) is not None
+        return bool(self._refused) or self._read is None or self._load_state(self._read) is not None
 
     def look(self) -> Fingerprint:
         """Return who it is now.
@@ -111,13 +108,12 @@ class ModelObject:
         with self._lock:
             if self._refused:
                 raise UnsupportedModelError(self._refused)
-            if self._declared is not None:
-                return self._as_declared(self._declared)
             try:
                 try:
                     return self._look()
                 except Opaque as error:
-                    return self._declare(str(error))
+                    self._go_by_name(str(error))
+                    return self._look()
             except UnsupportedModelError:
                 raise
             except Exception as error:
@@ -127,8 +123,6 @@ class ModelObject:
     def unchanged(self, since: Fingerprint) -> bool:
         """Whether it is still who it was, but for counters and logs. Reads every weight."""
         with self._lock:
-            if self._declared is not None:
-                return not self._has_history() and since == self._as_declared(self._declared)
             before = self._known.get(since.digest)
             if before is None or self._refused:
                 return False
@@ -142,17 +136,15 @@ class ModelObject:
         Call `look` afterwards: its name may be another one.
         """
         with self._lock:
-            if self._declared is not None:
-                return not self._has_history()
             before = self._known.get(since.digest)
             return before is not None and not self._refused and self._learn(before)
 
     def _look(self) -> Fingerprint:
-        opaque = [
-            name for name, each in attributes_of(self._lm, self._harmless, self._memory).items() if is_client(each)
-        ]
-        if opaque:
-            raise Opaque(f"its {opaque[0]} stands for something that computes elsewhere")
+        if not self._elsewhere:
+            attributes = attributes_of(self._lm, self._harmless, self._memory)
+            clients = [name for name, each in attributes.items() if is_client(each)]
+            if clients:
+                raise Opaque(f"its {clients[0]} stands for something that computes elsewhere")
         started = time.monotonic()
         read = self._read
         seen = b"" if read is None else self._stamp_now(read)
@@ -162,20 +154,24 @@ class ModelObject:
             now = time.monotonic()
             self._due = now + (now - started) / _SHARE
             self._read, self._stamp = read, self._stamp_now(read)
+            self._first = self._first or read
         elif read.watches:
             fingerprints = [watch.recognise() for watch, _ in read.watches]
             if fingerprints != [each for _, each in read.watches]:
                 self._read = None
                 return self._look()
         state = self._load_state(read) or frozenset()
-        own = [name[len(_READ) :] for name in state if name.startswith(_READ)]
+        own = self._among_state(_READ)
         if not fresh:
-            own += [name for name in state if name.startswith(_CHANGING) and read.reads(name)]
+            own |= {name for name in state if name.startswith(_CHANGING) and read.reads(name)}
         if own:
             self._refuse(sorted(own))
             return self.look()
-        if DRIFTS in state:
-            self._drift(read.has_module, "itself")
+        if _BY_NAME in state and self._name is not None and not self._elsewhere:
+            raise Opaque("it comes to hold what nobody can take apart")
+        drifting = self._drifting()
+        if drifting and not self._may_drift(read):
+            self._refuse_drift(drifting)
             return self.look()
         if self._state and any(f"attribute:{name}" in read.parts for name in self._skipped()):
             self._read = None  # what is a counter was not known yet
@@ -185,57 +181,80 @@ class ModelObject:
         return fingerprint
 
     def _read_all(self, look: Callable[[ModelWatch], Fingerprint], also: frozenset[str] = frozenset()) -> Parts:
-        return read_parts(self._lm, self._skipped() | also, self._memory, look)
+        return read_parts(self._lm, self._skipped() | also, self._memory, look, named=self._elsewhere)
 
     def _stamp_now(self, read: Parts) -> bytes:
-        places = {name[7:] for name in self._state or () if name.startswith("global:")}
+        places = {name[7:] for name in self._left_out() if name.startswith("global:")}
         if self._harmless:
             places |= {each for graph in read.graphs for each in graph.objects if bare(each) in self._harmless}
-        return stamp_of(self._lm, self._skipped() | places, self._memory, read.graphs)
+        numbers = frozenset(name.partition(":")[2] for name in self._among_state(_NUMBERS))
+        return stamp_of(self._lm, self._skipped() | places, self._memory, read, numbers)
+
+    def _among_state(self, begins: str) -> set[str]:
+        return {name[len(begins) :] for name in self._state or () if name.startswith(begins)}
+
+    def _left_out(self) -> set[str]:
+        """Return the names of parts that change while it answers, and do not count."""
+        return {name for name in self._state or () if name.startswith(_CHANGING)} | self._among_state(_DRIFTS)
 
     def _skipped(self) -> frozenset[str]:
         """Return the names of attributes that change no answer."""
-        return self._harmless | {name[10:] for name in self._state or () if name.startswith("attribute:")}
+        return self._harmless | {name[10:] for name in self._left_out() if name.startswith("attribute:")}
+
+    def _drifting(self) -> set[str]:
+        return self._among_state(_DRIFTS) | self._among_state(_NUMBERS) | self._among_state(_CODE)
+
+    def _may_drift(self, read: Parts) -> bool:
+        """Whether its name and arguments say enough of it for what changes about it to be left out."""
+        return self._name is not None and (self._elsewhere or not read.has_module)
 
     def _name_it(self, read: Parts) -> Fingerprint:
-        state = self._load_state(read) or frozenset()
-        parts = {name: data for name, data in read.parts.items() if name not in state and not self._vouched(name)}
+        self._load_state(read)
+        without, numbers, code = self._left_out(), self._among_state(_NUMBERS), self._among_state(_CODE)
+        parts = {name: data for name, data in read.parts.items() if name not in without and not self._vouched(name)}
+        parts |= {name: read.without_numbers(name) for name in numbers if name in parts}
+        first = self._first or read
+        parts |= {name: first.parts[name] for name in code & first.parts.keys()}
         kind = type(self._lm)
         recorded = {"name": self._called(), "class": f"{kind.__module__}.{kind.__qualname__}"}
         where = {} if read.has_module else addresses_in_environment()  # its code may read them
-        told = {"kind": "lmms_eval model object", **parts, **({"asked at": where} if where else {})}
+        told: dict[str, Component] = {"kind": "lmms_eval model object", **parts}
+        if self._elsewhere or self._drifting():
+            arguments = declared_arguments(
+                self._memory.own_code(self._lm), self._arguments or {}, self._harmless, self._folders
+            )
+            told |= {"name": self._name, "arguments": {**arguments}}
+            said = variables(read.graphs, self._arguments)
+            told |= {"variables of arguments": said} if said else {}
+            clients = {place: each for place, each in read.clients.items() if place in first.clients}
+            told |= {"clients": {**clients}} if clients else {}
+        asked = self._asked_at(first) if self._elsewhere else where
+        told |= {"asked at": asked} if asked else {}
         return Fingerprint(Key(told), recorded)
+
+    def _asked_at(self, first: Parts) -> Component:
+        """Return where one that computes elsewhere is asked now: where its clients say, or the environment does.
+
+        Not where clients say that it did not hold at `first`: it makes them when the first question comes.
+        """
+        held = list(getattr(self._lm, "__dict__", {}).items())
+        live = [address_of_client(each) for name, each in held if name in first.clients and is_client(each)]
+        known = [each for each in live if each is not None]
+        said = [plain_url(each) for each in (self._arguments or {}).values() if is_url(each)]
+        return [each for each in known if each not in said] if known else addresses_in_environment()
 
     def _called(self) -> str:
         return self._name or type(self._lm).__name__
 
-    def _declare(self, why: str) -> Fingerprint:
+    def _go_by_name(self, why: str) -> None:
+        """Know it by its name and arguments, too, from now on."""
         if self._name is None:
             self._refused = (
                 f"{why}, and the model was handed in as an object, so that nobody can say who answers. "
                 "Give the harness its name and arguments instead."
             )
             raise UnsupportedModelError(self._refused)
-        graph = harness_code()
-        graph.note_class(type(self._lm))
-        graph.add(type(self._lm))
-        arguments = declared_arguments(graph, self._arguments or {}, self._harmless)
-        code = Key({"code": graph.components(), "packages": graph.packages()}).digest
-        parts = {"kind": "lmms_eval declared model", "name": self._name, "arguments": {**arguments}, "code": code}
-        self._declared = {**parts}
-        self._code = graph
-        self._counts = countable(self._held(graph))
-        return self._as_declared(self._declared)
-
-    def _as_declared(self, parts: dict[str, Component]) -> Fingerprint:
-        """Return the fingerprint of one that is known by these, asked where it is asked now."""
-        live = [address_of_client(each) for each in getattr(self._lm, "__dict__", {}).values() if is_client(each)]
-        known = [each for each in live if each is not None]
-        said = [plain_url(each) for each in (self._arguments or {}).values() if is_url(each)]
-        where = [each for each in known if each not in said] if known else addresses_in_environment()
-        read = {} if self._code is None else variables([self._code], self._arguments)
-        also = {**({"asked at": where} if where else {}), **({"variables": read} if read else {})}
-        return Fingerprint(Key({**parts, **also}), {"name": self._name})
+        self._elsewhere, self._read, self._first = True, None, None
 
     def _learn(self, before: Parts) -> bool:
         """Remember the counters and logs among what changed; returns whether nothing else did."""
@@ -245,60 +264,59 @@ class ModelObject:
         own = sorted(filter(before.reads, logs))
         if own:
             return self._refuse_for(own, before)
-        try:  # logs may hold anything: they are not read
-            now = self._read_all(lambda watch: watch.fingerprint, frozenset(name[10:] for name in logs))
+        also = frozenset(name[10:] for name in logs)  # logs may hold anything: they are not read
+        mark = frozenset[str]()
+        try:
+            try:
+                now = self._read_all(lambda watch: watch.fingerprint, also)
+            except Opaque:
+                if self._name is None:
+                    return False
+                self._elsewhere, mark = True, frozenset({_BY_NAME})
+                now = self._read_all(lambda watch: watch.fingerprint, also)
         except Exception:  # then it cannot be what it was
             return False
+        if any(now.clients.get(place, each) != each for place, each in before.clients.items()):
+            return False  # another one is asked
         if not all(watch.unchanged(fingerprint) for watch, fingerprint in before.watches):
             return False
-        changed = _changed(before, now) - logs - (self._state or frozenset())
+        changed = _changed(before, now) - logs - self._left_out() - self._among_state(_CODE)
+        changed -= {name for name in self._among_state(_NUMBERS) if before.texts.get(name) == now.texts.get(name)}
         changed = {name for name in changed if not self._vouched(name)}
         own = before.histories(changed, now)
         if own:
             return self._refuse_for(own, now)
         logs |= {name for name in changed if grew(before.counts.get(name), now.counts.get(name))}
-        others = sorted(name.partition(":")[2] for name in changed - logs)
-        if others:
-            self._save_state(now, (self._state or frozenset()) | {DRIFTS})
-            return self._drift(now.has_module, f"its {', '.join(others[:5])}")
-        if logs or self._state is None:
-            self._save_state(now, (self._state or frozenset()) | logs)
+        others = {_drift(name, before, now) for name in changed - logs}
+        if logs or others or mark or self._state is None:
+            self._save_state(before, (self._state or frozenset()) | logs | others | mark)
             self._read = None
+        if others:
+            if not self._may_drift(now):
+                return self._refuse_drift({name.partition(" ")[2] for name in others})
+            names = ", ".join(sorted(name.partition(":")[2] for name in others))
+            logger.info(
+                "lmstash: %s changes %s while it answers: its name and arguments count in the place of what changes",
+                type(self._lm).__name__,
+                names,
+            )
         if any(now.parts.get(name) != data for name, data in before.parts.items() if name.startswith(GENERATION)):
             self._read = None  # some models set what they generate by when they are first asked
             return False
         return True
 
-    def _drift(self, has_module: bool, what: str) -> bool:
-        """Know an object that changes itself by its name, if it has one; returns whether it has."""
-        why = f"{type(self._lm).__name__} changes {what} while it answers"
-        if self._name is not None and not has_module:
-            logger.info("lmstash: %s: it is known by its name and arguments", why)
-            self._declare(why)
-            return True
-        self._refused = f"{why}. If that changes no answer, say so: ResponseCache(..., harmless=[...])."
+    def _refuse_drift(self, names: set[str]) -> bool:
+        """Keep nothing of a model that changes itself, and has no name that says who it is; returns False."""
+        what = ", ".join(sorted(name.partition(":")[2] for name in names)[:5])
+        self._refused = (
+            f"{type(self._lm).__name__} changes its {what} while it answers. "
+            "If that changes no answer, say so: ResponseCache(..., harmless=[...])."
+        )
         return False
 
     def _vouched(self, name: str) -> bool:
         """Whether a global was said to be harmless."""
         return _is_global(name) and bare(name) in self._harmless
-
-    def _has_history(self) -> bool:
-        """Whether one that is known by its name has changed attributes meanwhile that its own code reads."""
-        graph = self._code
-        assert graph is not None
-        now = self._held(graph)
-        changed = [name for name, value in self._counts.items() if not same(value, now.get(name))]
-        own = [each for each in sorted(changed) if graph.reads(bare(each), of_object=not each.startswith("code:"))]
-        return bool(own) and not self._refuse(own)
-
-    def _held(self, graph: Noted) -> dict[str, Any]:
-        """Return the attributes of the object and its class, and globals that its code names, but for harmless ones."""
-        skipped = RUNNING | self._harmless
-        held = {f"attribute:{name}": value for name, value in getattr(self._lm, "__dict__", {}).items()}
-        held |= {f"code:{name}": value for name, value in globals_of(type(self._lm), graph.own).items()}
-        held |= {f"class:{name}": value for name, value in values_of_classes(type(self._lm)).items()}
-        return {name: value for name, value in held.items() if bare(name) not in skipped}
 
     def _refuse_for(self, own: list[str], read: Parts) -> bool:
         self._save_state(read, (self._state or frozenset()) | {f"{_READ}{name}" for name in own})
@@ -309,7 +327,6 @@ class ModelObject:
         names = sorted({bare(name) or name.partition(":")[2] for name in own})
         can_be_named = all(name.startswith("attribute:") or _is_global(name) for name in own)
         how = f"harmless={names}" if can_be_named else "declared='who it is'"
-        self._declared = None
         self._refused = (
             f"{type(self._lm).__name__} changes its {', '.join(names[:5])} while it answers, and its code reads that, "
             f"so that answers may hang on what was asked before. If they do not, say so: ResponseCache(..., {how})."
@@ -318,25 +335,32 @@ class ModelObject:
         self._store.events.warn_once(*told)  # nobody may look again in this run
         return False
 
-    def _state_key(self, read: Parts) -> bytes:
+    def _state_key(self, read: Parts, harmless: frozenset[str]) -> bytes:
         kind = type(self._lm)  # and its code, without the globals that this names
         code = {name: data for name, data in read.parts.items() if name.startswith("code:") and ":" not in name[5:]}
         name = f"{kind.__module__}.{kind.__qualname__}"
-        return Key({"what": f"{STATE} 2", "class": name, "code": {**code}, "harmless": sorted(self._harmless)}).digest
+        return Key({"what": f"{STATE} 3", "class": name, "code": {**code}, "harmless": sorted(harmless)}).digest
 
     def _load_state(self, read: Parts) -> frozenset[str] | None:
         if self._state is None:
-            key = self._state_key(read)
-            kept = self._store.get(key) if self._store.contains(key) else None
-            try:
-                self._state = None if kept is None else frozenset(map(str, json.loads(bytes(kept))))
-            except (ValueError, TypeError):
-                self._state = None
+            self._state = self._kept_state(read, self._harmless)
+            if self._state is None and self._harmless:  # what it changes besides is the same
+                known = self._kept_state(read, frozenset())
+                if known is not None and not any(name.startswith(_READ) for name in known):
+                    self._state = frozenset(name for name in known if bare(name) not in self._harmless)
         return self._state
+
+    def _kept_state(self, read: Parts, harmless: frozenset[str]) -> frozenset[str] | None:
+        key = self._state_key(read, harmless)
+        try:
+            kept = self._store.get(key) if self._store.contains(key) else None
+            return None if kept is None else frozenset(map(str, json.loads(bytes(kept))))
+        except (ValueError, TypeError):
+            return None
 
     def _save_state(self, read: Parts, state: frozenset[str]) -> None:
         self._state = state
-        self._store.put(self._state_key(read), json.dumps(sorted(state)).encode(), namespace=STATE)
+        self._store.put(self._state_key(read, self._harmless), json.dumps(sorted(state)).encode(), namespace=STATE)
 
 
 def _is_global(name: str) -> bool:
@@ -347,3 +371,11 @@ def _is_global(name: str) -> bool:
 def _changed(before: Parts, now: Parts) -> set[str]:
     names = {name for name in before.parts.keys() | now.parts.keys() if name.startswith(_CHANGING)}
     return {name for name in names if before.parts.get(name) != now.parts.get(name)}
+
+
+def _drift(name: str, before: Parts, now: Parts) -> str:
+    """Return how it is remembered of a part that it changes while a model answers."""
+    if name.startswith("code:") and ":" not in name[5:]:
+        return f"{_CODE}{name}"
+    texts = before.texts.get(name)
+    return f"{_DRIFTS if texts is None or texts != now.texts.get(name) else _NUMBERS}{name}"

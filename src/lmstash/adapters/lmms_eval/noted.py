@@ -13,7 +13,6 @@ from types import CodeType, FunctionType
 from typing import Any
 
 from lmstash.adapters.lm_eval.own_names import Followed
-from lmstash.identity.bytecode import names_in
 from lmstash.identity.encoding import Component
 from lmstash.identity.owners import defined_in, is_installed
 from lmstash.identity.words import ANY_NAME
@@ -21,8 +20,6 @@ from lmstash.identity.words import ANY_NAME
 _ADDING = frozenset({"append", "appendleft", "extend", "extendleft", "insert", "add", "update"})
 """Methods of containers that add to them and return None."""
 _ATTRIBUTES = frozenset({"LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR"})
-_SETTING = frozenset({"__init__", "__new__"})
-"""Where attributes are set, before anything is answered."""
 
 
 class Noted(Followed):
@@ -57,9 +54,9 @@ class Noted(Followed):
                 return True
         return self._may_ask(name)
 
-    def goes_by(self, name: str) -> bool:
-        """Whether somebody's own code names an attribute elsewhere than where attributes are set."""
-        return any(name in _later(each.__code__) for each in self._functions_noted.values()) or self._may_ask(name)
+    def takes(self, name: str) -> bool:
+        """Whether somebody's own code takes what goes by a name, if only to add to it."""
+        return any(name in _loaded(each.__code__) for each in self._functions_noted.values()) or self._may_ask(name)
 
     def _may_ask(self, name: str) -> bool:
         """Whether code may reach an attribute without naming it."""
@@ -72,10 +69,12 @@ def name_of(function: FunctionType) -> str:
 
 
 @functools.lru_cache(maxsize=4096)
-def _later(code: CodeType) -> frozenset[str]:
-    if code.co_name not in _SETTING:
-        return frozenset(names_in(code))
-    return frozenset[str]().union(*[names_in(each) for each in code.co_consts if isinstance(each, CodeType)])
+def _loaded(code: CodeType) -> frozenset[str]:
+    """Return the names of attributes, globals and outer variables that code takes."""
+    kinds = (*_ATTRIBUTES, "IMPORT_FROM")
+    named = (each for each in dis.get_instructions(code) if each.opname in kinds or _names_variable(each))
+    inner = [_loaded(each) for each in code.co_consts if isinstance(each, CodeType)]
+    return frozenset(each.argval for each in named).union(*inner)
 
 
 @functools.lru_cache(maxsize=4096)
