@@ -124,6 +124,26 @@ EDITS: dict[str, tuple[str, str, str, str]] = {
         "3.0",
     ),
     "subclasses": ("class R: pass\nclass A(R):\n    by = 2.0\n", "x * R.__subclasses__()[0].by", "2.0", "3.0"),
+    "name of an attribute": (
+        "get = operator.attrgetter('by')\nclass K:\n    by = 2.0\n",
+        "x * get(sys.modules[__name__].K)",
+        "2.0",
+        "3.0",
+    ),
+    "torch op": (
+        "from torch.library import custom_op\n@custom_op('lmstash_mine::f', mutates_args=())\n"
+        "def f(x: Tensor) -> Tensor: return x * 2.0\n",
+        "f(x)",
+        "2.0",
+        "3.0",
+    ),
+    "torch op by its name": (
+        "import torch\n@torch.library.custom_op('lmstash_mine::f', mutates_args=())\n"
+        "def f(x: Tensor) -> Tensor: return x * 2.0\n",
+        "torch.ops.lmstash_mine.f(x)",
+        "2.0",
+        "3.0",
+    ),
     "docstring": ("class K:\n    '2.0'\n", "x * float(K.__doc__)", "2.0", "3.0"),
 }
 
@@ -134,6 +154,25 @@ def test_edits_of_what_code_reaches_count(build: Any, code: str, returns: str, o
     first, second, third = (
         lmstash.fingerprint(build(each, returns)).hex for each in (code, code.replace(old, new), code)
     )
+    assert first == third != second
+
+
+IMPORTED: dict[str, tuple[str, str]] = {
+    "class attribute": ("class K(nn.Module):\n    path = 'PACKAGE.other'\n", "importlib.import_module(K.path).f(x)"),
+    "global": ("PATH = 'PACKAGE.other'\n", "importlib.import_module(PATH).f(x)"),
+    "relative": ("", "importlib.import_module('.other', __package__).f(x)"),
+    "relative, put together": ("NAME = 'other'\n", "importlib.import_module('.' + NAME, __package__).f(x)"),
+    "by a beginning": ("NAME = 'other'\n", "importlib.import_module(f'PACKAGE.{NAME}').f(x)"),
+    "by a longer beginning": ("NAME = 'er'\n", "importlib.import_module('PACKAGE.oth' + NAME).f(x)"),
+    "located": ("", "pydoc.locate('PACKAGE.other.f')(x)"),
+    "resolved": ("", "pkgutil.resolve_name('PACKAGE.other:f')(x)"),
+}
+
+
+@pytest.mark.parametrize(("code", "returns"), IMPORTED.values(), ids=IMPORTED)
+def test_modules_that_texts_name_count_before_they_are_loaded(build: Any, code: str, returns: str) -> None:
+    texts = [{"other": f"def f(x): return x * {by}\n"} for by in (2.0, 3.0, 2.0)]
+    first, second, third = hexes(build, code.replace("PACKAGE", PACKAGE), returns.replace("PACKAGE", PACKAGE), *texts)
     assert first == third != second
 
 

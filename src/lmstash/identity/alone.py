@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import dis
 import functools
+import sys
 from collections.abc import Iterator, Mapping
 from types import CodeType, FunctionType, ModuleType, SimpleNamespace
 from typing import Any
@@ -53,6 +54,24 @@ def words_asked(code: CodeType) -> set[str]:
     """Return what code may ask for of an object that it is given: its names, and texts where it asks by text."""
     names = {*names_in(code)}
     return names if _ASKING.isdisjoint(names) else names | words_within([*texts_in(code)])
+
+
+def ops_named(names: set[str]) -> list[tuple[str, Any]]:
+    """Return the ops made by `torch.library.custom_op` that code may call as `torch.ops.space.name`."""
+    made = getattr(sys.modules.get("torch._library.custom_ops"), "OPDEFS", None)
+    if "ops" not in names or not made:
+        return []
+    return sorted((name, op) for name, op in list(made.items()) if names.issuperset(name.split("::")))
+
+
+def texts_within(value: Any, depth: int = 4) -> set[str]:
+    """Return the texts in plain containers."""
+    if isinstance(value, str):
+        return {str(value)}
+    if not isinstance(value, dict | list | tuple | set | frozenset) or not depth:
+        return set()
+    inner = [*value, *value.values()] if isinstance(value, dict) else value
+    return {text for each in inner for text in texts_within(each, depth - 1)}
 
 
 def modules_handed_on(code: CodeType, table: Mapping[str, Any]) -> Iterator[ModuleType]:

@@ -14,24 +14,31 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from importlib.util import find_spec
 from marshal import dumps
-from pathlib import Path
+from operator import attrgetter
 from types import FunctionType, MappingProxyType, ModuleType
 from typing import Any
 
-from lmstash.identity.alone import attributes_of, by_itself, functions_in, is_settings, modules_handed_on, words_asked
+from lmstash.identity.alone import (
+    attributes_of,
+    by_itself,
+    functions_in,
+    is_settings,
+    modules_handed_on,
+    ops_named,
+    texts_within,
+    words_asked,
+)
 from lmstash.identity.bytecode import globals_in, imports_in, in_order, names_in, plain_component, texts_in
 from lmstash.identity.class_members import is_word
 from lmstash.identity.closures import variables_of
 from lmstash.identity.code import CodeGraph
 from lmstash.identity.encoding import Component, encode
+from lmstash.identity.named_modules import IMPORTS, RESOLVERS, file_of_module, files_named
 from lmstash.identity.owners import defined_in, is_foreign, owner_of
 from lmstash.identity.uses import COUNTED, READ, uses_of
 from lmstash.identity.words import ANY_NAME, TABLES
 
-IMPORTS = frozenset({"__import__", "import_module"})
-"""By which it imports what only a text names."""
 _OF_MODULES = frozenset({"__name__", "__module__"})
 """By which it finds a module in `sys.modules`: the one that it lies in itself."""
 _GLOBALS = TABLES - {"vars"}
@@ -52,6 +59,7 @@ class CodeByText(CodeGraph):
         self._handed: dict[str, ModuleType] = {}
         self._alone: dict[int, FunctionType | type] = {}
         self._n_read = 0
+        self._importing: list[FunctionType] = []
         self._functions_of_yours: dict[str, FunctionType] = {}
         self._classes_of_yours: dict[str, type] = {}
         self._told: set[tuple[int, str]] = set()
@@ -102,6 +110,7 @@ class CodeByText(CodeGraph):
                     self._add_values(table, self._asked & table.keys(), f"{name}:")
                 self._add_of_functions()
                 self._add_of_classes()
+                self._add_by_texts()
         finally:
             self._within -= 1
 
@@ -135,10 +144,34 @@ class CodeByText(CodeGraph):
                 for number, each in enumerate(type.__subclasses__(cls)):
                     self._link(f"{name} has {number}", self.add(each))
 
+    def _add_by_texts(self) -> None:
+        """Read the modules that texts name, in code that imports by text, in globals and classes that it names."""
+        for function in self._importing:
+            names, table = {*names_in(function.__code__)}, function.__globals__
+            held = [table.get(each) for each in names]
+            held += [
+                vars(cls).get(each) for cls in self._classes_of_yours.values() for each in names & vars(cls).keys()
+            ]
+            held += [*texts_in(function.__code__), function.__defaults__, function.__kwdefaults__]
+            for text in sorted(texts_within(held)):
+                if not self.is_yours(text.partition(".")[0] or str(table.get("__package__"))):
+                    continue
+                for module, digest in files_named(text, table.get("__package__")):
+                    self._units[f"{defined_in(function)}.{function.__qualname__} may import {module}"] = digest
+                    if module in sys.modules:
+                        self._add_all(vars(sys.modules[module]), f"{module}:")
+
     def _see_asking(self, function: FunctionType) -> None:
         """Note what a function of yours asks for, and the modules that it hands on."""
         code, table = function.__code__, function.__globals__
         self._asked |= words_asked(code)
+        if not RESOLVERS.isdisjoint(names_in(code)):
+            self._importing.append(function)
+        for name, op in ops_named({*names_in(code)}):
+            self._put(op, f"torch.ops {name}")
+        for each in map(table.get, globals_in(code)):
+            if isinstance(each, attrgetter):
+                self._asked.update(word for text in each.__reduce__()[1] for word in str(text).split("."))
         if any(isinstance(table.get(each), ModuleType) for each in globals_in(code)):
             for module in modules_handed_on(code, table):
                 self._hand_on(module)
@@ -259,7 +292,7 @@ class CodeByText(CodeGraph):
 
     def _add_values(self, table: Mapping[str, Any], names: Iterable[str], place: str) -> None:
         """Read what is plain, code or settings of what lies in a table under some names."""
-        for name in sorted(names):
+        for name in sorted(each for each in names if isinstance(each, str)):
             if (id(table), name) not in self._told and self._is_known(table.get(name), f"{place}{name}", _DEEP):
                 self._told.add((id(table), name))
                 self._alive.append(table)
@@ -347,12 +380,3 @@ def _entries(held: Any) -> list[Any]:
 
 def _is_short(key: Any) -> bool:
     return isinstance(key, str | int)
-
-
-def file_of_module(module: str) -> str:
-    """Return a digest of a module's file, which is not run: a text may be just a text. Empty where there is none."""
-    try:
-        spec = find_spec(module)
-        return "" if spec is None else hashlib.sha256(Path(str(spec.origin)).read_bytes()).hexdigest()
-    except (ImportError, ValueError, OSError):
-        return ""

@@ -209,6 +209,8 @@ class Describer:
                 return {**told, **self._order(plain)}
             pairs = [[key, each] for key, each in items]
             return [name, *(pairs if self.in_order else sorted(pairs, key=encode))]
+        if kind.__module__.startswith("torch.") and kind.__name__ == "CustomOpDef":  # the rest is made of these
+            return ["op", value._qualname, self.code(value._init_fn, path), self.value(value._backend_fns, path)]
         item = getattr(value, "item", None)
         if kind.__module__ == "numpy" and item is not None and getattr(value, "shape", None) == ():
             return ["numpy", kind.__name__, self.value(item(), path)]
