@@ -292,11 +292,18 @@ class CodeByText(CodeGraph):
 
     def _add_values(self, table: Mapping[str, Any], names: Iterable[str], place: str) -> None:
         """Read what is plain, code or settings of what lies in a table under some names."""
+        fixed: list[str] = []
         for name in sorted(each for each in names if isinstance(each, str)):
-            if (id(table), name) not in self._told and self._is_known(table.get(name), f"{place}{name}", _DEEP):
+            value = table.get(name)
+            if (id(table), name) not in self._told and self._is_known(value, f"{place}{name}", _DEEP):
                 self._told.add((id(table), name))
-                self._alive.append(table)
-                self._place(table, name, table.get(name))
+                if self._mutable(value) is None:
+                    fixed.append(name)
+                else:
+                    self._place(table, name, value)
+        if fixed:
+            self._alive.append(table)
+            self.watch_names(table, fixed)
 
     def _is_known(self, value: Any, place: str, depth: int) -> bool:
         """Read a value by itself; return whether it can be."""
