@@ -15,7 +15,8 @@ import sys
 import threading
 import types
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from lmstash.errors import UnsupportedModelError
@@ -46,6 +47,8 @@ _EXACT: dict[type, Callable[[Any], Component]] = {
     int: int.__index__,
     float: float.__float__,
 }
+_ORDER = ("order",)
+"""Beside the fields of what is described; none of them goes by it."""
 TENSOR_MARKS = frozenset({"_is_hf_initialized", "_is_buffer", "persistent"})
 """What loading and registering leave on a tensor, without meaning."""
 _TORCH_NAMES = frozenset({"dtype", "layout", "memory_format", "qscheme"})
@@ -78,6 +81,8 @@ class Describer:
         """Tensors met, by path."""
         self.own: frozenset[int] = frozenset()
         """Modules and tensors that are met in their own places, by `id`: a weak reference to one says nothing new."""
+        self.in_order = False
+        """Whether the order of dicts counts: code that holds them, or has made them, may go through them."""
         self._torch = sys.modules.get("torch")
 
     def value(self, value: Any, path: str) -> Component:
@@ -200,8 +205,12 @@ class Describer:
             items = [(self.value(key, path), self.value(each, f"{path}.{key}")) for key, each in value.items()]
             plain = {key: each for key, each in items if type(key) is str}
             if len(plain) == len(items):
-                return {"": name, **plain} if kind is not dict else plain
-            return [name, *sorted(([key, each] for key, each in items), key=encode)]
+                told = {"": name, **plain} if kind is not dict else plain
+                return {**told, **self._order(plain)}
+            pairs = [[key, each] for key, each in items]
+            return [name, *(pairs if self.in_order else sorted(pairs, key=encode))]
+        if kind.__module__.startswith("torch.") and kind.__name__ == "CustomOpDef":  # the rest is made of these
+            return ["op", value._qualname, self.code(value._init_fn, path), self.value(value._backend_fns, path)]
         item = getattr(value, "item", None)
         if kind.__module__ == "numpy" and item is not None and getattr(value, "shape", None) == ():
             return ["numpy", kind.__name__, self.value(item(), path)]
@@ -223,9 +232,26 @@ class Describer:
         if field in fields and fields.get(unless) is None:  # the outliers of the last batch, for its way back
             del fields[field]
         out: dict[Component, Component] = {"": self.code(kind)}
-        for field, each in fields.items():
-            out[str(field)] = self.value(each, f"{path}.{field}")
-        return out
+        with self.ordered(self.in_order and self.is_yours(kind)):
+            for field, each in fields.items():
+                out[str(field)] = self.value(each, f"{path}.{field}")
+            return {**out, **self._order(fields)}
+
+    def _order(self, fields: Mapping[Any, Any]) -> dict[Component, Component]:
+        return {_ORDER: [*map(str, fields)]} if self.in_order and len(fields) > 1 else {}
+
+    def is_yours(self, kind: type) -> bool:
+        """Return whether a class is somebody's own code."""
+        return self._code.is_yours(kind.__module__)
+
+    @contextmanager
+    def ordered(self, in_order: bool) -> Iterator[None]:
+        """Have the order of dicts count, or not, for as long as this is entered."""
+        before, self.in_order = self.in_order, in_order
+        try:
+            yield
+        finally:
+            self.in_order = before
 
     def _reduced(self, value: Any, name: str, path: str) -> Component:
         """Return what an object that Python cannot look into would be copied from."""

@@ -111,7 +111,8 @@ def _read(model: torch.nn.Module, *, variant: str | None, strict_numerics: bool,
             modules[name or "<root>"] = _read_module(name, module, describer, variant)
         for place, value in list(out.code.objects.items()):  # reading one may lead to more code, and to more modules
             if place not in outside:
-                outside[place] = describer.value(value, f"code {place}")
+                with describer.ordered(True):
+                    outside[place] = describer.value(value, f"code {place}")
     out.components["modules"] = modules
     out.components["globals"] = outside
     out.components["numerics"] = describer.value(numerics(device_types(out.tensors.values())), "numerics")
@@ -147,14 +148,15 @@ def _read_module(name: str, module: torch.nn.Module, describer: Describer, varia
             for child, each in module._modules.items()
         ],
     }
-    skipped = _skipped(module)
+    skipped, in_order = _skipped(module), describer.is_yours(type(module))
     for attribute, value in module.__dict__.items():
         if attribute in _ONE_OR_MORE and isinstance(value, str) and type(module).__module__.startswith("peft.tuners."):
             value = [value]
         if _is_put_back(module, attribute, value):
             continue
         if attribute not in skipped and (attribute != _NO_KERNELS or value is not False):
-            found[attribute] = describer.value(value, f"{name}.{attribute}" if name else attribute)
+            with describer.ordered(in_order):
+                found[attribute] = describer.value(value, f"{name}.{attribute}" if name else attribute)
     for kind in (module._parameters, module._buffers):
         for each, tensor in kind.items():
             path = f"{name}.{each}" if name else each
@@ -177,7 +179,8 @@ def stamp(
     pending = describer.modules
     seen = describer.seen_modules
     describer.module(model, "")
-    flat += [encode(describer.value(value, place)) for place, value in outside.items()]
+    with describer.ordered(True):
+        flat += [encode(describer.value(value, place)) for place, value in outside.items()]
     flat += [encode(describer.value(each, "hook")) for each in foreign_hooks(global_hooks())]
     while pending:
         name, module = pending.pop()
@@ -191,7 +194,8 @@ def stamp(
             if kind in IMMUTABLE:
                 flat += (attribute, kind, value.hex() if kind is float else value)  # 0.0 == -0.0
             else:
-                flat += (attribute, encode(describer.value(value, attribute)))
+                with describer.ordered(describer.is_yours(type(module))):
+                    flat += (attribute, encode(describer.value(value, attribute)))
         for hooks in (state["_forward_hooks"], state["_forward_pre_hooks"]):
             if hooks:
                 flat += [encode(describer.value(each, "hook")) for each in foreign_hooks([hooks])]
