@@ -25,6 +25,7 @@ from lmstash.identity.bytecode import parts_of
 from lmstash.identity.describe import Describer
 from lmstash.identity.encoding import Component, encode
 from lmstash.identity.held_files import content_of
+from lmstash.identity.object_parts import attributes_of
 from lmstash.identity.owners import defined_in
 
 _BY_VERSION = frozenset(
@@ -55,7 +56,7 @@ def class_of(lm: Any, *, vouched: bool) -> tuple[Followed, Component]:
     code = Followed("lm_eval")
     code.lm = lm
     code.note_class(type(lm))
-    code.note_held(vars(lm))
+    code.note_held(attributes_of(lm))
     kind = type(lm)
     sources: dict[Component, Component] = {}
     foreign: dict[str, Any] = {}
@@ -150,7 +151,7 @@ def _version(package: str) -> Component:
         return None
 
 
-class _LmDescriber(Describer):
+class LmDescriber(Describer):
     """Describes what hangs on an `LM`: clients of servers by where they ask, the `LM` itself by nothing more."""
 
     def __init__(self, code: Followed, *, lenient: bool) -> None:
@@ -158,6 +159,7 @@ class _LmDescriber(Describer):
         self._idle: set[int] = set()
 
     def value(self, value: Any, path: str) -> Component:
+        """Return a value as a component."""
         if value is not None and value is getattr(self._code, "lm", None):
             return "the LM"
         if isinstance(value, PurePath) and type(value).__module__.partition(".")[0] == "pathlib":
@@ -223,7 +225,7 @@ def described(
     Raises:
         UnsupportedModelError: One of them cannot be read.
     """
-    describer = _LmDescriber(code, lenient=vouched)
+    describer = LmDescriber(code, lenient=vouched)
     found: dict[Component, Component] = {}
     for name, value in values.items():
         secret = SECRETS.fullmatch(name) is not None
