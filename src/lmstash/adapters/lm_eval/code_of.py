@@ -18,6 +18,8 @@ from lmstash.adapters.lm_eval.addresses import address_of_client, is_client
 from lmstash.adapters.lm_eval.beside_classes import edited, put_into_modules
 from lmstash.adapters.lm_eval.own_names import SECRET_KINDS, Followed
 from lmstash.adapters.lm_eval.partials import Hook
+from lmstash.adapters.lm_eval.sessions import session_told
+from lmstash.adapters.lm_eval.tables import table_told
 from lmstash.caches.responses.hiding import SECRETS
 from lmstash.caches.responses.who import plain_url
 from lmstash.errors import UnsupportedModelError
@@ -167,25 +169,32 @@ class LmDescriber(Describer):
         if isinstance(value, Hook | CacheHook):
             return "cache hook"
         held: Any = value
-        root, kind = type(value).__module__.partition(".")[0], type(value).__qualname__
+        root, kind = str(type(value).__module__).partition(".")[0], type(value).__qualname__
         if root == "jinja2" and kind == "Environment" and _loads_nothing(held.loader):
             self._idle.add(id(held.cache))  # of templates that were made so far
         elif id(value) in self._idle:
             return "cache"
         if root == "numpy" and kind == "Generator":
             return ["numpy", kind, super().value(held.bit_generator.state, path)]
+        table = table_told(value, lambda each: super(LmDescriber, self).value(each, path))
+        if table is not None:
+            return table
+        said = session_told(value)
+        if said is not None:
+            return ["session", f"{root}.{kind}", said]
         sends_by = getattr(value, "_client", None) if is_client(value) else None
         asks = None if sends_by is None else address_of_client(value)
         if asks is None:
             return super().value(value, path)
         kind = f"{type(value).__module__}.{type(value).__qualname__}"
         packages = {type(each).__module__.partition(".")[0] for each in (value, sends_by)}
-        if len(packages) > 1 and not self._lenient:
+        through = session_told(sends_by) if len(packages) > 1 else None
+        if len(packages) > 1 and through is None and not self._lenient:
             raise UnsupportedModelError(
                 f"{path} of the LM is a {kind} with somebody's own `http_client`, so that lmstash cannot tell whom it "
                 "asks and how: vouch for it with variant='...'"
             )
-        return ["client", kind, asks]
+        return ["client", kind, asks] if through is None else ["client", kind, asks, through]
 
     def _path(self, value: PurePath, path: str) -> Component:
         """Return a path as text, since it notes in itself what it is asked; of one that lies deeper also its file.
