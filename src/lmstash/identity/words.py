@@ -20,6 +20,9 @@ _MAPPINGS = (os.environ, getattr(os, "environb", os.environ))
 _READERS = (os.getenv, getattr(os, "getenvb", os.getenv), os.path.expandvars)
 _VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w*)")
 """As `os.path.expandvars` finds them."""
+_FIELD = re.compile(r"\{([^{}]*)\}")
+_ATTRIBUTE = re.compile(r"[.\[]([A-Za-z_]\w*)")
+"""Of a field of `str.format` or a template: `{self.name}`."""
 
 
 class SourceText:
@@ -40,7 +43,10 @@ def variables_under(names: Container[str]) -> dict[Any, Any]:
 def words_of(text: str | bytes) -> Iterable[str]:
     """Return what in a text may name an attribute, or a variable of the environment."""
     text = text.decode("latin-1") if isinstance(text, bytes) else text
-    return [str(text)] if text.isidentifier() else _VARIABLE.findall(text)
+    if text.isidentifier():
+        return [str(text)]
+    fields = _FIELD.findall(text) if "{" in text else []
+    return [*_VARIABLE.findall(text), *(name for each in fields for name in _ATTRIBUTE.findall(each))]
 
 
 def words_within(value: Any) -> set[str]:

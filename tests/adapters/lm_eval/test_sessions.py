@@ -13,11 +13,15 @@ pytest.importorskip("requests")
 pytest.importorskip("httpx")
 import httpx
 import requests
+from lm_eval.models.huggingface import HFLM
 
 from lmstash.adapters.lm_eval.code_of import described
+from lmstash.adapters.lm_eval.identity import who_answers
 from lmstash.adapters.lm_eval.own_names import Followed
 from lmstash.adapters.lm_eval.sessions import session_told
 from lmstash.errors import UnsupportedModelError
+
+from .conftest import tiny_model
 
 
 def of_requests(**attributes: Any) -> Any:
@@ -125,3 +129,15 @@ def test_types_whose_module_is_no_text_are_described():
     pyarrow = pytest.importorskip("pyarrow")
     kind = type(pyarrow.lib.Table.to_batches)
     assert told([kind, type(kind)]) is not None
+
+
+def test_code_of_data_sets_is_not_followed_into_other_packages(tokenizer):
+    datasets = pytest.importorskip("datasets")
+
+    class Mine(HFLM):
+        def examples(self) -> Any:
+            return datasets.Dataset
+
+    look = who_answers(Mine(pretrained=tiny_model(), tokenizer=tokenizer)).look()
+    code: Any = look.components["code"]
+    assert not [each for each in code if each.startswith("fsspec")]

@@ -55,7 +55,7 @@ def class_of(lm: Any, *, vouched: bool) -> tuple[Followed, Component]:
     Raises:
         UnsupportedModelError: Something put there cannot be read.
     """
-    code = Followed("lm_eval")
+    code = Followed("lm_eval", pin_of=_pin_of)
     code.lm = lm
     code.note_class(type(lm))
     code.note_held(attributes_of(lm))
@@ -88,6 +88,11 @@ def class_of(lm: Any, *, vouched: bool) -> tuple[Followed, Component]:
             for place, part in foreign.items()
         }
     return code, about
+
+
+def _pin_of(module: str) -> Component:
+    """Return what stands for code that leads to much of other packages, some of it made anew in each process."""
+    return ["datasets", _version("datasets")] if module.partition(".")[0] == "datasets" else None
 
 
 def _put_into(cls: type) -> Iterator[tuple[str, Any]]:
