@@ -82,6 +82,16 @@ def test_containers_that_are_read_count(said):
     assert one != other
 
 
+def _shown(self: Any) -> str:
+    return f"call {self.n_calls}"
+
+
+def test_a_number_that_a_text_names_within_braces_is_read():
+    kind = type("Mine", (Own,), {"said": _shown, "more": _n_calls, "__module__": __name__})
+    one, other = (who_answers(kind(n_calls=n)).look() for n in (1, 2))
+    assert one != other
+
+
 class Counting(HFLM):
     def tok_encode(self, string: str, **options: Any) -> Any:
         self.n += 1

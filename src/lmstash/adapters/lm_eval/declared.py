@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import PurePath
-from types import MethodType
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
 from lmstash.adapters.lm_eval.code_of import LmDescriber, without_secrets
@@ -30,6 +30,8 @@ _CONTAINERS = frozenset(
     {"builtins", "collections", "types", "argparse", "datetime", "decimal", "functools", "numpy", "pathlib", "re"}
 )
 """Packages whose objects are settings, and may be taken apart."""
+_CODE = (FunctionType, BuiltinFunctionType, MethodType, type)
+"""What says nothing of a declared model: its code is what its owner says."""
 
 
 class DeclaredModel:
@@ -118,9 +120,7 @@ def _code_of(lm: Any) -> Followed:
     code.lm = lm
     code.note_class(type(lm))
     code.note_held(held)
-    functions = [each.__func__ if isinstance(each, MethodType) else each for each in held.values()]
-    own = [each for each in functions if inspect.isfunction(each)]
-    for each in [*own, *(kind for kind in type(lm).__mro__ if kind is not object)]:
+    for each in type(lm).__mro__:
         if defined_in(each).partition(".")[0] != "lm_eval" and not is_installed(defined_in(each)):
             with contextlib.suppress(Exception):  # whatever other people's code does when it is looked at
                 code.add(each)
@@ -149,6 +149,8 @@ def _class_of(value: Any) -> Component:
 
 def _is_told(value: Any) -> bool:
     kind = type(value)
+    if isinstance(value, _CODE):
+        return False
     if isinstance(value, enum.Enum):
         return True
     return str(kind.__module__).partition(".")[0] in _CONTAINERS or not is_installed(defined_in(kind))
