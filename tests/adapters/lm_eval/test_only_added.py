@@ -14,6 +14,7 @@ import lmstash
 from lmstash.adapters.lm_eval import CachedLM
 from lmstash.adapters.lm_eval.identity import who_answers
 from lmstash.adapters.lm_eval.own_names import Followed
+from lmstash.identity.words import words_within
 
 from .conftest import generations, tiny_model
 
@@ -87,6 +88,7 @@ def _shown(self: Any) -> str:
 
 
 def test_a_number_that_a_text_names_within_braces_is_read():
+    assert words_within(["a {self.n_calls} b", "{{ lm.prompt }}", "{0[k]!r:>3}", "{x}"]) == {"n_calls", "prompt", "k"}
     kind = type("Mine", (Own,), {"said": _shown, "more": _n_calls, "__module__": __name__})
     one, other = (who_answers(kind(n_calls=n)).look() for n in (1, 2))
     assert one != other
