@@ -64,16 +64,6 @@ def ops_named(names: set[str]) -> list[tuple[str, Any]]:
     return sorted((name, op) for name, op in list(made.items()) if names.issuperset(name.split("::")))
 
 
-def texts_within(value: Any, depth: int = 4) -> set[str]:
-    """Return the texts in plain containers."""
-    if isinstance(value, str):
-        return {str(value)}
-    if not isinstance(value, dict | list | tuple | set | frozenset) or not depth:
-        return set()
-    inner = [*value, *value.values()] if isinstance(value, dict) else value
-    return {text for each in inner for text in texts_within(each, depth - 1)}
-
-
 def modules_handed_on(code: CodeType, table: Mapping[str, Any]) -> Iterator[ModuleType]:
     """Yield the modules that code names and does more with than to ask for an attribute: `apply(x, settings)`.
 

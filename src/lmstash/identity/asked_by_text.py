@@ -26,7 +26,6 @@ from lmstash.identity.alone import (
     is_settings,
     modules_handed_on,
     ops_named,
-    texts_within,
     words_asked,
 )
 from lmstash.identity.bytecode import globals_in, imports_in, in_order, names_in, plain_component, texts_in
@@ -37,7 +36,7 @@ from lmstash.identity.encoding import Component, encode
 from lmstash.identity.named_modules import IMPORTS, RESOLVERS, file_of_module, files_named
 from lmstash.identity.owners import defined_in, is_foreign, owner_of
 from lmstash.identity.uses import COUNTED, READ, uses_of
-from lmstash.identity.words import ANY_NAME, TABLES
+from lmstash.identity.words import ANY_NAME, TABLES, texts_within
 
 _OF_MODULES = frozenset({"__name__", "__module__"})
 """By which it finds a module in `sys.modules`: the one that it lies in itself."""
@@ -153,7 +152,7 @@ class CodeByText(CodeGraph):
                 vars(cls).get(each) for cls in self._classes_of_yours.values() for each in names & vars(cls).keys()
             ]
             held += [*texts_in(function.__code__), function.__defaults__, function.__kwdefaults__]
-            for text in sorted(texts_within(held)):
+            for text in sorted({each for each in texts_within(held) if isinstance(each, str)}):
                 if not self.is_yours(text.partition(".")[0] or str(table.get("__package__"))):
                     continue
                 for module, digest in files_named(text, table.get("__package__")):

@@ -9,7 +9,7 @@ import collections
 import dis
 import functools
 from types import CodeType
-from typing import Any
+from typing import Any, NamedTuple
 
 _ADDING = frozenset({"append", "appendleft", "extend", "extendleft", "insert", "add", "update"})
 """Methods of containers that add to them and return None."""
@@ -22,20 +22,40 @@ def is_addable(value: Any) -> bool:
     return type(value) in _ADDABLE
 
 
+class Used(NamedTuple):
+    """Names of what code, and code within it, uses; what it somewhere adds to may be read elsewhere in it."""
+
+    read_attributes: frozenset[str]
+    read_variables: frozenset[str]
+    """Globals, and variables from outside."""
+    added_attributes: frozenset[str]
+    added_variables: frozenset[str]
+
+    @property
+    def read(self) -> frozenset[str]:
+        """All that is read."""
+        return self.read_attributes | self.read_variables
+
+    @property
+    def added(self) -> frozenset[str]:
+        """All that is added to."""
+        return self.added_attributes | self.added_variables
+
+
 @functools.lru_cache(maxsize=4096)
-def read_and_added(code: CodeType) -> tuple[frozenset[str], frozenset[str]]:
-    """Return the names of attributes and variables from outside that code reads, and of those that it adds to."""
-    read, added = set[str](), set[str]()
+def used_in(code: CodeType) -> Used:
+    """Return what code reads of attributes and variables from outside, and what it adds to."""
+    found = set[str](), set[str](), set[str](), set[str]()
     steps = [each for each in dis.get_instructions(code) if each.opname not in ("CACHE", "EXTENDED_ARG", "NOP")]
     for place, each in enumerate(steps):
-        if each.opname in _ATTRIBUTES or each.opname == "IMPORT_FROM" or _names_variable(each):
-            (added if _adds_only(steps, place) else read).add(each.argval)
+        is_attribute = each.opname in _ATTRIBUTES
+        if is_attribute or each.opname == "IMPORT_FROM" or _names_variable(each):
+            found[2 * _adds_only(steps, place) + (not is_attribute)].add(each.argval)
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
-            more = read_and_added(inner)
-            read |= more[0]
-            added |= more[1]
-    return frozenset(read), frozenset(added)
+            for names, more in zip(found, used_in(inner), strict=True):
+                names |= more
+    return Used(*map(frozenset, found))
 
 
 def _names_variable(step: dis.Instruction) -> bool:

@@ -16,7 +16,7 @@ from lmstash.identity.closures import variables_of
 from lmstash.identity.code import CodeGraph
 from lmstash.identity.encoding import Component
 from lmstash.identity.handed_on import asks_by_any_name, handed_on, hands_on_imports
-from lmstash.identity.only_added import is_addable, read_and_added
+from lmstash.identity.only_added import is_addable, used_in
 from lmstash.identity.owners import hides_python, is_foreign, is_installed, owner_of, version_of
 from lmstash.identity.touched_packages import TouchedPackages
 from lmstash.identity.words import ANY_NAME
@@ -164,8 +164,8 @@ class OwnModules(CodeGraph):
         """
         if self._any_name:
             return
-        both = [read_and_added(each.__code__) for each in functions]
-        added = set[str]().union(*[each[1] for each in both]) - words.union(*[each[0] for each in both])
+        used = [used_in(each.__code__) for each in functions]
+        added = set[str]().union(*[each.added for each in used]) - words.union(*[each.read for each in used])
         for module in [*self._handed.values(), *self._modules.values()]:
             added -= vars(module).keys()
         tables = {id(each.__globals__) for each in functions} | self._asked_of.keys()

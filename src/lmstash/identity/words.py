@@ -24,6 +24,8 @@ _VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w*)")
 """As `os.path.expandvars` finds them."""
 _FIELD = re.compile(r"\{[{%]?([^{}]{1,500})\}")
 """Of a template: `{config.MODEL}`, `{{ config.MODEL }}`, `{% if config.STRICT %}`."""
+_ATTRIBUTE = re.compile(r"[.\[]([A-Za-z_]\w*)")
+"""In such a field."""
 _WORD = re.compile(r"[^\W\d]\w*")
 
 
@@ -53,13 +55,14 @@ def words_within(value: Any, told: set[str] | None = None) -> set[str]:
 
     Args:
         value: A text, or a container.
-        told: Takes the words in the fields of templates among the texts.
+        told: Takes all words in the fields of templates among the texts; else those count that name attributes.
     """
     words = set[str]()
     for each in texts_within(value):
         words.update(words_of(each))
-        if told is not None and isinstance(each, str) and "{" in each:
-            told.update(word for field in _FIELD.findall(each) for word in _WORD.findall(field))
+        fields = _FIELD.findall(each) if isinstance(each, str) and "{" in each else []
+        for field in fields:
+            words.update(_ATTRIBUTE.findall(field)) if told is None else told.update(_WORD.findall(field))
     return words
 
 

@@ -206,7 +206,8 @@ def test_a_client_that_hangs_on_a_model_counts_by_where_it_asks(tokenizer) -> No
 def test_a_client_that_asks_in_somebody_s_own_way_is_refused_unless_vouched_for(tokenizer) -> None:
     httpx, openai = pytest.importorskip("httpx"), pytest.importorskip("openai")
     lm: Any = Retrieving(pretrained=tiny_model(), tokenizer=tokenizer)
-    lm.client = openai.OpenAI(base_url="http://a/v1", api_key="k", http_client=httpx.Client())
+    client = httpx.Client(transport=httpx.MockTransport(lambda request: None))
+    lm.client = openai.OpenAI(base_url="http://a/v1", api_key="k", http_client=client)
     with pytest.raises(UnsupportedModelError, match="whom it asks"):
         who_answers(lm)
     assert who_answers(lm, variant="v").look()

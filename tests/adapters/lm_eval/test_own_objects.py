@@ -166,34 +166,6 @@ def test_the_environment_counts_whatever_it_is_called(stash, monkeypatch):
         assert lm.counts.computed == computed
 
 
-def _n_calls(self: Any) -> str:
-    self.n_calls += 1
-    return ""
-
-
-def _n_calls_of_it(self: Any) -> int:
-    self.n_calls += 1
-    return self.n_calls
-
-
-@pytest.mark.parametrize(("said", "kept"), [(_n_calls, True), (_n_calls_of_it, False)], ids=["counter", "more"])
-def test_a_number_that_is_only_counted_up_changes_nothing(tmp_path, caplog, said, kept):
-    kind = type("Mine", (Own,), {"said": said, "__module__": __name__})
-    with lmstash.open(tmp_path / "s") as stash:
-        for options, hits in (
-            ({}, 0),
-            ({}, 2 * kept),
-            ({"harmless": ["n_calls"]}, 2 * kept),
-            ({"harmless": ["n_calls"]}, 2),
-        ):
-            lm = CachedLM(kind(n_calls=0), stash, **options)
-            lm.generate_until(generations(2))
-            assert lm.counts.hits == hits
-    said = [each.getMessage() for each in caplog.records if "model changed" in each.getMessage()]
-    assert len(said) == (0 if kept else 1)
-    assert kept or ("its attribute n_calls" in said[0] and "harmless=['n_calls']" in said[0])
-
-
 @pytest.mark.parametrize("name", ["_model", "_header", "tokenizer"])
 @pytest.mark.parametrize("options", [{}, {"model": "mine"}], ids=["seen", "declared"])
 def test_words_that_others_use_for_something_else_count(name, options):

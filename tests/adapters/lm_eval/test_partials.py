@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -23,14 +24,14 @@ class Crash(Exception):
 
 def crashing(after: int, lm_class: Callable[..., Any] = Scripted, **options: Any) -> Any:
     """A model that crashes when it is asked more than `after` requests."""
+    asked = itertools.count(1)
 
     def say(method: str, arguments: tuple[Any, ...]) -> Any:
-        if len(lm.seen) > after:
+        if next(asked) > after:
             raise Crash
         return echo(method, arguments)
 
-    lm = lm_class(say, **options)
-    return lm
+    return lm_class(say, **options)
 
 
 class AllAtOnce(Scripted):

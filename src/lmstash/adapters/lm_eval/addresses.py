@@ -24,7 +24,7 @@ _CLIENTS = frozenset(
     }
 )
 """Packages whose objects stand for something that computes elsewhere."""
-_OF_ITS_KIND = frozenset({"accept", "accept-encoding", "connection", "user-agent"})
+OF_ITS_KIND = frozenset({"accept", "accept-encoding", "connection", "user-agent"})
 """Headers that every client sends."""
 
 _VARIABLE = re.compile(r"(.+_)?(API_BASE|API_URL|BASE_URL)|AZURE_.*(ENDPOINT|BASE|VERSION)|OLLAMA_HOST")
@@ -43,7 +43,7 @@ def address_of(url: str) -> Component:
 
 def is_client(value: Any) -> bool:
     """Whether an object stands for something that computes elsewhere."""
-    return type(value).__module__.partition(".")[0] in _CLIENTS
+    return str(type(value).__module__).partition(".")[0] in _CLIENTS
 
 
 def address_of_client(client: Any) -> Component:
@@ -55,15 +55,16 @@ def address_of_client(client: Any) -> Component:
     if url is None:
         return None
     version = getattr(client, "_api_version", None)
-    headers = _pairs(getattr(client, "_custom_headers", None) or getattr(client, "headers", None), _OF_ITS_KIND)
-    query = _pairs(getattr(client, "_custom_query", None), {"api-version"} if isinstance(version, str) else ())
+    headers = pairs_of(getattr(client, "_custom_headers", None) or getattr(client, "headers", None), OF_ITS_KIND)
+    query = pairs_of(getattr(client, "_custom_query", None), {"api-version"} if isinstance(version, str) else ())
     told: list[Component] = [address_of(str(url)), *([version] if isinstance(version, str) else [])]
     if headers or query:
         told.append(hashlib.sha256(encode([headers, query])).hexdigest())
     return told if len(told) > 1 else told[0]
 
 
-def _pairs(given: Any, without: Collection[str]) -> list[Component]:
+def pairs_of(given: Any, without: Collection[str]) -> list[Component]:
+    """Return what is sent by name, in order, but for some names and secrets."""
     items = ((str(name).lower(), str(value)) for name, value in given.items()) if isinstance(given, Mapping) else ()
     return [[name, value] for name, value in sorted(items) if name not in without and not SECRETS.fullmatch(name)]
 

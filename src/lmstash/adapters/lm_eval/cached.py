@@ -15,6 +15,7 @@ from lmstash.adapters.lm_eval.draws import Draws, Place
 from lmstash.adapters.lm_eval.generators import Generators
 from lmstash.adapters.lm_eval.identity import who_answers
 from lmstash.adapters.lm_eval.imported import ImportedAnswers
+from lmstash.adapters.lm_eval.made_anew import made_anew
 from lmstash.adapters.lm_eval.partials import Hook
 from lmstash.adapters.lm_eval.questions import Questions, tags_of
 from lmstash.adapters.lm_eval.ranks import most_of_all, must_be_even
@@ -25,6 +26,7 @@ from lmstash.caches.responses.cache import Responses
 from lmstash.caches.responses.shelf import MISSING
 from lmstash.errors import InvalidArgumentError, UnsupportedModelError
 from lmstash.events import MissReason
+from lmstash.identity.fingerprint import Fingerprint
 
 if TYPE_CHECKING:
     from lmstash.stash import Stash
@@ -267,6 +269,22 @@ class CachedLM(LM):
         finally:
             if model is not None:
                 self._vouched.end()
+                self._say_what_is_new(model)
+
+    def _say_what_is_new(self, model: Fingerprint) -> None:
+        """Where nothing was found, name the attributes that may be why, now and each time."""
+        settings = model.components.get("settings")
+        new = (
+            [] if self.counts.hits or self._refresh or not isinstance(settings, dict) else made_anew(self.lm, settings)
+        )
+        if new:
+            self.stash.store.events.warn_once(
+                "lm_eval made anew",
+                "lmstash: of the model's attributes, %s look like times or ids that each program makes anew. If so, "
+                "nothing is found again; where they change no answer, say so: CachedLM(harmless=%s)",
+                ", ".join(new),
+                new,
+            )
 
     def _drew(self, generators: Generators) -> bool:
         moved = generators.moved()

@@ -18,6 +18,8 @@ from lmstash.adapters.lm_eval.addresses import address_of_client, is_client
 from lmstash.adapters.lm_eval.beside_classes import edited, put_into_modules
 from lmstash.adapters.lm_eval.own_names import SECRET_KINDS, Followed
 from lmstash.adapters.lm_eval.partials import Hook
+from lmstash.adapters.lm_eval.sessions import session_told
+from lmstash.adapters.lm_eval.tables import table_told
 from lmstash.caches.responses.hiding import SECRETS
 from lmstash.caches.responses.who import plain_url
 from lmstash.errors import UnsupportedModelError
@@ -25,6 +27,7 @@ from lmstash.identity.bytecode import parts_of
 from lmstash.identity.describe import Describer
 from lmstash.identity.encoding import Component, encode
 from lmstash.identity.held_files import content_of
+from lmstash.identity.object_parts import attributes_of
 from lmstash.identity.owners import defined_in
 
 _BY_VERSION = frozenset(
@@ -52,10 +55,10 @@ def class_of(lm: Any, *, vouched: bool) -> tuple[Followed, Component]:
     Raises:
         UnsupportedModelError: Something put there cannot be read.
     """
-    code = Followed("lm_eval")
+    code = Followed("lm_eval", pin_of=_pin_of)
     code.lm = lm
     code.note_class(type(lm))
-    code.note_held(vars(lm))
+    code.note_held(attributes_of(lm))
     kind = type(lm)
     sources: dict[Component, Component] = {}
     foreign: dict[str, Any] = {}
@@ -85,6 +88,11 @@ def class_of(lm: Any, *, vouched: bool) -> tuple[Followed, Component]:
             for place, part in foreign.items()
         }
     return code, about
+
+
+def _pin_of(module: str) -> Component:
+    """Return what stands for code that leads to much of other packages, some of it made anew in each process."""
+    return ["datasets", _version("datasets")] if module.partition(".")[0] == "datasets" else None
 
 
 def _put_into(cls: type) -> Iterator[tuple[str, Any]]:
@@ -150,7 +158,7 @@ def _version(package: str) -> Component:
         return None
 
 
-class _LmDescriber(Describer):
+class LmDescriber(Describer):
     """Describes what hangs on an `LM`: clients of servers by where they ask, the `LM` itself by nothing more."""
 
     def __init__(self, code: Followed, *, lenient: bool) -> None:
@@ -158,6 +166,7 @@ class _LmDescriber(Describer):
         self._idle: set[int] = set()
 
     def value(self, value: Any, path: str) -> Component:
+        """Return a value as a component."""
         if value is not None and value is getattr(self._code, "lm", None):
             return "the LM"
         if isinstance(value, PurePath) and type(value).__module__.partition(".")[0] == "pathlib":
@@ -165,25 +174,32 @@ class _LmDescriber(Describer):
         if isinstance(value, Hook | CacheHook):
             return "cache hook"
         held: Any = value
-        root, kind = type(value).__module__.partition(".")[0], type(value).__qualname__
+        root, kind = str(type(value).__module__).partition(".")[0], type(value).__qualname__
         if root == "jinja2" and kind == "Environment" and _loads_nothing(held.loader):
             self._idle.add(id(held.cache))  # of templates that were made so far
         elif id(value) in self._idle:
             return "cache"
         if root == "numpy" and kind == "Generator":
             return ["numpy", kind, super().value(held.bit_generator.state, path)]
+        table = table_told(value, lambda each: super(LmDescriber, self).value(each, path))
+        if table is not None:
+            return table
+        said = session_told(value)
+        if said is not None:
+            return ["session", f"{root}.{kind}", said]
         sends_by = getattr(value, "_client", None) if is_client(value) else None
         asks = None if sends_by is None else address_of_client(value)
         if asks is None:
             return super().value(value, path)
         kind = f"{type(value).__module__}.{type(value).__qualname__}"
         packages = {type(each).__module__.partition(".")[0] for each in (value, sends_by)}
-        if len(packages) > 1 and not self._lenient:
+        through = session_told(sends_by) if len(packages) > 1 else None
+        if len(packages) > 1 and through is None and not self._lenient:
             raise UnsupportedModelError(
                 f"{path} of the LM is a {kind} with somebody's own `http_client`, so that lmstash cannot tell whom it "
                 "asks and how: vouch for it with variant='...'"
             )
-        return ["client", kind, asks]
+        return ["client", kind, asks] if through is None else ["client", kind, asks, through]
 
     def _path(self, value: PurePath, path: str) -> Component:
         """Return a path as text, since it notes in itself what it is asked; of one that lies deeper also its file.
@@ -223,7 +239,7 @@ def described(
     Raises:
         UnsupportedModelError: One of them cannot be read.
     """
-    describer = _LmDescriber(code, lenient=vouched)
+    describer = LmDescriber(code, lenient=vouched)
     found: dict[Component, Component] = {}
     for name, value in values.items():
         secret = SECRETS.fullmatch(name) is not None

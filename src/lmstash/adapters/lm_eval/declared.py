@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import contextlib
+import enum
+import inspect
+from collections.abc import Collection, Mapping
+from functools import cached_property
 from pathlib import PurePath
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
-from lmstash.adapters.lm_eval.code_of import without_secrets
+from lmstash.adapters.lm_eval.code_of import LmDescriber, without_secrets
 from lmstash.adapters.lm_eval.named_files import files_named
-from lmstash.adapters.lm_eval.own_names import Followed
+from lmstash.adapters.lm_eval.own_names import Followed, variables
 from lmstash.adapters.lm_eval.settings import DERIVED, RUNNING, header_of, how_sent, is_headers, left_out_of
 from lmstash.caches.responses.hiding import SECRETS
 from lmstash.caches.responses.who import named
@@ -16,18 +21,26 @@ from lmstash.errors import InvalidArgumentError
 from lmstash.identity.encoding import Component, encode
 from lmstash.identity.fingerprint import Fingerprint
 from lmstash.identity.keys import Key
+from lmstash.identity.object_parts import attributes_of
+from lmstash.identity.owners import defined_in, is_installed
 
 _NEW = frozenset({"tokenizer", "_model", "_header"})
 """Attributes of most models, which say nothing where they are None."""
+_CONTAINERS = frozenset(
+    {"builtins", "collections", "types", "argparse", "datetime", "decimal", "functools", "numpy", "pathlib", "re"}
+)
+"""Packages whose objects are settings, and may be taken apart."""
+_CODE = (FunctionType, BuiltinFunctionType, MethodType, type)
+"""What says nothing of a declared model: its code is what its owner says."""
 
 
 class DeclaredModel:
-    """What somebody says, the plain attributes as they were, and the files that these name as they are now."""
+    """What somebody says, with plain attributes, own objects, files that they name and variables as they are now."""
 
     def __init__(
         self, lm: Any, model: str, *, revision: str | None, variant: str | None, without: Collection[str] = ()
     ) -> None:
-        """Read the attributes.
+        """Read the code by which it goes.
 
         Args:
             lm: The harness's model.
@@ -37,42 +50,110 @@ class DeclaredModel:
             without: Names of attributes that do not count.
         """
         self._lm = lm
-        self._code = Followed("lm_eval")
-        self._code.note_class(type(lm))
-        self._code.note_held(vars(lm))
         self._without = {*without}
+        self._made: dict[str, Any] = {}
+        self._none_first = {name for name, value in attributes_of(lm).items() if value is None}
         self._base = named(model, revision=revision, variant=variant)
-        self._parts = self._read()
+        self._code = _code_of(lm)
         self.look()
 
     def look(self) -> Fingerprint:
-        """Return who answers."""
-        files = files_named(vars(self._lm), self._without, self._code)
-        parts = self._parts | ({"files": files} if files else {})
+        """Return who answers. Costs some 0.02 ms an attribute, and 1 ms for 1,000 texts in one."""
+        lm, code = self._lm, self._code
+        held = attributes_of(lm)
+        is_remote = hasattr(type(lm), "header")
+        settings: dict[Component, Component] = {}
+        without = self._without
+        n_met = -1
+        while n_met != len(code.names | code.words):  # objects may lead to code that goes by further attributes
+            n_met = len(code.names | code.words)
+            without = self._without | left_out_of(lm, RUNNING | DERIVED | {"pretrained"}, code)
+            without |= {name for name in _NEW if held.get(name) is None}
+            if is_remote:
+                without |= {name for name in ("_header", "header") if is_headers(lm, name)}
+            settings = self._settings(held, without | self._made_before(held))
+        kind = f"{type(lm).__module__}.{type(lm).__qualname__}"
+        parts: dict[str, Component] = {"kind": "lm_eval", "of": self._base.digest, "class": kind, "settings": settings}
+        more: dict[str, Component] = {
+            "header": header_of(lm, ask=False) if is_remote else {},
+            "variables": variables([code], settings),
+            "files": files_named(held, without, code),
+        }
+        parts |= how_sent(lm) | {name: each for name, each in more.items() if each}
         return Fingerprint(Key(parts), {**self._base.recorded, "harness": "lm_eval"})
 
     def unchanged(self, since: Fingerprint) -> bool:
-        """Whether the files that its attributes name are still the same."""
+        """Whether its attributes, and the files that these name, are still the same."""
         return self.look() == since
 
-    def _read(self) -> dict[str, Component]:
-        lm = self._lm
-        held = vars(lm)
-        is_remote = hasattr(type(lm), "header")
-        self._without |= left_out_of(lm, RUNNING | DERIVED | {"pretrained"}, self._code)
-        self._without |= {name for name in _NEW if held.get(name) is None}
-        if is_remote:
-            self._without |= {name for name in ("_header", "header") if is_headers(lm, name)}
-        values = {name: str(value) if isinstance(value, PurePath) else value for name, value in held.items()}
-        plain: dict[Component, Component] = {
-            name: without_secrets(value)
-            for name, value in values.items()
-            if name not in self._without and not SECRETS.fullmatch(name) and _is_plain(value)
-        }
-        kind = f"{type(lm).__module__}.{type(lm).__qualname__}"
-        parts: dict[str, Component] = {"kind": "lm_eval", "of": self._base.digest, "class": kind, "settings": plain}
-        header = header_of(lm, ask=False) if is_remote else {}
-        return parts | how_sent(lm) | ({"header": header} if header else {})
+    def _settings(self, held: Mapping[str, Any], without: Collection[str]) -> dict[Component, Component]:
+        """Return what can be told of attributes, by name."""
+        describer = _Telling(self._code)
+        told: dict[Component, Component] = {}
+        for name, value in held.items():
+            if name in without or SECRETS.fullmatch(name):
+                continue
+            value = str(value) if isinstance(value, PurePath) else value
+            if _is_plain(value):
+                told[name] = without_secrets(value)
+            elif _is_told(value):
+                with contextlib.suppress(Exception):  # whatever other people's objects do when they are looked at
+                    told[name] = without_secrets(describer.value(value, name))
+            elif name in self._none_first:  # a client that is made when it is needed, say
+                told[name] = None
+        return told
+
+    def _made_before(self, held: Mapping[str, Any]) -> set[str]:
+        """Return what properties of somebody's own have made of other attributes, as long as it is what they made."""
+        found = set[str]()
+        for name, value in held.items():
+            made = inspect.getattr_static(type(self._lm), name, None)
+            is_own = isinstance(made, cached_property) and defined_in(made.func).partition(".")[0] != "lm_eval"
+            if is_own and self._made.setdefault(name, value) is value:
+                found.add(name)
+        return found
+
+
+def _code_of(lm: Any) -> Followed:
+    """Return the code of somebody's own that a model goes by, with that of functions which it calls."""
+    code, held = Followed("lm_eval"), attributes_of(lm)
+    code.lm = lm
+    code.note_class(type(lm))
+    code.note_held(held)
+    for each in type(lm).__mro__:
+        if defined_in(each).partition(".")[0] != "lm_eval" and not is_installed(defined_in(each)):
+            with contextlib.suppress(Exception):  # whatever other people's code does when it is looked at
+                code.add(each)
+    return code
+
+
+class _Telling(LmDescriber):
+    """Describes containers and objects of somebody's own classes; of a package's objects only the class."""
+
+    def __init__(self, code: Followed) -> None:
+        super().__init__(code, lenient=True)
+
+    def value(self, value: Any, path: str) -> Component:
+        """Return a value as a component, or its class."""
+        return super().value(value, path) if _is_told(value) else _class_of(value)
+
+    def _object(self, value: Any, kind: type, path: str) -> Component:
+        with contextlib.suppress(Exception):  # as above
+            return super()._object(value, kind, path)
+        return _class_of(value)
+
+
+def _class_of(value: Any) -> Component:
+    return ["of", f"{type(value).__module__}.{type(value).__qualname__}"]
+
+
+def _is_told(value: Any) -> bool:
+    kind = type(value)
+    if isinstance(value, _CODE):
+        return False
+    if isinstance(value, enum.Enum):
+        return True
+    return str(kind.__module__).partition(".")[0] in _CONTAINERS or not is_installed(defined_in(kind))
 
 
 def _is_plain(value: Any) -> bool:

@@ -34,6 +34,7 @@ from lmstash.errors import InvalidArgumentError, UnsupportedModelError
 from lmstash.identity.encoding import Component
 from lmstash.identity.fingerprint import Fingerprint
 from lmstash.identity.keys import Key
+from lmstash.identity.object_parts import attributes_of
 from lmstash.identity.tokenizer import fingerprint_tokenizer
 from lmstash.identity.watch import ModelWatch, watch_model
 
@@ -145,7 +146,8 @@ class LocalModel:
         code, about = class_of(lm, vouched=vouched)
         defaults = getattr(lm.model, "generation_config", None)
         without = {"tokenizer", *self._harmless}
-        if vars(lm).get("_model") is lm.model or hasattr(vars(lm).get("_model"), "named_parameters"):
+        module_held = attributes_of(lm).get("_model")
+        if module_held is lm.model or hasattr(module_held, "named_parameters"):
             without.add("_model")
         generation = {} if defaults is None else {k: v for k, v in defaults.to_dict().items() if v is not None}
         parts: dict[str, Component] = {

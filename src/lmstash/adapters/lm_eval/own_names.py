@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Collection, Iterable, Mapping
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -13,12 +14,16 @@ from lmstash.identity.bytecode import names_in, parts_of, texts_in
 from lmstash.identity.closures import variables_of
 from lmstash.identity.encoding import Component
 from lmstash.identity.files_in_code import FilesInCode
+from lmstash.identity.object_parts import attributes_of
+from lmstash.identity.only_added import used_in
 from lmstash.identity.owners import defined_in, is_installed
 from lmstash.identity.uses import COUNTED, READ, WRITTEN, uses_of
-from lmstash.identity.words import ENVIRONMENT, is_environment, variables_under, words_within
+from lmstash.identity.words import ANY_NAME, ENVIRONMENT, is_environment, variables_under, words_within
 
 SECRET_KINDS = (str, bytes, bool, type(None))
 """What a secret is, or whether there is one: other things that are named as secrets are something else."""
+_GROWING = frozenset({int, float, list, dict, set, Counter, defaultdict, deque})
+"""What is counted up, or added to."""
 _BUILT_IN = frozenset({"builtins", "abc", "typing", "torch"})
 _ANY_NAME = frozenset({"vars", "__dict__", "attrgetter", "__getattribute__"})
 """By which code reaches attributes that it does not name."""
@@ -128,26 +133,42 @@ class Followed(CodeByText):
         return name in self._uses[WRITTEN] and name not in self._uses[READ] | self.words and not self._any_name
 
     def counters(self, lm: Any) -> set[str]:
-        """Return the numbers of a model that all code only counts up, so that no answer can depend on them.
+        """Return the numbers and containers of a model that all code only adds to: no answer can depend on them.
 
-        Not those that the harness's own classes name.
+        The harness's own classes may add to them, too, and name something else by the same word.
         """
-        held = {name for name in self._uses[COUNTED] & vars(lm).keys() if type(vars(lm)[name]) in (int, float)}
-        held -= self._uses[READ] | self._uses[WRITTEN] | self._read_at_first | self.words
-        if not held or self._any_name or type(lm).__setattr__ is not object.__setattr__:
+        held = attributes_of(lm)
+        names = {name for name, value in held.items() if type(value) in _GROWING} - self.words
+        if not names or self._any_name or type(lm).__setattr__ is not object.__setattr__:
             return set()
-        for each in type(lm).__mro__:
-            if each.__module__.partition(".")[0] == self._harness:
-                held -= {name for member in vars(each).items() for name in _named_by(*member)}
-        return held
+        noted = [each for each in self._alive if isinstance(each, FunctionType) and id(each) in self._noted]
+        added = set[str]()
+        for each in noted:
+            used = used_in(each.__code__)
+            attributes, adds = used.read_attributes, used.added_attributes
+            added |= adds
+            names -= attributes
+        for kind in type(lm).__mro__ if names else ():
+            if kind.__module__.partition(".")[0] == self._harness:
+                for member in list(vars(kind).items()):
+                    asked, adds = _asked_by(*member)
+                    names -= asked
+                    added |= adds
+        return names & added
 
 
-def _named_by(name: str, member: Any) -> Iterator[str]:
-    yield name
+def _asked_by(name: str, member: Any) -> tuple[set[str], set[str]]:
+    """Return which attributes a member of a class may read, and which its code adds to."""
+    asked, adds = {name}, set[str]()
     for part in parts_of(name, member):
         if isinstance(part, FunctionType):
-            yield from names_in(part.__code__)
-            yield from (str(each) for each in texts_in(part.__code__))
+            used = used_in(part.__code__)
+            attributes, added = used.read_attributes, used.added_attributes
+            asked |= attributes
+            adds |= added
+            if not ANY_NAME.isdisjoint(names_in(part.__code__)):
+                asked |= {str(each) for each in texts_in(part.__code__)}
+    return asked, adds
 
 
 def variables(graphs: Iterable[Followed], held: Any = None) -> dict[Component, Component]:

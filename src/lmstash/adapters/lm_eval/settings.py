@@ -14,6 +14,7 @@ from lmstash.adapters.lm_eval.named_files import files_named
 from lmstash.adapters.lm_eval.own_names import Followed, harmless, variables
 from lmstash.caches.responses.hiding import SECRETS
 from lmstash.identity.encoding import Component
+from lmstash.identity.object_parts import attributes_of
 
 _PLACES = frozenset(
     {
@@ -42,7 +43,7 @@ def left_out_of(lm: Any, names: frozenset[str], code: Followed) -> frozenset[str
     Places, counters, and those of `names` that no code of somebody's own goes by, or that the harness has made of
     others.
     """
-    held = vars(lm)
+    held = attributes_of(lm)
     named = (code.asked(held) | _ALWAYS) & names
     follow = {name for name in named if _follows(lm, name)}
     replaced = {name for name in DERIVED & names & held.keys() if _is_made(lm, name) and not _follows(lm, name)}
@@ -69,19 +70,19 @@ def settings_and_code(
     left = True
     while left:  # code that is met may go by further attributes, and these may lead to more code
         left_out = left_out_of(lm, names, code) | settings.keys() | {*without}
-        found: Any = described(vars(lm), left_out, code, vouched=vouched, named=code.asked(vars(lm)))
+        found: Any = described(attributes_of(lm), left_out, code, vouched=vouched, named=code.asked(attributes_of(lm)))
         units = own_code(code, vouched=vouched)
         left = bool(found)
         settings |= found
     read = variables([code], settings)
-    files = files_named(vars(lm), left_out_of(lm, names, code) | {*without}, code)
+    files = files_named(attributes_of(lm), left_out_of(lm, names, code) | {*without}, code)
     more: dict[str, Component] = {"variables": read, "files": files}
     return {"settings": settings, "code": units, **{name: each for name, each in more.items() if each}}
 
 
 def _follows(lm: Any, name: str) -> bool:
     """Whether an attribute is what a property of the harness makes of others, or the module that is read."""
-    held = vars(lm).get(name)
+    held = attributes_of(lm).get(name)
     made = _property_of(lm, name)
     if made is None or not _is_made(lm, name):
         return held is not None and held is getattr(lm, "_model", None)
@@ -106,7 +107,7 @@ def _property_of(lm: Any, name: str) -> cached_property[Any] | None:
 
 def is_headers(lm: Any, name: str) -> bool:
     """Whether an attribute is nothing but what `header_of` reads."""
-    held = vars(lm).get(name)
+    held = attributes_of(lm).get(name)
     return isinstance(held, Mapping) or (held is None and name == "_header")
 
 
@@ -121,9 +122,9 @@ def header_of(lm: Any, *, ask: bool = True) -> Component:
     if ask and made is not None and str(made.func.__module__).partition(".")[0] != "lm_eval":
         with contextlib.suppress(Exception):  # without a key, say
             lm.header  # noqa: B018 (what its own property makes of it, once for all)
-    given = vars(lm).get("_header")
+    given = attributes_of(lm).get("_header")
     said = dict(given) if isinstance(given, Mapping) else {}
-    held = vars(lm).get("header")
+    held = attributes_of(lm).get("header")
     if isinstance(held, Mapping) and not _follows(lm, "header"):
         said |= held
     return {

@@ -8,6 +8,7 @@ before the next reading.
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ _SHARE = 0.002
 """Of the time that looking within a call may take."""
 _OF_ATTRIBUTES = frozenset({"settings", "files"})
 """Parts of what a model is that are told by attribute."""
+_OBJECT = re.compile(r"[^:]+:\w+")
+"""What code names, as `identity.code` calls it."""
 
 
 class Vouched:
@@ -117,10 +120,19 @@ class Vouched:
         kinds = [name.split(".", 1) for name in names]
         attributes = sorted({name[1].partition(".")[0] for name in kinds if name[0] in _OF_ATTRIBUTES and name[1:]})
         others = {name[0] for name in kinds if not (name[0] in _OF_ATTRIBUTES and name[1:])}
+        objects = sorted(
+            {found[0] for name in kinds if name[0] == "code" and (found := _OBJECT.match("".join(name[1:])))}
+        )
         said = ", ".join(
-            [*(f"its attribute {each}, or the file that this names" for each in attributes), *sorted(others)]
+            [
+                *(f"its attribute {each}, or the file that this names" for each in attributes),
+                *sorted(others - {"code"} if objects else others),
+                *(f"what its code names: {each}" for each in objects),
+            ]
         )
         advice = f". Of attributes that change no answer, say so: CachedLM(harmless={attributes})" if attributes else ""
+        if objects:
+            advice += ". A global that changes no answer may be an attribute instead, named in CachedLM(harmless=[...])"
         return f" ({said})" if said else "", advice
 
     def _take_back(self, keys: list[bytes]) -> None:
