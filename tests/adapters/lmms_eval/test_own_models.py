@@ -389,3 +389,12 @@ def test_where_a_module_was_loaded_from_counts_where_ones_own_code_goes_by_it(pl
     chosen = "return question + ('chat' if 'instruct' in self.pretrained else 'base')"
     assert [run(where, chosen) for where in ("base", "instruct", "base")] == [10, 10, 0]
     assert [run(where, "return question") for where in ("base", "instruct")] == [10, 0]
+
+
+@pytest.mark.parametrize("client", ["pass", "self.client = type('Client', (), {'__module__': 'openai.client'})()"])
+def test_keys_that_let_requests_through_do_not_count(place: str, client: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = "{**self.headers, 'k': self.api_key}; return question + self.headers['X']"
+    for key, other, expected in (("one", "y", 10), ("two", "y", 0), ("two", "z", 10)):
+        monkeypatch.setenv("MY_API_KEY", key)
+        begins = f"key = os.environ['MY_API_KEY']; self.headers = {{'Authorization': key, 'X': {other!r}}}"
+        assert ask(place, program(body, "import os", f"{begins}; self.api_key = key; {client}"))[1] == expected

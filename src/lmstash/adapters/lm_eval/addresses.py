@@ -27,6 +27,7 @@ _CLIENTS = frozenset(
 OF_ITS_KIND = frozenset({"accept", "accept-encoding", "connection", "user-agent"})
 """Headers that every client sends."""
 
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _VARIABLE = re.compile(r"(.+_)?(API_BASE|API_URL|BASE_URL)|AZURE_.*(ENDPOINT|BASE|VERSION)|OLLAMA_HOST")
 """Names of variables that say a server's address, or the version of its interface."""
 
@@ -73,3 +74,16 @@ def addresses_in_environment() -> dict[Component, Component]:
     """Return what the variables say that clients read an address from; never keys."""
     found = {name: value for name, value in os.environ.items() if _VARIABLE.fullmatch(name) and value}
     return {name: address_of(found[name]) for name in sorted(found) if not SECRETS.fullmatch(name)}
+
+
+def without_secrets(value: Component) -> Component:
+    """Return a value without fields that are named as secrets, and with URLs that may hold some as digests."""
+    if isinstance(value, dict):
+        return {
+            name: without_secrets(each)
+            for name, each in value.items()
+            if not (isinstance(name, str) and SECRETS.fullmatch(name))
+        }
+    if isinstance(value, str) and _URL.match(value) and (urlsplit(value).query or "@" in urlsplit(value).netloc):
+        return [plain_url(value), hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()]
+    return [without_secrets(each) for each in value] if isinstance(value, list) else value

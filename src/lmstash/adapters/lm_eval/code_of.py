@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePath
 from types import FunctionType
 from typing import Any
-from urllib.parse import urlsplit
 
 from lm_eval.api.model import CacheHook
 
-from lmstash.adapters.lm_eval.addresses import address_of_client, is_client
+from lmstash.adapters.lm_eval.addresses import address_of_client, is_client, without_secrets
 from lmstash.adapters.lm_eval.beside_classes import edited, put_into_modules
 from lmstash.adapters.lm_eval.own_names import SECRET_KINDS, Followed
 from lmstash.adapters.lm_eval.partials import Hook
 from lmstash.adapters.lm_eval.sessions import session_told
 from lmstash.adapters.lm_eval.tables import table_told
 from lmstash.caches.responses.hiding import SECRETS
-from lmstash.caches.responses.who import plain_url
 from lmstash.errors import UnsupportedModelError
 from lmstash.identity.bytecode import parts_of
 from lmstash.identity.describe import Describer
@@ -40,7 +37,6 @@ _BY_VERSION = frozenset(
 _FUNCTIONS = (FunctionType, staticmethod, classmethod, type)
 _READ_BYTES = 64 << 20
 """Tensors beside a model are read at each look, up to so much of them."""
-_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
 def class_of(lm: Any, *, vouched: bool) -> tuple[Followed, Component]:
@@ -275,16 +271,3 @@ def _dense(describer: Describer) -> Iterator[tuple[str, Any]]:
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
             raise UnsupportedModelError(f"{name} of the LM is a tensor of a kind that lmstash does not read")
         yield name, tensor
-
-
-def without_secrets(value: Component) -> Component:
-    """Return a value without fields that are named as secrets, and with URLs that may hold some as digests."""
-    if isinstance(value, dict):
-        return {
-            name: without_secrets(each)
-            for name, each in value.items()
-            if not (isinstance(name, str) and SECRETS.fullmatch(name))
-        }
-    if isinstance(value, str) and _URL.match(value) and (urlsplit(value).query or "@" in urlsplit(value).netloc):
-        return [plain_url(value), hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()]
-    return [without_secrets(each) for each in value] if isinstance(value, list) else value

@@ -11,7 +11,8 @@ from pathlib import PurePath
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
-from lmstash.adapters.lm_eval.code_of import LmDescriber, without_secrets
+from lmstash.adapters.lm_eval.addresses import without_secrets
+from lmstash.adapters.lm_eval.code_of import LmDescriber
 from lmstash.adapters.lm_eval.named_files import files_named
 from lmstash.adapters.lm_eval.own_names import Followed, variables
 from lmstash.adapters.lm_eval.settings import DERIVED, RUNNING, header_of, how_sent, is_headers, left_out_of

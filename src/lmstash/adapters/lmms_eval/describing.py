@@ -11,7 +11,7 @@ from fractions import Fraction
 from pathlib import PurePath
 from typing import Any
 
-from lmstash.adapters.lm_eval.addresses import address_of_client, is_client
+from lmstash.adapters.lm_eval.addresses import address_of_client, is_client, without_secrets
 from lmstash.adapters.lm_eval.tokenizing import cleans_up, rules_of
 from lmstash.adapters.lmms_eval.noted import Noted
 from lmstash.adapters.lmms_eval.pinned import harness_code
@@ -105,9 +105,9 @@ class Walk:
 
     def _value(self, describer: LmDescriber, value: Any, place: str) -> Any:
         if not self.named:
-            return describer.value(value, place)
+            return without_secrets(describer.value(value, place))
         try:
-            return describer.whole(value, place)
+            return without_secrets(describer.whole(value, place))
         except (UnsupportedModelError, RecursionError):
             self.opaque.add(place)
             return _LEFT_OUT
