@@ -197,7 +197,8 @@ class CodeByText(CodeGraph):
         name = super()._add_class(cls)
         if self.is_yours(cls.__module__):
             self._classes_of_yours[name] = cls
-            if self.is_yours(type(cls).__module__):
+            made_by: Any = type(cls).__module__  # a descriptor, of classes that Cython makes
+            if isinstance(made_by, str) and self.is_yours(made_by):
                 self._link(f"{name} is made by", self.add(type(cls)))
             for key, member in list(vars(cls).items()):
                 if isinstance(member, functools.singledispatchmethod):
