@@ -81,6 +81,8 @@ def imports_in(code: CodeType, package: str | None) -> Iterator[str]:
 
 def code_component(code: CodeType) -> Component:
     """Return all of a function's code that decides what it does: not where it was written."""
+    if code.co_name == "__hash__" and code.co_filename.startswith("<attrs generated"):
+        return ["attrs", list(code.co_names)]  # it holds a hash of texts, which is another one in each process
     consts = [code_component(each) if isinstance(each, CodeType) else plain_component(each) for each in code.co_consts]
     names = [*code.co_names, "|", *code.co_varnames, "|", *code.co_freevars, "|", *code.co_cellvars]
     counts = [code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags]

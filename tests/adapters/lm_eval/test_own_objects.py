@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import logging
+import os
+import subprocess
 import sys
 import types
 from os import getenv as of
@@ -257,3 +259,40 @@ def test_harmless_attributes_of_a_declared_model_do_not_count():
         return who_answers(lm, model="m", harmless=["run"]).look()
 
     assert look(1) == look(2)
+
+
+SEEDED = """
+import os
+import subprocess
+import sys
+from lm_eval.models.api_models import TemplateAPI
+from lm_eval.models.openai_completions import LocalChatCompletion
+from lmstash.adapters.lm_eval.identity import who_answers
+
+class Mine(TemplateAPI):
+    def _create_payload(self, messages, **options): return {}
+    @staticmethod
+    def parse_logprobs(outputs, **options): return []
+    @staticmethod
+    def parse_generations(outputs, **options): return []
+
+class Chat(LocalChatCompletion):
+    def generate_until(self, requests, **options): return []
+
+mine = Mine(model="m", base_url="http://x/v1", tokenizer_backend=None, tokenized_requests=False)
+chat = Chat(base_url="http://x/v1/chat/completions", model="m")
+print(who_answers(mine).look().hex, who_answers(chat).look().hex)
+"""
+
+
+def test_every_process_finds_a_class_of_ones_own_the_same(tmp_path):
+    """Whatever order its sets have, and whatever others have generated code with hashes in it for."""
+    said = set()
+    for seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "OPENAI_API_KEY": "x"}
+        ran = subprocess.run(
+            [sys.executable, "-c", SEEDED], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert ran.returncode == 0, ran.stderr[-2000:]
+        said.add(ran.stdout.split("\n")[-2])
+    assert len(said) == 1
