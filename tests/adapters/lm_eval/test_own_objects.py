@@ -262,8 +262,6 @@ def test_harmless_attributes_of_a_declared_model_do_not_count():
 
 
 SEEDED = """
-import os
-import subprocess
 import sys
 from lm_eval.models.api_models import TemplateAPI
 from lm_eval.models.openai_completions import LocalChatCompletion
