@@ -76,10 +76,27 @@ def test_what_is_joined_behind_a_folder_comes_with_it():
         (HERE / f"{name}.log").open("a").close()
 
     assert [(tail, use) for name, tail, use in tails_of(code.__code__) if name == "HERE"] == [
-        *[("a/b.txt", READ), ("c.txt", READ), ("d.txt", READ), ("e.txt", WRITTEN), (None, WRITTEN)]
+        *[("a/b.txt", READ), ("c.txt", READ), ("d.txt", READ), ("e.txt", WRITTEN), ("", WRITTEN)]
     ]
 
     def more(name: str) -> Any:
         return (HERE / name).read_text(), (HERE / "a" / f"{name}_{name}.txt").read_text(), list(HERE.iterdir())
 
-    assert [(tail, use) for name, tail, use in tails_of(more.__code__) if name == "HERE"] == [(None, READ)] * 3
+    assert [(tail, use) for name, tail, use in tails_of(more.__code__) if name == "HERE"] == [
+        *[("", READ), ("a", READ), (None, READ)]
+    ]
+
+    def joined(name: str, *, folder: str = "f") -> Any:
+        os.path.join(HERE, "a", "b.txt")
+        os.path.join(HERE, "a", name + ".txt")
+        Path(HERE, name)
+        open(f"{HERE}/a/{name}.txt").close()
+        path = HERE / "c" / f"{name}.json"
+        path.write_text("")
+        return open(os.path.join(folder, name)), HERE
+
+    told = [*tails_of(joined.__code__)]
+    assert [(tail, use) for name, tail, use in told if name == "HERE"] == [
+        *[("a/b.txt", READ), ("a", READ), ("", READ), ("a", READ), ("c", WRITTEN), (None, READ)]
+    ]
+    assert [(tail, use) for name, tail, use in told if name == "folder"] == [("", READ)]

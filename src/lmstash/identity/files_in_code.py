@@ -7,6 +7,7 @@ to do not count.
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 from collections import defaultdict
@@ -18,6 +19,7 @@ from types import FunctionType
 from typing import Any
 
 from lmstash.identity.encoding import Component
+from lmstash.identity.handed_on import asks_by_any_name
 from lmstash.identity.held_files import held_at
 from lmstash.identity.uses import READ, STORED, tails_of, texts_used, uses_of
 from lmstash.identity.words import texts_within
@@ -38,6 +40,7 @@ class FilesInCode:
         self._tails: defaultdict[str, set[str | None]] = defaultdict(set)
         self._folders: set[str] = set()
         self._words: set[str] = set()
+        self._any_name = False
         self._found: tuple[str, list[tuple[str, list[str]]]] | None = None
 
     def see(self, function: FunctionType) -> None:
@@ -46,11 +49,13 @@ class FilesInCode:
         self._folders.add(os.path.abspath(os.path.dirname(code.co_filename)))
         for text, use, opens in texts_used(code):
             self._words.update([text] if text.isidentifier() else [])
-            if use.startswith(STORED) and may_be_path(text):
-                self._of_names[use.removeprefix(STORED)].add(text)
+            if use.startswith(STORED):
+                self.see_value(use.removeprefix(STORED), text)
             elif use == READ and (may_be_path(text) or (opens and 0 < len(text) <= _LONGEST)):
                 self._texts.add(text)
-        self._texts.update(_paths_within([function.__defaults__, function.__kwdefaults__]))
+        for name, value in inspect.signature(function).parameters.items():
+            self.see_value(name, value.default)
+        self._any_name = self._any_name or asks_by_any_name(code)
         for name, use in uses_of(code, of_locals=True):
             self._uses[name].add(use)
         for name, tail, use in tails_of(code):
@@ -64,6 +69,8 @@ class FilesInCode:
         elif not (name.startswith("__") and name.endswith("__")):  # `__file__` is the code itself
             found = [*islice(_paths_within(value), _MOST + 1)]
             self._of_names[name].update(found if len(found) <= _MOST else ())
+            if isinstance(value, str) and 0 < len(value) <= _LONGEST:  # a folder may have any name
+                self._of_names[name].add(value)
 
     def see_values(self, values: Mapping[str, Any]) -> None:
         """Take several."""
@@ -75,11 +82,19 @@ class FilesInCode:
         uses = self._uses.get(name)
         return bool(uses) and READ not in uses and name not in self._words
 
+    def goes_by(self, name: str) -> bool:
+        """Return whether code names something."""
+        return name in self._tails
+
     def read_in(self, name: str) -> set[str] | None:
-        """Return the paths of all that is read in the folder that goes by a name; None where that cannot be told."""
-        tails = self._tails.get(name)
-        known = tails is not None and None not in tails and name not in self._words
-        return {each for each in tails or () if each is not None} if known else None
+        """Return the paths of all that is read in the folder that goes by a name; None where that cannot be told.
+
+        A path that is empty says that it is anything in it.
+        """
+        tails = self._tails.get(name, set())
+        if None in tails or name in self._words or self._any_name or not name.isidentifier():
+            return None
+        return {each for each in tails if each is not None}
 
     def say(self, without: Container[str] = ()) -> dict[Component, Component]:
         """Return what lies now where each text leads, but for some; those that lead nowhere are left out.
@@ -99,12 +114,27 @@ class FilesInCode:
         return found
 
     def _places(self) -> Iterator[tuple[str, list[str]]]:
-        named = [texts for name, texts in self._of_names.items() if not self.only_written(name)]
-        for text in sorted(self._texts.union(*named)):
+        texts = self._texts.copy()
+        for name, values in self._of_names.items():
+            if not self.only_written(name):
+                for value in values:
+                    texts.update(self._led_to(name, value))
+        for text in sorted(texts):
             path = os.path.expanduser(text)
             tail = path.lstrip("/")  # of `f"{HERE}/prompts/a.txt"`
             beside = [os.path.join(folder, tail) for folder in sorted(self._folders)] if tail else []
             yield text, [*dict.fromkeys([os.path.abspath(path), *beside])]
+
+    def _led_to(self, name: str, value: str) -> Iterator[str]:
+        """Yield the paths that a text leads to that goes by a name."""
+        where = [os.path.expanduser(value), *(os.path.join(folder, value) for folder in self._folders)]
+        if any(map(os.path.isdir, where)):
+            read = self.read_in(name)
+            if read is None and not may_be_path(value):  # a word, if nothing is joined behind it
+                read = {each for each in self._tails[name] if each is not None}
+            yield from [value] if read is None else [os.path.join(value, each) for each in read]
+        elif may_be_path(value):
+            yield value
 
 
 def may_be_path(text: str) -> bool:

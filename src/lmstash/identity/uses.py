@@ -34,6 +34,7 @@ _OPENERS = frozenset(
     }
 )
 """What takes a text for a path, whatever it looks like."""
+_JOINERS = frozenset({"join", "joinpath", "Path", "PurePath", "PosixPath"})
 _LONGEST_RUN, _LONGEST_JOIN = 6, 24
 _MAKE_TEXT = ("LOAD_", "FORMAT_", "CONVERT_", "BUILD_STRING")
 
@@ -67,7 +68,7 @@ def texts_used(code: CodeType) -> Iterator[tuple[str, str, bool]]:
     Those that are joined (`Path("a") / "b"`, `join("a", "b")`) come singly and together, with their use as in
     `uses_of`, or `STORED` and a name, and whether the code takes them for a path.
     """
-    done = _instructions(code)
+    done, beside = _instructions(code), "__file__" in code.co_names  # which it may look beside
     for at, each in enumerate(done):
         if not _is_constant(each):
             continue
@@ -75,39 +76,77 @@ def texts_used(code: CodeType) -> Iterator[tuple[str, str, bool]]:
             yield from ((text, READ, False) for text in _texts_in(each.argval))
             continue
         before, joined = done[max(0, at - 1)], ""
-        opens = before.argval in _OPENERS and before.opname in _LOADS | _VARIABLES
+        opens = beside or (before.argval in _OPENERS and before.opname in _LOADS | _VARIABLES)
         for text, end in _run(done, at):
             joined = f"{joined.rstrip('/')}/{text}" if joined else text
             use = WRITTEN if _writes(done, at) else _use(before, _behind(done, end)[:3])
-            yield joined, _stored(done[end : end + 2]) or use, opens
+            made = opens and end < len(done) and done[end].opname.startswith("CALL") and done[end].argval == 1
+            yield joined, _stored(done[end + made : end + made + 2]) or use, opens
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
             yield from texts_used(inner)
 
 
 def tails_of(code: CodeType) -> Iterator[tuple[str, str | None, str]]:
-    """Yield each name that code loads, the text that is joined behind it, and the use of both together.
+    """Yield each name that code loads, the path that is joined behind it, and the use of both together.
 
-    The text is that of `HERE / "prompts" / "a.txt"`; None where none is, or where it is put together while the code
-    runs.
+    The path is that of `HERE / "prompts" / "a.txt"`, `join(HERE, "prompts", "a.txt")` or `f"{HERE}/prompts/a.txt"`; of
+    what is put together while the code runs it is the beginning (`prompts` of `HERE / "prompts" / f"{name}.txt"`), or
+    empty. None where nothing is joined.
     """
     done = _instructions(code)
     for at, each in enumerate(done):
-        if each.opname not in _VARIABLES and each.opname not in _LOADS:
+        if each.opname not in _VARIABLES | _LOCALS and each.opname not in _LOADS:
             continue
-        tail, end = "", at + 1
-        while end + 1 < len(done) and _is_constant(done[end]) and _joins(done[end + 1]):
-            if not isinstance(done[end].argval, str):
-                break
-            tail, end = f"{tail}/{done[end].argval}" if tail else done[end].argval, end + 2
-        if not tail and (written := _written_behind(done[end : end + 3])):
-            tail, end = written, end + 3
-        behind = _behind_join(done, end)
         before = done[max(0, at - (2 if each.opname in _LOADS else 1))]
-        yield str(each.argval), tail if tail and behind == end else None, _use(before, done[behind : behind + 3])
+        tail, end = _tail(done, at + 1, _takes_paths(before))
+        behind = _behind_join(done, end)
+        if tail is None and behind != end:
+            tail = ""
+        if behind < len(done) and done[behind].opname == "STORE_FAST":  # what is done with it is said by that name
+            use = _of_local(done, str(done[behind].argval))
+        else:
+            use = _use(before, done[behind : behind + 3])
+        yield str(each.argval), tail, use
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
             yield from tails_of(inner)
+
+
+def _tail(done: list[dis.Instruction], at: int, is_argument: bool) -> tuple[str | None, int]:
+    """Return the texts that are joined behind a name, as a path, and where what comes behind them begins."""
+    texts: list[str] = []
+    if is_argument:  # of `join(HERE, "a", name)`
+        while at < len(done) and _is_constant(done[at]) and isinstance(done[at].argval, str):
+            texts.append(done[at].argval)
+            at += 1
+        more = at < len(done) and not done[at].opname.startswith("CALL")
+        return ("/".join(texts) if texts or more else None), at
+    while at + 1 < len(done) and _is_constant(done[at]) and _joins(done[at + 1]):
+        if not isinstance(done[at].argval, str):
+            break
+        texts.append(done[at].argval)
+        at += 2
+    if not texts and at + 1 < len(done) and done[at].opname.startswith("FORMAT_") and _is_constant(done[at + 1]):
+        written = done[at + 1].argval
+        if isinstance(written, str) and written.startswith("/"):
+            whole = at + 2 < len(done) and done[at + 2].opname == "BUILD_STRING"
+            return (written if whole else written.rpartition("/")[0]).strip("/"), at + (3 if whole else 2)
+    return ("/".join(texts) if texts else None), at
+
+
+def _takes_paths(each: dis.Instruction) -> bool:
+    """Whether a function that joins its arguments is called next."""
+    return each.opname in _LOADS | _VARIABLES and each.argval in _JOINERS
+
+
+def _of_local(done: list[dis.Instruction], name: str) -> str:
+    """Return what is done with what lies in a local variable."""
+    places = [at for at, each in enumerate(done) if each.opname in _LOCALS and each.argval == name]
+    whole = all(_use(done[max(0, at - 1)], done[at + 1 : at + 4]) == WRITTEN for at in places)
+    # of several at once, nothing is told
+    at_once = any(isinstance(each.argval, tuple) and name in each.argval for each in done)
+    return WRITTEN if places and whole and not at_once else READ
 
 
 def _instructions(code: CodeType) -> list[dis.Instruction]:
@@ -141,15 +180,6 @@ def _run(done: list[dis.Instruction], at: int) -> Iterator[tuple[str, int]]:
             at += 1
         if at >= len(done) or not _is_constant(done[at]) or not isinstance(done[at].argval, str):
             return
-
-
-def _written_behind(done: list[dis.Instruction]) -> str | None:
-    """Return the text behind a folder in `f"{HERE}/prompts/a.txt"`; None for other instructions."""
-    if len(done) < 3 or not done[0].opname.startswith("FORMAT_") or not _is_constant(done[1]):
-        return None
-    is_all = done[2].opname == "BUILD_STRING" and done[2].argval == 2
-    text = done[1].argval
-    return text[1:] if is_all and isinstance(text, str) and text.startswith("/") else None
 
 
 def _behind_join(done: list[dis.Instruction], at: int) -> int:

@@ -35,6 +35,33 @@ READ = {
     "one of a folder, joined": ("", "return (Path('sub') / f'{question}.txt').read_text()"),
     "one of a global folder": ("SUB = Path('sub')", "return (SUB / f'{question}.txt').read_text()"),
     "one of a listed folder": ("SUB = Path('sub')", "return ''.join(each.read_text() for each in SUB.glob('p*'))"),
+    "a folder's plain name": ("SUB = 'sub'", "return open(os.path.join(SUB, 'p.txt')).read()"),
+    "a folder's plain name, in a text": ("SUB = 'sub'", "return open(f'{SUB}/{question}.txt').read()"),
+    "a folder's plain name, handed": (
+        "SUB = 'sub'",
+        "return text('p')",
+        "def text(name): return open(os.path.join(SUB, name + '.txt')).read()",
+    ),
+    "a folder's plain name, as a path": ("SUB = 'sub'", "return (Path(SUB) / 'p.txt').read_text()"),
+    "a folder that is a default": (
+        "",
+        "return text()",
+        "def text(folder='sub'): return (Path(folder) / 'p.txt').read_text()",
+    ),
+    "a folder of a class": (
+        "",
+        "return open(os.path.join(Config.SUB, 'p.txt')).read()",
+        "class Config:\n SUB = 'sub'",
+    ),
+    "beside the code, by pieces": (
+        "",
+        "return open(os.path.join(os.path.dirname(__file__), 'sub', question + '.txt')).read()",
+    ),
+    "one of a folder in a folder": ("HERE = Path('.')", "return (HERE / 'sub' / f'{question}.txt').read_text()"),
+    "one of a folder in a folder, by text": (
+        "HERE = os.path.abspath('.')",
+        "return open(f'{HERE}/sub/{question}.txt').read()",
+    ),
     "both written and read": ("", "text = open('p.txt').read(); open('p.txt', 'a').close(); return text"),
 }
 WRITTEN = {
@@ -49,6 +76,22 @@ WRITTEN = {
     "in a folder": ("HERE = Path(__file__).parent", "(HERE / 'log.txt').open('a').write(question)"),
     "one of a folder": ("OUT = Path('out')", "OUT.mkdir(exist_ok=True); (OUT / f'{question}.txt').write_text('')"),
     "one of a folder by text": ("", "os.makedirs('out/', exist_ok=True); open(f'out/{question}.txt', 'w').close()"),
+    "by a variable": (
+        "OUT = Path('out')",
+        "OUT.mkdir(exist_ok=True)\n path = OUT / f'{question}.txt'\n path.write_text(str(len(CALLS)))",
+    ),
+    "a folder that is not gone by": (
+        "class Config:\n OUT = Path('.')\n WORD = 'a'",
+        "open('log.txt', 'a').write(Config.WORD)",
+    ),
+    "a folder of a settings object that is not gone by": (
+        "from types import SimpleNamespace\nCFG = SimpleNamespace(out=Path('.'), word='a')",
+        "open('log.txt', 'a').write(CFG.word)",
+    ),
+    "a word that is a folder's name, too": (
+        "SPLIT = 'out'",
+        "OUT = Path('out'); OUT.mkdir(exist_ok=True); (OUT / question).write_text(SPLIT)",
+    ),
     "a log": ("", "logging.basicConfig(level=logging.INFO, filename='log.txt'); logging.info('a line')"),
     "a handler": ("", "logging.getLogger('program').addHandler(logging.FileHandler('log.txt'))"),
 }
@@ -92,7 +135,9 @@ def test_a_file_that_the_code_names_counts_by_what_it_holds(
     write(folder, "two")
     assert ask_twice(folder, *READ[how]) == ("two", "")
     write(folder, "one")
-    if elsewhere and "__file__" not in "".join(READ[how]):  # its place, which says something
+    if elsewhere and not any(
+        each in "".join(READ[how]) for each in ("__file__", "abspath")
+    ):  # its place, which says something
         shutil.move(folder, folder.with_name("other"))
         folder = folder.with_name("other")
         monkeypatch.chdir(folder)

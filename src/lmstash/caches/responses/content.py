@@ -6,6 +6,7 @@ import collections
 import enum
 import functools
 import logging
+import os
 import re
 import threading
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,7 @@ from pathlib import PurePath
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-from lmstash.caches.responses.everyday import LOCKS, parts_of_everyday
+from lmstash.caches.responses.everyday import LOCKS, NAMESPACES, parts_of_everyday
 from lmstash.caches.responses.hiding import is_secret
 from lmstash.caches.responses.known import lies_in_its_package, parts_of_known
 from lmstash.caches.responses.objects import (
@@ -127,6 +128,9 @@ class Content:
             return {_ITEMS: [[self.plain(key, depth - 1), self.plain(each, depth - 1)] for key, each in value.items()]}
         if kind is set or kind is frozenset:
             return {_MARKS[kind]: sorted((self.plain(each, depth - 1) for each in value), key=encode)}
+        if kind in NAMESPACES:
+            held = [[name, self._field(name, each, depth - 1)] for name, each in vars(value).items()]
+            return {_IS: [kind.__qualname__, held]}
         everyday = parts_of_everyday(value)
         if everyday is not None:
             return {_IS: [kind.__qualname__, *(self.plain(each, depth - 1) for each in everyday)]}
@@ -150,7 +154,7 @@ class Content:
             return {_IS: ["known", *(self.plain(each, depth - 1) for each in known)]}
         fields = fields_of(value)
         if fields is not None:
-            about = {name: self.plain(each, depth - 1) for name, each in fields.items()}
+            about = {name: self._field(name, each, depth - 1) for name, each in fields.items()}
             is_, given = self.code(kind, given=True), fields_set(value)
             said = {"code of": f"{kind.__module__}.{kind.__qualname__}", "is": is_, "fields": about}
             return said if given is None else said | {"set": given}
@@ -167,6 +171,21 @@ class Content:
             "it a dataclass, or give what it stands for: the text of a prompt, not its template. What is named in "
             "harmless= does not count at all, so name there only what changes no answer"
         )
+
+    def _field(self, name: str, value: Any, depth: int) -> Any:
+        """Return what stands for a field of an object."""
+        path = self._path(name, value) if isinstance(value, PurePath) else None
+        return self.plain(value, depth) if path is None else path
+
+    def _path(self, name: str, value: PurePath) -> Any:
+        """Return what counts of a path by what all code does with its name; None where that cannot be told."""
+        if not is_bare_path(value) or not self._reading.used:
+            return None
+        files = [each.graph.files for each in self._reading.used]
+        read = [each.read_in(name) for each in files]
+        if None in read or not (os.path.isdir(value) or any(each.goes_by(name) for each in files)):
+            return None
+        return ["path", *read_under(value, set[str]().union(*[each for each in read if each is not None]))]
 
     def code(self, code: Any, *, given: bool = False) -> str:
         """Return the digest of a function's or class's code, and of what it leads to.
@@ -217,10 +236,8 @@ class Content:
 
     def _held(self, known: _Code, place: str, value: Any) -> Any:
         """Return what an object that code names is made of now, as a key can hold it."""
-        if isinstance(value, PurePath) and is_bare_path(value):
-            read = known.graph.files.read_in(_variable(place))
-            if read is not None:
-                return ["path", *read_under(value, read)]
+        if isinstance(value, PurePath) and (path := self._path(_variable(place), value)) is not None:
+            return path
         if isinstance(value, BuiltinFunctionType) and isinstance(value.__self__, type | ModuleType | None):
             owner = value.__self__
             return ["builtin", getattr(owner, "__qualname__", getattr(owner, "__name__", None)), value.__qualname__]

@@ -61,10 +61,10 @@ def _reduced(getter: Any) -> list[Any]:
     return [*getter.__reduce__()[1]]
 
 
-_ATTRIBUTES_ONLY = frozenset({argparse.Namespace, SimpleNamespace, string.Template})
+NAMESPACES = frozenset({argparse.Namespace, SimpleNamespace})
+"""What is nothing but its attributes."""
+_ATTRIBUTES_ONLY = frozenset({string.Template})
 _PARTS: dict[type, Callable[[Any], list[Any]]] = {
-    argparse.Namespace: lambda value: [vars(value)],
-    SimpleNamespace: lambda value: [vars(value)],
     string.Template: lambda value: [vars(value)],
     datetime.date: lambda value: [value.isoformat()],
     datetime.time: lambda value: [value.replace(tzinfo=None).isoformat(), value.fold, zone_of(value.tzinfo)],

@@ -10,6 +10,7 @@ from pathlib import PosixPath, PurePath, PurePosixPath, PureWindowsPath, Windows
 from typing import Any
 
 from lmstash.errors import InvalidArgumentError
+from lmstash.identity.encoding import Component
 from lmstash.identity.held_files import files_within, held_at
 from lmstash.identity.media import media_of
 from lmstash.identity.object_parts import attributes_of
@@ -61,19 +62,28 @@ def path_says(path: PurePath | os.DirEntry[Any]) -> list[Any]:
     place = _place(written)
     if not os.path.isdir(place):
         return [written, media_of(PurePath(place)) if os.path.lexists(place) else None]
-    files = files_within(place)
+    return [written, _files_of(place)]
+
+
+def _files_of(folder: str) -> Component:
+    files = files_within(folder)
     if files is None:
         raise InvalidArgumentError(
-            f"{place} is a folder of too many files to read: name those that count, by a Path each, or str(path) if "
+            f"{folder} is a folder of too many files to read: name those that count, by a Path each, or str(path) if "
             "what lies in it changes no answer"
         )
-    return [written, files]
+    return files
 
 
 def read_under(path: PurePath, names: Collection[str]) -> list[Any]:
-    """Return what a function sees of a path that only leads it to what goes by some names from there."""
+    """Return what a function sees of a path that only leads it to what goes by some names from there.
+
+    Raises:
+        InvalidArgumentError: One of these is a large folder.
+    """
     written = os.fspath(path)
-    return [written, {name: held_at(os.path.join(_place(written), name)) for name in sorted(names)}]
+    places = {name: os.path.join(_place(written), name) for name in sorted(names)}
+    return [written, {name: _files_of(at) if os.path.isdir(at) else held_at(at) for name, at in places.items()}]
 
 
 def _place(written: str | bytes) -> str:
