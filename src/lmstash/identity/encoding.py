@@ -33,13 +33,23 @@ def encode(value: object) -> bytes:
     encoder = _ENCODERS.get(type(value))
     if encoder is None:
         raise InvalidArgumentError(
-            f"a key cannot hold {type(value).__module__}.{type(value).__qualname__}: {value!r:.80}. "
+            f"a key cannot hold {type(value).__module__}.{type(value).__qualname__}{_shown(value)}. "
             "Use None, bool, int, float, str, bytes, or a tuple, list or dict of these."
         )
     try:
         return encoder(value)
     except RecursionError:
         raise InvalidArgumentError("a key component nests too deep, or holds itself. Flatten it.") from None
+
+
+def _shown(value: object) -> str:
+    """Return a value for a message, but for what is made of many: to write that takes longer than all of a reading."""
+    if hasattr(type(value), "__len__"):
+        return ""
+    try:
+        return f": {value!r:.80}"
+    except Exception:  # other people's objects
+        return ""
 
 
 def _encode_str(value: str) -> bytes:

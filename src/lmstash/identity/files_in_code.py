@@ -40,6 +40,8 @@ class FilesInCode:
         self._tails: defaultdict[str, set[str | None]] = defaultdict(set)
         self._folders: set[str] = set()
         self._words: set[str] = set()
+        self._kept: set[tuple[str, str, str]] = set()
+        """Names of folders, what is joined behind them, and the names that this goes by then."""
         self._any_name = False
         self._found: tuple[str, list[tuple[str, list[str]]]] | None = None
 
@@ -60,6 +62,8 @@ class FilesInCode:
             self._uses[name].add(use)
         for name, tail, use in tails_of(code):
             self._tails[name].update([tail] if use == READ else [])
+            if use.startswith(STORED) and tail:
+                self._kept.add((name, tail, use.removeprefix(STORED)))
 
     def see_value(self, name: str, value: Any) -> None:
         """Take a plain value, or a path, that code names."""
@@ -114,8 +118,10 @@ class FilesInCode:
         return found
 
     def _places(self) -> Iterator[tuple[str, list[str]]]:
-        texts = self._texts.copy()
-        for name, values in self._of_names.items():
+        texts, named = self._texts.copy(), {name: {*values} for name, values in self._of_names.items()}
+        for name, tail, kept_as in self._kept:
+            named.setdefault(kept_as, set()).update(os.path.join(each, tail) for each in named.get(name, ()))
+        for name, values in named.items():
             if not self.only_written(name):
                 for value in values:
                     texts.update(self._led_to(name, value))

@@ -103,7 +103,10 @@ def tails_of(code: CodeType) -> Iterator[tuple[str, str | None, str]]:
         behind = _behind_join(done, end)
         if tail is None and behind != end:
             tail = ""
-        if behind < len(done) and done[behind].opname == "STORE_FAST":  # what is done with it is said by that name
+        stored = _stored(done[behind : behind + 2]) if tail else None
+        if stored is not None and done[behind].opname != "STORE_FAST":
+            use = stored
+        elif behind < len(done) and done[behind].opname == "STORE_FAST":  # what is done with it is said by that name
             use = _of_local(done, str(done[behind].argval))
         else:
             use = _use(before, done[behind : behind + 3])
@@ -121,7 +124,7 @@ def _tail(done: list[dis.Instruction], at: int, is_argument: bool) -> tuple[str 
             texts.append(done[at].argval)
             at += 1
         more = at < len(done) and not done[at].opname.startswith("CALL")
-        return ("/".join(texts) if texts or more else None), at
+        return ("/".join(texts) if texts or more else None), at + (not more)
     while at + 1 < len(done) and _is_constant(done[at]) and _joins(done[at + 1]):
         if not isinstance(done[at].argval, str):
             break

@@ -24,6 +24,7 @@ _SHARE = 0.002
 """Of the time that looking within a call may take."""
 _OF_ATTRIBUTES = frozenset({"settings", "files"})
 """Parts of what a model is that are told by attribute."""
+_NAMED_FILE = re.compile(r"files\.text:(.*?)(?:\[.*|\.\d+)*", re.DOTALL)
 _OBJECT = re.compile(r"[^:]+:\w+")
 """What code names, as `identity.code` calls it."""
 
@@ -117,7 +118,8 @@ class Vouched:
             names = [each.name for each in model.explain(self._who.look())]
         except Exception:
             return "", ""
-        kinds = [name.split(".", 1) for name in names]
+        files = sorted({found[1] for name in names if (found := _NAMED_FILE.fullmatch(name))})
+        kinds = [name.split(".", 1) for name in names if not _NAMED_FILE.fullmatch(name)]
         attributes = sorted({name[1].partition(".")[0] for name in kinds if name[0] in _OF_ATTRIBUTES and name[1:]})
         others = {name[0] for name in kinds if not (name[0] in _OF_ATTRIBUTES and name[1:])}
         objects = sorted(
@@ -125,12 +127,14 @@ class Vouched:
         )
         said = ", ".join(
             [
-                *(f"its attribute {each}, or the file that this names" for each in attributes),
+                *(f"its attribute {each} or what this names" for each in attributes),
+                *(f"the file {each} that its code names" for each in files),
                 *sorted(others - {"code"} if objects else others),
                 *(f"what its code names: {each}" for each in objects),
             ]
         )
-        advice = f". Of attributes that change no answer, say so: CachedLM(harmless={attributes})" if attributes else ""
+        named = [*attributes, *files]
+        advice = f". Of what changes no answer, say so: CachedLM(harmless={named})" if named else ""
         if objects:
             advice += ". A global that changes no answer may be an attribute instead, named in CachedLM(harmless=[...])"
         return f" ({said})" if said else "", advice
