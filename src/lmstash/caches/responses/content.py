@@ -260,7 +260,8 @@ class Content:
             cache: Any = value
             return ["answers of", cache.asker.who.look().hex]
         if isinstance(value, threading.local) and type(value).__module__ == "_thread":
-            value = vars(value)
+            # attrs notes there what it is writing out, and leaves it there once it has done so first.
+            value = {name: each for name, each in vars(value).items() if name != "already_repring"}
         try:
             text = read_request([self.plain(value)], urls="trust").text
         except InvalidArgumentError as error:
