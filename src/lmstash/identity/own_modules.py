@@ -46,6 +46,8 @@ class OwnModules(CodeGraph):
         self._tables: dict[int, dict[str, Any]] = {}
         """Globals of functions that reach them by texts."""
         self._asked_of: dict[int, set[str]] = {}
+        self._asked_tables: set[int] = set()
+        """The globals, by `id`, of modules that code asks for attributes."""
         self._called: dict[str, int] = {}
         self._is_aside = False
         self._any_name = False
@@ -134,6 +136,7 @@ class OwnModules(CodeGraph):
         seen.add(module.__name__)
         self._alive.append(module)
         asked, held, called = self._asked_of.setdefault(id(module), set()), vars(module), module.__name__
+        self._asked_tables.add(id(held))
         while self._called.setdefault(called, id(module)) != id(module):
             called += "'"  # another one of the same name
         if not ANY_NAME.isdisjoint(names):
@@ -165,7 +168,14 @@ class OwnModules(CodeGraph):
         if self._any_name:
             return
         used = [used_in(each.__code__) for each in functions]
-        added = set[str]().union(*[each.added for each in used]) - words.union(*[each.read for each in used])
+        added = set[str]().union(*[each.added for each in used]) - words.union(*[each.read_variables for each in used])
+        # An attribute of the same name may be one of theirs; of a global, only where its module is asked for it.
+        attributes = {
+            name for table, name, _, _ in self._places if _is_of_class(table) or id(table) in self._asked_tables
+        }
+        attributes.update(*[vars(each) for each in classes])
+        only_globals = {name for _, name, _, _ in self._places if name in added} - attributes
+        added -= set[str]().union(*[each.read_attributes for each in used]) - only_globals
         for module in [*self._handed.values(), *self._modules.values()]:
             added -= vars(module).keys()
         tables = {id(each.__globals__) for each in functions} | self._asked_of.keys()

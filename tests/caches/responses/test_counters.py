@@ -16,6 +16,8 @@ from .conftest import made_program
 ADDED = {
     "a number": "N = 0\ndef ask(x):\n global N\n N += 1\n return x",
     "a number in a dict": "USAGE = {'tokens': 0}\ndef ask(x):\n USAGE['tokens'] += len(x)\n return x",
+    "a dict that goes by the name of somebody's attribute": "import types\nusage = {'tokens': 0}\n"
+    "def ask(x):\n answer = types.SimpleNamespace(usage=len(x))\n usage['tokens'] += answer.usage\n return x",
     "a list": "ERRORS = []\ndef ask(x):\n ERRORS.append(x)\n return x",
     "a counter": "import collections\nC = collections.Counter()\ndef ask(x):\n C['calls'] += 1\n return x",
     "an attribute of a class": "class C:\n n = 0\n def say(self, x):\n  C.n += 1\n  return x\n"
@@ -80,3 +82,12 @@ def test_what_is_said_to_be_harmless_in_a_class_does_not_count(responses: Respon
     ask = responses.cached(harmless=["n"])(program["ask"])
     assert ask("x") == ask("x") == "1"
     assert stash.stats.hits == 1
+
+
+def test_an_attribute_of_a_module_that_is_read_counts(
+    responses: Responses, stash: Stash, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "counted_here", types.ModuleType("counted_here"))
+    source = "import counted_here as c\nc.n = 0\ndef ask(x):\n c.n += 1\n return str(c.n)"
+    ask = responses.cached(made_program(source)["ask"])
+    assert [ask("x") for _ in range(3)] == ["1", "2", "3"]

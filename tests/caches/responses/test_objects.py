@@ -246,3 +246,27 @@ def test_methods_that_code_names_as_a_global_are_read(responses: Responses, stas
         ask = responses.cached(made_program(source)["ask"])
         assert ask(" a ") == ask(" a ") == said
     assert (stash.stats.hits, dict(stash.stats.misses)) == (2, {"absent": 2})
+
+
+def test_the_model_whose_answers_are_kept_is_known_already(stash: Stash) -> None:
+    torch = pytest.importorskip("torch")
+    model = torch.nn.Linear(2, 2).eval()
+    program = made_program("import torch\ndef ask(x): return model(torch.tensor([1.0, x])).tolist()")
+    program["model"] = model
+    ask = stash.responses(model=model).cached(program["ask"])
+    before = [ask(1.0), ask(1.0)]
+    model.weight.data.mul_(2)
+    assert ask(1.0) != before[0] == before[1]
+    assert (stash.stats.hits, dict(stash.stats.misses)) == (1, {"absent": 2})
+
+
+def test_secrets_of_pydantic_count_and_do_not_show(responses: Responses, stash: Stash, tmp_path: Path) -> None:
+    source = "import pydantic\nclass S(pydantic.BaseModel):\n word: pydantic.SecretStr\n"
+    program = made_program(f"{source}def ask(x): return str(len(x.word.get_secret_value()))")
+    ask = responses.cached(program["ask"])
+    for word in ("swordfish", "sesame", "swordfish"):
+        assert ask(program["S"](word=word)) == str(len(word))
+    stash.flush()
+    assert stash.stats.hits == 1
+    files = [each for each in (tmp_path / "stash").rglob("*") if each.is_file()]
+    assert not any(b"swordfish" in each.read_bytes() for each in files)

@@ -57,10 +57,12 @@ class Content:
     Args:
         package: The one that the function lies in.
         harmless: Names of objects that change no answer.
+        model: Whose answers are kept: keys say it already.
     """
 
-    def __init__(self, package: str, harmless: frozenset[str]) -> None:
+    def __init__(self, package: str, harmless: frozenset[str], model: Any = None) -> None:
         self._package = package
+        self._model = model
         self._harmless = harmless
         self._codes: dict[tuple[int, bool], _Code] = {}
         self._lock = threading.RLock()
@@ -114,6 +116,8 @@ class Content:
         kind: Any = type(value)
         if kind in _PLAIN:
             return value
+        if value is self._model:
+            return {_IS: ["the model"]}
         if depth <= 0:
             raise InvalidArgumentError(f"it is nested more than {_MOST_NESTED} deep")
         if kind is list or kind is tuple:

@@ -83,7 +83,8 @@ class Calls:
         """Whether the function may see in how a call is written what the signature does not say."""
         self._name = f"{fn.__module__}.{fn.__qualname__}"
         self._has_warned = False
-        self._content = Content(owner_of(inspect.unwrap(fn).__module__), self._harmless)
+        package, model = owner_of(inspect.unwrap(fn).__module__), getattr(cache.asker.who, "model", None)
+        self._content = Content(package, self._harmless, model)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Be pickled by libraries that carry a script's functions to other processes."""

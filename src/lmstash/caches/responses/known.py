@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import sys
 import types
 import typing
@@ -71,6 +72,12 @@ def _of_type(value: Any) -> list[Any] | None:
     return ["type", f"{type(value).__module__}.{type(value).__qualname__}", getattr(value, "_name", None), kind, parts]
 
 
+def _secret(secret: Any) -> list[Any]:
+    """Return a digest of a secret, which counts and does not show."""
+    value = secret.get_secret_value()
+    return [hashlib.sha256(value if isinstance(value, bytes) else str(value).encode()).hexdigest()]
+
+
 def _row(row: Any) -> list[Any]:
     return [{key: row[key] for key in row}]
 
@@ -78,6 +85,8 @@ def _row(row: Any) -> list[Any]:
 _PARTS: dict[str, Callable[[Any], list[Any]]] = {
     "pandas.Timestamp": lambda value: [*(value.value, value.unit, value.fold, zone_of(value.tzinfo))],
     "pydantic.type_adapter.TypeAdapter": lambda value: [value._type, value._config],
+    "pydantic.types.SecretStr": _secret,
+    "pydantic.types.SecretBytes": _secret,
     "datasets.formatting.formatting.LazyRow": _row,
     "datasets.formatting.formatting.LazyBatch": _row,
 }

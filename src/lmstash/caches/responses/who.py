@@ -43,12 +43,17 @@ class Declared:
 
 
 class Watched:
-    """A torch model, which may change in place: its weights and code, and what it generates by."""
+    """A torch model, which may change in place: its weights and code, and what it generates by.
+
+    Attributes:
+        model: It.
+    """
 
     def __init__(self, model: Any, watch: ModelWatch) -> None:
         """Take the model and its watch."""
         from lmstash.identity.generation import GenerationDefaults
 
+        self.model = model
         self._watch = watch
         self._defaults = GenerationDefaults(model)
         self._last: tuple[bytes, dict[Component, Component], Fingerprint] | None = None
