@@ -39,6 +39,8 @@ class FilesInCode:
         self._uses: defaultdict[str, set[str]] = defaultdict(set)
         self._tails: defaultdict[str, set[str | None]] = defaultdict(set)
         self._folders: set[str] = set()
+        self._beside: set[str] = set()
+        """Texts in containers: one may be the folder that another one lies in."""
         self._words: set[str] = set()
         self._kept: set[tuple[str, str, str]] = set()
         """Names of folders, what is joined behind them, and the names that this goes by then."""
@@ -75,6 +77,9 @@ class FilesInCode:
             self._of_names[name].update(found if len(found) <= _MOST else ())
             if isinstance(value, str) and 0 < len(value) <= _LONGEST:  # a folder may have any name
                 self._of_names[name].add(value)
+            elif isinstance(value, dict | list | tuple):
+                words = [*islice((each for each in texts_within(value) if isinstance(each, str)), _MOST + 1)]
+                self._beside.update(each for each in words if len(words) <= _MOST and 0 < len(each) <= _LONGEST)
 
     def see_values(self, values: Mapping[str, Any]) -> None:
         """Take several."""
@@ -89,6 +94,10 @@ class FilesInCode:
     def goes_by(self, name: str) -> bool:
         """Return whether code names something."""
         return name in self._tails
+
+    def joined_behind(self, name: str) -> set[str]:
+        """Return the paths that code joins behind what goes by a name, where it is a folder; see `read_in`."""
+        return {each for each in self._tails.get(name, ()) if each is not None}
 
     def read_in(self, name: str) -> set[str] | None:
         """Return the paths of all that is read in the folder that goes by a name; None where that cannot be told.
@@ -125,22 +134,27 @@ class FilesInCode:
             if not self.only_written(name):
                 for value in values:
                     texts.update(self._led_to(name, value))
+        named_folders = {at for each in self._beside for at in self._at(each) if os.path.isdir(at)}
         for text in sorted(texts):
             path = os.path.expanduser(text)
             tail = path.lstrip("/")  # of `f"{HERE}/prompts/a.txt"`
-            beside = [os.path.join(folder, tail) for folder in sorted(self._folders)] if tail else []
+            folders = sorted(self._folders | named_folders) if tail else []
+            beside = [os.path.join(folder, tail) for folder in folders]
             yield text, [*dict.fromkeys([os.path.abspath(path), *beside])]
 
     def _led_to(self, name: str, value: str) -> Iterator[str]:
         """Yield the paths that a text leads to that goes by a name."""
-        where = [os.path.expanduser(value), *(os.path.join(folder, value) for folder in self._folders)]
-        if any(map(os.path.isdir, where)):
+        if any(map(os.path.isdir, self._at(value))):
             read = self.read_in(name)
             if read is None and not may_be_path(value):  # a word, if nothing is joined behind it
                 read = {each for each in self._tails[name] if each is not None}
             yield from [value] if read is None else [os.path.join(value, each) for each in read]
         elif may_be_path(value):
             yield value
+
+    def _at(self, text: str) -> list[str]:
+        """Return where a text may lead, from the working folder and from those that are known."""
+        return [os.path.abspath(os.path.expanduser(text)), *(os.path.join(each, text) for each in self._folders)]
 
 
 def may_be_path(text: str) -> bool:

@@ -53,6 +53,14 @@ READ = {
         "return open(os.path.join(Config.SUB, 'p.txt')).read()",
         "class Config:\n SUB = 'sub'",
     ),
+    "a folder of settings": (
+        "from types import SimpleNamespace\nCFG = SimpleNamespace(sub='sub', name='p.txt')",
+        "return open(os.path.join(CFG.sub, CFG.name)).read()",
+    ),
+    "a folder of a dict": (
+        "CFG = {'sub': 'sub', 'name': 'p.txt'}",
+        "return open(os.path.join(CFG['sub'], CFG['name'])).read()",
+    ),
     "beside the code, by pieces": (
         "",
         "return open(os.path.join(os.path.dirname(__file__), 'sub', question + '.txt')).read()",

@@ -179,6 +179,10 @@ class Content:
     def _field(self, name: str, value: Any, depth: int) -> Any:
         """Return what stands for a field of an object."""
         path = self._path(name, value) if isinstance(value, PurePath) else None
+        if type(value) is str:
+            behind = set[str]().union(*[each.graph.files.joined_behind(name) for each in self._reading.used])
+            if behind and os.path.isdir(value):
+                path = ["folder", *read_under(PurePath(value), behind)]
         return self.plain(value, depth) if path is None else path
 
     def _path(self, name: str, value: PurePath) -> Any:
