@@ -1,13 +1,11 @@
 """Files that your own code names by texts in it, which count by what they hold: `open("judge.txt")`.
 
 A text counts if it looks like a path, or if the code takes it for one, and if something is there: from the working
-folder, from the folder of the code, or from a folder that the code names as a `Path`. Files that the code only writes
-to do not count.
+folder, from the folder of the code, or from a folder that the code names. Files that the code only writes to do not count.
 """
 
 from __future__ import annotations
 
-import inspect
 import os
 import re
 from collections import defaultdict
@@ -57,8 +55,9 @@ class FilesInCode:
                 self.see_value(use.removeprefix(STORED), text)
             elif use == READ and (may_be_path(text) or (opens and 0 < len(text) <= _LONGEST)):
                 self._texts.add(text)
-        for name, value in inspect.signature(function).parameters.items():
-            self.see_value(name, value.default)
+        defaults, last = function.__defaults__ or (), code.co_argcount
+        self.see_values(dict(zip(code.co_varnames[last - len(defaults) : last], defaults, strict=False)))
+        self.see_values(function.__kwdefaults__ or {})
         self._any_name = self._any_name or asks_by_any_name(code)
         for name, use in uses_of(code, of_locals=True):
             self._uses[name].add(use)

@@ -18,7 +18,7 @@ _VARIABLES = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF", "LOAD_CLASSDER
 _LOCALS = frozenset({"LOAD_FAST", "LOAD_FAST_CHECK", "LOAD_FAST_AND_CLEAR", "LOAD_FAST_BORROW"})
 _IDLE = frozenset({"EXTENDED_ARG", "CACHE", "PUSH_NULL", "PRECALL", "RESUME"})
 _MODES = frozenset({"w", "a", "x", "wb", "ab", "xb", "wt", "at", "xt"})
-_OF_PATHS = frozenset({"mkdir", "touch", "unlink", "write_text", "write_bytes", "parent", "name", "stem", "suffix"})
+_OF_PATHS = frozenset({"mkdir", "touch", "unlink", "write_text", "write_bytes", "parent", "suffix"})
 """Of a `Path`: what reads nothing of the file."""
 _WRITERS = frozenset(
     {
@@ -80,6 +80,10 @@ def texts_used(code: CodeType) -> Iterator[tuple[str, str, bool]]:
         for text, end in _run(done, at):
             joined = f"{joined.rstrip('/')}/{text}" if joined else text
             use = WRITTEN if _writes(done, at) else _use(before, _behind(done, end)[:3])
+            if _is_beginning(done, end):  # `HERE.parent / "prompts" / f"{name}.txt"`
+                behind = _behind_join(done, end + 1)
+                yield joined, _use(before, done[behind : behind + 3]), True
+                continue
             made = opens and end < len(done) and done[end].opname.startswith("CALL") and done[end].argval == 1
             yield joined, _stored(done[end + made : end + made + 2]) or use, opens
     for inner in code.co_consts:
@@ -183,6 +187,13 @@ def _run(done: list[dis.Instruction], at: int) -> Iterator[tuple[str, int]]:
             at += 1
         if at >= len(done) or not _is_constant(done[at]) or not isinstance(done[at].argval, str):
             return
+
+
+def _is_beginning(done: list[dis.Instruction], at: int) -> bool:
+    """Whether a text that ends at `at` is joined to what is before it, and what is put together then to it."""
+    return (
+        at < len(done) and _joins(done[at]) and _behind_join(done, at + 1) > at + 1 and not _is_constant(done[at + 1])
+    )
 
 
 def _behind_join(done: list[dis.Instruction], at: int) -> int:

@@ -35,6 +35,11 @@ READ = {
     "one of a folder, joined": ("", "return (Path('sub') / f'{question}.txt').read_text()"),
     "one of a global folder": ("SUB = Path('sub')", "return (SUB / f'{question}.txt').read_text()"),
     "one of a listed folder": ("SUB = Path('sub')", "return ''.join(each.read_text() for each in SUB.glob('p*'))"),
+    "one of a folder beside the folder": (
+        "HERE = Path(__file__).parent / 'other'",
+        "return (HERE.parent / 'sub' / f'{question}.txt').read_text()",
+    ),
+    "by its name": ("HERE = Path('sub/../p.txt')", "return open(HERE.name).read()"),
     "a folder's plain name": ("SUB = 'sub'", "return open(os.path.join(SUB, 'p.txt')).read()"),
     "a folder's plain name, in a text": ("SUB = 'sub'", "return open(f'{SUB}/{question}.txt').read()"),
     "a folder's plain name, handed": (
@@ -84,6 +89,10 @@ WRITTEN = {
     "in a folder": ("HERE = Path(__file__).parent", "(HERE / 'log.txt').open('a').write(question)"),
     "one of a folder": ("OUT = Path('out')", "OUT.mkdir(exist_ok=True); (OUT / f'{question}.txt').write_text('')"),
     "one of a folder by text": ("", "os.makedirs('out/', exist_ok=True); open(f'out/{question}.txt', 'w').close()"),
+    "in a folder of a folder": (
+        "OUT = Path('.')",
+        "(OUT / 'out').mkdir(exist_ok=True)\n (OUT / 'out' / f'{question}.txt').write_text(str(len(CALLS)))",
+    ),
     "by a variable": (
         "OUT = Path('out')",
         "OUT.mkdir(exist_ok=True)\n path = OUT / f'{question}.txt'\n path.write_text(str(len(CALLS)))",
