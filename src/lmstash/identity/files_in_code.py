@@ -1,7 +1,8 @@
 """Files that your own code names by texts in it, which count by what they hold: `open("judge.txt")`.
 
 A text counts if it looks like a path, or if the code takes it for one, and if something is there: from the working
-folder, from the folder of the code, or from a folder that the code names. Files that the code only writes to do not count.
+folder, from the folder of the code, or from a folder that the code names. Files that the code only writes to do not
+count.
 """
 
 from __future__ import annotations
