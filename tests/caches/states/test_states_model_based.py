@@ -46,7 +46,7 @@ class Sequences(RuleBasedStateMachine):
     def begin(self):
         self.kept = {name: {} for name in NAMES}  # sequences; whether with scores
         self.lost = False  # whether something may be gone
-        self.damaged = False
+        self.unsound = False  # whether something may be damaged, or gone that another entry leans on
         self.open()
 
     def open(self):
@@ -98,9 +98,9 @@ class Sequences(RuleBasedStateMachine):
             assert loaded.blob.tobytes() == toy_blob(ROWS, states.fingerprint.hex, ids[:n_tokens])
             if scored:
                 assert loaded.scores.tobytes() == scores_of(states, ids[:n_tokens]).tobytes()
-        if not self.damaged:
+        if not self.unsound:
             assert n_tokens == said
-        elif n_tokens != said:  # what was found damaged is not promised again
+        elif n_tokens != said:  # what was found not to be sound is not promised again
             for _ in range(100):
                 match = states.match(ids)
                 said = states.usable(match, len(ids), scores=scored)
@@ -108,7 +108,7 @@ class Sequences(RuleBasedStateMachine):
                 if said == (0 if loaded is None else loaded.n_tokens):
                     break
             else:
-                raise AssertionError("damaged entries are promised again and again")
+                raise AssertionError("what is not sound is promised again and again")
         if self.lost:
             return
         if not scored:
@@ -131,7 +131,7 @@ class Sequences(RuleBasedStateMachine):
     def clear(self, opener):
         self.stores[opener % len(self.stores)].clear()
         self.kept = {name: {} for name in NAMES}
-        self.lost = self.damaged = False
+        self.lost = self.unsound = False
 
     @rule(opener=openers, share=st.floats(0.2, 0.95))
     def evict(self, opener, share):
@@ -145,7 +145,7 @@ class Sequences(RuleBasedStateMachine):
         keys = sorted(entry.key for entry in store.entries())
         if keys:
             store.delete(random.Random(seed).choice(keys))
-            self.lost = True
+            self.lost = self.unsound = True
 
     @precondition(lambda self: any(self.kept.values()))
     @rule(opener=openers, seed=st.integers(0, 1 << 20))
@@ -197,7 +197,7 @@ class OnDisk(Sequences):
             byte = file.read(1)
             file.seek(at)
             file.write(bytes([byte[0] ^ 0x55]))
-        self.lost = self.damaged = True
+        self.lost = self.unsound = True
 
     def teardown(self):
         for stash in getattr(self, "stashes", []):
