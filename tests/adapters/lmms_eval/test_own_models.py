@@ -398,3 +398,28 @@ def test_keys_that_let_requests_through_do_not_count(place: str, client: str, mo
         monkeypatch.setenv("MY_API_KEY", key)
         begins = f"key = os.environ['MY_API_KEY']; self.headers = {{'Authorization': key, 'X': {other!r}}}"
         assert ask(place, program(body, "import os", f"{begins}; self.api_key = key; {client}"))[1] == expected
+
+
+# --- from run to run ------------------------------------------------------------------------------------------------
+
+IN_EACH_RUN = {
+    "an attribute": ("import time; self.started = time.time()", "started"),
+    "a folder": ("import tempfile; self.folder = tempfile.mkdtemp()", "folder"),
+}
+
+
+@ELSEWHERE
+@pytest.mark.parametrize("how", IN_EACH_RUN)
+def test_what_is_new_in_each_run_is_told_once_it_was_in_three(
+    how: str, elsewhere: bool, place: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    begins, name = IN_EACH_RUN[how]
+    said: list[bool] = []
+    for _ in range(4):
+        body = f"return question + str(self.{name})[:0]"
+        made = program(body, begins=f"{CLIENT}; {begins}" if elsewhere else begins)
+        assert ask(place, made)[1] == 10
+        said.append("had new values in each of the last 3 runs" in caplog.text)
+    assert said == [False, False, True, True]
+    assert f"harmless=['{name}']" in caplog.text
+    assert [ask(place, made, harmless=[name])[1] for _ in range(2)] == [10, 0]

@@ -9,7 +9,6 @@ they are, and nothing is kept.
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from lmstash.adapters.lm_eval.addresses import address_of_client, addresses_in_e
 from lmstash.adapters.lm_eval.own_names import variables
 from lmstash.adapters.lmms_eval.declared import declared_arguments
 from lmstash.adapters.lmms_eval.growth import bare, grew
+from lmstash.adapters.lmms_eval.kept_changes import kept_changes, save_changes, tell_what_never_stays
 from lmstash.adapters.lmms_eval.reading import (
     GENERATION,
     Memory,
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from lmstash.identity.encoding import Component
     from lmstash.identity.watch import ModelWatch
 
-STATE = "lmms_eval/state"
-"""Where it is kept which attributes of which class are counters and logs."""
 _BY_NAME = "by its name"
 """Stands among them for: it comes to hold what nobody can take apart."""
 _READ, _DRIFTS, _NUMBERS, _CODE = "read ", "drifts ", "numbers ", "code "
@@ -87,6 +85,7 @@ class ModelObject:
         self._folders: dict[str, list[Component]] = {}
         self._state: frozenset[str] | None = None
         self._refused = ""
+        self._has_noted = False
         self._memory = Memory()
         self._known: dict[bytes, Parts] = {}
         """What fingerprints were made of."""
@@ -215,6 +214,7 @@ class ModelObject:
         parts |= {name: read.without_numbers(name) for name in numbers if name in parts}
         first = self._first or read
         parts |= {name: first.parts[name] for name in code & first.parts.keys()}
+        self._note_run(parts)
         kind = type(self._lm)
         recorded = {"name": self._called(), "class": f"{kind.__module__}.{kind.__qualname__}"}
         where = {} if read.has_module else addresses_in_environment()  # its code may read them
@@ -231,6 +231,13 @@ class ModelObject:
         asked = self._asked_at(first) if self._elsewhere else where
         told |= {"asked at": asked} if asked else {}
         return Fingerprint(Key(told), recorded)
+
+    def _note_run(self, parts: Mapping[str, bytes]) -> None:
+        """Say, when this process first names it, what was another one in each of the last runs."""
+        if not self._has_noted:
+            self._has_noted = True
+            values = {name: data for name, data in parts.items() if name.startswith("attribute:") or _is_global(name)}
+            tell_what_never_stays(self._store, self._lm, self._name, parts, values)
 
     def _asked_at(self, first: Parts) -> Component:
         """Return where one that computes elsewhere is asked now: where its clients say, or the environment does.
@@ -335,32 +342,18 @@ class ModelObject:
         self._store.events.warn_once(*told)  # nobody may look again in this run
         return False
 
-    def _state_key(self, read: Parts, harmless: frozenset[str]) -> bytes:
-        kind = type(self._lm)  # and its code, without the globals that this names
-        code = {name: data for name, data in read.parts.items() if name.startswith("code:") and ":" not in name[5:]}
-        name = f"{kind.__module__}.{kind.__qualname__}"
-        return Key({"what": f"{STATE} 3", "class": name, "code": {**code}, "harmless": sorted(harmless)}).digest
-
     def _load_state(self, read: Parts) -> frozenset[str] | None:
         if self._state is None:
-            self._state = self._kept_state(read, self._harmless)
+            self._state = kept_changes(self._store, self._lm, read.parts, self._harmless)
             if self._state is None and self._harmless:  # what it changes besides is the same
-                known = self._kept_state(read, frozenset())
+                known = kept_changes(self._store, self._lm, read.parts, frozenset())
                 if known is not None and not any(name.startswith(_READ) for name in known):
                     self._state = frozenset(name for name in known if bare(name) not in self._harmless)
         return self._state
 
-    def _kept_state(self, read: Parts, harmless: frozenset[str]) -> frozenset[str] | None:
-        key = self._state_key(read, harmless)
-        try:
-            kept = self._store.get(key) if self._store.contains(key) else None
-            return None if kept is None else frozenset(map(str, json.loads(bytes(kept))))
-        except (ValueError, TypeError):
-            return None
-
     def _save_state(self, read: Parts, state: frozenset[str]) -> None:
         self._state = state
-        self._store.put(self._state_key(read, self._harmless), json.dumps(sorted(state)).encode(), namespace=STATE)
+        save_changes(self._store, self._lm, read.parts, self._harmless, state)
 
 
 def _is_global(name: str) -> bool:

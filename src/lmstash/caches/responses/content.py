@@ -96,7 +96,7 @@ class Content:
         names.update(*[each.graph.words | each.graph.told for each in used])
         for text in self._reading.texts:
             names.update(word.decode() for word in _WORD.findall(text))
-        said = variables_under({each for each in names if not is_secret(each)})
+        said = variables_under({each for each in names if not is_secret(each) and each not in self._harmless})
         return Key({"environment": said}).hex if said else None
 
     def files(self) -> str | None:
@@ -242,6 +242,26 @@ class Content:
         """Return a function's code as it was read last; None if it never was."""
         return self._codes.get((id(fn), False))
 
+    def parts_of(self, fn: FunctionType) -> tuple[dict[str, str], dict[str, Any]]:
+        """Return the code that a function leads to, and by name the values that count beside it, as they are now.
+
+        These are globals and what packages hold, variables of the environment and files.
+        """
+        self.begin()
+        self.code(fn)
+        known = self._codes[id(fn), False]
+        code = {str(place): digest for place, digest in known.units.items() if ":" not in str(place)}
+        values: dict[str, Any] = {}
+        told = {place: digest for place, digest in known.units.items() if ":" in str(place)}
+        told |= {place: self._held(known, place, value) for place, value in known.objects.items()}
+        for place, each in sorted(told.items()):
+            values.setdefault(_variable(str(place)).removesuffix(" is"), []).append(each)
+        for settings in known.settings.values():
+            values.update(settings)
+        names = known.graph.words | known.graph.told if known.graph.reads_environment else ()
+        values.update(variables_under({each for each in names if not is_secret(each) and each not in self._harmless}))
+        return code, values | {str(text): held for text, held in known.graph.files.say(self._harmless).items()}
+
     def _held(self, known: _Code, place: str, value: Any) -> Any:
         """Return what an object that code names is made of now, as a key can hold it."""
         if isinstance(value, PurePath) and (path := self._path(_variable(place), value)) is not None:
@@ -290,12 +310,12 @@ class _Code:
         self.units: dict[Any, Any] = {
             name: each for name, each in self.graph.components().items() if not _is_harmless(name, harmless)
         }
-        settings: dict[Any, Any] = {}
+        self.settings: dict[Any, Any] = {}
         for module in self.graph.installed_modules():
             if module.__name__ not in harmless and (found := settings_of(module, harmless)):
-                settings[module.__name__] = found
+                self.settings[module.__name__] = found
                 self.graph.watch_names(vars(module), [*found])
-        self.digest = Key({"code": self.units, "packages": self.graph.packages(), "settings": settings}).hex
+        self.digest = Key({"code": self.units, "packages": self.graph.packages(), "settings": self.settings}).hex
         self.objects = {
             place: value for place, value in self.graph.objects.items() if not _is_harmless(place, harmless)
         }

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable, Sequence
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final
 
+from lmstash.caches.between_runs import listed, never_the_same
 from lmstash.caches.responses.asking import KIND
 from lmstash.caches.responses.content import Content
 from lmstash.caches.responses.requests import ARGUMENTS, EXACT, NUMBERS
@@ -82,7 +84,7 @@ class Calls:
         self._may_differ = "__wrapped__" in vars(fn) or "__signature__" in vars(fn)
         """Whether the function may see in how a call is written what the signature does not say."""
         self._name = f"{fn.__module__}.{fn.__qualname__}"
-        self._has_warned = False
+        self._has_warned = self._has_noted = False
         package, model = owner_of(inspect.unwrap(fn).__module__), getattr(cache.asker.who, "model", None)
         self._content = Content(package, self._harmless, model)
 
@@ -103,6 +105,7 @@ class Calls:
         def compute() -> Any:
             answer = fn(*args, **kwargs)
             self._warn_of_change(fn, before)
+            self._note_run(fn)
             return answer
 
         return self._cache.get_or_compute(request, compute, tags=about, ttl_seconds=self._ttl_seconds)
@@ -118,6 +121,7 @@ class Calls:
         async def compute() -> Any:
             answer = await fn(*args, **kwargs)
             self._warn_of_change(fn, before)
+            self._note_run(fn)
             return answer
 
         return await self._cache.get_or_compute_async(request, compute, tags=about, ttl_seconds=self._ttl_seconds)
@@ -132,12 +136,30 @@ class Calls:
             return
         if changed:
             self._has_warned = True
-            names = ", ".join(f"`{each}`" for each in changed[:5])
             self._cache.store.events.warn_once(
                 f"changes {self._name}",
                 "lmstash: %s, which the code of %s names, changes while it computes, so that the next call is another "
                 "one and may not be found again. If it changes no answer (a counter, a memo), say harmless=%s",
-                *(names, self._name, changed[:5]),
+                *(listed(changed), self._name, changed[:5]),
+            )
+
+    def _note_run(self, fn: FunctionType) -> None:
+        """Say, when this process first computes, what was another one in each of the last runs."""
+        if self._has_noted or self._cache.given["private"]:
+            return
+        self._has_noted = True
+        try:
+            code, values = self._content.parts_of(fn)
+            of = [self._name, os.path.abspath(fn.__code__.co_filename)]
+            names = never_the_same(self._cache.store, of, {**code}, values, self.asker.salt)
+        except Exception:  # said when the function is called next
+            return
+        if names:
+            self._cache.store.events.warn_once(
+                f"runs {self._name}",
+                "lmstash: %s, which the code of %s goes by, had new values in each of the last 3 runs, so that no call "
+                "of an earlier run was found again. Of what changes no answer, say harmless=%s",
+                *(listed(names), self._name, names[:5]),
             )
 
     def _request(self, fn: FunctionType, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | None:
