@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import dis
-import functools
 import sys
-from collections.abc import Iterator, Mapping
-from types import CodeType, FunctionType, ModuleType, SimpleNamespace
+from collections.abc import Iterator
+from types import CodeType, FunctionType, SimpleNamespace
 from typing import Any
 
 from lmstash.identity.bytecode import code_component, encoded, in_order, names_in, parts_of, plain_component, texts_in
@@ -17,10 +15,6 @@ from lmstash.identity.words import words_within
 
 _SETTINGS = frozenset({"argparse.Namespace", "numpy.ndarray", "torch.Tensor", "torch.nn.parameter.Parameter"})
 _ASKING = frozenset({"getattr", "hasattr"})
-_LOADS = frozenset({"LOAD_GLOBAL", "LOAD_NAME"})
-_ATTRIBUTES = frozenset({"LOAD_ATTR", "LOAD_METHOD"})
-_CHANGES = frozenset({"STORE_ATTR", "DELETE_ATTR"})
-_IDLE = frozenset({"EXTENDED_ARG", "CACHE", "PRECALL"})
 
 
 def by_itself(code: FunctionType | type) -> Component:
@@ -62,39 +56,6 @@ def ops_named(names: set[str]) -> list[tuple[str, Any]]:
     if "ops" not in names or not made:
         return []
     return sorted((name, op) for name, op in list(made.items()) if names.issuperset(name.split("::")))
-
-
-def modules_handed_on(code: CodeType, table: Mapping[str, Any]) -> Iterator[ModuleType]:
-    """Yield the modules that code names and does more with than to ask for an attribute: `apply(x, settings)`.
-
-    Args:
-        code: Of a function.
-        table: Its globals.
-    """
-    for first, *attributes in _chains(code):
-        value = table.get(first)
-        for each in attributes:
-            if not isinstance(value, ModuleType):
-                break
-            value = vars(value).get(each)
-        if isinstance(value, ModuleType):
-            yield value
-
-
-@functools.lru_cache(maxsize=4096)
-def _chains(code: CodeType) -> tuple[tuple[str, ...], ...]:
-    """Return the globals that code loads, each with the attributes that are asked for one after the other."""
-    done = [each for each in dis.get_instructions(code) if each.opname not in _IDLE]
-    found: list[tuple[str, ...]] = []
-    for at, each in enumerate(done):
-        if each.opname in _LOADS:
-            end = at + 1
-            while end < len(done) and done[end].opname in _ATTRIBUTES:
-                end += 1
-            if end == len(done) or done[end].opname not in _CHANGES:
-                found.append(tuple(str(each.argval) for each in done[at:end]))
-    inner = (_chains(each) for each in code.co_consts if isinstance(each, CodeType))
-    return (*found, *(chain for chains in inner for chain in chains))
 
 
 def is_settings(value: Any) -> bool:

@@ -24,7 +24,6 @@ from lmstash.identity.alone import (
     by_itself,
     functions_in,
     is_settings,
-    modules_handed_on,
     ops_named,
     words_asked,
 )
@@ -33,6 +32,7 @@ from lmstash.identity.class_members import is_word
 from lmstash.identity.closures import variables_of
 from lmstash.identity.code import CodeGraph
 from lmstash.identity.encoding import Component, encode
+from lmstash.identity.handed_on import modules_named
 from lmstash.identity.named_modules import IMPORTS, RESOLVERS, file_of_module, files_named
 from lmstash.identity.owners import defined_in, is_foreign, owner_of
 from lmstash.identity.uses import COUNTED, READ, uses_of
@@ -171,18 +171,10 @@ class CodeByText(CodeGraph):
         for each in map(table.get, globals_in(code)):
             if isinstance(each, attrgetter):
                 self._asked.update(word for text in each.__reduce__()[1] for word in str(text).split("."))
-        if any(isinstance(table.get(each), ModuleType) for each in globals_in(code)):
-            for module in modules_handed_on(code, table):
-                self._hand_on(module)
-        imported = {*imports_in(code, table.get("__package__"))}
-        for each in sorted(imported - {name.rpartition(".")[0] for name in imported}):
-            if isinstance(module := sys.modules.get(each), ModuleType):
-                self._hand_on(module)
-
-    def _hand_on(self, module: ModuleType) -> None:
-        if module.__name__ not in self._handed and self.is_yours(module.__name__):
-            self._handed[module.__name__] = module
-            self.watch(partial(len, vars(module)))  # what is asked for may come later
+        for _, module, is_handed in modules_named(function, self.is_yours):
+            if is_handed and module.__name__ not in self._handed:
+                self._handed[module.__name__] = module
+                self.watch(partial(len, vars(module)))  # what is asked for may come later
 
     def _add_bytecode(self, function: FunctionType, name: str) -> str:
         name = super()._add_bytecode(function, name)

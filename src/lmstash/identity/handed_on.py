@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import dis
 import functools
-from collections.abc import Iterator
-from types import CodeType
+import sys
+from collections.abc import Callable, Iterator
+from types import CodeType, FunctionType, ModuleType
+from typing import Any
 
+from lmstash.identity.bytecode import imports_in, names_in, texts_in
 from lmstash.identity.words import ANY_NAME
 
 _ASKS = frozenset({"LOAD_ATTR", "LOAD_METHOD", "STORE_ATTR", "DELETE_ATTR"})
@@ -19,6 +22,35 @@ _CALLS = frozenset({"CALL", "PRECALL"})
 _NO_NAMES = frozenset({"LOAD_CONST", "LOAD_CLOSURE"})
 _MOST_BEHIND = 4
 """How far behind an import the variable is that it is kept in."""
+
+
+def modules_named(function: FunctionType, is_own: Callable[[str], bool]) -> Iterator[tuple[str, ModuleType, bool]]:
+    """Yield the modules of your own that a function names or imports, by which name, and whether it hands them on.
+
+    Modules within modules among them (`pkg.settings`); each may come more than once.
+
+    Args:
+        function: Whose code is read.
+        is_own: Says by its name whether a module is your own.
+    """
+    code, table = function.__code__, function.__globals__
+    handed, names = handed_on(code), {*names_in(code)}
+    found: list[tuple[str, Any, bool]] = [(each, table.get(each), each in handed) for each in sorted(names)]
+    imported = imports_in(code, table.get("__package__"))
+    found += [(each, sys.modules.get(each), hands_on_imports(code)) for each in sorted({*imported})]
+    if "modules" in names:  # `sys.modules[__name__]`
+        said = [each for each in texts_in(code) if isinstance(each, str)]
+        said += [str(table.get("__name__"))] if "__name__" in names else []
+        found += [(each, sys.modules.get(each), True) for each in said]
+    seen = set[int]()
+    while found:
+        name, module, is_handed = found.pop()
+        if not isinstance(module, ModuleType) or not is_own(module.__name__):
+            continue
+        yield name, module, is_handed
+        if id(module) not in seen:
+            seen.add(id(module))
+            found += [(each, vars(module)[each], each in handed) for each in names & vars(module).keys()]
 
 
 @functools.lru_cache(maxsize=4096)

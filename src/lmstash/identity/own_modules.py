@@ -10,12 +10,11 @@ from itertools import chain
 from types import FunctionType, MappingProxyType, ModuleType
 from typing import Any
 
-from lmstash.identity.bytecode import imports_in, names_in, texts_in
 from lmstash.identity.class_members import is_word
 from lmstash.identity.closures import variables_of
 from lmstash.identity.code import CodeGraph
 from lmstash.identity.encoding import Component
-from lmstash.identity.handed_on import asks_by_any_name, handed_on, hands_on_imports
+from lmstash.identity.handed_on import asks_by_any_name, modules_named
 from lmstash.identity.only_added import is_addable, used_in
 from lmstash.identity.owners import hides_python, is_foreign, is_installed, owner_of, version_of
 from lmstash.identity.touched_packages import TouchedPackages
@@ -71,27 +70,11 @@ class OwnModules(CodeGraph):
 
     def _see_handed_on(self, function: FunctionType, name: str) -> None:
         """Note the modules of your own that a function hands on: other code may ask for anything in them."""
-        code = function.__code__
-        handed, names = handed_on(code), {*names_in(code)}
-        self._any_name = self._any_name or asks_by_any_name(code)
-        found = [(each, function.__globals__.get(each), each in handed) for each in sorted(names)]
-        imported = imports_in(code, function.__globals__.get("__package__"))
-        found += [(each, sys.modules.get(each), hands_on_imports(code)) for each in sorted({*imported})]
-        if "modules" in names:  # `sys.modules[__name__]`
-            said = [each for each in texts_in(code) if isinstance(each, str)]
-            said += [str(function.__globals__.get("__name__"))] if "__name__" in names else []
-            found += [(each, sys.modules.get(each), True) for each in said]
-        seen = set[int]()
-        while found:
-            each, module, is_handed = found.pop()
-            if not isinstance(module, ModuleType) or not self._is_own(module.__name__):
-                continue
+        self._any_name = self._any_name or asks_by_any_name(function.__code__)
+        for each, module, is_handed in modules_named(function, self._is_own):
             if is_handed:
                 self._handed.setdefault(id(module), module)
                 self._units[f"{name}:{each} is"] = f"module {module.__name__}"
-            if id(module) not in seen:
-                seen.add(id(module))
-                found += [(inner, vars(module)[inner], inner in handed) for inner in names & vars(module).keys()]
 
     def _add_asked(self, asked: set[str], named: set[str]) -> None:
         """Read what any code may ask of modules.
