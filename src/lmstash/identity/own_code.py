@@ -41,6 +41,7 @@ from lmstash.identity.large_values import PlainValues
 from lmstash.identity.object_parts import parts_held
 from lmstash.identity.own_modules import OwnModules
 from lmstash.identity.owners import defined_in, owner_of
+from lmstash.identity.templates import is_template, texts_of_template
 from lmstash.identity.words import (
     ANY_NAME,
     ENVIRONMENT,
@@ -331,8 +332,8 @@ class OwnCode(OwnModules):
             super()._follow(here, value, name)
         elif is_environment(value):
             self.reads_environment = True
-        elif type(value) is string.Template:
-            self._see_texts(value.template)
+        elif type(value) is string.Template or is_template(value):
+            self._see_texts(value.template if type(value) is string.Template else texts_of_template(value))
             self._put(value, name)
         elif isinstance(value, ModuleType):
             self._also(f"{name} is", f"module {value.__name__}")

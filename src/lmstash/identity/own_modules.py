@@ -92,6 +92,8 @@ class OwnModules(CodeGraph):
     def _add_asides(self, named: set[str], told: set[str]) -> bool:
         """Read what code may ask of modules that are handed on without naming it, and what it asks of globals by texts.
 
+        Of such a module all values count: a package, or a template in a file, may ask for any.
+
         Args:
             named: Names that code asks for.
             told: Words in its texts.
@@ -102,7 +104,8 @@ class OwnModules(CodeGraph):
         before = len(self._units), len(self.objects), len(self._modules)
         asked = named | told
         for module in list(self._handed.values()):
-            self._add_named("", module, asked if self._any_name else asked - ANY_NAME, "", set())
+            names = asked if self._any_name else asked - ANY_NAME
+            self._add_named("", module, names | _values_in(module), "", set())
         for table in list(self._tables.values()):
             done = self._asked_of.setdefault(id(table), set())
             for each in sorted((told & table.keys()) - done):
@@ -238,6 +241,12 @@ class OwnModules(CodeGraph):
 
     def _is_own(self, module: str) -> bool:
         return self._is_foreign(module) and not self._pinned(module)
+
+
+def _values_in(module: ModuleType) -> set[str]:
+    """Return under which names values lie in a module: a template that it is handed to may ask for any of them."""
+    code = (FunctionType, type, ModuleType)
+    return {each for each, value in list(vars(module).items()) if not is_word(each) and not isinstance(value, code)}
 
 
 def _dict_behind(table: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import types
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -59,6 +60,18 @@ def test_what_is_read_from_a_module_that_is_handed_on_counts(
     assert dict(stash.stats.misses) == {"absent": 2}
 
 
+def test_a_template_in_a_file_may_ask_a_module_for_any_value(
+    responses: Responses, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "a.txt").write_text("{one.N} {one.S.n}")
+    for n in "121":
+        program = made_program(f"def ask(x): return open({str(tmp_path / 'a.txt')!r}).read().format(one=one)")
+        source = f"import types\nN = '{n}'\nS = types.SimpleNamespace(n={n})\nC = (x for x in 'x')"
+        program["one"] = _module(monkeypatch, ONE, source)
+        assert responses.cached(program["ask"])("x") == f"{n} {n}"
+    assert responses.store.events.stats.hits == 1
+
+
 def test_a_change_of_a_module_that_was_handed_on_counts(responses: Responses, monkeypatch: pytest.MonkeyPatch) -> None:
     program = made_program("def build(cfg): return cfg.N\ndef ask(x): return build(one)")
     program["one"] = module = _module(monkeypatch, ONE, "N = '1'")
@@ -83,12 +96,14 @@ def test_what_cannot_be_read_refuses_only_where_code_names_it(
     assert stash.stats.misses["unsupported"] == 1
 
 
-def test_an_attribute_with_a_name_of_its_own_does_not_bring_in_all_of_a_module(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_attribute_with_a_name_of_its_own_does_not_bring_in_all_code_of_a_module(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for get, counts in (("getattr(m, 'N', None)", False), ("getattr(m, 'N' + n)", True)):
         program = made_program(f"def get(m, n=''): return {get}\ndef ask(x): return get(one)")
-        program["one"] = _module(monkeypatch, ONE, "N = '1'\nOTHER = 'x'")
+        program["one"] = _module(monkeypatch, ONE, "N = '1'\ndef other(): pass")
         units = OwnCode("program", program["ask"]).components()
-        assert (f"{ONE}:OTHER" in units) == counts
+        assert (f"{ONE}.other" in units) == counts
 
 
 def test_a_program_of_many_modules_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ lm = CachedLM(HFLM(pretrained="..."), lmstash.open("runs/eval"))       # simple_
 install(); simple_evaluate(..., use_cache="runs/eval")                 # or the harness's own argument
 lmstash eval lm_eval --model hf --model_args pretrained=... --tasks ...  # or its own command line
 
-`identity.py` who answers · `addresses.py` where · `tokenizing.py` by which words · `code_of.py` by which code ·
+`identity.py` who answers · `addresses.py` where · `code_of.py` by which code ·
 `beside_classes.py` what the harness's classes call · `questions.py` what is asked · `imported.py` what the harness had
 kept · `partials.py` results as they come · `reporting.py` whose may be kept then · `running.py` calls in parts ·
 `chunks.py` how large · `ranks.py` several processes · `vouching.py` a model that changes · `cached.py` the wrapper ·

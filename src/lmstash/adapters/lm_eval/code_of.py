@@ -17,7 +17,6 @@ from lmstash.adapters.lm_eval.beside_classes import edited, put_into_modules
 from lmstash.adapters.lm_eval.own_names import SECRET_KINDS, Followed
 from lmstash.adapters.lm_eval.partials import Hook
 from lmstash.adapters.lm_eval.sessions import session_told
-from lmstash.adapters.lm_eval.tables import table_told
 from lmstash.caches.responses.hiding import SECRETS
 from lmstash.errors import UnsupportedModelError
 from lmstash.identity.bytecode import parts_of
@@ -26,6 +25,7 @@ from lmstash.identity.encoding import Component, encode
 from lmstash.identity.held_files import content_of
 from lmstash.identity.object_parts import attributes_of
 from lmstash.identity.owners import defined_in
+from lmstash.identity.tables import table_told
 
 _BY_VERSION = frozenset(
     {

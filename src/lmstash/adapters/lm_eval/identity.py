@@ -27,15 +27,14 @@ from lmstash.adapters.lm_eval.settings import (
     is_headers,
     settings_and_code,
 )
-from lmstash.adapters.lm_eval.tokenizing import cleans_up, rules_of
 from lmstash.caches.responses.sampling import seed_of
 from lmstash.caches.responses.who import Who, plain_url
 from lmstash.errors import InvalidArgumentError, UnsupportedModelError
 from lmstash.identity.encoding import Component
 from lmstash.identity.fingerprint import Fingerprint
 from lmstash.identity.keys import Key
+from lmstash.identity.live_tokenizers import LiveTokenizers
 from lmstash.identity.object_parts import attributes_of
-from lmstash.identity.tokenizer import fingerprint_tokenizer
 from lmstash.identity.watch import ModelWatch, watch_model
 
 _GENERATION_NAMES = frozenset({"transformers_version", "_from_model_config"})
@@ -242,29 +241,17 @@ def _function_of(lm: Any, name: str) -> Any:
 
 
 class _Tokenizer:
-    """The digest of a tokenizer, taken anew when it looks different to its last rule. Costs 0.2 s the first time."""
+    """What stands for the tokenizer of an `LM`."""
 
     def __init__(self) -> None:
-        self._stamp: tuple[Any, ...] | None = None
-        self._digest: Component = None
+        self._known = LiveTokenizers()
 
     def digest(self, tokenizer: Any) -> Component:
         if tokenizer is None or isinstance(tokenizer, str):
             return tokenizer
         if not hasattr(tokenizer, "backend_tokenizer") and not hasattr(tokenizer, "init_kwargs"):
             return _foreign_tokenizer(tokenizer)
-        stamp = (
-            id(tokenizer),
-            hash(rules_of(tokenizer)),
-            repr(getattr(tokenizer, "added_tokens_decoder", None)),
-            repr(getattr(tokenizer, "special_tokens_map", None)),
-            repr(getattr(tokenizer, "chat_template", None)),
-            tuple((name, repr(value)) for name, value in vars(tokenizer).items() if type(value) in (bool, int, str)),
-        )
-        if stamp != self._stamp:
-            digest = fingerprint_tokenizer(tokenizer).digest
-            self._digest, self._stamp = [digest, "cleans up"] if cleans_up(tokenizer) else digest, stamp
-        return self._digest
+        return self._known.told(tokenizer)
 
 
 def _foreign_tokenizer(tokenizer: Any) -> Component:

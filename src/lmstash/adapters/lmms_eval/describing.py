@@ -12,18 +12,16 @@ from pathlib import PurePath
 from typing import Any
 
 from lmstash.adapters.lm_eval.addresses import address_of_client, is_client, without_secrets
-from lmstash.adapters.lm_eval.tokenizing import cleans_up, rules_of
 from lmstash.adapters.lmms_eval.noted import Noted
 from lmstash.adapters.lmms_eval.pinned import harness_code
 from lmstash.errors import UnsupportedModelError
 from lmstash.identity.describe import IMMUTABLE, Describer
 from lmstash.identity.encoding import Component, encode
 from lmstash.identity.generation import GenerationDefaults
+from lmstash.identity.live_tokenizers import LiveTokenizers, is_tokenizer, rules_of
 
 _SMALL_BYTES = 2**20
 """Tensors up to this size are read at each look."""
-_PADDING = "left"
-"""Where batches are filled up by models that generate; only another side is named."""
 _TOKENIZER_SETTINGS = (
     *("chat_template", "special_tokens_map", "added_tokens_decoder", "padding_side", "truncation_side"),
     *("clean_up_tokenization_spaces", "model_max_length"),
@@ -44,12 +42,12 @@ class Walk:
     """One reading of a model object.
 
     Args:
-        tokenizers: By `id`: each, how it looked, and its fingerprint then.
+        tokenizers: Of earlier readings.
         named: Whether its name and arguments are told beside it. Then what stands for something that computes
             elsewhere counts by its class and address, and what cannot be taken apart is left out.
     """
 
-    def __init__(self, tokenizers: dict[int, tuple[Any, bytes, bytes]], named: bool) -> None:
+    def __init__(self, tokenizers: LiveTokenizers, named: bool) -> None:
         self.tokenizers = tokenizers
         self.named = named
         self.code: dict[str, bytes] = {}
@@ -141,9 +139,8 @@ class LmDescriber(Describer):
             return ["path", str(value)]
         if is_number(value):
             return ["number", type(value).__qualname__, repr(value)]
-        if _is_tokenizer(value):
-            known = None if self._walk is None else self._walk.tokenizers
-            return ["tokenizer", *(_glance(value) if known is None else _read(value, known))]
+        if is_tokenizer(value):
+            return ["tokenizer", *(_glance(value) if self._walk is None else self._walk.tokenizers.told(value))]
         if type(value).__module__.partition(".")[0] == "accelerate":
             return "accelerate"
         return super().value(value, path)
@@ -197,26 +194,6 @@ def _client(client: Any) -> list[Component]:
 def is_number(value: Any) -> bool:
     """Whether a value is a number that Python does not write down as such, or a time."""
     return type(value) in _LEAVES
-
-
-def _is_tokenizer(value: Any) -> bool:
-    return callable(getattr(type(value), "get_vocab", None)) and hasattr(value, "encode")
-
-
-def _read(tokenizer: Any, known: dict[int, tuple[Any, bytes, bytes]]) -> list[Component]:
-    """Return a tokenizer's fingerprint, and what else of it counts where texts are generated.
-
-    Of one that looks as it did to the last rule and word, the fingerprint that it had.
-    """
-    from lmstash.identity.tokenizer import fingerprint_tokenizer
-
-    looks = hashlib.sha256(f"{rules_of(tokenizer)}\0{vars(tokenizer)!r}".encode("utf-8", "surrogatepass")).digest()
-    before = known.get(id(tokenizer))
-    if before is None or before[0] is not tokenizer or before[1] != looks:
-        before = known[id(tokenizer)] = (tokenizer, looks, fingerprint_tokenizer(tokenizer).digest)
-    side = getattr(tokenizer, "padding_side", _PADDING)
-    others: list[Component] = [["padding side", str(side)]] if side != _PADDING else []
-    return [before[2], *others, *(["cleans up"] if cleans_up(tokenizer) else [])]
 
 
 def _glance(tokenizer: Any) -> list[Component]:

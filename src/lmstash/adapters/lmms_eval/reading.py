@@ -26,6 +26,7 @@ from lmstash.events import logger
 from lmstash.identity.encoding import Component, encode
 from lmstash.identity.fingerprint import Fingerprint
 from lmstash.identity.generation import GenerationDefaults
+from lmstash.identity.live_tokenizers import LiveTokenizers
 from lmstash.identity.words import words_within
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ class Memory:
     """What need not be read anew of one model object.
 
     Attributes:
-        tokenizers: By `id`: each, how it looked, and its fingerprint then.
+        tokenizers: Those that were read.
         watches: Of modules, by `id`; a watch keeps its module, so that no other one gets its id.
         asked: What somebody's own code was seen to ask for by name.
         opaque: Attributes and places of globals of which it was said that they do not count.
@@ -149,7 +150,7 @@ class Memory:
 
     def __init__(self) -> None:
         """Remember nothing."""
-        self.tokenizers: dict[int, tuple[Any, bytes, bytes]] = {}
+        self.tokenizers = LiveTokenizers()
         self.watches: dict[int, ModelWatch] = {}
         self.asked: set[str] = set()
         self.opaque: set[str] = set()

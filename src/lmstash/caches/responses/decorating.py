@@ -105,10 +105,11 @@ class Calls:
         def compute() -> Any:
             answer = fn(*args, **kwargs)
             self._warn_of_change(fn, before)
-            self._note_run(fn)
             return answer
 
-        return self._cache.get_or_compute(request, compute, tags=about, ttl_seconds=self._ttl_seconds)
+        answer = self._cache.get_or_compute(request, compute, tags=about, ttl_seconds=self._ttl_seconds)
+        self._note_run(fn)
+        return answer
 
     async def later(self, fn: FunctionType, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Answer a call of a function that is awaited."""
@@ -121,10 +122,11 @@ class Calls:
         async def compute() -> Any:
             answer = await fn(*args, **kwargs)
             self._warn_of_change(fn, before)
-            self._note_run(fn)
             return answer
 
-        return await self._cache.get_or_compute_async(request, compute, tags=about, ttl_seconds=self._ttl_seconds)
+        answer = await self._cache.get_or_compute_async(request, compute, tags=about, ttl_seconds=self._ttl_seconds)
+        self._note_run(fn)
+        return answer
 
     def _warn_of_change(self, fn: FunctionType, before: Any) -> None:
         """Say, once, that what a function's code names changes while it computes: its next call is another one."""
@@ -144,7 +146,7 @@ class Calls:
             )
 
     def _note_run(self, fn: FunctionType) -> None:
-        """Say, when this process first computes, what was another one in each of the last runs."""
+        """Say, at the first call in this process, what was another one in each of the last runs."""
         if self._has_noted or self._cache.given["private"]:
             return
         self._has_noted = True

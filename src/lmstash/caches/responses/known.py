@@ -13,10 +13,14 @@ from typing import Any
 from lmstash.caches.responses.everyday import zone_of
 from lmstash.errors import InvalidArgumentError
 from lmstash.identity.annotations import taken_apart
+from lmstash.identity.live_tokenizers import LiveTokenizers, is_tokenizer
 from lmstash.identity.owners import is_installed, owner_of, version_of
+from lmstash.identity.tables import table_told
+from lmstash.identity.templates import is_template, parts_of_template
 
 _OF_CLASSES = (types.MethodDescriptorType, types.WrapperDescriptorType)
 _TEXTS_ARE_VALUES = (typing.Literal, typing.Annotated)
+_tokenizers = LiveTokenizers()
 
 
 def parts_of_known(value: Any) -> list[Any] | None:
@@ -43,6 +47,13 @@ def parts_of_known(value: Any) -> list[Any] | None:
     if kind is types.MappingProxyType:
         behind = gc.get_referents(value)[0]
         return ["mappingproxy", behind] if type(behind) is dict else None
+    if is_template(value):
+        return [f"{kind.__module__}.{kind.__qualname__}", version_of("jinja2"), *parts_of_template(value)]
+    if is_tokenizer(value):
+        return ["tokenizer", *_tokenizers.told(value)]
+    table = table_told(value, lambda each: each)
+    if table is not None:
+        return ["table", table]
     read = _PARTS.get(f"{kind.__module__}.{kind.__qualname__}")
     if read is not None:
         return [f"{kind.__module__}.{kind.__qualname__}", version_of(owner_of(kind.__module__)), *read(value)]

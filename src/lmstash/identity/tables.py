@@ -1,4 +1,4 @@
-"""Tables that hang on a model (of `datasets`, of pandas), by what they hold."""
+"""Tables of `datasets` and of pandas, by what they hold."""
 
 from __future__ import annotations
 
