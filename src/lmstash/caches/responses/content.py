@@ -218,6 +218,7 @@ class Content:
         reading.add((id(code), given))
         try:
             held: dict[Any, Any] = {place: self._held(known, place, value) for place, value in known.objects.items()}
+            known.held = held
         finally:
             reading.discard((id(code), given))
         return Key({"code": known.digest, "objects": held}).hex
@@ -229,13 +230,20 @@ class Content:
             fn: The function.
             before: As `read_of` returned it then.
         """
-        if before is None or before.graph.unchanged():
+        if before is None:
             return []
-        self.begin()
-        self.code(fn)
-        after = self.read_of(fn)
-        now = {} if after is None else after.units
-        differ = {place for place in before.units.keys() | now.keys() if before.units.get(place) != now.get(place)}
+        differ = set[str]()
+        if before.objects:
+            self.begin()
+            self._reading.used.append(before)
+            held = {place: self._held(before, place, value) for place, value in before.objects.items()}
+            differ = {place for place, each in held.items() if before.held.get(place, each) != each}
+        if not before.graph.unchanged():
+            self.begin()
+            self.code(fn)
+            after = self.read_of(fn)
+            now = {} if after is None else after.units
+            differ |= {place for place in before.units.keys() | now.keys() if before.units.get(place) != now.get(place)}
         return sorted({_variable(str(place)).removesuffix(" is") for place in differ})
 
     def read_of(self, fn: FunctionType) -> _Code | None:
@@ -316,6 +324,8 @@ class _Code:
                 self.settings[module.__name__] = found
                 self.graph.watch_names(vars(module), [*found])
         self.digest = Key({"code": self.units, "packages": self.graph.packages(), "settings": self.settings}).hex
+        self.held: dict[Any, Any] = {}
+        """What the objects were made of when they were looked at last."""
         self.objects = {
             place: value for place, value in self.graph.objects.items() if not _is_harmless(place, harmless)
         }

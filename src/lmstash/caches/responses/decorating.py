@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from lmstash.caches.responses.cache import Responses
     from lmstash.caches.responses.shelf import Tags
 
+_LOOKS: Final = 32
+"""After so many calls it is looked whether they change what the next one is known by, which costs as much as a hit."""
 _SAYS_SAMPLING: Final = NUMBERS | ARGUMENTS | {"do_sample", "seed", "random_seed"}
 
 
@@ -84,7 +86,8 @@ class Calls:
         self._may_differ = "__wrapped__" in vars(fn) or "__signature__" in vars(fn)
         """Whether the function may see in how a call is written what the signature does not say."""
         self._name = f"{fn.__module__}.{fn.__qualname__}"
-        self._has_warned = self._has_noted = False
+        self._n_looks_left = _LOOKS
+        self._has_noted = False
         package, model = owner_of(inspect.unwrap(fn).__module__), getattr(cache.asker.who, "model", None)
         self._content = Content(package, self._harmless, model)
 
@@ -130,14 +133,15 @@ class Calls:
 
     def _warn_of_change(self, fn: FunctionType, before: Any) -> None:
         """Say, once, that what a function's code names changes while it computes: its next call is another one."""
-        if self._has_warned:
+        if not self._n_looks_left:
             return
+        self._n_looks_left -= 1
         try:
             changed = self._content.changed(fn, before)
         except Exception:  # said when the function is called next
             return
         if changed:
-            self._has_warned = True
+            self._n_looks_left = 0
             self._cache.store.events.warn_once(
                 f"changes {self._name}",
                 "lmstash: %s, which the code of %s names, changes while it computes, so that the next call is another "
