@@ -400,6 +400,18 @@ def test_keys_that_let_requests_through_do_not_count(place: str, client: str, mo
         assert ask(place, program(body, "import os", f"{begins}; self.api_key = key; {client}"))[1] == expected
 
 
+def test_what_a_session_sends_along_counts_at_once(place: str) -> None:
+    begins = "import requests; self.session = requests.Session()"
+    made = program("return question + self.session.headers.get('X-Model', '')", begins=begins)
+    lm, task = made["Own"](), Task(questions())
+    lm.task_dict["mini"] = {"test": task.docs}
+    cache = ResponseCache(place, model="echo")
+    for value in "ABA":
+        lm.session.headers["X-Model"] = value
+        assert cache.execute(lm, "generate_until", task.requests()) == [f"Q{k}{value}" for k in range(10)]
+    assert lm.n_asked == 20
+
+
 # --- from run to run ------------------------------------------------------------------------------------------------
 
 IN_EACH_RUN = {

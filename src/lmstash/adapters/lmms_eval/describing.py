@@ -12,6 +12,7 @@ from pathlib import PurePath
 from typing import Any
 
 from lmstash.adapters.lm_eval.addresses import address_of_client, is_client, without_secrets
+from lmstash.adapters.lm_eval.sessions import session_told
 from lmstash.adapters.lmms_eval.noted import Noted
 from lmstash.adapters.lmms_eval.pinned import harness_code
 from lmstash.errors import UnsupportedModelError
@@ -184,11 +185,13 @@ class LmDescriber(Describer):
 
 
 def _client(client: Any) -> list[Component]:
-    """Return what counts of what stands for something that computes elsewhere: its class, and where it asks."""
+    """Return what counts of what computes elsewhere: its class, where it asks, and what a session sends along."""
     where: Component = None
     with contextlib.suppress(Exception):  # whatever other people's objects do when they are asked
         where = address_of_client(client)
-    return ["client", f"{type(client).__module__}.{type(client).__qualname__}", where]
+    said: list[Component] = ["client", f"{type(client).__module__}.{type(client).__qualname__}", where]
+    sent = session_told(client)
+    return said if sent is None else [*said, sent]
 
 
 def is_number(value: Any) -> bool:
