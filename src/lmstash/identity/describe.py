@@ -22,6 +22,7 @@ from typing import Any
 from lmstash.errors import UnsupportedModelError
 from lmstash.identity.asked_by_text import CodeByText
 from lmstash.identity.encoding import Component, encode
+from lmstash.identity.media import media_of
 
 IMMUTABLE = frozenset({type(None), bool, int, float, str, bytes})
 
@@ -216,6 +217,9 @@ class Describer:
             return ["numpy", kind.__name__, self.value(item(), path)]
         if kind.__module__ == "numpy" and kind.__name__ == "ndarray" and value.dtype.kind in "biufc":
             return ["numpy", str(value.dtype), list(value.shape), value.tobytes()]
+        pil = sys.modules.get("PIL.Image")
+        if pil is not None and isinstance(value, pil.Image) and (seen := media_of(value)) is not None:
+            return [name, seen.digest, list(seen.facts), value.format, self.value(value.info, f"{path}.info")]
         if isinstance(value, tuple | list):
             return [name, *[self.value(each, f"{path}[{index}]") for index, each in enumerate(value)]]
         for base, exact in _EXACT.items():

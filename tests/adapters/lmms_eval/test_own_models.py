@@ -400,14 +400,29 @@ def test_keys_that_let_requests_through_do_not_count(place: str, client: str, mo
         assert ask(place, program(body, "import os", f"{begins}; self.api_key = key; {client}"))[1] == expected
 
 
-def test_what_a_session_sends_along_counts_at_once(place: str) -> None:
-    begins = "import requests; self.session = requests.Session()"
-    made = program("return question + self.session.headers.get('X-Model', '')", begins=begins)
+IN_PLACE = {
+    "what a session sends along": (
+        "import requests; self.session = requests.Session()",
+        "self.session.headers.get('X-Model', '')",
+        "lm.session.headers['X-Model'] = {!r}",
+    ),
+    "the pixels of an image": (
+        "import PIL.Image; self.image = PIL.Image.new('L', (4, 4))",
+        "chr(self.image.getpixel((0, 0)))",
+        "lm.image.putpixel((0, 0), ord({!r}))",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", IN_PLACE)
+def test_what_changes_within_an_object_of_a_package_counts_at_once(how: str, place: str) -> None:
+    begins, said, change = IN_PLACE[how]
+    made = program(f"return question + {said}", begins=begins)
     lm, task = made["Own"](), Task(questions())
     lm.task_dict["mini"] = {"test": task.docs}
     cache = ResponseCache(place, model="echo")
     for value in "ABA":
-        lm.session.headers["X-Model"] = value
+        exec(change.format(value), {"lm": lm})
         assert cache.execute(lm, "generate_until", task.requests()) == [f"Q{k}{value}" for k in range(10)]
     assert lm.n_asked == 20
 
