@@ -125,3 +125,32 @@ def test_compiled_patterns_count_by_what_they_say_and_loggers_do_not() -> None:
     assert digest(re.compile("a")) == digest(re.compile("a"), two)
     loguru = pytest.importorskip("loguru")
     assert digest(re.compile("a"), loguru.logger) == digest(re.compile("a"), loguru.logger.bind(run=7))
+
+
+MODES = {
+    "its value": ("COT = 'step by step'", "COT = 'at once'"),
+    "its attributes": (
+        "COT = 1\n def __init__(self, n): self.text = 'a'",
+        "COT = 1\n def __init__(self, n): self.text = 'b'",
+    ),
+    "its methods": ("COT = 1\n def say(self): return 'a'", "COT = 1\n def say(self): return 'b'"),
+}
+
+
+@pytest.mark.parametrize("what", MODES)
+def test_a_member_of_an_enum_counts_by_more_than_its_name(what: str) -> None:
+    def steered(body: str) -> Any:
+        made: dict[str, Any] = {"__name__": "program"}
+        exec(
+            f"import enum, types\nclass Mode(enum.Enum):\n {body}\nSETTINGS = types.SimpleNamespace(mode=Mode.COT)",
+            made,
+        )
+        return lmstash.fingerprint(Steered(made["SETTINGS"])).digest
+
+    one, other = MODES[what]
+    torch.manual_seed(0)
+    first = steered(one)
+    torch.manual_seed(0)
+    again = steered(one)
+    torch.manual_seed(0)
+    assert first == again != steered(other)

@@ -48,6 +48,8 @@ _EXACT: dict[type, Callable[[Any], Component]] = {
     int: int.__index__,
     float: float.__float__,
 }
+_OF_MEMBERS = frozenset({"_value_", "_name_", "__objclass__", "_sort_order_"})
+"""What each member of an enum bears."""
 _ORDER = ("order",)
 """Beside the fields of what is described; none of them goes by it."""
 TENSOR_MARKS = frozenset({"_is_hf_initialized", "_is_buffer", "persistent"})
@@ -98,7 +100,9 @@ class Describer:
         if id(value) in self._seen:
             return ["seen", self._seen[id(value)]]
         if isinstance(value, enum.Enum):
-            return ["enum", f"{kind.__module__}.{kind.__qualname__}", value.name]
+            held = sorted(each for each in vars(value).items() if each[0] not in _OF_MEMBERS)
+            told = [[name, self.value(each, f"{path}.{name}")] for name, each in held]
+            return ["enum", self.code(kind), value.name, self.value(value.value, f"{path}.value"), told]
         if kind is tuple or kind is list:
             return [kind.__name__, *[self.value(each, f"{path}[{index}]") for index, each in enumerate(value)]]
         if kind is set or kind is frozenset:
