@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import lmstash
+from lmstash.caches import between_runs
 from lmstash.caches.between_runs import RUNS, never_the_same
 from lmstash.codecs.records import encode_record
 from lmstash.store.base import Store
 from lmstash.store.memory import MemoryStore
 
 
-def runs(store: Store, *each: object, code: str = "c") -> list[list[str]]:
-    return [never_the_same(store, "f", code, {"a": value, "b": 1}) for value in each]  # type: ignore[dict-item]
+def run(store: Store, value: Any, of: str = "f", code: str = "c", salt: str | None = None) -> list[str]:
+    between_runs._noted.clear()  # as in another process
+    return never_the_same(store, of, code, {"a": value, "b": 1}, salt)
+
+
+def runs(store: Store, *each: Any, code: str = "c") -> list[list[str]]:
+    return [run(store, value, code=code) for value in each]
 
 
 def test_a_value_is_named_once_it_was_new_in_three_runs() -> None:
@@ -32,8 +39,13 @@ def test_an_edit_begins_anew_and_others_do_not_count() -> None:
     store = MemoryStore()
     assert not any(runs(store, 1, 2) + runs(store, 3, 4, code="d"))
     assert runs(store, 5, code="d") == [["a"]]
-    assert never_the_same(store, "g", "d", {"a": 6, "b": 1}) == []
-    assert never_the_same(store, "f", "d", {"a": 6, "b": 1}, salt="another") == []
+    assert run(store, 6, of="g", code="d") == []
+    assert run(store, 6, code="d", salt="another") == []
+
+
+def test_what_a_process_tries_is_one_run() -> None:
+    store = MemoryStore()
+    assert not any(never_the_same(store, "one process", "c", {"a": value}) for value in range(5))
 
 
 def test_a_run_like_the_last_one_writes_nothing(tmp_path: Path) -> None:

@@ -25,10 +25,16 @@ _MOST_EARLIER, _MOST_PARTS = 16, 2000
 _DIGEST_BYTES: Final = 8
 
 
+_noted: set[bytes] = set()
+"""What this process has noted: it is one run, however often it makes something anew."""
+
+
 def never_the_same(
     store: Store, of: Component, code: Component, values: Mapping[str, Component], salt: bytes | str | None = None
 ) -> list[str]:
     """Note how a run finds what counts; return the names of the values that were new in each of the last three.
+
+    Only the first time in a process: it may make something anew, and set it otherwise, as often as it likes.
 
     A value that comes back within 16 runs is not new: whoever tries one setting and then another means it. Costs a
     look-up, some 20 us, where all is as in the last run; else a read and a write.
@@ -43,6 +49,9 @@ def never_the_same(
     if len(values) > _MOST_PARTS or getattr(store, "read_only", False):
         return []
     key = Key({"kind": "runs", "of": of, "salt": salt}).digest
+    if key in _noted:
+        return []
+    _noted.add(key)
     is_code, now = _digest(code), {name: _digest(each) for name, each in values.items()}
     all_of_it = _digest([is_code, {**now}]).hex()
     last = store.describe_many([key])[0]

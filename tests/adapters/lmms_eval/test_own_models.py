@@ -11,6 +11,7 @@ import pytest
 from lmms_standins import Echo, Task, evaluate, questions
 
 from lmstash.adapters.lmms_eval import ResponseCache
+from lmstash.caches import between_runs
 
 
 class Asked(Echo):
@@ -251,6 +252,56 @@ def test_of_a_model_that_changes_while_it_answers_all_else_counts(
         assert computed == expected
 
 
+COUNTING = """import types
+class Client:
+ def __init__(self, t): self.t, self.calls, self.usage = t, 0, types.SimpleNamespace(tokens=0, strict=True)
+ def ask(self, question):
+  self.calls += 1; self.usage.tokens += len(question)
+  return f'{question}{self.t}{self.usage.strict}'
+"""
+
+
+@pytest.mark.parametrize("where", ["an attribute", "a global"])
+def test_of_an_object_that_counts_all_but_the_counts_counts(where: str, place: str) -> None:
+    """Whatever its other numbers are: a temperature, a flag."""
+    one, begins = ("CLIENT.ask", "pass") if where == "a global" else ("self.c.ask", "self.c = CLIENT")
+    for t, strict, computed in ((0.1, True, 10), (0.1, True, 0), (0.9, True, 10), (0.1, False, 10), (0.1, True, 0)):
+        made = program(f"return {one}(question)", f"{COUNTING}\nCLIENT = Client({t})", begins)
+        made["CLIENT"].usage.strict = strict
+        assert ask(place, made, chunk_size=2) == ([f"Q{k}{t}{strict}" for k in range(10)], computed)
+
+
+def test_a_number_that_is_changed_between_calls_counts(place: str) -> None:
+    made = program("return self.c.ask(question)", f"{COUNTING}\nCLIENT = Client(1)", "self.c = CLIENT")
+    lm, task = made["Own"](), Task(questions())
+    lm.task_dict["mini"] = {"test": task.docs}
+    cache = ResponseCache(place, model="echo", chunk_size=2)
+    for t in (1, 2, 1):
+        lm.c.t = t
+        assert cache.execute(lm, "generate_until", task.requests()) == [f"Q{k}{t}True" for k in range(10)]
+    assert lm.n_asked == 20
+
+
+UNTOLD = {
+    "a pool": "import concurrent.futures; self.c.pool = concurrent.futures.ThreadPoolExecutor(1)",
+    "a database": "import sqlite3; self.c.db = sqlite3.connect(':memory:')",
+    "a view": "self.c.view = memoryview(b'a')",
+    "what each thread has": "import threading; self.c.local = threading.local()",
+}
+
+
+@ELSEWHERE
+@pytest.mark.parametrize("how", UNTOLD)
+def test_what_lies_beside_something_that_nobody_can_look_into_counts(how: str, elsewhere: bool, place: str) -> None:
+    """Which is told, but for what says how a program runs."""
+    begins = f"self.c = C; {UNTOLD[how]}"
+    begins += f"; self.other = {CLIENT.partition('= ')[2]}" if elsewhere else ""
+    for text, computed in (("one", 10), ("one", 0), ("two", 10), ("one", 0)):
+        made = program("return question + self.c.t", "import types\nC = types.SimpleNamespace()", begins)
+        made["C"].t = text
+        assert ask(place, made, chunk_size=2) == ([f"Q{k}{text}" for k in range(10)], computed)
+
+
 def test_when_and_where_a_model_elsewhere_was_made_counts_where_its_code_goes_by_it(place: str) -> None:
     begins = f"self.t = time.time(); self.d = tempfile.mktemp(); {CLIENT}"
     for expected in (10, 0):
@@ -443,6 +494,7 @@ def test_what_is_new_in_each_run_is_told_once_it_was_in_three(
     begins, name = IN_EACH_RUN[how]
     said: list[bool] = []
     for _ in range(4):
+        between_runs._noted.clear()  # as in another process
         body = f"return question + str(self.{name})[:0]"
         made = program(body, begins=f"{CLIENT}; {begins}" if elsewhere else begins)
         assert ask(place, made)[1] == 10

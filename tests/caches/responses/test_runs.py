@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lmstash.caches import between_runs
 from lmstash.caches.between_runs import RUNS
 from lmstash.caches.responses import Responses
 from lmstash.stash import Stash
@@ -20,6 +21,7 @@ _new = itertools.count(1).__next__
 def program(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Callable[[str], str]]:
     """Return the name of what is new in each run, and the function as this run has it."""
     number = _new()
+    between_runs._noted.clear()  # as in another process
     if kind == "a variable":
         monkeypatch.setenv("RUN_ID", str(number))
         return "RUN_ID", made_program("def ask(x): return x + os.environ['RUN_ID'][:0]")["ask"]
@@ -61,8 +63,10 @@ def test_edits_and_a_setting_that_is_tried_again_are_not_told(
     responses: Responses, caplog: pytest.LogCaptureFixture
 ) -> None:
     for number in range(5):
+        between_runs._noted.clear()
         responses.cached(made_program(f"def ask(x): return x * {number + 1}")["ask"])("a")
     for model in "abab":
+        between_runs._noted.clear()
         made = made_program("def ask(x): return MODEL + x")
         made["MODEL"] = model
         responses.cached(made["ask"])("a")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import contextlib
 import datetime
 import hashlib
+import threading
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
@@ -21,6 +24,12 @@ from lmstash.identity.encoding import Component, encode
 from lmstash.identity.generation import GenerationDefaults
 from lmstash.identity.live_tokenizers import LiveTokenizers, is_tokenizer, rules_of
 
+RUNNING = (
+    *(threading.Thread, threading.Condition, threading.Semaphore, threading.Barrier),
+    *(concurrent.futures.Executor, concurrent.futures.Future, asyncio.AbstractEventLoop, asyncio.Future),
+    *(asyncio.Lock, asyncio.Condition, asyncio.Semaphore, asyncio.Event),
+)
+"""What says how a program runs, not what is answered."""
 _SMALL_BYTES = 2**20
 """Tensors up to this size are read at each look."""
 _TOKENIZER_SETTINGS = (
@@ -55,8 +64,8 @@ class Walk:
         """Digests of the code that attributes lead to."""
         self.clients: dict[str, Component] = {}
         """Where what computes elsewhere is asked, by path."""
-        self.opaque: set[str] = set()
-        """Attributes and places of globals that were left out."""
+        self.opaque: dict[str, str] = {}
+        """By path, what was left out: the name of its class."""
         self.modules: list[tuple[str, Any]] = []
         self.inside: dict[int, str] = {}
         """Modules by `id`: the path that each is read at."""
@@ -103,12 +112,12 @@ class Walk:
             seen.update(left)
 
     def _value(self, describer: LmDescriber, value: Any, place: str) -> Any:
-        if not self.named:
-            return without_secrets(describer.value(value, place))
         try:
-            return without_secrets(describer.whole(value, place))
-        except (UnsupportedModelError, RecursionError):
-            self.opaque.add(place)
+            return without_secrets(describer.value(value, place))
+        except RecursionError:
+            if not self.named:
+                raise
+            self.opaque[place] = _name_of(type(value))
             return _LEFT_OUT
 
 
@@ -123,7 +132,16 @@ class LmDescriber(Describer):
         self._walk = walk
 
     def value(self, value: Any, path: str) -> Component:
-        """As `Describer.value`."""
+        """As `Describer.value`; where the name of the model counts, too, what cannot be told stands by its class."""
+        try:
+            return self._told(value, path)
+        except UnsupportedModelError:
+            if self._walk is None or not self._walk.named:
+                raise
+            self._walk.opaque[path] = _name_of(type(value))
+            return ["not told", _name_of(type(value))]
+
+    def _told(self, value: Any, path: str) -> Component:
         kind = type(value)
         if kind in IMMUTABLE:
             return value
@@ -138,6 +156,8 @@ class LmDescriber(Describer):
             return told
         if isinstance(value, PurePath):  # it notes its parts when it is first asked for them
             return ["path", str(value)]
+        if isinstance(value, RUNNING):
+            return ["running", _name_of(kind)]
         if is_number(value):
             return ["number", type(value).__qualname__, repr(value)]
         if is_tokenizer(value):
@@ -145,15 +165,6 @@ class LmDescriber(Describer):
         if type(value).__module__.partition(".")[0] == "accelerate":
             return "accelerate"
         return super().value(value, path)
-
-    def whole(self, value: Any, path: str) -> Component:
-        """As `value`; where that fails, nothing that it met in between is taken for described."""
-        seen, taken, tensors = self._seen.copy(), self._taken.copy(), self.tensors.copy()
-        try:
-            return self.value(value, path)
-        except BaseException:
-            self._seen, self._taken, self.tensors = seen, taken, tensors
-            raise
 
     def module(self, module: Any, path: str) -> Component:
         """Return a module by where it was met; a part of one that was met before is read with that."""
@@ -177,7 +188,7 @@ class LmDescriber(Describer):
         return ["tensor", told, id(tensor), version, content]
 
     def _object(self, value: Any, kind: type, path: str) -> Component:
-        lazy = _LAZY.get(f"{kind.__module__}.{kind.__qualname__}")
+        lazy = _LAZY.get(_name_of(kind))
         if lazy is None:
             return super()._object(value, kind, path)
         fields = sorted(name for name in vars(value) if name != lazy)
@@ -189,9 +200,13 @@ def _client(client: Any) -> list[Component]:
     where: Component = None
     with contextlib.suppress(Exception):  # whatever other people's objects do when they are asked
         where = address_of_client(client)
-    said: list[Component] = ["client", f"{type(client).__module__}.{type(client).__qualname__}", where]
+    said: list[Component] = ["client", _name_of(type(client)), where]
     sent = session_told(client)
     return said if sent is None else [*said, sent]
+
+
+def _name_of(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def is_number(value: Any) -> bool:

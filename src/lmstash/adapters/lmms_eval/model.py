@@ -43,8 +43,10 @@ if TYPE_CHECKING:
 _BY_NAME = "by its name"
 """Stands among them for: it comes to hold what nobody can take apart."""
 _READ, _DRIFTS, _NUMBERS, _CODE = "read ", "drifts ", "numbers ", "code "
-"""Begin the names among them of what its own code changes and reads; of what changes otherwise; of objects of which
-only numbers do; of code in whose classes values do, which counts as it was at first."""
+"""Begin the names among them of what its own code changes and reads; of what changes otherwise; of numbers that change
+in objects; of code in whose classes values do, which counts as it was at first."""
+_AT = "\t"
+"""Between an object and the place of a number in it."""
 _SHARE = 0.05
 """Of the time that goes into reading the object wholly."""
 _CHANGING = ("attribute:", "global:", "code:", "tensor:")
@@ -186,7 +188,7 @@ class ModelObject:
         places = {name[7:] for name in self._left_out() if name.startswith("global:")}
         if self._harmless:
             places |= {each for graph in read.graphs for each in graph.objects if bare(each) in self._harmless}
-        numbers = frozenset(name.partition(":")[2] for name in self._among_state(_NUMBERS))
+        numbers = {name.partition(":")[2]: places for name, places in self._numbers().items()}
         return stamp_of(self._lm, self._skipped() | places, self._memory, read, numbers)
 
     def _among_state(self, begins: str) -> set[str]:
@@ -201,7 +203,15 @@ class ModelObject:
         return self._harmless | {name[10:] for name in self._left_out() if name.startswith("attribute:")}
 
     def _drifting(self) -> set[str]:
-        return self._among_state(_DRIFTS) | self._among_state(_NUMBERS) | self._among_state(_CODE)
+        return self._among_state(_DRIFTS) | self._numbers().keys() | self._among_state(_CODE)
+
+    def _numbers(self) -> dict[str, set[str]]:
+        """Return where in which parts numbers change, and do not count."""
+        found: dict[str, set[str]] = {}
+        for each in self._among_state(_NUMBERS):
+            name, _, place = each.partition(_AT)
+            found.setdefault(name, set()).add(place)
+        return found
 
     def _may_drift(self, read: Parts) -> bool:
         """Whether its name and arguments say enough of it for what changes about it to be left out."""
@@ -209,9 +219,10 @@ class ModelObject:
 
     def _name_it(self, read: Parts) -> Fingerprint:
         self._load_state(read)
-        without, numbers, code = self._left_out(), self._among_state(_NUMBERS), self._among_state(_CODE)
+        without, code = self._left_out(), self._among_state(_CODE)
         parts = {name: data for name, data in read.parts.items() if name not in without and not self._vouched(name)}
-        parts |= {name: read.without_numbers(name) for name in numbers if name in parts}
+        numbers = {name: places for name, places in self._numbers().items() if name in parts}
+        parts |= {name: read.without_numbers(name, places) for name, places in numbers.items()}
         first = self._first or read
         parts |= {name: first.parts[name] for name in code & first.parts.keys()}
         self._note_run(parts)
@@ -257,8 +268,8 @@ class ModelObject:
         """Know it by its name and arguments, too, from now on."""
         if self._name is None:
             self._refused = (
-                f"{why}, and the model was handed in as an object, so that nobody can say who answers. "
-                "Give the harness its name and arguments instead."
+                f"{why.partition(' Replace it')[0]}, and the model was handed in as an object, so that nobody can say "
+                "who answers. Give the harness its name and arguments instead, or say ResponseCache(declared='...')."
             )
             raise UnsupportedModelError(self._refused)
         self._elsewhere, self._read, self._first = True, None, None
@@ -288,20 +299,21 @@ class ModelObject:
         if not all(watch.unchanged(fingerprint) for watch, fingerprint in before.watches):
             return False
         changed = _changed(before, now) - logs - self._left_out() - self._among_state(_CODE)
-        changed -= {name for name in self._among_state(_NUMBERS) if before.texts.get(name) == now.texts.get(name)}
+        numbers = self._numbers()
+        changed -= {name for name in numbers if (only := _numbers_changed(name, before, now)) and only <= numbers[name]}
         changed = {name for name in changed if not self._vouched(name)}
         own = before.histories(changed, now)
         if own:
             return self._refuse_for(own, now)
         logs |= {name for name in changed if grew(before.counts.get(name), now.counts.get(name))}
-        others = {_drift(name, before, now) for name in changed - logs}
+        others = {each for name in changed - logs for each in _drift(name, before, now)}
         if logs or others or mark or self._state is None:
             self._save_state(before, (self._state or frozenset()) | logs | others | mark)
             self._read = None
         if others:
             if not self._may_drift(now):
                 return self._refuse_drift({name.partition(" ")[2] for name in others})
-            names = ", ".join(sorted(name.partition(":")[2] for name in others))
+            names = ", ".join(sorted(name.partition(":")[2].replace(_AT, "") for name in others))
             logger.info(
                 "lmstash: %s changes %s while it answers: its name and arguments count in the place of what changes",
                 type(self._lm).__name__,
@@ -314,7 +326,7 @@ class ModelObject:
 
     def _refuse_drift(self, names: set[str]) -> bool:
         """Keep nothing of a model that changes itself, and has no name that says who it is; returns False."""
-        what = ", ".join(sorted(name.partition(":")[2] for name in names)[:5])
+        what = ", ".join(sorted({name.partition(":")[2].partition(_AT)[0] for name in names})[:5])
         self._refused = (
             f"{type(self._lm).__name__} changes its {what} while it answers. "
             "If that changes no answer, say so: ResponseCache(..., harmless=[...])."
@@ -366,9 +378,17 @@ def _changed(before: Parts, now: Parts) -> set[str]:
     return {name for name in names if before.parts.get(name) != now.parts.get(name)}
 
 
-def _drift(name: str, before: Parts, now: Parts) -> str:
+def _drift(name: str, before: Parts, now: Parts) -> set[str]:
     """Return how it is remembered of a part that it changes while a model answers."""
     if name.startswith("code:") and ":" not in name[5:]:
-        return f"{_CODE}{name}"
-    texts = before.texts.get(name)
-    return f"{_DRIFTS if texts is None or texts != now.texts.get(name) else _NUMBERS}{name}"
+        return {f"{_CODE}{name}"}
+    places = _numbers_changed(name, before, now)
+    return {f"{_NUMBERS}{name}{_AT}{place}" for place in places} if places else {f"{_DRIFTS}{name}"}
+
+
+def _numbers_changed(name: str, before: Parts, now: Parts) -> set[str]:
+    """Return where in an object numbers changed; none if something else did, too."""
+    was, is_now = before.remembered.get(name), now.remembered.get(name)
+    if was is None or is_now is None or was.texts != is_now.texts:
+        return set()
+    return is_now.changed_since(was)

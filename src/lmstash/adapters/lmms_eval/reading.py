@@ -6,7 +6,7 @@ import datetime
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -19,7 +19,7 @@ from lmstash.adapters.lmms_eval.files_beside import files_of
 from lmstash.adapters.lmms_eval.growth import bare, countable, globals_of, same, values_of_classes
 from lmstash.adapters.lmms_eval.noted import Noted, name_of
 from lmstash.adapters.lmms_eval.pinned import harness_code
-from lmstash.adapters.lmms_eval.remembering import holds_objects, remembered
+from lmstash.adapters.lmms_eval.remembering import Remembered, holds_objects, remembered
 from lmstash.caches.responses.hiding import SECRETS
 from lmstash.errors import UnsupportedModelError
 from lmstash.events import logger
@@ -65,8 +65,8 @@ class Parts:
     counts: Mapping[str, Any]
     """Copies of numbers, texts and containers among the attributes, globals and what lies in classes."""
 
-    texts: Mapping[str, bytes]
-    """Digests of what is more than numbers of objects among these."""
+    remembered: Mapping[str, Remembered]
+    """What objects among these hold."""
     code: Mapping[str, bytes]
     """Digests of the code that attributes lead to."""
     clients: Mapping[str, Component]
@@ -74,9 +74,10 @@ class Parts:
     opaque: frozenset[str]
     """Attributes and places of globals that were left out."""
 
-    def without_numbers(self, name: str) -> bytes:
-        """Return a digest of what is more than numbers of an object, and of the code that it leads to."""
-        return digest([self.texts.get(name), self.code.get(name)])
+    def without_numbers(self, name: str, places: Collection[str]) -> bytes:
+        """Return a digest of an object but for some of its numbers, and of the code that it leads to."""
+        held = self.remembered.get(name)
+        return digest([None if held is None else held.without(places), self.code.get(name)])
 
     @property
     def has_module(self) -> bool:
@@ -107,7 +108,8 @@ class Parts:
         found, nothing = list[str](), remembered(None)
         for name in sorted(changed):
             known = name in self.counts or name in now.counts
-            if name in self.texts and name in now.texts:  # a container as such may be what it was
+            was, is_now = self.remembered.get(name), now.remembered.get(name)
+            if was is not None and is_now is not None:  # a container as such may be what it was
                 known = known and not same(self.counts.get(name), now.counts.get(name))
             if name.startswith("code:") and ":" not in name[5:]:
                 inside = f"class:{name[5:]}."
@@ -119,7 +121,7 @@ class Parts:
                 found += [name] if self.reads(name) else []
             elif name.partition(":")[2] in now.opaque:
                 continue
-            elif not name.startswith(_OBJECTS) or self.texts.get(name, nothing) != now.texts.get(name, nothing):
+            elif not name.startswith(_OBJECTS) or (was or nothing).texts != (is_now or nothing).texts:
                 found += [name] if self.takes(name) else []
         return found
 
@@ -220,18 +222,22 @@ def read_parts(
         watches.append((watch, fingerprint))
         parts[f"module:{path}"] = fingerprint.digest
         parts[f"{GENERATION}{path}"] = digest(GenerationDefaults(module).read())
-    for name in sorted(walk.opaque - memory.opaque):
-        logger.info("lmstash: %s's %s cannot be taken apart, and does not count", type(lm).__name__, name)
-    memory.opaque |= walk.opaque
+    for name in sorted(walk.opaque.keys() - memory.opaque):
+        logger.warning(
+            "lmstash: %s of %s is a %s, into which lmstash cannot look, so it does not count. If answers hang on what "
+            "it holds, give that as an argument of the model, too",
+            *(name, type(lm).__name__, walk.opaque[name]),
+        )
+    memory.opaque |= walk.opaque.keys()
     counts = {f"attribute:{name}": value for name, value in attributes.items()}
     functions = [each for graph in graphs for each in graph.own]
     counts |= {f"code:{name}": value for name, value in globals_of(type(lm), functions).items()}
     counts |= {f"class:{name}": value for name, value in values_of_classes(type(lm)).items()}
     counts |= {f"global:{place}": value for place, value in walk.globals.items()}
-    texts = {name: remembered(value) for name, value in counts.items() if name in parts and holds_objects(value)}
+    held = {name: remembered(value) for name, value in counts.items() if name in parts and holds_objects(value)}
     counts, opaque = countable(counts), frozenset(walk.opaque)
     code = {f"attribute:{name}": each for name, each in walk.code.items()}
-    return Parts(parts, tuple(watches), graphs, words, said, counts, texts, code, walk.clients, opaque)
+    return Parts(parts, tuple(watches), graphs, words, said, counts, held, code, walk.clients, opaque)
 
 
 def attributes_of(lm: Any, harmless: frozenset[str], memory: Memory) -> dict[str, Any]:
@@ -252,7 +258,7 @@ def is_url(value: Any) -> TypeGuard[str]:
 
 
 def stamp(
-    lm: Any, skipped: frozenset[str], memory: Memory, read: Parts, without_numbers: frozenset[str] = frozenset()
+    lm: Any, skipped: frozenset[str], memory: Memory, read: Parts, numbers: Mapping[str, Collection[str]] | None = None
 ) -> bytes:
     """Return what is equal as long as attributes, taken apart as far as they can be, are. Costs about 20 us each.
 
@@ -261,7 +267,7 @@ def stamp(
         skipped: As `read_parts` takes it; places of globals in it are left out, too.
         memory: As `read_parts` takes it.
         read: What was read; the objects that its code names as globals count, too.
-        without_numbers: Attributes and places of globals of which numbers do not count.
+        numbers: By attributes and places of globals: where in them numbers do not count.
     """
     describer = LmDescriber(harness_code(), None)
     attributes = attributes_of(lm, skipped, memory)
@@ -269,8 +275,8 @@ def stamp(
     def value(value: Any, place: str) -> Component:
         if place in read.opaque:  # nobody looks into it
             return [type(value).__qualname__, id(value)]
-        if place in without_numbers:
-            return remembered(value)
+        if place in (numbers or ()):
+            return remembered(value).without((numbers or {})[place])
         return describer.value(value, place)
 
     told: list[Component] = [[name, value(attributes[name], name)] for name in sorted(attributes)]

@@ -1,13 +1,12 @@
-"""What an object remembers beside numbers: texts, and where its generators of random numbers stand.
+"""What an object remembers: texts, where its generators of random numbers stand, and apart from these its numbers.
 
-An object of which only numbers change while a model answers is a rate limiter, a clock, a counter of tokens. One whose
-texts change may be a history of what was asked, and one that holds a generator draws other numbers for each request.
+An object of which only numbers change while a model answers is a rate limiter, a clock, a counter of tokens: those
+numbers drop out, and no others. One whose texts change may be a history of what was asked, and one that holds a
+generator draws other numbers for each request.
 """
 
 from __future__ import annotations
 
-import asyncio
-import concurrent.futures
 import contextlib
 import datetime
 import enum
@@ -16,23 +15,22 @@ import itertools
 import numbers
 import os
 import random
+import re
 import sys
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import PurePath
 from types import BuiltinFunctionType, FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 from lmstash.adapters.lm_eval.addresses import is_client
-from lmstash.adapters.lmms_eval.describing import LmDescriber
+from lmstash.adapters.lmms_eval.describing import RUNNING, LmDescriber
 from lmstash.adapters.lmms_eval.growth import is_history
 from lmstash.adapters.lmms_eval.pinned import harness_code
 from lmstash.identity.describe import IMMUTABLE
 from lmstash.identity.encoding import Component, encode
 
 _NUMBERS = (numbers.Number, datetime.date, datetime.time, datetime.timedelta, datetime.tzinfo)
-_RUNNING = (threading.Thread, concurrent.futures.Executor, asyncio.AbstractEventLoop, asyncio.Future)
-"""What says how a program runs."""
+_INDEX = re.compile(r"\[\d+\]")
 
 
 def holds_objects(value: Any) -> bool:
@@ -46,31 +44,54 @@ def holds_objects(value: Any) -> bool:
     return any(type(each) not in IMMUTABLE and not is_history(each) for each in list(within))
 
 
-def remembered(value: Any) -> bytes:
-    """Return a digest of what a value holds beside numbers, in its order. Costs some us for each object in it."""
-    found = _Texts()
+class Remembered(NamedTuple):
+    """What a value holds, in digests."""
+
+    texts: bytes
+    """Of all beside numbers, in its order."""
+    numbers: Mapping[str, bytes]
+    """By where they lie: numbers, times, truth values and None; those of one container together."""
+
+    def without(self, places: Collection[str]) -> Component:
+        """Return what is left but for the numbers at some places."""
+        return [self.texts, {place: each for place, each in self.numbers.items() if place not in places}]
+
+    def changed_since(self, before: Remembered) -> set[str]:
+        """Return the places of numbers that are others now, or that there were not before, or are no more."""
+        places = self.numbers.keys() | before.numbers.keys()
+        return {place for place in places if self.numbers.get(place) != before.numbers.get(place)}
+
+
+def remembered(value: Any) -> Remembered:
+    """Return what a value holds. Costs some us for each object in it."""
+    found = _Collected()
     try:
-        found.value(value, "it")
-        return hashlib.sha256(encode(found.told)).digest()
+        found.value(value, "")
+        numbers = {place: _digest(each) for place, each in found.numbers.items()}
+        return Remembered(_digest(found.told), numbers)
     except Exception:  # then it is never the same
-        return os.urandom(32)
+        return Remembered(os.urandom(32), {})
 
 
-class _Texts(LmDescriber):
+class _Collected(LmDescriber):
     """Collects them on its way."""
 
     def __init__(self) -> None:
         super().__init__(harness_code(), None)
         self.told: list[Component] = []
+        self.numbers: dict[str, list[Component]] = {}
 
     def value(self, value: Any, path: str) -> Component:
         """Note what lies in a value."""
-        kind = type(value)
-        if kind in IMMUTABLE or isinstance(value, str | bytes):
-            if isinstance(value, str | bytes):
-                self.told.append(str(value) if isinstance(value, str) else bytes(value))
+        kind: Any = type(value)
+        if isinstance(value, str | bytes):
+            self.told.append(str(value) if isinstance(value, str) else bytes(value))
             return None
-        if isinstance(value, (*_NUMBERS, *_RUNNING)):
+        if kind in IMMUTABLE or isinstance(value, _NUMBERS):
+            told: Any = value if kind in IMMUTABLE else [kind.__qualname__, repr(value)]
+            self.numbers.setdefault(_INDEX.sub("[]", path), []).append(told)
+            return None
+        if isinstance(value, RUNNING):
             return None
         if isinstance(value, enum.Enum | PurePath):
             self.told.append(str(value))
@@ -92,12 +113,18 @@ class _Texts(LmDescriber):
         return None
 
     def _unordered(self, values: set[Any] | frozenset[Any], path: str) -> None:
-        told, found = self.told, list[bytes]()
+        told, numbers, found, counted = self.told, self.numbers, list[bytes](), list[bytes]()
         for each in values:
-            self.told = []
+            self.told, self.numbers = [], {}
             self.value(each, path)
             found.append(encode(self.told))
+            counted.append(encode({**self.numbers}))
         self.told = [*told, *sorted(found)]
+        self.numbers = {**numbers, path: [*numbers.get(path, []), *sorted(counted)]}
+
+
+def _digest(value: Component) -> bytes:
+    return hashlib.sha256(encode(value)).digest()
 
 
 def _moves_on(value: Any) -> bool:
