@@ -35,6 +35,11 @@ class NamedElsewhere(Wrapped):
         return self.inner(x) * read(VARIABLE)
 
 
+class NamedInParts(Wrapped):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x) * read("LMSTASH_TEST_" + "steer".upper())
+
+
 class NamedByItself(Wrapped):
     def __init__(self, inner: torch.nn.Module, config: Any) -> None:
         super().__init__(inner, config)
@@ -86,7 +91,7 @@ def test_a_function_of_ones_own_in_a_layer_of_transformers_is_somebodys_code(
     assert lmstash.fingerprint(model).hex != before
 
 
-@pytest.mark.parametrize("kind", [Named, NamedElsewhere, NamedByItself])
+@pytest.mark.parametrize("kind", [Named, NamedElsewhere, NamedInParts, NamedByItself])
 def test_variables_of_the_environment_that_its_code_names_count(
     build_llama: Any, monkeypatch: pytest.MonkeyPatch, kind: type[Wrapped]
 ) -> None:

@@ -268,6 +268,7 @@ READS = {
     "a global": "NAME = 'LMSTASH_TEST_V'\ndef ask(x): return os.environ.get(NAME)",
     "another function": "def get(name): return os.environ.get(name)\ndef ask(x): return get('LMSTASH_TEST_V')",
     "a dict": "C = {'env': 'LMSTASH_TEST_V'}\ndef ask(x): return os.environ.get(C['env'])",
+    "its end": "def ask(x, kind='lmstash'): return os.environ.get(f'{kind.upper()}_TEST_V')",
     "a default": "def ask(x, name='LMSTASH_TEST_V'): return os.environ.get(name)",
     "a class": "class C:\n V = 'LMSTASH_TEST_V'\n def get(self): return os.environ.get(self.V)\n"
     "def ask(x): return C().get()",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Mapping
 from types import FunctionType, MethodType
@@ -175,15 +174,13 @@ def variables(graphs: Iterable[Followed], held: Any = None) -> dict[Component, C
     """Return digests of the variables of the environment that code may read, by name, as they are now.
 
     If somebody's own of it names the environment at all, these are all whose name is a word in it or in `held`, or
-    begins with a word that ends in `_`. What is named for a secret does not count.
+    begins or ends with one: see `variables_under`. What is named for a secret does not count.
     """
     graphs = [*graphs]
     if all(ENVIRONMENT.isdisjoint(each.names | each.words) for each in graphs):
         return {}
     words = words_within(held).union(*[each.words for each in graphs])
-    beginnings = tuple(each for each in words if len(each) > 1 and each.endswith("_"))
-    named = {each for each in os.environ if each in words or each.startswith(beginnings)} - _RANKS
-    return variables_under({each for each in named if not is_secret(each)})
+    return variables_under(words, lambda name: name in _RANKS or is_secret(name))
 
 
 def harmless(names: Collection[str], named: Collection[str], held: Mapping[str, Any]) -> frozenset[str]:

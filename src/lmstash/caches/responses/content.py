@@ -96,8 +96,12 @@ class Content:
         names.update(*[each.graph.words | each.graph.told for each in used])
         for text in self._reading.texts:
             names.update(word.decode() for word in _WORD.findall(text))
-        said = variables_under({each for each in names if not is_secret(each) and each not in self._harmless})
+        said = variables_under(names, self._counts_not)
         return Key({"environment": said}).hex if said else None
+
+    def _counts_not(self, variable: str) -> bool:
+        """Whether a variable of the environment is a secret, or said to change no answer."""
+        return is_secret(variable) or variable in self._harmless
 
     def files(self) -> str | None:
         """Return a digest of what the files hold that texts in the code of a call name; None for none."""
@@ -266,8 +270,8 @@ class Content:
             values.setdefault(_variable(str(place)).removesuffix(" is"), []).append(each)
         for settings in known.settings.values():
             values.update(settings)
-        names = known.graph.words | known.graph.told if known.graph.reads_environment else ()
-        values.update(variables_under({each for each in names if not is_secret(each) and each not in self._harmless}))
+        names = known.graph.words | known.graph.told if known.graph.reads_environment else set[str]()
+        values.update(variables_under(names, self._counts_not))
         return code, values | {str(text): held for text, held in known.graph.files.say(self._harmless).items()}
 
     def _held(self, known: _Code, place: str, value: Any) -> Any:
