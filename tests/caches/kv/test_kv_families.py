@@ -129,7 +129,7 @@ def test_a_window_that_lost_tokens_is_not_put(make_model, stash, prompt, kind):
         model(prompt(100), past_key_values=past)
     assert kv.put(prompt(100), past) == 0
     assert list(kv.stats.not_kept) == [
-        "this cache's DynamicSlidingWindowLayer holds only the last tokens; stash.kv(model).generate and prefill keep all"
+        "this cache's DynamicSlidingWindowLayer holds only the last tokens; generate and prefill of stash.kv keep all"
     ]
     short = plain_cache(model)
     with torch.no_grad():
