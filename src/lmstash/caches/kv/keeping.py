@@ -154,7 +154,8 @@ class Keeper:
             if kind not in _PLAIN or key is None or value is None:
                 return f"a layer of class {kind.__name__} holds no plain keys and values"
             if layer.get_seq_length() < length or key.shape[-2] < length or key.ndim != 4:
-                return f"this cache's {kind.__name__} holds only the last tokens; generate and prefill of stash.kv keep all"
+                kept = "generate and prefill of stash.kv keep all"
+                return f"this cache's {kind.__name__} holds only the last tokens; {kept}"
             if kind is DynamicSlidingWindowLayer and key.shape[-2] != layer.get_seq_length():
                 return "a sliding layer of this cache has forgotten its first tokens"
             keys.append(key)
