@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -118,3 +119,70 @@ def test_other_variables_do_not_count_and_values_are_not_kept(
     monkeypatch.setenv(VARIABLE, "not to be read in a store")
     assert lmstash.fingerprint(models[0]).hex == before[0]
     assert "not to be read" not in repr(lmstash.fingerprint(models[1]).describe())
+
+
+def _by_text(self: Any) -> float:
+    with open("scale.txt") as file:
+        return float(file.read())
+
+
+def _by_attribute(self: Any) -> float:
+    return float(Path(self.place).read_text())
+
+
+SCALE_FILE, SCALES = Path("scale.txt"), "scales"
+
+
+def _by_global(self: Any) -> float:
+    return float(SCALE_FILE.read_text())
+
+
+def _in_a_folder(self: Any) -> float:
+    return float((Path(SCALES) / "scale.txt").read_text())
+
+
+class FromFile(Wrapped):
+    def __init__(self, inner: torch.nn.Module, config: Any) -> None:
+        super().__init__(inner, config)
+        self.place = "scale.txt"
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x) * self.read()
+
+
+class ToFile(Wrapped):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.inner(x)
+        with open("log.txt", "a") as log:
+            log.write(f"{y.sum()}\n")
+        torch.save(y, "last.pt")
+        return y
+
+
+@pytest.mark.parametrize("how", [_by_text, _by_attribute, _by_global, _in_a_folder])
+def test_files_that_its_code_names_count_by_what_they_hold(
+    build_llama: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scales").mkdir()
+    model = wrap(build_llama(), type("FromFile", (FromFile,), {"read": how, "__module__": __name__}))
+    watch, seen = watch_model(model), list[str]()
+    for value in "232":
+        for file in (tmp_path / "scale.txt", tmp_path / "scales" / "scale.txt"):
+            file.write_text(value)
+        seen.append(watch.recognise().hex)
+        assert watch.refresh().hex == lmstash.fingerprint(model).hex == seen[-1]
+    assert seen[0] == seen[2] != seen[1]
+
+
+def test_files_that_its_code_only_writes_to_do_not_count(
+    build_llama: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = wrap(build_llama(), ToFile)
+    watch = watch_model(model)
+    before = watch.fingerprint.hex
+    for _ in range(2):
+        model(input_ids=torch.tensor([[1, 2, 3]]))
+        assert watch.recognise().hex == before
+    assert watch.unchanged()

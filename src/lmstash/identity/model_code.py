@@ -3,19 +3,23 @@
 transformers' own models read neither the names and notes that lie in a configuration nor variables of the environment
 that would change what they compute. What you have written, remote code, and layers of packages that nobody here knows
 may. A variable counts where its name is a word in code of yours that names the environment, or lies beside such code:
-in a global, a default, an attribute of a class or module.
+in a global, a default, an attribute of a class or module. So does a file that such code names, unless it only writes to
+it.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from functools import partial
+from pathlib import PurePath
 from types import FunctionType
 from typing import Any
 
 from lmstash.identity.asked_by_text import CodeByText
 from lmstash.identity.bytecode import names_in, texts_in
 from lmstash.identity.encoding import Component
+from lmstash.identity.files_in_code import FilesInCode
 from lmstash.identity.owners import BY_NAME, defined_in, owner_of
 from lmstash.identity.words import ENVIRONMENT, is_environment, variables_under, words_within
 
@@ -44,6 +48,21 @@ class ModelCode(CodeByText):
         self._within_known = False
         self._reads_environment = False
         self._words: set[str] = set()
+        self._files = FilesInCode()
+
+    def files(self, beside: Iterable[tuple[str, Any]]) -> dict[Component, Component]:
+        """Return what the files hold that code of yours names, by how it names them; watches them from now on.
+
+        Args:
+            beside: Attributes of the model's own modules, which may hold paths.
+        """
+        if not self._functions_of_yours:
+            return {}
+        for name, value in beside:
+            if isinstance(value, str | PurePath | list | tuple | dict):
+                self._files.see_value(name, value)
+        self.watch(self._files.say)
+        return self._files.say()
 
     def environment(self, beside: Iterable[Any]) -> dict[Component, Component]:
         """Return digests of the environment's variables that the code may read, by name; watches them from now on.
@@ -65,17 +84,23 @@ class ModelCode(CodeByText):
             held = (function.__globals__.get(each) for each in names)
             self._reads_environment |= not ENVIRONMENT.isdisjoint(names) or any(map(is_environment, held))
             self._words |= words_within([*texts_in(code), function.__defaults__, function.__kwdefaults__])
+            if self.is_yours(defined_in(function)):
+                self._files.see(function)
         return super()._add_bytecode(function, name)
 
     def _add_class(self, cls: type) -> str:
         self._meet(cls.__module__)
         if self._is_own(cls.__module__):
             self._words |= words_within([*vars(cls).values()])
+            if self.is_yours(cls.__module__):
+                self._files.see_values(vars(cls))
         return super()._add_class(cls)
 
     def _follow(self, here: str, value: Any, name: str) -> None:
         if self._is_own(here):
             self._words |= words_within(value)
+            if isinstance(value, str | PurePath | list | tuple | dict) and self.is_yours(here):
+                self._files.see_value(re.split("[:.]", name)[-1], value)
         outside = self._within_known
         self._within_known |= owner_of(here) in _KNOWN - {"transformers"}
         try:

@@ -119,10 +119,13 @@ def _read(model: torch.nn.Module, *, variant: str | None, strict_numerics: bool,
     out.components["variant"] = variant
     if strict_numerics:
         out.components["environment"] = environment(out.tensors.values())
-    own = (each for each in model.modules() if not type(each).__module__.startswith(("torch.", "transformers.")))
+    own = [each for each in model.modules() if not type(each).__module__.startswith(("torch.", "transformers."))]
     variables = out.code.environment(value for each in own for value in vars(each).values())
     if variables:
         out.components["environment variables"] = variables
+    files = out.code.files(held for each in own for held in vars(each).items())
+    if files:
+        out.components["files"] = files
     out.components["packages"] = out.code.packages()
     out.components["code"] = out.code.components()
     return out

@@ -23,6 +23,18 @@ _OF_PATHS = frozenset({"mkdir", "touch", "unlink", "write_text", "write_bytes", 
 _WRITERS = frozenset(
     {
         *("to_csv", "to_json", "to_parquet", "to_excel", "to_pickle", "savefig", "imwrite", "makedirs", "mkdir"),
+        *(
+            "save",
+            "savez",
+            "savez_compressed",
+            "savetxt",
+            "save_file",
+            "save_pretrained",
+            "imsave",
+            "write_csv",
+            "to_html",
+        ),
+        *("to_feather", "to_hdf", "write_parquet", "write_json"),
         *("basicConfig", "FileHandler", "RotatingFileHandler", "TimedRotatingFileHandler"),
     }
 )
