@@ -1,17 +1,19 @@
 """What code does with what it names, told by its instructions."""
 
-# ruff: noqa: SIM115
+# ruff: noqa: SIM115, UP031, UP032
 from __future__ import annotations
 
 import json
 import logging
 import os
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from lmstash.identity.uses import COUNTED, READ, STORED, WRITTEN, tails_of, texts_used, uses_of
+from lmstash.identity.uses import COUNTED, FILE, FOLDER, READ, WRITTEN, paths_in, uses_of
 
 HERE = Path(__file__).parent
+FORMAT = "{n}"
 
 
 def test_how_attributes_are_used_is_told_by_the_code_around_them():
@@ -44,6 +46,15 @@ def test_how_variables_from_outside_are_used():
     assert (told["log"], told["read"]) == (WRITTEN, READ)
 
 
+def said(code: Any) -> dict[str, set[tuple[str, str]]]:
+    """Return the use of each path in code, and as what it is opened, with `*` for what nobody knows of it."""
+    found: dict[str, set[tuple[str, str]]] = {}
+    for each in paths_in(code.__code__):
+        text = "".join(part if isinstance(part, str) else f"<{part.name}>" for part in each.parts)
+        found.setdefault(text, set()).add((each.use, each.opens or each.stored_as))
+    return found
+
+
 def test_texts_that_may_be_paths_come_with_their_use():
     def code(name: str, frame: Any) -> Any:
         open("a").write("b")
@@ -51,52 +62,62 @@ def test_texts_that_may_be_paths_come_with_their_use():
         open(f"d/{name}.e", "a").close()
         Path("f").write_text("g")
         (Path("h") / "i" / "j").read_text()
-        os.path.join("k", "l")
+        os.listdir(os.path.join("k", "l"))
         logging.FileHandler("m")
         logging.basicConfig(level=logging.INFO, format="u", filename="v")
         frame.to_csv("n")
         frame.t = "t"
+        with open(os.path.join("out", name + ".txt"), mode="w", encoding="utf-8") as file:
+            file.write("w")
         return [open(each) for each in ("o", "p")], {"q": 1}["q"], [open("r") for _ in name]
 
-    told = [*texts_used(code.__code__)]
-    assert {(text, use) for text, use, _ in told if use.startswith(STORED)} == {("t", "stored as t")}
-    read = {text for text, use, _ in told if use == READ}
-    assert {text for text, use, _ in told if use == WRITTEN} == {"c", "d/", "f", "m", "n", "u", "v", "u/v"}
-    assert {"a", "h", "h/i", "h/i/j", "k/l", "o", "p", "q", "r"} <= read
-    assert {text for text, use, opens in told if use == READ and opens} >= {"a", "h/i/j", "k/l", "r"}
-    assert not {text for text, use, opens in told if opens} & {"b", "g", "o", "q"}
+    told = said(code)
+    written = {text for text, uses in told.items() if uses == {(WRITTEN, "")} or uses == {(WRITTEN, "file")}}
+    assert written - {"<INFO>", "utf-8"} == {"c", "d/<name>.e", "f", "m", "n", "u", "v", "out/<name>.txt"}
+    opened = {text: opens for text, uses in told.items() for use, opens in uses if use == READ}
+    assert {text for text, opens in opened.items() if opens == FILE} >= {"a", "h/i/j", "r"}
+    assert opened["k/l"] == FOLDER
+    assert told["t"] == {(READ, "t")}
+    assert {"b", "g", "w", "o", "p", "q"} <= {text for text, opens in opened.items() if not opens}
+    assert not {"h", "h/i", "i", "k", "l", "out", ".txt"} & told.keys()  # parts of longer ones
 
 
-def test_what_is_joined_behind_a_folder_comes_with_it():
-    def code(name: str) -> Any:
-        (HERE / "a" / "b.txt").read_text()
-        open(HERE / "c.txt").close()
-        open(f"{HERE}/d.txt").close()
-        (HERE / "e.txt").write_text("")
-        (HERE / f"{name}.log").open("a").close()
+def test_paths_are_told_as_far_as_an_expression_says_them():
+    def code(d: Any, n: str, *, f: str = "f") -> Any:
+        (HERE / "a" / f"{n}_{n}.txt").read_text()
+        open("%s/%s.txt" % (d, n)).close()
+        open("b/%(n)s.md" % {"n": n}).close()
+        open("{}/{x}.txt".format(d, x=n)).close()
+        open("c/{0}/{0}".format(n)).close()
+        open(d + os.sep + n).close()
+        open("/".join(["e", n])).close()
+        open(", ".join([d, n])).close()
+        open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "g")).close()
+        open(Path(__file__).resolve().parents[2] / "h").close()
+        Path(d, "i").joinpath("j", n).with_suffix(".k").open().close()
+        open("l" if n else "m" + d).close()
+        open("o/N.txt".replace("N", n)).close()
+        resources.files("pk.q").joinpath("r").read_text()
+        return open(d.folder), open(FORMAT.format(n=n))
 
-    assert [(tail, use) for name, tail, use in tails_of(code.__code__) if name == "HERE"] == [
-        *[("a/b.txt", READ), ("c.txt", READ), ("d.txt", READ), ("e.txt", WRITTEN), ("", WRITTEN)]
-    ]
+    file = "<__file__>"
+    assert {text for text, uses in said(code).items() if (READ, FILE) in uses} == {
+        *("<HERE>/a/<n>_<n>.txt", "<d>/<n>.txt", "b/<>.md", "c/<n>/<n>", "<d>/<n>", "e/<n>", "<>"),
+        *(f"{file}/../g", f"{file}/../../../h", "<d>/i/j/<n>/../<>", "l", "m<d>", "o/<>", "<pk.q:package>/r"),
+        *("<folder>", "<FORMAT>"),
+    }
 
-    def more(name: str) -> Any:
-        return (HERE / name).read_text(), (HERE / "a" / f"{name}_{name}.txt").read_text(), list(HERE.iterdir())
 
-    assert [(tail, use) for name, tail, use in tails_of(more.__code__) if name == "HERE"] == [
-        *[("", READ), ("a", READ), (None, READ)]
-    ]
+def test_a_path_that_is_kept_under_a_name_goes_by_that():
+    def code(n: str) -> Any:
+        a = b = HERE / "a"
+        c = HERE / "c"
+        c.write_text("")
+        d = HERE / "d" if n else HERE
+        return open(a), b, d.read_text()
 
-    def joined(name: str, *, folder: str = "f") -> Any:
-        os.path.join(HERE, "a", "b.txt")
-        os.path.join(HERE, "a", name + ".txt")
-        Path(HERE, name)
-        open(f"{HERE}/a/{name}.txt").close()
-        path = HERE / "c" / f"{name}.json"
-        path.write_text("")
-        return open(os.path.join(folder, name)), HERE
-
-    told = [*tails_of(joined.__code__)]
-    assert [(tail, use) for name, tail, use in told if name == "HERE"] == [
-        *[("a/b.txt", READ), ("a", READ), ("", READ), ("a", READ), ("c", WRITTEN), (None, READ)]
-    ]
-    assert [(tail, use) for name, tail, use in told if name == "folder"] == [("", READ)]
+    told = said(code)
+    assert told["<HERE>/a"] == {(READ, "a"), (READ, "b")}
+    assert told["<HERE>/c"] == {(WRITTEN, "")}
+    assert told["<HERE>/d"] == told["<HERE>"] == {(READ, "d")}
+    assert (READ, FILE) in told["<a>"]

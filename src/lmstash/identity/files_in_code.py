@@ -1,16 +1,18 @@
 """Files that your own code names by texts in it, which count by what they hold: `open("judge.txt")`.
 
 A text counts if it looks like a path, or if the code takes it for one, and if something is there: from the working
-folder, from the folder of the code, or from a folder that the code names. Files that the code only writes to do not
-count.
+folder, from the folder of the code, or from a folder that the code names. Of a path that is put together while the code
+runs (`open(f"prompts/{name}.txt")`) all files of the folder count that it is known to lie in; where nobody can tell
+which that is, the folders that words in the code name. Files that the code only writes to do not count.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import sys
 from collections import defaultdict
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
 from pathlib import PurePath
@@ -19,12 +21,14 @@ from typing import Any
 
 from lmstash.identity.encoding import Component
 from lmstash.identity.handed_on import asks_by_any_name
-from lmstash.identity.held_files import held_at
-from lmstash.identity.uses import READ, STORED, tails_of, texts_used, uses_of
+from lmstash.identity.held_files import ANY, files_like, held_at
+from lmstash.identity.uses import FOLDER, READ, WRITTEN, Hole, Parts, PathUse, paths_in, uses_of, without_places
 from lmstash.identity.words import texts_within
 
 _LONGEST, _MOST = 512, 64
 """What holds more texts that look like paths is data, not settings, and a look at each would cost more than a hit."""
+_MOST_PATHS, _DEEP = 64, 6
+"""That one expression may stand for, and through how many names."""
 _PATH = re.compile(r"[^\n]*(?:\.[A-Za-z]\w{0,10}|/[^\n]*)", re.ASCII)
 
 
@@ -33,53 +37,50 @@ class FilesInCode:
 
     def __init__(self) -> None:
         """Begin with nothing."""
-        self._texts: set[str] = set()
-        self._of_names: defaultdict[str, set[str]] = defaultdict(set)
+        self._paths: dict[PathUse, None] = {}
+        self._values: defaultdict[str, set[Parts]] = defaultdict(set)
+        """What goes by a name: texts, paths, and what code stores there."""
         self._uses: defaultdict[str, set[str]] = defaultdict(set)
-        self._tails: defaultdict[str, set[str | None]] = defaultdict(set)
         self._folders: set[str] = set()
-        self._beside: set[str] = set()
-        """Texts in containers: one may be the folder that another one lies in."""
+        """Where paths may begin."""
         self._words: set[str] = set()
-        self._kept: set[tuple[str, str, str]] = set()
-        """Names of folders, what is joined behind them, and the names that this goes by then."""
+        """Texts that may be the name of a folder."""
         self._any_name = False
-        self._found: tuple[str, list[tuple[str, list[str]]]] | None = None
+        self._found: tuple[str, list[tuple[str, list[str]]], list[str]] | None = None
 
     def see(self, function: FunctionType) -> None:
         """Take what a function of your own says."""
         code, self._found = function.__code__, None
-        self._folders.add(os.path.abspath(os.path.dirname(code.co_filename)))
-        for text, use, opens in texts_used(code):
-            self._words.update([text] if text.isidentifier() else [])
-            if use.startswith(STORED):
-                self.see_value(use.removeprefix(STORED), text)
-            elif use == READ and (may_be_path(text) or (opens and 0 < len(text) <= _LONGEST)):
-                self._texts.add(text)
+        file = os.path.abspath(code.co_filename)
+        self._folders.add(os.path.dirname(file))
+        for each in paths_in(code):
+            parts = tuple(file if isinstance(part, Hole) and part.name == "__file__" else part for part in each.parts)
+            self._paths[each._replace(parts=parts)] = None
+            self._words.update(part for part in parts if isinstance(part, str) and 0 < len(part) <= _LONGEST)
+            if each.stored_as:
+                self._values[each.stored_as].add(parts)
         defaults, last = function.__defaults__ or (), code.co_argcount
         self.see_values(dict(zip(code.co_varnames[last - len(defaults) : last], defaults, strict=False)))
         self.see_values(function.__kwdefaults__ or {})
         self._any_name = self._any_name or asks_by_any_name(code)
         for name, use in uses_of(code, of_locals=True):
             self._uses[name].add(use)
-        for name, tail, use in tails_of(code):
-            self._tails[name].update([tail] if use == READ else [])
-            if use.startswith(STORED) and tail:
-                self._kept.add((name, tail, use.removeprefix(STORED)))
 
     def see_value(self, name: str, value: Any) -> None:
         """Take a plain value, or a path, that code names."""
         self._found = None
         if isinstance(value, PurePath):
             self._folders |= {os.path.abspath(value), os.path.abspath(value.parent)}
+            self._values[name].add((str(value),))
         elif not (name.startswith("__") and name.endswith("__")):  # `__file__` is the code itself
-            found = [*islice(_paths_within(value), _MOST + 1)]
-            self._of_names[name].update(found if len(found) <= _MOST else ())
-            if isinstance(value, str) and 0 < len(value) <= _LONGEST:  # a folder may have any name
-                self._of_names[name].add(value)
-            elif isinstance(value, dict | list | tuple):
+            if isinstance(value, str):
+                self._values[name].update([(value,)] if 0 < len(value) <= _LONGEST else ())
+                self._words.update([value] if 0 < len(value) <= _LONGEST else ())
+            elif isinstance(value, dict | list | tuple | set | frozenset):
+                found = [*islice(_paths_within(value), _MOST + 1)]
+                self._values[name].update((each,) for each in found if len(found) <= _MOST)
                 words = [*islice((each for each in texts_within(value) if isinstance(each, str)), _MOST + 1)]
-                self._beside.update(each for each in words if len(words) <= _MOST and 0 < len(each) <= _LONGEST)
+                self._words.update(each for each in words if len(words) <= _MOST and 0 < len(each) <= _LONGEST)
 
     def see_values(self, values: Mapping[str, Any]) -> None:
         """Take several."""
@@ -93,68 +94,151 @@ class FilesInCode:
 
     def goes_by(self, name: str) -> bool:
         """Return whether code names something."""
-        return name in self._tails
+        return name in self._uses
 
     def joined_behind(self, name: str) -> set[str]:
         """Return the paths that code joins behind what goes by a name, where it is a folder; see `read_in`."""
-        return {each for each in self._tails.get(name, ()) if each is not None}
+        return {each for each in self._behind(name) if each is not None}
 
     def read_in(self, name: str) -> set[str] | None:
         """Return the paths of all that is read in the folder that goes by a name; None where that cannot be told.
 
         A path that is empty says that it is anything in it.
         """
-        tails = self._tails.get(name, set())
-        if None in tails or name in self._words or self._any_name or not name.isidentifier():
+        behind = self._behind(name)
+        if None in behind or name in self._words or self._any_name or not name.isidentifier():
             return None
-        return {each for each in tails if each is not None}
+        return {each for each in behind if each is not None}
 
-    def say(self, without: Container[str] = ()) -> dict[Component, Component]:
+    def say(self, without: Container[str] = (), also: Iterable[str] = ()) -> dict[Component, Component]:
         """Return what lies now where each text leads, but for some; those that lead nowhere are left out.
 
         Costs some 2 us for each text that may be a path, and reading a file once.
+
+        Args:
+            without: Texts that do not count.
+            also: Other texts that may name folders, which the code is given.
         """
         found: dict[Component, Component] = {}
         here = ""
         with suppress(OSError):  # a folder that was removed
             here = os.getcwd()
         if self._found is None or self._found[0] != here:
-            self._found = here, [*self._places()]
-        for text, places in self._found[1]:
-            held = [each for place in places if (each := held_at(place)) is not None] if text not in without else []
+            places, behind = self._places()
+            self._found = here, [(text, self._at(text)) for text in places], behind
+        paths = self._found[1]
+        if self._found[2] and also:
+            given = [each for each in dict.fromkeys(also) if len(each) <= _LONGEST and self._is_folder(each)]
+            paths = [*paths, *((text, self._at(text)) for text in self._behind_words(given, self._found[2]))]
+        for text, places in paths:
+            look = files_like if ANY in text else held_at
+            held = [each for place in places if (each := look(place)) is not None] if text not in without else []
             if held:
-                found[text] = held
+                found[text.replace(ANY, "*")] = held
         return found
 
-    def _places(self) -> Iterator[tuple[str, list[str]]]:
-        texts, named = self._texts.copy(), {name: {*values} for name, values in self._of_names.items()}
-        for name, tail, kept_as in self._kept:
-            named.setdefault(kept_as, set()).update(os.path.join(each, tail) for each in named.get(name, ()))
-        for name, values in named.items():
+    # --- what paths there are ----------------------------------------------------------------------------------------
+
+    def _behind(self, name: str) -> set[str | None]:
+        """Return what is joined behind a name, as `read_in` says it; None where it is used alone, or otherwise."""
+        found = set[str | None]()
+        for each in self._paths:
+            first, *rest = each.parts
+            if each.use != READ or not (isinstance(first, Hole) and first.name == name):
+                continue
+            begins = rest[0] if rest else None
+            if not rest and each.stored_as:
+                continue  # what is done with it is said by that name
+            if not isinstance(begins, str) or not begins.startswith("/"):
+                found.add("" if not rest and each.opens == FOLDER else None)
+            elif len(rest) > 1:
+                found.add(begins.rpartition("/")[0].strip("/"))
+            else:
+                found.add(begins.strip("/"))
+        return found
+
+    def _places(self) -> tuple[list[str], list[str]]:
+        """Return the texts that may be paths, and what is joined behind folders that nobody can tell."""
+        texts, behind, written = set[str](), set[str](), set[str]()
+        for each in self._paths:
+            if each.stored_as and each.use == READ:
+                continue
+            for path in islice(self._resolved(each.parts, _DEEP), _MOST_PATHS):
+                begun, _, _ = path.partition(ANY)
+                if each.use == WRITTEN:
+                    written.add(begun.partition("/")[0])
+                elif path.startswith(ANY):
+                    rest = path.lstrip(ANY)
+                    if rest[:1] == "/" or (not rest and each.opens == FOLDER):
+                        behind.add(rest)
+                elif ANY in path:
+                    folder, _, _ = begun.rpartition("/")
+                    if each.opens or may_be_path(path.replace(ANY, "")):
+                        texts.add(folder or path)
+                elif may_be_path(path) or (each.opens and 0 < len(path) <= _LONGEST):
+                    texts.add(path)
+        for name, values in self._values.items():
             if not self.only_written(name):
                 for value in values:
                     texts.update(self._led_to(name, value))
-        named_folders = {at for each in self._beside for at in self._at(each) if os.path.isdir(at)}
-        for text in sorted(texts):
-            path = os.path.expanduser(text)
-            tail = path.lstrip("/")  # of `f"{HERE}/prompts/a.txt"`
-            folders = sorted(self._folders | named_folders) if tail else []
-            beside = [os.path.join(folder, tail) for folder in folders]
-            yield text, [*dict.fromkeys([os.path.abspath(path), *beside])]
+        words = [each for each in sorted(self._words - written) if self._is_folder(each)]
+        texts |= self._behind_words(words, behind)
+        return sorted(texts), sorted(behind)
 
-    def _led_to(self, name: str, value: str) -> Iterator[str]:
+    def _resolved(self, parts: Parts, depth: int) -> Iterator[str]:
+        """Yield what a path may be, with what goes by the names in it; `ANY` for what nobody knows."""
+        if not parts:
+            yield ""
+            return
+        first, rest = parts[0], parts[1:]
+        begins = [first] if isinstance(first, str) else self._held_by(first, depth)
+        for begin in begins:
+            for end in islice(self._resolved(rest, depth), _MOST_PATHS):
+                yield begin + end
+
+    def _held_by(self, hole: Hole, depth: int) -> Iterator[str]:
+        package, is_package, _ = hole.name.partition(":package")
+        if is_package:
+            yield from _folders_of(package)
+            return
+        values = self._values.get(hole.name, set()) if depth else set[Parts]()
+        for value in sorted(values, key=repr)[:_MOST_PATHS]:
+            for text in islice(self._resolved(value, depth - 1), _MOST_PATHS):
+                yield without_places(text, ANY) if hole.is_template else text
+        if hole.is_open or not values:
+            yield ANY
+
+    def _led_to(self, name: str, value: Parts) -> Iterator[str]:
         """Yield the paths that a text leads to that goes by a name."""
-        if any(map(os.path.isdir, self._at(value))):
-            read = self.read_in(name)
-            if read is None and not may_be_path(value):  # a word, if nothing is joined behind it
-                read = {each for each in self._tails[name] if each is not None}
-            yield from [value] if read is None else [os.path.join(value, each) for each in read]
-        elif may_be_path(value):
-            yield value
+        text = value[0]
+        if len(value) != 1 or not isinstance(text, str):
+            return
+        if self._is_folder(text):
+            # A plain word is a folder only where it is taken for one, which its uses say.
+            if may_be_path(text) and self.read_in(name) is None:
+                yield text
+        elif may_be_path(text):
+            yield text
+
+    @staticmethod
+    def _behind_words(words: Collection[str], behind: Collection[str]) -> set[str]:
+        """Return the paths that folders and what is joined behind them make; the folder where that is anything."""
+        found = set[str]()
+        for word in words:
+            for rest in behind:
+                begun, is_any, _ = rest.partition(ANY)
+                found.add(word + (begun.rpartition("/")[0] if is_any else begun))
+        return found
+
+    def _is_folder(self, text: str) -> bool:
+        return bool(text.strip("./ \t\n")) and "\n" not in text and any(map(os.path.isdir, self._at(text)))
 
     def _at(self, text: str) -> list[str]:
         """Return where a text may lead, from the working folder and from those that are known."""
-        return [os.path.abspath(os.path.expanduser(text)), *(os.path.join(each, text) for each in self._folders)]
+        path = os.path.expanduser(text)
+        tail = path.lstrip("/")  # of `f"{HERE}/prompts/a.txt"`
+        beside = [os.path.normpath(os.path.join(each, tail)) for each in sorted(self._folders)] if tail else []
+        return [*dict.fromkeys([os.path.abspath(path), *beside])]
 
 
 def may_be_path(text: str) -> bool:
@@ -166,3 +250,10 @@ def may_be_path(text: str) -> bool:
 
 def _paths_within(value: Any) -> Iterator[str]:
     return (each for each in texts_within(value) if isinstance(each, str) and may_be_path(each))
+
+
+def _folders_of(package: str) -> Iterator[str]:
+    """Yield the folders of a package, which need not be loaded as long as one that it lies in is."""
+    root, *rest = package.split(".")
+    for each in getattr(sys.modules.get(root), "__path__", ()):
+        yield os.path.join(each, *rest)

@@ -11,6 +11,8 @@ from lmstash.errors import UnsupportedModelError
 from lmstash.identity.encoding import Component
 from lmstash.identity.files import Stamp, file_digest
 
+ANY = "\0"
+"""Stands in a path for whatever it may be there."""
 _READ_BYTES = 64 << 20
 """Larger files count by their size and when they were written."""
 _MOST_FILES, _MOST_ENTRIES = 256, 512
@@ -50,6 +52,25 @@ def files_within(folder: str) -> dict[Component, Component] | None:
     except (OSError, _TooMuchError):
         return None
     return found
+
+
+def files_like(path: str) -> Component:
+    """Return what the files of one folder hold whose names are like the last part of a path; None where none is.
+
+    Args:
+        path: With `ANY` in its last part, where a name may go on in any way.
+    """
+    folder, name = os.path.split(path)
+    begins, ends = name.partition(ANY)[0], name.rpartition(ANY)[2]
+    try:
+        names = sorted(each for each in os.listdir(folder) if each.startswith(begins) and each.endswith(ends))
+    except (OSError, ValueError):
+        return None
+    found: dict[Component, Component] = {}
+    for each in names[: _MOST_FILES + 1]:
+        held = content_of(os.path.join(folder, each))
+        found.update({each: held} if held is not None else {})
+    return ["many", len(names)] if len(found) > _MOST_FILES else found or None
 
 
 def content_of(path: str) -> Component:

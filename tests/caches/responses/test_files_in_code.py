@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,58 @@ READ = {
         "HERE = os.path.abspath('.')",
         "return open(f'{HERE}/sub/{question}.txt').read()",
     ),
+    "a listed plain folder": ("SUB = 'sub'", "return ''.join(e.read_text() for e in sorted(Path(SUB).glob('p*')))"),
+    "a plain folder, added to": ("SUB = 'sub'", "return open(SUB + '/p.txt').read()"),
+    "a plain folder, added to by pieces": ("SUB = 'sub'", "return open(SUB + os.sep + question + '.txt').read()"),
+    "a plain folder, joined by a method": ("SUB = 'sub'", "return Path(SUB).joinpath('p.txt').read_text()"),
+    "a plain folder, kept meanwhile": ("SUB = 'sub'", "folder = Path(SUB); return (folder / 'p.txt').read_text()"),
+    "a plain folder that is a default": (
+        "",
+        "return text(question)",
+        "def text(name, folder='sub'): return open(folder + '/' + name + '.txt').read()",
+    ),
+    "a plain folder in a variable": ("", "d = 'sub'; return open(d + '/p.txt').read()"),
+    "a plain folder of a namespace": (
+        "from types import SimpleNamespace\nconf = SimpleNamespace(SUB='sub')",
+        "return open(conf.SUB + '/p.txt').read()",
+    ),
+    "a plain folder, handed to a helper": (
+        "SUB = 'sub'",
+        "return text(SUB, 'p.txt')",
+        "def text(d, name): return open(d + '/' + name).read()",
+    ),
+    "a plain folder, handed to a helper that joins": (
+        "SUB = 'sub'",
+        "return text(SUB, 'p.txt')",
+        "def text(d, name): return (Path(d) / name).read_text()",
+    ),
+    "a plain folder, handed on twice": (
+        "",
+        "return text('p')",
+        "def text(name): return text2('sub', name + '.txt')",
+        "def text2(d, name): return open(os.path.join(d, name)).read()",
+    ),
+    "a plain folder, chosen": ("", "return open(('sub' if question else 'other') + '/p.txt').read()"),
+    "filled in by %": ("", "return open('sub/%s.txt' % question).read()"),
+    "filled in by % of several": ("", "return open('%s/%s.txt' % ('sub', question)).read()"),
+    "filled in by format": ("", "return open('sub/{}.txt'.format(question)).read()"),
+    "filled in by name": ("T = 'sub/{name}.txt'", "return open(T.format(name=question)).read()"),
+    "filled in by name, a folder": ("D, T = 'sub', '{d}/{name}.txt'", "return open(T.format(d=D, name='p')).read()"),
+    "a global filled in by %": ("T = 'sub/%s.txt'", "return open(T % question).read()"),
+    "joined and filled in": ("", "return open(os.path.join('.', 'sub', '%s.txt' % question)).read()"),
+    "replaced": ("", "return open('sub/NAME.txt'.replace('NAME', question)).read()"),
+    "the beginning of a name": (
+        "",
+        "return open(f'{question[:0]}p.txt').read() + open(f'p{question[:0]}.txt').read()[:0]",
+    ),
+    "of a family of files": ("", "return open('p%s' % '.txt').read()"),
+    "with another suffix": ("", "return Path('sub/p.md').with_suffix('.txt').read_text()"),
+    "with another name": ("P = Path('sub/x.md')", "return P.with_name('p.txt').read_text()"),
+    "a parent by its number": ("", "return (Path('sub/a/b').parents[1] / 'p.txt').read_text()"),
+    "a folder that is changed to": (
+        "",
+        "here = os.getcwd(); os.chdir('sub'); text = open('p.txt').read(); os.chdir(here); return text",
+    ),
     "both written and read": ("", "text = open('p.txt').read(); open('p.txt', 'a').close(); return text"),
 }
 WRITTEN = {
@@ -108,6 +161,34 @@ WRITTEN = {
     "a word that is a folder's name, too": (
         "SPLIT = 'out'",
         "OUT = Path('out'); OUT.mkdir(exist_ok=True); (OUT / question).write_text(SPLIT)",
+    ),
+    "in a plain folder": (
+        "",
+        "os.makedirs('out', exist_ok=True)\n"
+        " with open(os.path.join('out', f'{question}.json'), 'w') as file: json.dump(len(CALLS), file)",
+    ),
+    "in a global plain folder": (
+        "OUT = 'out'",
+        "os.makedirs(OUT, exist_ok=True); open(f'{OUT}/{question}.txt', 'w').write(str(len(CALLS)))",
+    ),
+    "in a global plain folder, joined": (
+        "OUT = 'out'",
+        "os.makedirs(OUT, exist_ok=True); open(os.path.join(OUT, question + '.txt'), 'w').write(str(len(CALLS)))",
+    ),
+    "in a plain folder by a path": (
+        "",
+        "Path('out').mkdir(exist_ok=True); (Path('out') / question).write_text(str(len(CALLS)))",
+    ),
+    "in a plain folder that is a default": (
+        "",
+        "save(question, str(len(CALLS)))",
+        "def save(name, text, folder='out'):\n os.makedirs(folder, exist_ok=True)\n"
+        " open(os.path.join(folder, name), 'w').write(text)",
+    ),
+    "in a plain folder, beside a helper that reads": (
+        "OUT = 'out'",
+        "os.makedirs(OUT, exist_ok=True); open(f'{OUT}/{question}.txt', 'w').write(str(len(CALLS))); text('p.txt')",
+        "def text(path): return open(path).read() if os.path.exists(path) else ''",
     ),
     "a log": ("", "logging.basicConfig(level=logging.INFO, filename='log.txt'); logging.info('a line')"),
     "a handler": ("", "logging.getLogger('program').addHandler(logging.FileHandler('log.txt'))"),
@@ -163,6 +244,50 @@ def test_a_file_that_the_code_names_counts_by_what_it_holds(
     assert kept(folder) == 4
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "return open(os.path.join(given, 'p.txt')).read()",
+        "return open(given + '/' + 'p' + '.txt').read()",
+        "return (Path(given) / 'p.txt').read_text()",
+        "return text(given, 'p.txt')\ndef text(d, name): return (Path(d) / name).read_text()",
+    ],
+)
+def test_a_folder_that_is_an_argument_counts_by_what_the_code_reads_there(folder: Path, body: str) -> None:
+    namespace: dict[str, Any] = {"__name__": "program"}
+    exec(f"{IMPORTS}\ndef ask(question, given): {body}", namespace)
+    with lmstash.open(folder.parent / "stash", strict=True) as stash:
+        ask = stash.responses(model="m").cached(namespace["ask"])
+        for text in ("one", "two", "one"):
+            write(folder, text)
+            assert ask("q", "sub") == ask("q", given="sub") == text
+        assert stash.stats.hits == 4
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "return resources.files('pk.sub').joinpath('p.txt').read_text()",
+        "return (resources.files('pk') / 'sub' / 'p.txt').read_text()",
+        "return resources.files('pk').joinpath('sub', f'{question}.txt').read_text()",
+        "return resources.read_text('pk.sub', 'p.txt')",
+        "import pkgutil; return pkgutil.get_data('pk', 'sub/p.txt').decode()",
+    ],
+)
+def test_files_of_a_package_count(folder: Path, body: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "lib" / "pk" / "sub").mkdir(parents=True)
+    for each in ("__init__.py", "sub/__init__.py"):
+        (folder / "lib" / "pk" / each).touch()
+    monkeypatch.syspath_prepend(folder / "lib")
+    for name in ("pk", "pk.sub"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    for text, n_kept in (("one", 2), ("one", 2), ("two", 4), ("one", 4)):
+        for name in ("p.txt", "q.txt"):
+            (folder / "lib" / "pk" / "sub" / name).write_text(text)
+        assert ask_twice(folder, "import pk\nfrom importlib import resources", body)[0] == text
+        assert kept(folder) == n_kept
+
+
 def kept(folder: Path) -> int:
     with lmstash.open(folder.parent / "stash") as stash:
         return sum(1 for _ in stash.responses(model="m").find())
@@ -170,9 +295,9 @@ def kept(folder: Path) -> int:
 
 @pytest.mark.parametrize("how", WRITTEN)
 def test_a_file_that_the_code_only_writes_does_not_count(how: str, folder: Path) -> None:
-    before, body = WRITTEN[how]
-    assert ask_twice(folder, before, f"{body}\n return question") == ("p", "")
-    assert ask_twice(folder, before, f"{body}\n return question") == ("p", "")
+    before, body, *more = WRITTEN[how]
+    assert ask_twice(folder, before, f"{body}\n return question", *more) == ("p", "")
+    assert ask_twice(folder, before, f"{body}\n return question", *more) == ("p", "")
 
 
 def test_of_a_large_folder_nothing_is_said_but_that_it_changed(folder: Path) -> None:

@@ -29,7 +29,8 @@ def files_named(held: Mapping[str, Any], without: Collection[str], code: Followe
         without: Names that do not count.
         code: What was read; a file that it only writes to, or that none of it goes by, does not count.
     """
-    found: dict[Component, Component] = {f"text:{text}": told for text, told in code.files.say(without).items()}
+    texts = [each for each in held.values() if isinstance(each, str)]
+    found: dict[Component, Component] = {f"text:{text}": told for text, told in code.files.say(without, texts).items()}
     imports = not IMPORTS.isdisjoint(code.names)
     for name in sorted(code.read_of(held) - {*without}):
         if SECRETS.fullmatch(name):

@@ -103,12 +103,16 @@ class Content:
         """Whether a variable of the environment is a secret, or said to change no answer."""
         return is_secret(variable) or variable in self._harmless
 
-    def files(self) -> str | None:
-        """Return a digest of what the files hold that texts in the code of a call name; None for none."""
+    def files(self, arguments: Any) -> str | None:
+        """Return a digest of what the files hold that texts in the code of a call name; None for none.
+
+        Its arguments may name folders that these lie in.
+        """
         used: list[_Code] = self._reading.used
         said: dict[Any, Any] = {}
+        texts = [each for each in _texts(arguments) if isinstance(each, str)]
         for each in used:
-            said |= each.graph.files.say(self._harmless)
+            said |= each.graph.files.say(self._harmless, texts)
         return Key({"files": said}).hex if said else None
 
     def plain(self, value: Any, depth: int = _MOST_NESTED) -> Any:
@@ -162,8 +166,8 @@ class Content:
             return {_IS: ["known", *(self.plain(each, depth - 1) for each in known)]}
         fields = fields_of(value)
         if fields is not None:
+            is_, given = self.code(kind, given=True), fields_set(value)  # first: it says what is done with the fields
             about = {name: self._field(name, each, depth - 1) for name, each in fields.items()}
-            is_, given = self.code(kind, given=True), fields_set(value)
             said = {"code of": f"{kind.__module__}.{kind.__qualname__}", "is": is_, "fields": about}
             return said if given is None else said | {"set": given}
         if isinstance(value, PATHS):

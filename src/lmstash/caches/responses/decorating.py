@@ -179,7 +179,7 @@ class Calls:
             content.begin()
             code = content.code(fn)
             arguments = {name: content.argument(name, value) for name, value in named.items()}
-            environment, files = content.environment(arguments), content.files()
+            environment, files = content.environment(arguments), content.files(arguments)
         except Exception as error:  # objects may do anything when they are looked at
             events.warn_once(f"call {self._name}", "lmstash: calls of %s are not cached: %s", self._name, error)
             events.miss(KIND, b"", MissReason.UNSUPPORTED)

@@ -1,0 +1,322 @@
+"""Bytecode put together again as expressions: what code does with each name, text and call in it.
+
+The instructions are followed once, from the first to the last, with what would lie on Python's stack; at the target of
+a jump what lay there when it was met first. What is not understood takes what it pops and gives something unknown: so a
+reader who goes from a name to what uses it finds no less than there is. Works on the bytecode of Python 3.11 and later.
+"""
+
+from __future__ import annotations
+
+import dis
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from types import CodeType
+from typing import Any
+
+CONST, NAME, ATTRIBUTE, CALL, OPERATION, TEXT, ITEM, EITHER, STORED, OTHER = (
+    *("const", "name", "attribute", "call", "operation", "text", "item", "either", "stored", "other"),
+)
+_METHODS_LAST = sys.version_info < (3, 13)
+"""Whether what a call is bound to lies below the function, and not above it."""
+_IDLE = frozenset(
+    {
+        *("CACHE", "COPY_FREE_VARS", "DELETE_DEREF", "DELETE_FAST", "DELETE_GLOBAL", "DELETE_NAME", "EXTENDED_ARG"),
+        *("MAKE_CELL", "NOP", "NOT_TAKEN", "PRECALL", "RESUME", "SETUP_ANNOTATIONS", "JUMP_FORWARD", "JUMP_BACKWARD"),
+        *("JUMP_BACKWARD_NO_INTERRUPT", "GEN_START", "TO_BOOL"),
+    }
+)
+_ENDS = frozenset(
+    {
+        *("RETURN_VALUE", "RETURN_CONST", "RAISE_VARARGS", "RERAISE", "JUMP_FORWARD", "JUMP_BACKWARD"),
+        "JUMP_BACKWARD_NO_INTERRUPT",
+    }
+)
+"""Behind which code goes on only by a jump."""
+_POPPING = ("POP_", "JUMP_IF_", "DELETE_", "STORE_SUBSCR", "STORE_SLICE", "END_", "CLEANUP_THROW", "RAISE_", "RERAISE")
+"""Begin what only takes."""
+_VARIABLES = frozenset({"LOAD_NAME", "LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_CLOSURE", "LOAD_FROM_DICT_OR_DEREF"})
+_FIXED_SIZES = {"BUILD_TUPLE": 1, "BUILD_LIST": 1, "BUILD_SET": 1, "BUILD_MAP": 2}
+_ADDED_TO = {"LIST_EXTEND": 1, "LIST_APPEND": 1, "SET_ADD": 1, "SET_UPDATE": 1, "DICT_UPDATE": 1, "DICT_MERGE": 1}
+
+
+class Node:
+    """One value that code handles.
+
+    Attributes:
+        kind: What it is, one of the kinds above.
+        value: Of a constant itself; of a name, an attribute or a place to store in what it is called; of an operation
+            its sign; of a call the names of its last arguments.
+        parts: What it is made of; of a call the function and then its arguments.
+        users: What is made of it.
+        is_local: Whether a name is one of the code's own variables.
+    """
+
+    __slots__ = ("is_local", "kind", "parts", "users", "value")
+
+    def __init__(
+        self, kind: str, value: Any = None, parts: list[Node] | None = None, *, is_local: bool = False
+    ) -> None:
+        """Note in its parts that it is made of them."""
+        self.kind, self.value, self.parts, self.users, self.is_local = kind, value, parts or [], list[Node](), is_local
+        for each in self.parts:
+            each.users.append(self)
+
+    @property
+    def name(self) -> str:
+        """What a name, an attribute or a called function goes by; empty for others."""
+        return str(self.value) if self.kind in (NAME, ATTRIBUTE, STORED) else ""
+
+    @property
+    def arguments(self) -> list[Node]:
+        """Those of a call that are given by their place."""
+        return self.parts[1 : len(self.parts) - len(self.value)]
+
+    def argument(self, name: str) -> Node | None:
+        """Return the argument of a call that is given by a name."""
+        named = dict(zip(self.value, self.parts[len(self.parts) - len(self.value) :], strict=True))
+        return named.get(name)
+
+
+_NULL = Node("null")
+
+
+@functools.lru_cache(maxsize=64)
+def expressions(code: CodeType) -> tuple[Node, ...]:
+    """Return all values that code handles, in the order in which they are made; not those of functions within it."""
+    return tuple(_Reading(code).made)
+
+
+def code_within(code: CodeType) -> Iterator[CodeType]:
+    """Yield code, and that of functions within it."""
+    yield code
+    for each in code.co_consts:
+        if isinstance(each, CodeType):
+            yield from code_within(each)
+
+
+class _Reading:
+    """One way through a function's instructions."""
+
+    def __init__(self, code: CodeType) -> None:
+        self.made: list[Node] = []
+        self._stack: list[Node] = []
+        self._at_targets: dict[int, list[Node]] = {}
+        self._constants = code.co_consts
+        self._names: tuple[str, ...] = ()
+        has_ended = False
+        for step in dis.get_instructions(code):
+            kept = self._at_targets.get(step.offset)
+            if has_ended:
+                self._stack = [] if kept is None else [*kept]
+            elif kept is not None and len(kept) == len(self._stack):
+                self._stack = [
+                    one if one is other else self._either(one, other)
+                    for one, other in zip(kept, self._stack, strict=True)
+                ]
+            has_ended = step.opname in _ENDS
+            if step.opcode in dis.hasjrel or step.opcode in dis.hasjabs:
+                self._note_jump(step)
+            self._take(step)
+
+    def _take(self, step: dis.Instruction) -> None:
+        known = _STEPS.get(step.opname)
+        if known is not None:
+            known(self, step)
+        elif step.opname.startswith(("LOAD_FAST", "STORE_FAST")):
+            self._local(step)
+        elif step.opname in _VARIABLES:
+            self._push(NAME, step.argval)
+        elif step.opname.startswith("STORE_") and step.opname in _STORES:
+            self._push_stored(step.argval, [self._pop()])
+        elif step.opname in _FIXED_SIZES:
+            self._push(OTHER, None, self._pop_many(_FIXED_SIZES[step.opname] * (step.arg or 0)))
+        elif step.opname in _ADDED_TO:
+            added, place = self._pop(), -(step.arg or 1)
+            if len(self._stack) >= -place:
+                self._stack[place].parts.append(added)
+                added.users.append(self._stack[place])
+        elif step.opname.startswith(_POPPING):
+            Node(OTHER, None, self._pop_many(max(0, -_effect(step, jumps=False))))
+        elif step.opname not in _IDLE:
+            self._unknown(step)
+
+    def _unknown(self, step: dis.Instruction) -> None:
+        effect = _effect(step, jumps=False)
+        if effect > 0:
+            below = [self._stack[-1]] if step.opname in ("FOR_ITER", "UNPACK_SEQUENCE") and self._stack else []
+            for _ in range(effect):
+                self._push(OTHER, None, [*below])
+        else:
+            taken = self._pop_many(-effect)
+            self._push(OTHER, None, [self._pop(), *taken])
+
+    def _note_jump(self, step: dis.Instruction) -> None:
+        stack, effect = [*self._stack], _effect(step, jumps=True)
+        stack = stack[: max(0, len(stack) + effect)] if effect < 0 else [*stack, *(Node(OTHER) for _ in range(effect))]
+        self._at_targets.setdefault(step.argval, stack)
+
+    def _either(self, one: Node, other: Node) -> Node:
+        if _NULL in (one, other):
+            return Node(OTHER)
+        node = Node(EITHER, None, [one, other])
+        self.made.append(node)
+        return node
+
+    # --- the stack ---------------------------------------------------------------------------------------------------
+
+    def _pop(self) -> Node:
+        return self._stack.pop() if self._stack else Node(OTHER)
+
+    def _pop_many(self, number: int) -> list[Node]:
+        return [self._pop() for _ in range(number)][::-1]
+
+    def _push(self, kind: str, value: Any = None, parts: list[Node] | None = None, *, is_local: bool = False) -> None:
+        node = Node(kind, value, [each for each in parts or [] if each is not _NULL], is_local=is_local)
+        self.made.append(node)
+        self._stack.append(node)
+
+    def _push_stored(self, name: Any, parts: list[Node], *, is_local: bool = False) -> None:
+        self.made.append(Node(STORED, name, [each for each in parts if each is not _NULL], is_local=is_local))
+
+    # --- instructions ------------------------------------------------------------------------------------------------
+
+    def _local(self, step: dis.Instruction) -> None:
+        """Load or store local variables: one, or two at once."""
+        names = step.argval if isinstance(step.argval, tuple) else (step.argval,)
+        kinds = step.opname.replace("_AND_CLEAR", "").replace("_CHECK", "").replace("_BORROW", "").split("_FAST")
+        for kind, name in zip(kinds, names, strict=False):
+            if kind.strip("_") == "STORE":
+                self._push_stored(name, [self._pop()], is_local=True)
+            else:
+                self._push(NAME, name, is_local=True)
+
+    def _constant(self, step: dis.Instruction) -> None:
+        self._push(CONST, step.argval)
+
+    def _global(self, step: dis.Instruction) -> None:
+        self._bound(NAME, step.argval, [], has_null=bool((step.arg or 0) & 1))
+
+    def _attribute(self, step: dis.Instruction) -> None:
+        is_method = step.opname == "LOAD_METHOD" or (sys.version_info >= (3, 12) and bool((step.arg or 0) & 1))
+        self._bound(ATTRIBUTE, step.argval, [self._pop()], has_null=is_method)
+
+    def _of_super(self, step: dis.Instruction) -> None:
+        self._bound(ATTRIBUTE, step.argval, self._pop_many(3), has_null=bool((step.arg or 0) & 1))
+
+    def _bound(self, kind: str, value: Any, parts: list[Node], *, has_null: bool) -> None:
+        if has_null and _METHODS_LAST:
+            self._stack.append(_NULL)
+        self._push(kind, value, parts)
+        if has_null and not _METHODS_LAST:
+            self._stack.append(_NULL)
+
+    def _null(self, step: dis.Instruction) -> None:
+        self._stack.append(_NULL)
+
+    def _name_arguments(self, step: dis.Instruction) -> None:
+        self._names = self._constants[step.arg or 0]
+
+    def _call(self, step: dis.Instruction) -> None:
+        if step.opname == "CALL_KW":
+            named = self._pop()
+            self._names = named.value if named.kind == CONST else ()
+        given = self._pop_many(step.arg or 0)
+        names, self._names = self._names, ()
+        above, below = self._pop(), self._pop()
+        if below is _NULL:
+            function = above
+        else:
+            function, given = below, [*([] if above is _NULL else [above]), *given]
+        self._push(CALL, tuple(names), [function, *given])
+
+    def _call_with_all(self, step: dis.Instruction) -> None:
+        given = self._pop_many(1 + ((step.arg or 0) & 1))
+        function = self._pop()
+        if function is _NULL:
+            function = self._pop()
+        elif self._stack and self._stack[-1] is _NULL:
+            self._pop()
+        self._push(CALL, (), [function, *given])
+
+    def _operate(self, step: dis.Instruction) -> None:
+        right, left = self._pop(), self._pop()
+        sign = step.argrepr
+        self._push(ITEM if sign == "[]" else OPERATION, sign, [left, right])
+
+    def _item(self, step: dis.Instruction) -> None:
+        self._push(ITEM, "[]", self._pop_many(2))
+
+    def _text(self, step: dis.Instruction) -> None:
+        self._push(TEXT, None, self._pop_many(step.arg or 0))
+
+    def _format(self, step: dis.Instruction) -> None:
+        if step.opname == "FORMAT_WITH_SPEC" or (step.opname == "FORMAT_VALUE" and (step.arg or 0) & 4):
+            self._pop()  # how it is written
+        self._push(TEXT, None, [self._pop()])
+
+    def _converted(self, step: dis.Instruction) -> None:
+        """`!r` and such: what is put into the text is still made of it."""
+
+    def _map(self, step: dis.Instruction) -> None:
+        self._push(OTHER, None, self._pop_many((step.arg or 0) + 1))
+
+    def _copy(self, step: dis.Instruction) -> None:
+        place = step.arg or 1
+        self._stack.append(self._stack[-place] if len(self._stack) >= place else Node(OTHER))
+
+    def _swap(self, step: dis.Instruction) -> None:
+        place = step.arg or 1
+        if len(self._stack) >= place:
+            self._stack[-1], self._stack[-place] = self._stack[-place], self._stack[-1]
+
+    def _store_attribute(self, step: dis.Instruction) -> None:
+        owner, value = self._pop(), self._pop()
+        self._push_stored(step.argval, [value])
+        Node(OTHER, None, [owner])
+
+    def _drop(self, step: dis.Instruction) -> None:
+        self._pop()
+
+    def _return(self, step: dis.Instruction) -> None:
+        Node(OTHER, None, [self._pop()])
+
+    def _return_constant(self, step: dis.Instruction) -> None:
+        self._push(CONST, step.argval)
+        self._return(step)
+
+
+def _effect(step: dis.Instruction, *, jumps: bool) -> int:
+    return dis.stack_effect(step.opcode, step.arg if step.opcode >= dis.HAVE_ARGUMENT else None, jump=jumps)
+
+
+_STORES = frozenset({"STORE_GLOBAL", "STORE_NAME", "STORE_DEREF"})
+_STEPS: dict[str, Callable[[_Reading, dis.Instruction], None]] = {
+    "LOAD_CONST": _Reading._constant,
+    "LOAD_CONST_IMMORTAL": _Reading._constant,
+    "LOAD_SMALL_INT": _Reading._constant,
+    "LOAD_GLOBAL": _Reading._global,
+    "LOAD_ATTR": _Reading._attribute,
+    "LOAD_METHOD": _Reading._attribute,
+    "LOAD_SUPER_ATTR": _Reading._of_super,
+    "PUSH_NULL": _Reading._null,
+    "KW_NAMES": _Reading._name_arguments,
+    "CALL": _Reading._call,
+    "CALL_KW": _Reading._call,
+    "CALL_FUNCTION_EX": _Reading._call_with_all,
+    "BINARY_OP": _Reading._operate,
+    "BINARY_SUBSCR": _Reading._item,
+    "BUILD_STRING": _Reading._text,
+    "FORMAT_VALUE": _Reading._format,
+    "FORMAT_SIMPLE": _Reading._format,
+    "FORMAT_WITH_SPEC": _Reading._format,
+    "CONVERT_VALUE": _Reading._converted,
+    "BUILD_CONST_KEY_MAP": _Reading._map,
+    "COPY": _Reading._copy,
+    "SWAP": _Reading._swap,
+    "STORE_ATTR": _Reading._store_attribute,
+    "POP_TOP": _Reading._drop,
+    "RETURN_VALUE": _Reading._return,
+    "RETURN_CONST": _Reading._return_constant,
+}
+"""By instruction."""
