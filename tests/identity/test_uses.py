@@ -73,7 +73,7 @@ def test_texts_that_may_be_paths_come_with_their_use():
 
     told = said(code)
     written = {text for text, uses in told.items() if uses == {(WRITTEN, "")} or uses == {(WRITTEN, "file")}}
-    assert written - {"<INFO>", "utf-8"} == {"c", "d/<name>.e", "f", "m", "n", "u", "v", "out/<name>.txt"}
+    assert written - {"<INFO>", "utf-8", "w", "<_>"} == {"c", "d/<name>.e", "f", "m", "n", "u", "v", "out/<name>.txt"}
     opened = {text: opens for text, uses in told.items() for use, opens in uses if use == READ}
     assert {text for text, opens in opened.items() if opens == FILE} >= {"a", "h/i/j", "r"}
     assert opened["k/l"] == FOLDER
@@ -121,3 +121,17 @@ def test_a_path_that_is_kept_under_a_name_goes_by_that():
     assert told["<HERE>/c"] == {(WRITTEN, "")}
     assert told["<HERE>/d"] == told["<HERE>"] == {(READ, "d")}
     assert (READ, FILE) in told["<a>"]
+
+
+def test_what_goes_back_into_a_variable_ends():
+    def code(names: Any) -> Any:
+        out = HERE / "out"
+        for name in names:
+            out = out / name
+            out += "x"
+        other = out
+        out = other
+        out.write_text("")
+        return [open(each) for each in names]
+
+    assert said(code)["<HERE>/out"] == {(WRITTEN, "")}

@@ -48,7 +48,7 @@ _EXACT: dict[type, Callable[[Any], Component]] = {
     int: int.__index__,
     float: float.__float__,
 }
-_OF_MEMBERS = frozenset({"_value_", "_name_", "__objclass__", "_sort_order_"})
+_OF_MEMBERS = frozenset({"_value_", "_name_", "__objclass__", "_sort_order_", "_inverted_"})
 """What each member of an enum bears."""
 _ORDER = ("order",)
 """Beside the fields of what is described; none of them goes by it."""
@@ -101,6 +101,8 @@ class Describer:
             return ["seen", self._seen[id(value)]]
         if isinstance(value, enum.Enum):
             held = sorted(each for each in vars(value).items() if each[0] not in _OF_MEMBERS)
+            if held:  # one may be another member
+                self._see(value, path)
             told = [[name, self.value(each, f"{path}.{name}")] for name, each in held]
             return ["enum", self.code(kind), value.name, self.value(value.value, f"{path}.value"), told]
         if kind is tuple or kind is list:

@@ -22,7 +22,8 @@ from typing import Any
 from lmstash.identity.encoding import Component
 from lmstash.identity.handed_on import asks_by_any_name
 from lmstash.identity.held_files import ANY, files_like, held_at
-from lmstash.identity.uses import FOLDER, READ, WRITTEN, Hole, Parts, PathUse, paths_in, uses_of, without_places
+from lmstash.identity.path_parts import Hole, Parts, without_places
+from lmstash.identity.uses import FOLDER, READ, WRITTEN, PathUse, paths_in, uses_of
 from lmstash.identity.words import texts_within
 
 _LONGEST, _MOST = 512, 64

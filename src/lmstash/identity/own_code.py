@@ -57,7 +57,7 @@ from lmstash.identity.words import (
 _DEEP = 4
 """How far into an object that a package has made of your settings."""
 _NESTED = 50
-_OF_MEMBERS = frozenset({"_name_", "__objclass__", "_sort_order_"})
+_OF_MEMBERS = frozenset({"_name_", "__objclass__", "_sort_order_", "_inverted_"})
 """What each member of an enum bears, without meaning."""
 _ADDRESS = re.compile(" at 0x[0-9a-fA-F]+")
 

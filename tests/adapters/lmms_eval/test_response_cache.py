@@ -66,6 +66,7 @@ def test_a_model_that_has_answered_is_the_same_model(place: str) -> None:
 def test_a_crash_loses_at_most_the_chunk_in_flight(place: str, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.touch()
+    harmless = ["n_asked", str(broken)]
 
     class Failing(Echo):
         def generate_until(self, requests: Any) -> list[Any]:
@@ -74,15 +75,16 @@ def test_a_crash_loses_at_most_the_chunk_in_flight(place: str, tmp_path: Path) -
             return super().generate_until(requests)
 
     with pytest.raises(ConnectionError):
-        evaluate(place, Failing(), Task(questions(50)), chunk_size=4, harmless=["n_asked"])
+        evaluate(place, Failing(), Task(questions(50)), chunk_size=4, harmless=harmless)
     broken.unlink()
-    answers, computed = evaluate(place, Failing(), Task(questions(50)), chunk_size=4, harmless=["n_asked"])
+    answers, computed = evaluate(place, Failing(), Task(questions(50)), chunk_size=4, harmless=harmless)
     assert answers == [f"Q{k} -> 0" for k in range(50)]
     assert computed == 50 - 28
 
 
 def test_kill_9_loses_at_most_the_chunk_in_flight(place: str, tmp_path: Path) -> None:
     log, kill = tmp_path / "computed", tmp_path / "kill"
+    harmless = ["n_asked", str(kill)]
 
     class Killed(Echo):
         def generate_until(self, requests: Any) -> list[Any]:
@@ -97,14 +99,14 @@ def test_kill_9_loses_at_most_the_chunk_in_flight(place: str, tmp_path: Path) ->
     child = os.fork()
     if not child:
         try:
-            evaluate(place, Killed(), Task(questions(100)), chunk_size=4, harmless=["n_asked"])
+            evaluate(place, Killed(), Task(questions(100)), chunk_size=4, harmless=harmless)
         finally:
             os._exit(1)
     assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
     kill.unlink()
     before = log.read_text().split()
     assert len(before) == 40
-    _, computed = evaluate(place, Killed(), Task(questions(100)), chunk_size=4, harmless=["n_asked"])
+    _, computed = evaluate(place, Killed(), Task(questions(100)), chunk_size=4, harmless=harmless)
     assert computed <= 64
     after = log.read_text().split()[len(before) :]
     assert len(set(before) & set(after)) <= 4

@@ -189,7 +189,7 @@ def read_parts(
     attributes = attributes_of(lm, skipped, memory)
     holds_module = any(_is_module(value) for value in attributes.values())
     own = memory.own_code(lm)
-    parts = {f"file:{name}": digest(held) for name, held in files_of(attributes, (), own).items()}
+    parts = {f"file:{name}": digest(held) for name, held in files_of(attributes, skipped, own).items()}
     try:
         for name in sorted(attributes):
             if named and _is_of_this_run(attributes[name]) and name not in own.read_of(attributes):
