@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import sys
 from collections.abc import Collection, Iterator, Mapping
@@ -24,7 +25,7 @@ from lmstash.identity.describe import Describer
 from lmstash.identity.encoding import Component, encode
 from lmstash.identity.held_files import content_of
 from lmstash.identity.object_parts import attributes_of
-from lmstash.identity.owners import defined_in
+from lmstash.identity.owners import defined_in, is_installed
 from lmstash.identity.tables import table_told
 
 _BY_VERSION = frozenset(
@@ -39,7 +40,7 @@ _READ_BYTES = 64 << 20
 """Tensors beside a model are read at each look, up to so much of them."""
 
 
-def class_of(lm: Any, *, vouched: bool) -> tuple[Followed, Component]:
+def class_of(lm: Any, *, vouched: bool, held: Mapping[str, Any] | None = None) -> tuple[Followed, Component]:
     """Return what an `LM`'s class is: by version and source within lm_eval, by its code elsewhere.
 
     What somebody has put into a class or module of lm_eval counts by its code, too, and files of it that were edited.
@@ -47,6 +48,7 @@ def class_of(lm: Any, *, vouched: bool) -> tuple[Followed, Component]:
     Args:
         lm: The harness's model.
         vouched: Whether somebody vouches for what cannot be read of that.
+        held: Its attributes, where not all count as they are.
 
     Raises:
         UnsupportedModelError: Something put there cannot be read.
@@ -54,7 +56,7 @@ def class_of(lm: Any, *, vouched: bool) -> tuple[Followed, Component]:
     code = Followed("lm_eval", pin_of=_pin_of)
     code.lm = lm
     code.note_class(type(lm))
-    code.note_held(attributes_of(lm))
+    code.note_held(attributes_of(lm) if held is None else held)
     kind = type(lm)
     sources: dict[Component, Component] = {}
     foreign: dict[str, Any] = {}
@@ -84,6 +86,24 @@ def class_of(lm: Any, *, vouched: bool) -> tuple[Followed, Component]:
             for place, part in foreign.items()
         }
     return code, about
+
+
+def code_of_model(lm: Any, *, pinned: bool = False) -> Followed:
+    """Return the code of somebody's own that a model goes by, with that of functions which it calls.
+
+    Args:
+        lm: The harness's model.
+        pinned: Whether packages that lead to much stand by their version.
+    """
+    code, held = Followed("lm_eval", pin_of=_pin_of if pinned else None), attributes_of(lm)
+    code.lm = lm
+    code.note_class(type(lm))
+    code.note_held(held)
+    for each in type(lm).__mro__:
+        if defined_in(each).partition(".")[0] != "lm_eval" and not is_installed(defined_in(each)):
+            with contextlib.suppress(Exception):  # whatever other people's code does when it is looked at
+                code.add(each)
+    return code
 
 
 def _pin_of(module: str) -> Component:
@@ -222,6 +242,7 @@ def described(
     *,
     vouched: bool = False,
     named: Collection[str] = (),
+    describer: LmDescriber | None = None,
 ) -> Component:
     """Return values by name, without secrets.
 
@@ -231,11 +252,12 @@ def described(
         code: Takes the code that is met.
         vouched: Whether somebody vouches for what cannot be read.
         named: What somebody's own code asks for: it counts also under a secret's name, if it can be no secret.
+        describer: Describes them; not `vouched` for, then.
 
     Raises:
         UnsupportedModelError: One of them cannot be read.
     """
-    describer = LmDescriber(code, lenient=vouched)
+    describer = LmDescriber(code, lenient=vouched) if describer is None else describer
     found: dict[Component, Component] = {}
     for name, value in values.items():
         secret = SECRETS.fullmatch(name) is not None
