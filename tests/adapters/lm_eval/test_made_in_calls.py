@@ -144,6 +144,23 @@ class Sticky(Lazy):
         return prompt if self._client is None else self._client.ask(prompt)
 
 
+class OfNoted(Lazy):
+    def answer(self, prompt: str) -> str:
+        self.prompt = prompt
+        found = self.client().ask(prompt)
+        self.prompt = ""
+        return found
+
+    def begin(self) -> None:
+        super().begin()
+        self.prompt = ""
+
+    def client(self) -> Client:
+        if self._client is None:
+            self._client = Client(self.prompt)
+        return self._client
+
+
 class History(Lazy):
     def client(self) -> Client:
         if self._client is None:
@@ -182,7 +199,7 @@ def test_what_is_made_when_it_is_needed_changes_nothing(stash, kind, options):
             assert lm.counts.hits == hits + more
 
 
-@pytest.mark.parametrize("kind", [OfFirst, OfOptions, OfEither, Sticky, History, FirstOnly, HistoryProperty])
+@pytest.mark.parametrize("kind", [OfFirst, OfOptions, OfEither, OfNoted, Sticky, History, FirstOnly, HistoryProperty])
 @pytest.mark.parametrize("options", DECLARED, ids=["seen", "declared"])
 def test_what_takes_note_of_questions_is_not_kept(tmp_path, kind, options):
     import lmstash

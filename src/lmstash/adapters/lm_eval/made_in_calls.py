@@ -27,7 +27,7 @@ from weakref import WeakValueDictionary
 from lmstash.adapters.lm_eval.code_of import LmDescriber, code_of_model, described
 from lmstash.adapters.lm_eval.own_names import Followed
 from lmstash.adapters.lm_eval.stores import Stores, stores_in
-from lmstash.identity.bytecode import parts_of
+from lmstash.identity.bytecode import names_in, parts_of
 from lmstash.identity.encoding import Component, encode
 from lmstash.identity.fingerprint import Fingerprint
 from lmstash.identity.object_parts import attributes_of
@@ -202,6 +202,10 @@ class _Following:
         if self._code.reaches(name) or name in self._added or name in _stored_by_harness(self._code.lm):
             return False
         makers = {of for of, stores in self._named if name in stores.made}
+        of_question = {each for _, stores in self._named for each in stores.by_question}
+        for each in self._code.functions:  # it may go by what was noted of the question in between
+            if each.__code__.co_name in (makers or {name}) and not of_question.isdisjoint(names_in(each.__code__)):
+                return False
         if is_property:
             return not makers
         for _, stores in self._named:
