@@ -15,11 +15,12 @@ from lm_eval.api.model import CacheHook
 
 from lmstash.adapters.lm_eval.addresses import address_of_client, is_client, without_secrets
 from lmstash.adapters.lm_eval.beside_classes import edited, put_into_modules
+from lmstash.adapters.lm_eval.machinery import machinery_told
 from lmstash.adapters.lm_eval.own_names import SECRET_KINDS, Followed
 from lmstash.adapters.lm_eval.partials import Hook
 from lmstash.adapters.lm_eval.sessions import session_told
 from lmstash.caches.responses.hiding import SECRETS
-from lmstash.errors import UnsupportedModelError
+from lmstash.errors import InvalidArgumentError, UnsupportedModelError
 from lmstash.identity.bytecode import parts_of
 from lmstash.identity.describe import Describer
 from lmstash.identity.encoding import Component, encode
@@ -27,6 +28,7 @@ from lmstash.identity.held_files import content_of
 from lmstash.identity.object_parts import attributes_of
 from lmstash.identity.owners import defined_in, is_installed
 from lmstash.identity.tables import table_told
+from lmstash.identity.templates import is_template, parts_of_template
 
 _BY_VERSION = frozenset(
     {
@@ -177,10 +179,6 @@ def _version(package: str) -> Component:
 class LmDescriber(Describer):
     """Describes what hangs on an `LM`: clients of servers by where they ask, the `LM` itself by nothing more."""
 
-    def __init__(self, code: Followed, *, lenient: bool) -> None:
-        super().__init__(code, lenient=lenient)
-        self._idle: set[int] = set()
-
     def value(self, value: Any, path: str) -> Component:
         """Return a value as a component."""
         if value is not None and value is getattr(self._code, "lm", None):
@@ -189,14 +187,16 @@ class LmDescriber(Describer):
             return self._path(value, path)
         if isinstance(value, Hook | CacheHook):
             return "cache hook"
-        held: Any = value
+        machinery = machinery_told(value)
+        if machinery is not None:
+            return self.value(machinery, path)
+        if is_template(value):
+            with contextlib.suppress(InvalidArgumentError):  # it loads others from where nobody can look
+                return ["template", _version("jinja2"), self.value(parts_of_template(value), path)]
         root, kind = str(type(value).__module__).partition(".")[0], type(value).__qualname__
-        if root == "jinja2" and kind == "Environment" and _loads_nothing(held.loader):
-            self._idle.add(id(held.cache))  # of templates that were made so far
-        elif id(value) in self._idle:
-            return "cache"
         if root == "numpy" and kind == "Generator":
-            return ["numpy", kind, super().value(held.bit_generator.state, path)]
+            generator: Any = value
+            return ["numpy", kind, super().value(generator.bit_generator.state, path)]
         table = table_told(value, lambda each: super(LmDescriber, self).value(each, path))
         if table is not None:
             return table
@@ -228,11 +228,6 @@ class LmDescriber(Describer):
             return told
         content = content_of(str(value))
         return told if content is None else [*told, content]
-
-
-def _loads_nothing(loader: Any) -> bool:
-    """Whether a loader of jinja2's has its templates in itself, and they need not be read from files."""
-    return loader is None or (type(loader).__module__ == "jinja2.loaders" and type(loader).__name__ == "DictLoader")
 
 
 def described(
