@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -10,7 +11,7 @@ from types import ModuleType
 import pytest
 
 from lmstash.identity.own_code import OwnCode
-from lmstash.identity.owners import hides_python, version_of
+from lmstash.identity.owners import hides_python, is_installed, version_of
 
 
 def test_a_file_of_yours_that_goes_by_a_name_of_python_s_own_is_read(
@@ -39,3 +40,14 @@ def test_a_package_that_does_not_say_its_version_has_that_of_its_installation() 
     assert not hasattr(tenacity, "__version__")
     assert version_of("tenacity") == version("tenacity")
     assert version_of("no_such_package") is None
+
+
+def test_a_package_that_is_loaded_later_is_installed_from_then_on(tmp_path, monkeypatch):
+    folder = tmp_path / "site-packages"
+    folder.mkdir()
+    (folder / "loaded_later.py").write_text("")
+    monkeypatch.syspath_prepend(str(folder))
+    assert not is_installed("loaded_later")
+    importlib.import_module("loaded_later")
+    assert is_installed("loaded_later")
+    monkeypatch.delitem(sys.modules, "loaded_later")

@@ -32,9 +32,15 @@ def defined_in(code: Any) -> str:
     return str(getattr(code, "__module__", None))
 
 
-@lru_cache(maxsize=4096)
 def is_installed(module: str) -> bool:
     """Return whether a module belongs to an installed package, whose version pins what its globals hold."""
+    if module not in sys.modules:  # it may be loaded later
+        return not is_foreign(module)
+    return _lies_among_packages(module)
+
+
+@lru_cache(maxsize=4096)
+def _lies_among_packages(module: str) -> bool:
     path = str(getattr(sys.modules.get(module), "__file__", ""))
     return not is_foreign(module) or is_installed_file(path)
 

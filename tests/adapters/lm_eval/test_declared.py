@@ -142,13 +142,14 @@ def test_variables_that_its_code_reads_count(stash, monkeypatch):
 
 def test_what_is_made_when_it_is_needed_changes_nothing(tmp_path):
     class Lazy(Mine):
+        lock: Any
+
         @functools.cached_property
         def text(self) -> str:
             return "one"
 
         def said(self, prompt: str) -> str:
-            vars(self)["client"] = vars(self)["client"] or functools.lru_cache(len)
-            vars(self)["lock"] = vars(self)["lock"] or threading.Barrier(1)
+            self.lock = self.lock or threading.Barrier(1)
             return self.text + prompt
 
     with lmstash.open(tmp_path / "s") as stash:

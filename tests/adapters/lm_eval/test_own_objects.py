@@ -237,7 +237,7 @@ def test_templates_that_were_made_so_far_do_not_count(stash, file):
         assert lm.generate_until(generations(2))[0] == f"{text} prompt 0"
         assert lm.counts.hits == hits
     file.with_name("p").write_text("one")
-    for text in ("one", "two"):  # nobody reads the folder
+    for text in ("one", "two"):
         file.with_name("p").write_text(text)
         lm = CachedLM(Templated(env=jinja2.Environment(loader=jinja2.FileSystemLoader("."))), stash)
         assert lm.generate_until(generations(2))[0] == f"{text} prompt 0"

@@ -261,11 +261,16 @@ class CachedLM(LM):
                 pairs = [(names[number], tags_of(instances[number]), value) for number, value in kept]
                 self._keep(pairs, seconds * n_drawn)
 
+        def begin(part: Sequence[Any]) -> None:
+            generators.begin(part)
+            if model is not None:
+                self._vouched.see_what_was_made()
+
         generators = Generators()
+        even = {"fill": fill, "n_even": n_even, "one_first": model is not None and self._vouched.wants_one_first}
         self.counts.computed += len(todo)
-        wanted = [instances[number] for number in todo]
         try:
-            return run(self.lm, self._hook, method, wanted, keep=keep, begin=generators.begin, fill=fill, n_even=n_even)
+            return run(self.lm, self._hook, method, [instances[each] for each in todo], keep=keep, begin=begin, **even)
         finally:
             if model is not None:
                 self._vouched.end()

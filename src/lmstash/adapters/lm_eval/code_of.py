@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import sys
 from collections.abc import Collection, Iterator, Mapping
@@ -14,18 +15,20 @@ from lm_eval.api.model import CacheHook
 
 from lmstash.adapters.lm_eval.addresses import address_of_client, is_client, without_secrets
 from lmstash.adapters.lm_eval.beside_classes import edited, put_into_modules
+from lmstash.adapters.lm_eval.machinery import machinery_told
 from lmstash.adapters.lm_eval.own_names import SECRET_KINDS, Followed
 from lmstash.adapters.lm_eval.partials import Hook
 from lmstash.adapters.lm_eval.sessions import session_told
 from lmstash.caches.responses.hiding import SECRETS
-from lmstash.errors import UnsupportedModelError
+from lmstash.errors import InvalidArgumentError, UnsupportedModelError
 from lmstash.identity.bytecode import parts_of
 from lmstash.identity.describe import Describer
 from lmstash.identity.encoding import Component, encode
 from lmstash.identity.held_files import content_of
 from lmstash.identity.object_parts import attributes_of
-from lmstash.identity.owners import defined_in
+from lmstash.identity.owners import defined_in, is_installed
 from lmstash.identity.tables import table_told
+from lmstash.identity.templates import is_template, parts_of_template
 
 _BY_VERSION = frozenset(
     {
@@ -39,7 +42,7 @@ _READ_BYTES = 64 << 20
 """Tensors beside a model are read at each look, up to so much of them."""
 
 
-def class_of(lm: Any, *, vouched: bool) -> tuple[Followed, Component]:
+def class_of(lm: Any, *, vouched: bool, held: Mapping[str, Any] | None = None) -> tuple[Followed, Component]:
     """Return what an `LM`'s class is: by version and source within lm_eval, by its code elsewhere.
 
     What somebody has put into a class or module of lm_eval counts by its code, too, and files of it that were edited.
@@ -47,6 +50,7 @@ def class_of(lm: Any, *, vouched: bool) -> tuple[Followed, Component]:
     Args:
         lm: The harness's model.
         vouched: Whether somebody vouches for what cannot be read of that.
+        held: Its attributes, where not all count as they are.
 
     Raises:
         UnsupportedModelError: Something put there cannot be read.
@@ -54,7 +58,7 @@ def class_of(lm: Any, *, vouched: bool) -> tuple[Followed, Component]:
     code = Followed("lm_eval", pin_of=_pin_of)
     code.lm = lm
     code.note_class(type(lm))
-    code.note_held(attributes_of(lm))
+    code.note_held(attributes_of(lm) if held is None else held)
     kind = type(lm)
     sources: dict[Component, Component] = {}
     foreign: dict[str, Any] = {}
@@ -84,6 +88,24 @@ def class_of(lm: Any, *, vouched: bool) -> tuple[Followed, Component]:
             for place, part in foreign.items()
         }
     return code, about
+
+
+def code_of_model(lm: Any, *, pinned: bool = False) -> Followed:
+    """Return the code of somebody's own that a model goes by, with that of functions which it calls.
+
+    Args:
+        lm: The harness's model.
+        pinned: Whether packages that lead to much stand by their version.
+    """
+    code, held = Followed("lm_eval", pin_of=_pin_of if pinned else None), attributes_of(lm)
+    code.lm = lm
+    code.note_class(type(lm))
+    code.note_held(held)
+    for each in type(lm).__mro__:
+        if defined_in(each).partition(".")[0] != "lm_eval" and not is_installed(defined_in(each)):
+            with contextlib.suppress(Exception):  # whatever other people's code does when it is looked at
+                code.add(each)
+    return code
 
 
 def _pin_of(module: str) -> Component:
@@ -157,10 +179,6 @@ def _version(package: str) -> Component:
 class LmDescriber(Describer):
     """Describes what hangs on an `LM`: clients of servers by where they ask, the `LM` itself by nothing more."""
 
-    def __init__(self, code: Followed, *, lenient: bool) -> None:
-        super().__init__(code, lenient=lenient)
-        self._idle: set[int] = set()
-
     def value(self, value: Any, path: str) -> Component:
         """Return a value as a component."""
         if value is not None and value is getattr(self._code, "lm", None):
@@ -169,14 +187,16 @@ class LmDescriber(Describer):
             return self._path(value, path)
         if isinstance(value, Hook | CacheHook):
             return "cache hook"
-        held: Any = value
+        machinery = machinery_told(value)
+        if machinery is not None:
+            return self.value(machinery, path)
+        if is_template(value):
+            with contextlib.suppress(InvalidArgumentError):  # it loads others from where nobody can look
+                return ["template", _version("jinja2"), self.value(parts_of_template(value), path)]
         root, kind = str(type(value).__module__).partition(".")[0], type(value).__qualname__
-        if root == "jinja2" and kind == "Environment" and _loads_nothing(held.loader):
-            self._idle.add(id(held.cache))  # of templates that were made so far
-        elif id(value) in self._idle:
-            return "cache"
         if root == "numpy" and kind == "Generator":
-            return ["numpy", kind, super().value(held.bit_generator.state, path)]
+            generator: Any = value
+            return ["numpy", kind, super().value(generator.bit_generator.state, path)]
         table = table_told(value, lambda each: super(LmDescriber, self).value(each, path))
         if table is not None:
             return table
@@ -210,11 +230,6 @@ class LmDescriber(Describer):
         return told if content is None else [*told, content]
 
 
-def _loads_nothing(loader: Any) -> bool:
-    """Whether a loader of jinja2's has its templates in itself, and they need not be read from files."""
-    return loader is None or (type(loader).__module__ == "jinja2.loaders" and type(loader).__name__ == "DictLoader")
-
-
 def described(
     values: Mapping[str, Any],
     without: frozenset[str] | set[str],
@@ -222,6 +237,7 @@ def described(
     *,
     vouched: bool = False,
     named: Collection[str] = (),
+    describer: LmDescriber | None = None,
 ) -> Component:
     """Return values by name, without secrets.
 
@@ -231,11 +247,12 @@ def described(
         code: Takes the code that is met.
         vouched: Whether somebody vouches for what cannot be read.
         named: What somebody's own code asks for: it counts also under a secret's name, if it can be no secret.
+        describer: Describes them; not `vouched` for, then.
 
     Raises:
         UnsupportedModelError: One of them cannot be read.
     """
-    describer = LmDescriber(code, lenient=vouched)
+    describer = LmDescriber(code, lenient=vouched) if describer is None else describer
     found: dict[Component, Component] = {}
     for name, value in values.items():
         secret = SECRETS.fullmatch(name) is not None

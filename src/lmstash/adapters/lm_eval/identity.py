@@ -18,6 +18,7 @@ from typing import Any
 from lmstash.adapters.lm_eval.addresses import address_of, addresses_in_environment
 from lmstash.adapters.lm_eval.code_of import class_of, described
 from lmstash.adapters.lm_eval.declared import DeclaredModel
+from lmstash.adapters.lm_eval.made_in_calls import made_in_calls
 from lmstash.adapters.lm_eval.settings import (
     DERIVED,
     IN_WEIGHTS,
@@ -101,6 +102,7 @@ class LocalModel:
         harmless: Collection[str] = (),
     ) -> None:
         self._lm = lm
+        self.made = made_in_calls(lm)
         self._harmless = harmless
         self._declared: dict[str, Component] = {"revision": revision, "variant": variant}
         self._strict_numerics = strict_numerics
@@ -140,9 +142,12 @@ class LocalModel:
         return None if torch is None else int(torch.initial_seed())
 
     def _with(self, module: Fingerprint) -> Fingerprint:
+        return self.made.told(lambda: self._told(module))
+
+    def _told(self, module: Fingerprint) -> Fingerprint:
         lm = self._lm
-        vouched = self._declared["variant"] is not None
-        code, about = class_of(lm, vouched=vouched)
+        vouched, held = self._declared["variant"] is not None, self.made.before()
+        code, about = class_of(lm, vouched=vouched, held=held)
         defaults = getattr(lm.model, "generation_config", None)
         without = {"tokenizer", *self._harmless}
         module_held = attributes_of(lm).get("_model")
@@ -156,7 +161,7 @@ class LocalModel:
             "class": about,
             "max_length": _plain(lm.max_length),
             "generation": described(generation, _GENERATION_NAMES, code),
-            **settings_and_code(lm, RUNNING | IN_WEIGHTS, code, without, vouched=vouched),
+            **settings_and_code(lm, RUNNING | IN_WEIGHTS, code, without, held=held, vouched=vouched),
             **self._declared,
         }
         key = Key(parts)
@@ -174,6 +179,7 @@ class RemoteModel:
 
     def __init__(self, lm: Any, *, revision: str | None, variant: str | None, harmless: Collection[str] = ()) -> None:
         self._lm = lm
+        self.made = made_in_calls(lm)
         self._harmless = harmless
         self._declared: dict[str, Component] = {"revision": revision, "variant": variant}
         self._tokenizer = _Tokenizer()
@@ -181,9 +187,12 @@ class RemoteModel:
 
     def look(self) -> Fingerprint:
         """Return who would answer now."""
+        return self.made.told(self._told)
+
+    def _told(self) -> Fingerprint:
         lm = self._lm
-        vouched = self._declared["variant"] is not None
-        code, about = class_of(lm, vouched=vouched)
+        vouched, held = self._declared["variant"] is not None, self.made.before()
+        code, about = class_of(lm, vouched=vouched, held=held)
         url = None if lm.base_url is None else str(lm.base_url)
         header = header_of(lm)
         headers = (name for name in ("_header", "header") if is_headers(lm, name))
@@ -194,7 +203,7 @@ class RemoteModel:
             "base_url": None if url is None else address_of(url),
             "header": header,
             "tokenizer": self._tokenizer.digest(lm.tokenizer),
-            **settings_and_code(lm, RUNNING | DERIVED, code, without, vouched=vouched),
+            **settings_and_code(lm, RUNNING | DERIVED, code, without, held=held, vouched=vouched),
             **how_sent(lm),
             **({"environment": addresses_in_environment()} if url is None else {}),
             **self._declared,

@@ -26,6 +26,7 @@ _GROWING = frozenset({int, float, list, dict, set, Counter, defaultdict, deque})
 _BUILT_IN = frozenset({"builtins", "abc", "typing", "torch"})
 _ANY_NAME = frozenset({"vars", "__dict__", "attrgetter", "__getattribute__"})
 """By which code reaches attributes that it does not name."""
+_BY_TEXT = ANY_NAME | {"setattr", "delattr", "__setattr__", "eval", "exec"}
 _RANKS = frozenset(
     {
         *("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR"),
@@ -131,6 +132,15 @@ class Followed(CodeByText):
         """Return whether all that it does with what goes by a name is to write to the file of that name."""
         return name in self._uses[WRITTEN] and name not in self._uses[READ] | self.words and not self._any_name
 
+    @property
+    def functions(self) -> list[FunctionType]:
+        """Those that were noted."""
+        return [each for each in self._alive if isinstance(each, FunctionType) and id(each) in self._noted]
+
+    def reaches(self, name: str) -> bool:
+        """Return whether it may ask for an attribute, or set it, without naming it but in a text."""
+        return self._any_name or (name in self.words and not _BY_TEXT.isdisjoint(self.names))
+
     def counters(self, lm: Any) -> set[str]:
         """Return the numbers and containers of a model that all code only adds to: no answer can depend on them.
 
@@ -140,9 +150,8 @@ class Followed(CodeByText):
         names = {name for name, value in held.items() if type(value) in _GROWING} - self.words
         if not names or self._any_name or type(lm).__setattr__ is not object.__setattr__:
             return set()
-        noted = [each for each in self._alive if isinstance(each, FunctionType) and id(each) in self._noted]
         added = set[str]()
-        for each in noted:
+        for each in self.functions:
             used = used_in(each.__code__)
             attributes, adds = used.read_attributes, used.added_attributes
             added |= adds

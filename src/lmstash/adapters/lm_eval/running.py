@@ -24,6 +24,7 @@ def run(
     begin: Callable[[Sequence[Any]], None] = lambda part: None,
     fill: Any = None,
     n_even: int | None = None,
+    one_first: bool = False,
 ) -> list[Any]:
     """Return what the backend answers; each answer is kept at the latest when the part that it is in returns.
 
@@ -36,6 +37,7 @@ def run(
         begin: Told of each part before it is asked.
         fill: Asked again where there are fewer instances than `n_even`.
         n_even: How many requests every rank makes, in parts of the same sizes.
+        one_first: Whether one request is asked before the others, where they are asked in parts.
 
     Raises:
         ValueError: The backend did not return one answer for each request.
@@ -48,6 +50,8 @@ def run(
     even, trusted = chunks.size(), early and reports(lm, method)
     while len(out) < len(asked):
         size = len(asked) if trusted else chunks.size() if n_even is None else even
+        if one_first and not out and not trusted and n_even is None:
+            size = 1
         part = asked[len(out) : len(out) + size]
         begin(part)
         started = time.perf_counter()

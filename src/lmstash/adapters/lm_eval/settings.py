@@ -51,7 +51,13 @@ def left_out_of(lm: Any, names: frozenset[str], code: Followed) -> frozenset[str
 
 
 def settings_and_code(
-    lm: Any, names: frozenset[str], code: Followed, without: Collection[str] = (), *, vouched: bool
+    lm: Any,
+    names: frozenset[str],
+    code: Followed,
+    without: Collection[str] = (),
+    *,
+    held: Mapping[str, Any],
+    vouched: bool,
 ) -> dict[str, Component]:
     """Return what counts of an `LM`'s attributes, its code, and what this reads: of the environment, and named files.
 
@@ -60,6 +66,7 @@ def settings_and_code(
         names: Of attributes that change no answer unless somebody's own code goes by them.
         code: What was read of its code so far.
         without: Names that do not count.
+        held: Its attributes, as they count.
         vouched: Whether somebody vouches for what cannot be read.
 
     Raises:
@@ -70,12 +77,12 @@ def settings_and_code(
     left = True
     while left:  # code that is met may go by further attributes, and these may lead to more code
         left_out = left_out_of(lm, names, code) | settings.keys() | {*without}
-        found: Any = described(attributes_of(lm), left_out, code, vouched=vouched, named=code.asked(attributes_of(lm)))
+        found: Any = described(held, left_out, code, vouched=vouched, named=code.asked(held))
         units = own_code(code, vouched=vouched)
         left = bool(found)
         settings |= found
     read = variables([code], settings)
-    files = files_named(attributes_of(lm), left_out_of(lm, names, code) | {*without}, code)
+    files = files_named(held, left_out_of(lm, names, code) | {*without}, code)
     more: dict[str, Component] = {"variables": read, "files": files}
     return {"settings": settings, "code": units, **{name: each for name, each in more.items() if each}}
 

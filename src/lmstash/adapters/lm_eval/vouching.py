@@ -8,11 +8,13 @@ before the next reading.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 import time
 from collections.abc import Sequence
 
+from lmstash.adapters.lm_eval.made_in_calls import MadeInCalls
 from lmstash.caches.responses.asking import KIND, Asked
 from lmstash.caches.responses.who import Who
 from lmstash.errors import UnsupportedModelError
@@ -35,6 +37,7 @@ class Vouched:
     def __init__(self, who: Who, store: Store) -> None:
         """Take who answers, and where answers are kept."""
         self._who = who
+        self._made: MadeInCalls | None = getattr(who, "made", None)
         self._store = store
         self._lock = threading.Lock()
         self._model: Fingerprint | None = None
@@ -62,6 +65,8 @@ class Vouched:
     def begin(self, model: Fingerprint) -> None:
         """A call to this model begins."""
         self._model, self._good, self._unsure = model, True, []
+        if self._made is not None:
+            self._made.begin(model)
         self._due = time.perf_counter() + self._cost_seconds / _SHARE
 
     def kept(self, asked: Sequence[Asked]) -> None:
@@ -85,7 +90,20 @@ class Vouched:
         if self._good:
             self._check()
         good, self._model = self._good, None
+        if self._made is not None:
+            self._made.end()
         return good
+
+    @property
+    def wants_one_first(self) -> bool:
+        """Whether the model may make something for its first question, so that it is to be seen before the others."""
+        return self._model is not None and self._made is not None and self._made.expects
+
+    def see_what_was_made(self) -> None:
+        """Look at what the last questions may have had the model make."""
+        if self.wants_one_first and self._made is not None:
+            with contextlib.suppress(Exception):  # whatever other people's classes do when they are looked at
+                self._made.before()
 
     def _check(self) -> None:
         assert self._model is not None

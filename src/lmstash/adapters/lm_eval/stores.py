@@ -1,0 +1,146 @@
+"""What code puts into attributes, and whether that may come of what it is asked. Told from bytecode: that is what runs.
+
+A function that takes nothing but its object cannot know the question; one that takes more may still make something
+where it finds `None`, of what is no argument of its own: `if self._client is None: self._client = Client(self.url)`.
+What is not understood is taken to come of the question.
+"""
+
+from __future__ import annotations
+
+import dis
+import functools
+import inspect
+from types import CodeType
+from typing import Any, NamedTuple
+
+_IDLE = frozenset({"CACHE", "EXTENDED_ARG", "NOP", "PRECALL", "TO_BOOL", "NOT_TAKEN", "PUSH_NULL"})
+_LOADS = frozenset({"LOAD_ATTR", "LOAD_METHOD"})
+_CONSTRUCTORS = frozenset({"__init__", "__new__", "__post_init__"})
+_NEVER = frozenset({"MAKE_FUNCTION", "YIELD_VALUE", "SEND", "LOAD_CLOSURE", "LOAD_CLASSDEREF", "LOAD_NAME"})
+_SKIPS = ("IF_NOT_NONE", "IF_TRUE")
+"""Ends the names of jumps over what is done where there is nothing."""
+_COMPARE = frozenset({"IS_OP", "COMPARE_OP", "CONTAINS_OP", "UNARY_NOT"})
+_TAKES_MORE = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS | inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
+
+
+class Stores(NamedTuple):
+    """Names of attributes, as code of a function and of those within it uses them; constructors but set them first."""
+
+    made: frozenset[str]
+    """It puts something into them."""
+    by_question: frozenset[str]
+    """Those of them for which that may come of what it is asked."""
+    touched: frozenset[str]
+    """It puts something into them, or takes it away."""
+    tested: frozenset[str]
+    """It may go by whether they are there."""
+    taken: frozenset[str]
+    """It takes them as they are, for something else to go by."""
+    guards: frozenset[tuple[str, str]]
+    """Where it finds them None, it calls this method of the object, or fills them in itself (then empty)."""
+
+
+@functools.lru_cache(maxsize=4096)
+def stores_in(code: CodeType) -> Stores:
+    """Return what a function's code puts into which attributes."""
+    made, by_question, touched, tested, taken = (set[str]() for _ in range(5))
+    guards = set[tuple[str, str]]()
+    alone = _takes_nothing_more(code)
+    steps = [each for each in dis.get_instructions(code) if each.opname not in _IDLE]
+    for place, step in enumerate(steps if code.co_name not in _CONSTRUCTORS else ()):
+        name = str(step.argval)
+        if step.opname in _LOADS and not _is_used(steps, place):
+            if (filled := _filled_by(steps, place)) is not None:
+                guards.add((name, filled))
+            else:
+                (tested if _is_tested(steps, place) else taken).add(name)
+        elif step.opname == "DELETE_ATTR":
+            touched.add(name)
+        elif step.opname == "STORE_ATTR":
+            touched.add(name)
+            before = steps[place - 2] if place > 1 else step
+            if before.opname == "LOAD_CONST" and before.argval is None and _loads(steps[place - 1]):
+                continue
+            made.add(name)
+            first = _first_of(code)
+            is_own = first is not None and _loads(steps[place - 1])[-1:] == [first]
+            if not is_own or not (alone or _is_guarded(steps, place, str(first))):
+                by_question.add(name)
+    if alone:  # what it fills in, it may ask for; nothing else can depend on it
+        tested -= touched
+        taken -= touched
+    found: list[set[Any]] = [made, by_question, touched, tested, taken, guards]
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            for names, more in zip(found, stores_in(inner), strict=True):
+                names |= more
+    return Stores(*map(frozenset, found))
+
+
+def _first_of(code: CodeType) -> str | None:
+    return code.co_varnames[0] if code.co_argcount else None
+
+
+def _takes_nothing_more(code: CodeType) -> bool:
+    n_arguments = code.co_argcount + code.co_kwonlyargcount
+    return n_arguments == 1 and not code.co_flags & _TAKES_MORE and {"__class__"}.issuperset(code.co_freevars)
+
+
+def _loads(step: dis.Instruction) -> list[str]:
+    """Return the local variables that an instruction loads, in order."""
+    if not step.opname.startswith(("LOAD_FAST", "LOAD_DEREF")):
+        return []
+    return [*map(str, step.argval)] if isinstance(step.argval, tuple) else [str(step.argval)]
+
+
+def _is_used(steps: list[dis.Instruction], place: int) -> bool:
+    """Whether what is loaded is called, or an attribute of it is loaded at once: it would fail if it were None."""
+    step = steps[place]
+    is_called = step.opname == "LOAD_METHOD" or "NULL" in step.argrepr
+    return is_called or (place + 1 < len(steps) and steps[place + 1].opname in _LOADS)
+
+
+def _is_tested(steps: list[dis.Instruction], place: int) -> bool:
+    """Whether code goes by what is loaded, or compares it."""
+    after = steps[place + 1 : place + 3]
+    return any(
+        each.opcode in dis.hasjrel or each.opcode in dis.hasjabs or each.opname in _COMPARE
+        for each in (after if after and after[0].opname == "LOAD_CONST" else after[:1])
+    )
+
+
+def _filled_by(steps: list[dis.Instruction], place: int) -> str | None:
+    """Return what fills in an attribute where code asks whether it is there: a method, or (empty) the code itself."""
+    if place + 3 >= len(steps) or not steps[place + 1].opname.endswith(_SKIPS):
+        return None
+    to, own = steps[place + 1].argval, _loads(steps[place - 1]) if place else []
+    within = [each for each in steps[place + 2 :] if each.offset < to]
+    if any(each.opname == "STORE_ATTR" and each.argval == steps[place].argval for each in within):
+        return ""
+    calls = len(within) > 1 and within[1].opname in _LOADS and own and _loads(within[0]) == own
+    return str(within[1].argval) if calls else None
+
+
+def _is_guarded(steps: list[dis.Instruction], place: int, first: str) -> bool:
+    """Whether a store only runs where its attribute is None, and what is stored is made there, of no argument.
+
+    That is, in one run of instructions since the attribute was asked for, by local variables that are set there.
+    """
+    needed = set[str]()
+    name = steps[place].argval
+    for at in range(place, 1, -1):
+        step = steps[at]
+        if step.opcode in dis.hasjrel or step.opcode in dis.hasjabs:
+            asked, of = steps[at - 1], steps[at - 2]
+            is_guard = step.opname.endswith(_SKIPS) and step.argval > steps[place].offset
+            is_guard = is_guard and asked.opname == "LOAD_ATTR" and asked.argval == name and _loads(of) == [first]
+            return is_guard and not needed
+        if step.is_jump_target or step.opname in _NEVER:
+            return False
+        if step.opname.startswith("STORE_FAST_LOAD_FAST"):
+            stored, loaded = map(str, step.argval)
+            needed = ({*needed, loaded} - {first}) - {stored}
+        elif step.opname.startswith("STORE_FAST"):
+            needed -= {*map(str, step.argval)} if isinstance(step.argval, tuple) else {str(step.argval)}
+        needed |= {*_loads(step)} - {first}
+    return False
