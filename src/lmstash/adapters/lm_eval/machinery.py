@@ -19,7 +19,8 @@ _RUNNING = frozenset(
         *("threading.Condition", "threading.Barrier", "asyncio.locks.Lock", "asyncio.locks.Semaphore"),
         *("asyncio.locks.BoundedSemaphore", "asyncio.locks.Condition", "asyncio.runners.Runner", "uvloop.Loop"),
         *("asyncio.unix_events._UnixSelectorEventLoop", "asyncio.windows_events.ProactorEventLoop"),
-        *("asyncio.windows_events._WindowsSelectorEventLoop",),
+        *("asyncio.windows_events._WindowsSelectorEventLoop", "concurrent.futures._base.Future", "_asyncio.Future"),
+        *("asyncio.locks.Event", "_asyncio.Task"),
     }
 )
 _QUEUES = frozenset(

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import concurrent.futures
 import contextlib
 import datetime
 import hashlib
-import threading
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
@@ -15,6 +12,7 @@ from pathlib import PurePath
 from typing import Any
 
 from lmstash.adapters.lm_eval.addresses import address_of_client, is_client, without_secrets
+from lmstash.adapters.lm_eval.machinery import machinery_told
 from lmstash.adapters.lm_eval.sessions import session_told
 from lmstash.adapters.lmms_eval.noted import Noted
 from lmstash.adapters.lmms_eval.pinned import harness_code
@@ -24,12 +22,6 @@ from lmstash.identity.encoding import Component, encode
 from lmstash.identity.generation import GenerationDefaults
 from lmstash.identity.live_tokenizers import LiveTokenizers, is_tokenizer, rules_of
 
-RUNNING = (
-    *(threading.Thread, threading.Condition, threading.Semaphore, threading.Barrier),
-    *(concurrent.futures.Executor, concurrent.futures.Future, asyncio.AbstractEventLoop, asyncio.Future),
-    *(asyncio.Lock, asyncio.Condition, asyncio.Semaphore, asyncio.Event),
-)
-"""What says how a program runs, not what is answered."""
 _SMALL_BYTES = 2**20
 """Tensors up to this size are read at each look."""
 _TOKENIZER_SETTINGS = (
@@ -156,8 +148,8 @@ class LmDescriber(Describer):
             return told
         if isinstance(value, PurePath):  # it notes its parts when it is first asked for them
             return ["path", str(value)]
-        if isinstance(value, RUNNING):
-            return ["running", _name_of(kind)]
+        if (running := machinery_told(value)) is not None:
+            return ["running", *[super(LmDescriber, self).value(each, path) for each in running]]
         if is_number(value):
             return ["number", type(value).__qualname__, repr(value)]
         if is_tokenizer(value):

@@ -23,7 +23,8 @@ from types import BuiltinFunctionType, FunctionType
 from typing import Any, NamedTuple
 
 from lmstash.adapters.lm_eval.addresses import is_client
-from lmstash.adapters.lmms_eval.describing import RUNNING, LmDescriber
+from lmstash.adapters.lm_eval.machinery import machinery_told
+from lmstash.adapters.lmms_eval.describing import LmDescriber
 from lmstash.adapters.lmms_eval.growth import is_history
 from lmstash.adapters.lmms_eval.pinned import harness_code
 from lmstash.identity.describe import IMMUTABLE
@@ -91,7 +92,7 @@ class _Collected(LmDescriber):
             told: Any = value if kind in IMMUTABLE else [kind.__qualname__, repr(value)]
             self.numbers.setdefault(_INDEX.sub("[]", path), []).append(told)
             return None
-        if isinstance(value, RUNNING):
+        if machinery_told(value) is not None:
             return None
         if isinstance(value, enum.Enum | PurePath):
             self.told.append(str(value))
