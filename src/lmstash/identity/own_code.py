@@ -41,6 +41,7 @@ from lmstash.identity.large_values import PlainValues
 from lmstash.identity.object_parts import parts_held
 from lmstash.identity.own_modules import OwnModules
 from lmstash.identity.owners import defined_in, owner_of
+from lmstash.identity.settings_classes import variables_of_settings
 from lmstash.identity.templates import is_template, texts_of_template
 from lmstash.identity.words import (
     ANY_NAME,
@@ -291,6 +292,9 @@ class OwnCode(OwnModules):
         if not self._is_own(cls.__module__):
             return name
         self._mine.append(cls)
+        variables = variables_of_settings(cls)
+        self.reads_environment |= variables is not None
+        self.words |= variables or set()
         for key, value in list(vars(cls).items()):
             if counts_in_class(key) and not is_word(key) and is_plain(value):
                 said = hashlib.sha256(encode(in_order(plain_component(value)))).hexdigest()

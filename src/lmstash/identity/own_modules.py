@@ -66,6 +66,10 @@ class OwnModules(CodeGraph):
             each for each in modules if is_installed(each.__name__) and self._by_its_version(owner_of(each.__name__))
         ]
 
+    def is_own(self, module: str) -> bool:
+        """Return whether a module's code is read, and not known by its package's version."""
+        return self._is_own(module)
+
     # --- modules -----------------------------------------------------------------------------------------------------
 
     def _see_handed_on(self, function: FunctionType, name: str) -> None:

@@ -79,8 +79,7 @@ EDITS = {
     "a function's attribute in a template": "def f(): pass\nf.n = '1'\ndef ask(x): return '{f.n}'.format(f=f)",
 }
 UNREADABLE = {
-    *("a context manager that decorates", "what a dataclass holds as a list", "a slot that is no field"),
-    "the source of a function",
+    *("a context manager that decorates", "what a dataclass holds as a list", "the source of a function"),
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 
 from lmstash.caches.responses import Responses
@@ -83,3 +85,15 @@ def test_what_only_makes_others_wait_says_nothing(responses: Responses, stash: S
     for _ in range(2):
         assert responses.cached(made_program(IMPORTS + f"L = {made}\ndef ask(x): return L and x")["ask"])("x") == "x"
     assert (stash.stats.hits, dict(stash.stats.misses)) == (1, {"absent": 1})
+
+
+def test_a_template_that_is_refused_is_not_called_harmless(
+    responses: Responses, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("jinja2")
+    source = "import jinja2\nclass Own(jinja2.Template): pass\nT = Own('a')\ndef ask(x): return T.render()"
+    program = made_program(source)
+    with caplog.at_level(logging.WARNING):
+        responses.cached(program["ask"])("x")
+    assert "whose base class jinja2.environment.Template may hold more than its attributes" in caplog.text
+    assert "name there only what changes no answer" in caplog.text

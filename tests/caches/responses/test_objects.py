@@ -173,14 +173,6 @@ def test_a_logger_of_loguru_says_nothing(responses: Responses, stash: Stash) -> 
     assert stash.stats.hits == 1
 
 
-def test_an_object_that_raises_when_it_is_asked_for_its_name_is_told_by_its_class(
-    responses: Responses, caplog: pytest.LogCaptureFixture
-) -> None:
-    source = "class Odd:\n def __getattr__(self, name): raise KeyError(name)\nODD = Odd()\ndef ask(x): return x or ODD"
-    assert responses.cached(made_program(source)["ask"])("x") == "x"
-    assert "`ODD`: an object of program.Odd has no content" in caplog.text
-
-
 KNOWN = {
     "methods": ("", "def ask(x): return x(' A ')", ["str.strip", "str.lower", "len", "'-'.join", "'+'.join"]),
     "functions of packages": (

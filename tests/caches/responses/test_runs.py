@@ -34,7 +34,7 @@ def program(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[s
     return "START", made["ask"]
 
 
-@pytest.mark.parametrize("kind", ["a number", "a path", "a variable", "a file"])
+@pytest.mark.parametrize("kind", ["a number", "a path", "a variable"])
 def test_what_is_new_in_each_run_is_told_once_it_was_in_three(
     responses: Responses,
     tmp_path: Path,

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import collections
 import enum
 import functools
-import logging
 import os
 import re
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import PurePath
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
-from lmstash.caches.responses.everyday import LOCKS, NAMESPACES, parts_of_everyday
+from lmstash.caches.responses.everyday import NAMESPACES, parts_of_everyday
 from lmstash.caches.responses.hiding import is_secret
-from lmstash.caches.responses.known import lies_in_its_package, parts_of_known
+from lmstash.caches.responses.known import is_mark, parts_of_known, parts_of_tool
+from lmstash.caches.responses.looks import Code, Look, variable_of
 from lmstash.caches.responses.objects import (
     PATHS,
     beside_pixels,
@@ -26,28 +25,28 @@ from lmstash.caches.responses.objects import (
     path_says,
     read_under,
 )
-from lmstash.caches.responses.package_settings import settings_of
+from lmstash.caches.responses.own_objects import attributes_in, differing, foreign_base, is_its_attributes, parts_told
 from lmstash.caches.responses.requests import read_request
 from lmstash.errors import InvalidArgumentError
 from lmstash.identity.encoding import encode
 from lmstash.identity.keys import Key
 from lmstash.identity.media import media_of
-from lmstash.identity.own_code import OwnCode
-from lmstash.identity.owners import owner_of, version_of
-from lmstash.identity.words import variables_under, words_of
+from lmstash.identity.own_modules import OwnModules
+from lmstash.identity.words import SourceText, variables_under, words_of
 
 _PLAIN = (type(None), bool, int, float, str, bytes)
 _MOST_NESTED = 100
 _MOST_KNOWN = 1000
-_WITHOUT_MEANING = (logging.Logger, type(threading.Lock()), type(threading.RLock()))
 _ITEMS = "lmstash:items"
 _MARKS: dict[Any, str] = {set: "lmstash:set", frozenset: "lmstash:frozenset"}
 _IS = "lmstash:is"
 _MARKED = frozenset({_ITEMS, _IS, *_MARKS.values()})
-_TUPLE_GETTER: Any = type(vars(collections.namedtuple("_", "x"))["x"])
 _OF_WRAPPERS = {*functools.WRAPPER_ASSIGNMENTS, "__wrapped__", "cache_parameters"}
 """What lies on each function that remembers its results."""
-_SAY = " (a client of the model that the cache is for, say)"
+_SOURCE = (
+    "what that reads of code, its comments and layout, is not looked at, so that such a call cannot be cached. Hand "
+    "the text over as an argument. If it changes no answer, name it in harmless="
+)
 _WORD = re.compile(rb'(?:"|\$\{?)([A-Za-z_][A-Za-z0-9_]*)')
 
 
@@ -64,13 +63,19 @@ class Content:
         self._package = package
         self._model = model
         self._harmless = harmless
-        self._codes: dict[tuple[int, bool], _Code] = {}
+        self._codes: dict[tuple[int, bool], Code] = {}
         self._lock = threading.RLock()
+        self._modules = OwnModules(package)
         self._reading = threading.local()
 
-    def begin(self) -> None:
-        """Forget which code was read last in this thread: a call is named next."""
-        self._reading.codes, self._reading.used, self._reading.texts, self._reading.marks = set(), [], [], {}
+    def begin(self) -> Look:
+        """Forget what was read last in this thread: a call is named next."""
+        self._reading.look = look = Look()
+        return look
+
+    @property
+    def _look(self) -> Look:
+        return self._reading.look
 
     def argument(self, name: str, value: Any) -> Any:
         """Return what stands for an argument in a request.
@@ -78,6 +83,7 @@ class Content:
         Raises:
             InvalidArgumentError: Nobody can tell it from another one of its kind.
         """
+        self._look.path, self._look.seen = name, {}
         try:
             return self.plain(value, _MOST_NESTED)
         except InvalidArgumentError as error:
@@ -89,12 +95,12 @@ class Content:
         These are all whose name is a word in that code, in what it names, or among the arguments, if any of that code
         names the environment at all. What is named for a secret does not count.
         """
-        used: list[_Code] = self._reading.used
+        used = self._look.used.values()
         if not any(each.graph.reads_environment for each in used):
             return None
         names = {word for text in _texts(arguments) for word in words_of(text)}
         names.update(*[each.graph.words | each.graph.told for each in used])
-        for text in self._reading.texts:
+        for text in self._look.texts:
             names.update(word.decode() for word in _WORD.findall(text))
         said = variables_under(names, self._counts_not)
         return Key({"environment": said}).hex if said else None
@@ -106,13 +112,12 @@ class Content:
     def files(self, arguments: Any) -> str | None:
         """Return a digest of what the files hold that texts in the code of a call name; None for none.
 
-        Its arguments may name folders that these lie in.
+        Its arguments, and fields of objects, may name folders that these lie in.
         """
-        used: list[_Code] = self._reading.used
         said: dict[Any, Any] = {}
-        texts = [each for each in _texts(arguments) if isinstance(each, str)]
-        for each in used:
-            said |= each.graph.files.say(self._harmless, texts)
+        texts = {each for each in _texts(arguments) if isinstance(each, str)} | self._look.words
+        for each in self._look.used.values():
+            said |= each.graph.files.say(self._harmless, sorted(texts))
         return Key({"files": said}).hex if said else None
 
     def plain(self, value: Any, depth: int = _MOST_NESTED) -> Any:
@@ -140,6 +145,8 @@ class Content:
             return {_ITEMS: [[self.plain(key, depth - 1), self.plain(each, depth - 1)] for key, each in value.items()]}
         if kind is set or kind is frozenset:
             return {_MARKS[kind]: sorted((self.plain(each, depth - 1) for each in value), key=encode)}
+        if self._is_its_attributes(kind):
+            return self._object(value, depth)
         if kind in NAMESPACES:
             held = [[name, self._field(name, each, depth - 1)] for name, each in vars(value).items()]
             return {_IS: [kind.__qualname__, held]}
@@ -178,26 +185,71 @@ class Content:
         media = media_of(value)
         if media is not None:  # it says the content; a function sees its class, too, and what an image's file said
             return {_IS: [f"{kind.__module__}.{kind.__qualname__}", media, beside_pixels(value)]}
-        raise InvalidArgumentError(
-            f"an object of {kind.__module__}.{kind.__qualname__} has no content that lmstash knows how to read. Make "
-            "it a dataclass, or give what it stands for: the text of a prompt, not its template. What is named in "
-            "harmless= does not count at all, so name there only what changes no answer"
+        told = self._tool(value)
+        if told is not None:
+            return {_IS: told}
+        raise InvalidArgumentError(self._unread(kind))
+
+    def _unread(self, kind: type) -> str:
+        """Return why an object cannot be read, and what to do."""
+        path, base = self._look.path, foreign_base(kind, self._modules.is_own)
+        at = f"`{path}`: " if "." in path else ""
+        of = "" if base is None else f", whose base class {base} may hold more than its attributes,"
+        return (
+            f"{at}an object of {kind.__module__}.{kind.__qualname__}{of} has no content that lmstash knows how to read."
+            " Give what it stands for: the text of a prompt, not its template, or an object of a class of your own "
+            f"that holds it. What is named in harmless=['{path}'] does not count at all, so name there only what "
+            "changes no answer (a client of the model that the cache is for, say)"
         )
+
+    def _tool(self, value: Any) -> list[Any] | None:
+        """Return what stands for what says little, as `parts_of_tool`; and for marks and caches."""
+        if is_mark(value):
+            marks = self._look.marks  # which of them is which, and no more, is what they say
+            return ["mark", type(value).__qualname__, marks.setdefault(id(value), len(marks))]
+        if type(value) in _caches():
+            cache: Any = value
+            return ["answers of", cache.asker.who.look().hex]
+        return parts_of_tool(value)
+
+    # --- objects of somebody's own classes ---------------------------------------------------------------------------
+
+    def _is_its_attributes(self, kind: type) -> bool:
+        known = self._look.own.get(id(kind))
+        if known is None:
+            known = self._look.own[id(kind)] = is_its_attributes(kind, self._modules.is_own)
+        return known
+
+    def _object(self, value: Any, depth: int) -> dict[str, Any]:
+        """Return what stands for an object that is nothing but its attributes."""
+        seen, path, kind = self._look.seen, self._look.path, type(value)
+        if id(value) in seen:  # a child names its parent, which holds it
+            return {_IS: ["met before", seen[id(value)]]}
+        seen[id(value)] = len(seen)
+        said: dict[str, Any] = {"code of": f"{kind.__module__}.{kind.__qualname__}", "is": self.code(kind, given=True)}
+        fields = said["fields"] = {}
+        for name, each in attributes_in(value):
+            self._look.path = f"{path}.{name}"
+            if self._look.path not in self._harmless:
+                fields[name] = self._field(name, each, depth - 1)
+        self._look.path = path
+        return said
 
     def _field(self, name: str, value: Any, depth: int) -> Any:
         """Return what stands for a field of an object."""
         path = self._path(name, value) if isinstance(value, PurePath) else None
         if type(value) is str:
-            behind = set[str]().union(*[each.graph.files.joined_behind(name) for each in self._reading.used])
+            self._look.words.add(value)
+            behind = set[str]().union(*[each.graph.files.joined_behind(name) for each in self._look.used.values()])
             if behind and os.path.isdir(value):
                 path = ["folder", *read_under(PurePath(value), behind)]
         return self.plain(value, depth) if path is None else path
 
     def _path(self, name: str, value: PurePath) -> Any:
         """Return what counts of a path by what all code does with its name; None where that cannot be told."""
-        if not is_bare_path(value) or not self._reading.used:
+        if not is_bare_path(value) or not self._look.used:
             return None
-        files = [each.graph.files for each in self._reading.used]
+        files = [each.graph.files for each in self._look.used.values()]
         read = [each.read_in(name) for each in files]
         if None in read or not (os.path.isdir(value) or any(each.goes_by(name) for each in files)):
             return None
@@ -209,134 +261,113 @@ class Content:
         Args:
             code: The function or class.
             given: Whether it is an argument, or lies in an object: then all of its attributes count.
-
-        Raises:
-            InvalidArgumentError: It names an object that nobody can tell from another one of its kind.
         """
+        look = self._look
+        said = look.known.get((id(code), given))
+        if said is not None:
+            return said
         with self._lock:
             known = self._codes.get((id(code), given))
             if known is None or not known.graph.unchanged():
                 if len(self._codes) >= _MOST_KNOWN:
                     self._codes.clear()
-                known = self._codes[id(code), given] = _Code(code, self._package, self._harmless, given)
-        self._reading.used.append(known)
-        reading: set[tuple[int, bool]] = self._reading.codes
-        if not known.objects or (id(code), given) in reading:  # a class may hold an instance of itself
-            return known.digest
-        reading.add((id(code), given))
-        try:
-            held: dict[Any, Any] = {place: self._held(known, place, value) for place, value in known.objects.items()}
-            known.held = held
-        finally:
-            reading.discard((id(code), given))
-        return Key({"code": known.digest, "objects": held}).hex
+                known = self._codes[id(code), given] = Code(code, self._package, self._harmless, given)
+        said, number = known.digest, 0
+        while said in look.used:  # two that look alike may name different objects
+            said, number = f"{known.digest} {number + 1}", number + 1
+        look.used[said] = known
+        look.known[id(code), given] = said
+        return said
 
-    def changed(self, fn: FunctionType, before: _Code | None) -> list[str]:
-        """Return the names of what a function's own code leads to that is no more as it was.
+    def objects(self) -> dict[str, dict[str, Any]]:
+        """Return what the objects are made of that all code of a call names, once all of its arguments were read.
+
+        Raises:
+            InvalidArgumentError: Nobody can tell one of them from another one of its kind.
+        """
+        look, done = self._look, 0
+        look.n_first = len(look.used)
+        out: dict[str, dict[str, Any]] = {}
+        while done < len(look.used):  # each may lead to more code
+            for said, known in list(look.used.items())[done:]:
+                done += 1
+                for place, value in known.objects.items():
+                    held = look.held[said, place] = self._held(known, place, value)
+                    out.setdefault(said, {})[place] = held
+        return out
+
+    def changed(self, before: Look, named: Mapping[str, Any], arguments: Mapping[str, Any]) -> list[str]:
+        """Return the names of what a call leads to that is no more as it was.
 
         Args:
-            fn: The function.
-            before: As `read_of` returned it then.
+            before: As it was then.
+            named: The arguments.
+            arguments: What stood for these then. Only objects are looked at again.
         """
-        if before is None:
-            return []
-        differ = set[str]()
-        if before.objects:
-            self.begin()
-            self._reading.used.append(before)
-            held = {place: self._held(before, place, value) for place, value in before.objects.items()}
-            differ = {place for place, each in held.items() if before.held.get(place, each) != each}
-        if not before.graph.unchanged():
-            self.begin()
-            self.code(fn)
-            after = self.read_of(fn)
-            now = {} if after is None else after.units
-            differ |= {place for place in before.units.keys() | now.keys() if before.units.get(place) != now.get(place)}
-        return sorted({_variable(str(place)).removesuffix(" is") for place in differ})
-
-    def read_of(self, fn: FunctionType) -> _Code | None:
-        """Return a function's code as it was read last; None if it never was."""
-        return self._codes.get((id(fn), False))
+        look = self.begin()
+        look.used = dict(list(before.used.items())[: before.n_first])
+        look.known = {(id(each.code), each.given): said for said, each in look.used.items()}
+        self.objects()
+        names = set[str]()
+        for at in before.held.keys() | look.held.keys():
+            was, is_ = before.held.get(at), look.held.get(at)
+            if was != is_:
+                name = variable_of(at[1])
+                names |= differing(parts_told(name, was), parts_told(name, is_)) or {name}
+        for name, was in arguments.items():
+            if isinstance(was, dict) and "fields" in was and (is_ := self.argument(name, named[name])) != was:
+                names |= differing(parts_told(name, was), parts_told(name, is_))
+        for each in [*before.used.values()][: before.n_first]:
+            if not each.graph.unchanged():
+                now = Code(each.code, self._package, self._harmless, each.given).units
+                places = {at for at in each.units.keys() | now.keys() if each.units.get(at) != now.get(at)}
+                names |= {variable_of(str(at)).removesuffix(" is") for at in places}
+        return sorted(names)
 
     def parts_of(self, fn: FunctionType) -> tuple[dict[str, str], dict[str, Any]]:
         """Return the code that a function leads to, and by name the values that count beside it, as they are now.
 
-        These are globals and what packages hold, variables of the environment and files.
+        These are globals and what packages hold, and variables of the environment.
         """
-        self.begin()
+        look = self.begin()
         self.code(fn)
-        known = self._codes[id(fn), False]
-        code = {str(place): digest for place, digest in known.units.items() if ":" not in str(place)}
+        self.objects()
+        code: dict[str, str] = {}
         values: dict[str, Any] = {}
-        told = {place: digest for place, digest in known.units.items() if ":" in str(place)}
-        told |= {place: self._held(known, place, value) for place, value in known.objects.items()}
-        for place, each in sorted(told.items()):
-            values.setdefault(_variable(str(place)).removesuffix(" is"), []).append(each)
-        for settings in known.settings.values():
-            values.update(settings)
-        names = known.graph.words | known.graph.told if known.graph.reads_environment else set[str]()
-        values.update(variables_under(names, self._counts_not))
-        return code, values | {str(text): held for text, held in known.graph.files.say(self._harmless).items()}
+        names = set[str]()
+        for known in look.used.values():
+            told = {str(place): digest for place, digest in known.units.items()}
+            code.update({place: digest for place, digest in told.items() if ":" not in place})
+            for place in sorted(each for each in told if ":" in each):
+                values.setdefault(variable_of(place).removesuffix(" is"), []).append(told[place])
+            for settings in known.settings.values():
+                values.update(settings)
+            names.update(known.graph.words | known.graph.told if known.graph.reads_environment else ())
+        for (_, place), held in sorted(look.held.items()):
+            for name, each in parts_told(variable_of(place), held).items():
+                values.setdefault(name, []).append(each)
+        return code, values | variables_under(names, self._counts_not)
 
-    def _held(self, known: _Code, place: str, value: Any) -> Any:
+    def _held(self, known: Code, place: str, value: Any) -> Any:
         """Return what an object that code names is made of now, as a key can hold it."""
-        if isinstance(value, PurePath) and (path := self._path(_variable(place), value)) is not None:
+        if isinstance(value, PurePath) and (path := self._path(variable_of(place), value)) is not None:
             return path
-        if isinstance(value, BuiltinFunctionType) and isinstance(value.__self__, type | ModuleType | None):
-            owner = value.__self__
-            return ["builtin", getattr(owner, "__qualname__", getattr(owner, "__name__", None)), value.__qualname__]
-        if isinstance(value, re.Pattern):
-            return ["pattern", value.pattern, value.flags]
-        if isinstance(value, _WITHOUT_MEANING) or (type(value).__module__, type(value).__qualname__) in LOCKS:
-            return ["logger" if isinstance(value, logging.Logger) else type(value).__qualname__]
-        if type(value).__module__ == "loguru._logger":  # says nothing, either
-            return ["logger"]
-        if type(value) is threading.Event:
-            return ["event", value.is_set()]
-        if isinstance(value, _TUPLE_GETTER):
-            return ["field", *value.__reduce__()[1]]
-        if _is_mark(value):
-            marks: dict[int, int] = self._reading.marks  # which of them is which, and no more, is what they say
-            return ["mark", type(value).__qualname__, marks.setdefault(id(value), len(marks))]
-        if lies_in_its_package(value):
-            return ["in", value.__module__, value.__qualname__, version_of(owner_of(value.__module__))]
-        if type(value) in _caches():
-            cache: Any = value
-            return ["answers of", cache.asker.who.look().hex]
+        self._look.path, self._look.seen = variable_of(place), {}
+        if not self._is_its_attributes(type(value)) and (told := self._tool(value)) is not None:
+            return told
         if isinstance(value, threading.local) and type(value).__module__ == "_thread":
             # attrs notes there what it is writing out, and leaves it there once it has done so first.
             value = {name: each for name, each in vars(value).items() if name != "already_repring"}
         try:
+            if type(value) is SourceText:
+                raise InvalidArgumentError(_SOURCE)
             text = read_request([self.plain(value)], urls="trust").text
         except InvalidArgumentError as error:
             if place in known.graph.asides:
                 return ["type", f"{type(value).__module__}.{type(value).__qualname__}"]
-            name = _variable(place)
-            said = str(error).removesuffix(_SAY)
-            raise InvalidArgumentError(f"its code names `{name}`: {said}{_SAY}") from error
-        self._reading.texts.append(text)
+            raise InvalidArgumentError(f"its code names `{variable_of(place)}`: {error}") from error
+        self._look.texts.append(text)
         return ["object", text]
-
-
-class _Code:
-    """The code of a function or class, as it was when it was read."""
-
-    def __init__(self, code: Any, package: str, harmless: frozenset[str], given: bool) -> None:
-        self.graph = OwnCode(package, code, given=given)  # keeps it alive, so that its id stays its own
-        self.units: dict[Any, Any] = {
-            name: each for name, each in self.graph.components().items() if not _is_harmless(name, harmless)
-        }
-        self.settings: dict[Any, Any] = {}
-        for module in self.graph.installed_modules():
-            if module.__name__ not in harmless and (found := settings_of(module, harmless)):
-                self.settings[module.__name__] = found
-                self.graph.watch_names(vars(module), [*found])
-        self.digest = Key({"code": self.units, "packages": self.graph.packages(), "settings": self.settings}).hex
-        self.held: dict[Any, Any] = {}
-        """What the objects were made of when they were looked at last."""
-        self.objects = {
-            place: value for place, value in self.graph.objects.items() if not _is_harmless(place, harmless)
-        }
 
 
 @functools.lru_cache(maxsize=1)
@@ -348,18 +379,6 @@ def _caches() -> tuple[type, ...]:
     return Responses, Calls
 
 
-def _is_mark(value: Any) -> bool:
-    """Whether an object stands for nothing and says nothing: `object()`, and those that dataclasses use."""
-    kind = type(value)
-    return kind is object or (
-        kind.__module__ == "dataclasses" and not getattr(value, "__dict__", hasattr(kind, "__slots__"))
-    )
-
-
-def _variable(place: str) -> str:
-    return re.split("[:.]", place)[-1].rstrip("'")
-
-
 def _texts(value: Any) -> Iterator[str | bytes]:
     if isinstance(value, str | bytes):
         yield value
@@ -368,8 +387,3 @@ def _texts(value: Any) -> Iterator[str | bytes]:
     elif isinstance(value, list | tuple):
         for each in value:
             yield from _texts(each)
-
-
-def _is_harmless(place: Any, harmless: frozenset[str]) -> bool:
-    """Whether a place in the code (`module.function:variable`) is one of an object that changes no answer."""
-    return ":" in str(place) and str(place).rpartition(":")[2] in harmless

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import os
@@ -12,10 +13,12 @@ from typing import TYPE_CHECKING, Any, Final
 from lmstash.caches.between_runs import listed, never_the_same
 from lmstash.caches.responses.asking import KIND
 from lmstash.caches.responses.content import Content
+from lmstash.caches.responses.looks import Look
 from lmstash.caches.responses.requests import ARGUMENTS, EXACT, NUMBERS
 from lmstash.caches.responses.sampling import is_row
 from lmstash.errors import InvalidArgumentError
 from lmstash.events import MissReason
+from lmstash.identity.keys import Key
 from lmstash.identity.owners import owner_of
 
 if TYPE_CHECKING:
@@ -99,53 +102,52 @@ class Calls:
 
     def now(self, fn: FunctionType, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Answer a call."""
-        request = self._request(fn, args, kwargs)
-        if request is None:
+        asked = self._request(fn, args, kwargs)
+        if asked is None:
             return fn(*args, **kwargs)
         about = self._about(args, kwargs)
-        before = self._content.read_of(fn)
 
         def compute() -> Any:
             answer = fn(*args, **kwargs)
-            self._warn_of_change(fn, before)
+            self._warn_of_change(asked)
             return answer
 
-        answer = self._cache.get_or_compute(request, compute, tags=about, ttl_seconds=self._ttl_seconds)
+        answer = self._cache.get_or_compute(asked.request, compute, tags=about, ttl_seconds=self._ttl_seconds)
         self._note_run(fn)
         return answer
 
     async def later(self, fn: FunctionType, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Answer a call of a function that is awaited."""
-        request = self._request(fn, args, kwargs)
-        if request is None:
+        asked = self._request(fn, args, kwargs)
+        if asked is None:
             return await fn(*args, **kwargs)
         about = self._about(args, kwargs)
-        before = self._content.read_of(fn)
 
         async def compute() -> Any:
             answer = await fn(*args, **kwargs)
-            self._warn_of_change(fn, before)
+            self._warn_of_change(asked)
             return answer
 
-        answer = await self._cache.get_or_compute_async(request, compute, tags=about, ttl_seconds=self._ttl_seconds)
+        cache, ttl_seconds = self._cache, self._ttl_seconds
+        answer = await cache.get_or_compute_async(asked.request, compute, tags=about, ttl_seconds=ttl_seconds)
         self._note_run(fn)
         return answer
 
-    def _warn_of_change(self, fn: FunctionType, before: Any) -> None:
-        """Say, once, that what a function's code names changes while it computes: its next call is another one."""
+    def _warn_of_change(self, asked: _Asked) -> None:
+        """Say, once, that what a function goes by changes while it computes: its next call is another one."""
         if not self._n_looks_left:
             return
         self._n_looks_left -= 1
         try:
-            changed = self._content.changed(fn, before)
+            changed = self._content.changed(asked.look, asked.named, asked.arguments)
         except Exception:  # said when the function is called next
             return
         if changed:
             self._n_looks_left = 0
             self._cache.store.events.warn_once(
                 f"changes {self._name}",
-                "lmstash: %s, which the code of %s names, changes while it computes, so that the next call is another "
-                "one and may not be found again. If it changes no answer (a counter, a memo), say harmless=%s",
+                "lmstash: %s, which %s goes by, changes while it computes, so that the next call is another one and "
+                "may not be found again. If it changes no answer (a counter, a memo), say harmless=%s",
                 *(listed(changed), self._name, changed[:5]),
             )
 
@@ -168,7 +170,7 @@ class Calls:
                 *(listed(names), self._name, names[:5]),
             )
 
-    def _request(self, fn: FunctionType, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | None:
+    def _request(self, fn: FunctionType, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Asked | None:
         """Return what a call asks; None, counted as a miss, where that cannot be said or is no call of the function."""
         named = self._named(args, kwargs)
         if named is None:
@@ -176,16 +178,19 @@ class Calls:
         events = self._cache.store.events
         content = self._content
         try:
-            content.begin()
+            look = content.begin()
             code = content.code(fn)
             arguments = {name: content.argument(name, value) for name, value in named.items()}
+            objects: Any = content.objects()
+            code = Key({"code": code, "objects": objects}).hex if objects else code
             environment, files = content.environment(arguments), content.files(arguments)
         except Exception as error:  # objects may do anything when they are looked at
             events.warn_once(f"call {self._name}", "lmstash: calls of %s are not cached: %s", self._name, error)
             events.miss(KIND, b"", MissReason.UNSUPPORTED)
             return None
         rows = {name: value for name, value in named.items() if is_row(name, value)}
-        request = {"function": self._name, "code": code, "arguments": arguments}
+        asked = _Asked(look, named, {**arguments})
+        request = asked.request = {"function": self._name, "code": code, "arguments": arguments}
         if rows:  # apart, where no one takes a field of it for an argument of the model
             request["doc"] = {name: arguments.pop(name) for name in rows}
         if self._may_differ:
@@ -196,7 +201,9 @@ class Calls:
             request["files"] = files
         # Said once more where requests say it, so that a call that samples is known for one.
         sampling = {name: value for name, value in arguments.items() if name in _SAYS_SAMPLING}
-        return request | ({"options": sampling} if sampling else {})
+        if sampling:
+            request["options"] = sampling
+        return asked
 
     def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | None:
         """Return the arguments by name, those of `**kwargs` among them, without those that do not count.
@@ -236,6 +243,16 @@ class Calls:
             events = self._cache.store.events
             events.warn_once(f"tags {self._name}", "lmstash: calls of %s have no tags: %r", self._name, error)
             return None
+
+
+@dataclasses.dataclass
+class _Asked:
+    """What a call asks, and what that was read of."""
+
+    look: Look
+    named: dict[str, Any]
+    arguments: dict[str, Any]
+    request: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def _calls(cargo: dict[str, Any], *about: Any) -> Calls:

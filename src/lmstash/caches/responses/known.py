@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import collections
 import gc
 import hashlib
+import logging
+import re
 import sys
+import threading
 import types
 import typing
 from collections.abc import Callable
 from typing import Any
 
-from lmstash.caches.responses.everyday import zone_of
+from lmstash.caches.responses.everyday import LOCKS, zone_of
 from lmstash.errors import InvalidArgumentError
 from lmstash.identity.annotations import taken_apart
 from lmstash.identity.live_tokenizers import LiveTokenizers, is_tokenizer
@@ -18,6 +22,8 @@ from lmstash.identity.owners import is_installed, owner_of, version_of
 from lmstash.identity.tables import table_told
 from lmstash.identity.templates import is_template, parts_of_template
 
+_WITHOUT_MEANING = (logging.Logger, type(threading.Lock()), type(threading.RLock()))
+_TUPLE_GETTER: Any = type(vars(collections.namedtuple("_", "x"))["x"])
 _OF_CLASSES = (types.MethodDescriptorType, types.WrapperDescriptorType)
 _TEXTS_ARE_VALUES = (typing.Literal, typing.Annotated)
 _tokenizers = LiveTokenizers()
@@ -58,6 +64,37 @@ def parts_of_known(value: Any) -> list[Any] | None:
     if read is not None:
         return [f"{kind.__module__}.{kind.__qualname__}", version_of(owner_of(kind.__module__)), *read(value)]
     return _of_type(value)
+
+
+def parts_of_tool(value: Any) -> list[Any] | None:
+    """Return what stands for what a program works by and says little: loggers, locks, functions in C; None for others.
+
+    Such as lie in code, or in an object: an argument has a meaning.
+    """
+    if isinstance(value, types.BuiltinFunctionType) and isinstance(value.__self__, type | types.ModuleType | None):
+        owner = value.__self__
+        return ["builtin", getattr(owner, "__qualname__", getattr(owner, "__name__", None)), value.__qualname__]
+    if isinstance(value, re.Pattern):
+        return ["pattern", value.pattern, value.flags]
+    if isinstance(value, _WITHOUT_MEANING) or (type(value).__module__, type(value).__qualname__) in LOCKS:
+        return ["logger" if isinstance(value, logging.Logger) else type(value).__qualname__]
+    if type(value).__module__ == "loguru._logger":  # says nothing, either
+        return ["logger"]
+    if type(value) is threading.Event:
+        return ["event", value.is_set()]
+    if isinstance(value, _TUPLE_GETTER):
+        return ["field", *value.__reduce__()[1]]
+    if lies_in_its_package(value):
+        return ["in", value.__module__, value.__qualname__, version_of(owner_of(value.__module__))]
+    return None
+
+
+def is_mark(value: Any) -> bool:
+    """Whether an object stands for nothing and says nothing: `object()`, and those that dataclasses use."""
+    kind = type(value)
+    return kind is object or (
+        kind.__module__ == "dataclasses" and not getattr(value, "__dict__", hasattr(kind, "__slots__"))
+    )
 
 
 def lies_in_its_package(value: Any) -> bool:

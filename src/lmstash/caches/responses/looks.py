@@ -1,0 +1,66 @@
+"""The code that a call leads to, as it was when it was read, and how all that this names was at one look."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+from lmstash.caches.responses.package_settings import settings_of
+from lmstash.identity.keys import Key
+from lmstash.identity.own_code import OwnCode
+
+
+class Code:
+    """The code of a function or class, as it was when it was read."""
+
+    def __init__(self, code: Any, package: str, harmless: frozenset[str], given: bool) -> None:
+        self.code, self.given = code, given
+        self.graph = OwnCode(package, code, given=given)  # keeps it alive, so that its id stays its own
+        self.units: dict[Any, Any] = {
+            name: each for name, each in self.graph.components().items() if not _is_harmless(name, harmless)
+        }
+        self.settings: dict[Any, Any] = {}
+        for module in self.graph.installed_modules():
+            if module.__name__ not in harmless and (found := settings_of(module, harmless)):
+                self.settings[module.__name__] = found
+                self.graph.watch_names(vars(module), [*found])
+        self.digest = Key({"code": self.units, "packages": self.graph.packages(), "settings": self.settings}).hex
+        self.objects = {
+            place: value for place, value in self.graph.objects.items() if not _is_harmless(place, harmless)
+        }
+
+
+@dataclasses.dataclass
+class Look:
+    """How all was that a call leads to when it was looked at. Of one thread.
+
+    Attributes:
+        used: The code that was read, by what it goes by in the request.
+        held: What the objects are made of that this names, by where they lie.
+        n_first: How many of that code were read before these objects were.
+    """
+
+    used: dict[str, Code] = dataclasses.field(default_factory=dict)
+    held: dict[tuple[str, str], Any] = dataclasses.field(default_factory=dict)
+    n_first: int = 0
+    known: dict[tuple[int, bool], str] = dataclasses.field(default_factory=dict)
+    texts: list[bytes] = dataclasses.field(default_factory=list)
+    words: set[str] = dataclasses.field(default_factory=set)
+    """Texts in fields of objects."""
+    marks: dict[int, int] = dataclasses.field(default_factory=dict)
+    own: dict[int, bool] = dataclasses.field(default_factory=dict)
+    path: str = ""
+    """What is being read goes by it: `self.client`."""
+    seen: dict[int, int] = dataclasses.field(default_factory=dict)
+    """The objects that were met in what is being read."""
+
+
+def variable_of(place: str) -> str:
+    """Return what a place in code goes by there."""
+    return re.split("[:.]", place)[-1].rstrip("'")
+
+
+def _is_harmless(place: Any, harmless: frozenset[str]) -> bool:
+    """Whether a place in the code (`module.function:variable`) is one of an object that changes no answer."""
+    return ":" in str(place) and str(place).rpartition(":")[2] in harmless

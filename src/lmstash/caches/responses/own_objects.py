@@ -1,0 +1,115 @@
+"""Objects of somebody's own classes: they are what their attributes hold, and what their classes' code makes of it."""
+
+from __future__ import annotations
+
+import abc
+import json
+import typing
+from collections.abc import Callable, Iterator
+from types import GetSetDescriptorType, MemberDescriptorType
+from typing import Any, Final
+
+from lmstash.errors import InvalidArgumentError
+
+_HOLD_NOTHING: tuple[Any, ...] = (abc.ABC, typing.Generic, typing.Protocol)
+"""Python's own base classes that put nothing into an object; those of `collections.abc` are such, too."""
+_WORD_BYTES: Final = 8
+FIELDS: Final = frozenset({"code of", "is", "fields"})
+"""What stands for such an object: its class's name, its class's code, and its attributes."""
+
+
+def is_its_attributes(kind: Any, is_own: Callable[[str], bool]) -> bool:
+    """Whether an object of a class is nothing but its attributes: all of its bases are somebody's own, and in Python.
+
+    Args:
+        kind: The class.
+        is_own: Says of a module by its name whether its code is read.
+    """
+    bases = [*_bases_of(kind)]
+    return bool(bases) and all(is_own(str(base.__module__)) for base in bases) and all(map(_is_in_python, bases))
+
+
+def foreign_base(kind: Any, is_own: Callable[[str], bool]) -> str | None:
+    """Return the name of what somebody's own class is made of that is not; None for a class that is nobody's own."""
+    others = [base for base in _bases_of(kind) if not is_own(str(base.__module__))]
+    if not is_own(str(kind.__module__)) or not others:
+        return None
+    return f"{others[0].__module__}.{others[0].__qualname__}"
+
+
+def attributes_in(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the attributes of such an object, in their order. None of its code runs for that.
+
+    Raises:
+        InvalidArgumentError: One has a name that is no text.
+    """
+    for base in type(value).__mro__[:-1]:
+        held = vars(base).get("__dict__")
+        if held is not None:
+            for name, each in list(held.__get__(value).items()):
+                if not isinstance(name, str):
+                    raise InvalidArgumentError("it has an attribute whose name is no text")
+                yield name, each
+    names = set[str]()
+    for base, slot in _slots_of(type(value)):
+        try:
+            each = slot.__get__(value)
+        except AttributeError:  # none yet
+            continue
+        yield (f"{base.__qualname__}.{slot.__name__}" if slot.__name__ in names else slot.__name__), each
+        names.add(slot.__name__)
+
+
+def parts_told(name: str, said: Any) -> dict[str, list[Any]]:
+    """Return what stands for a value apart by the names of what it lies in: `client`, `client.model`.
+
+    Args:
+        name: What the value goes by.
+        said: What stands for it, or the same as the text of a record.
+    """
+    out: dict[str, list[Any]] = {}
+    if isinstance(said, list) and said and said[0] == "object":
+        said = json.loads(said[1])
+    todo = [(name, said)]
+    while todo:
+        place, each = todo.pop()
+        held = out.setdefault(place, [])
+        if isinstance(each, dict):
+            names = each.keys() >= FIELDS and isinstance(each["fields"], dict)
+            held += [each["code of"], each["is"]] if names else [*each]
+            inner = each["fields"] if names else each
+            todo += [(f"{place}.{key}" if names else place, inner[key]) for key in reversed(inner)]
+        elif isinstance(each, list | tuple):
+            held.append(f"{type(each).__name__} {len(each)}")
+            todo += [(place, inner) for inner in reversed(each)]
+        else:
+            held.append(each)
+    return out
+
+
+def differing(before: dict[str, list[Any]], after: dict[str, list[Any]]) -> set[str]:
+    """Return the names of what differs."""
+    return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+
+
+def _bases_of(kind: Any) -> Iterator[Any]:
+    for base in kind.__mro__[:-1]:
+        if not any(base is each for each in _HOLD_NOTHING) and base.__module__ != "collections.abc":
+            yield base
+
+
+def _slots_of(kind: Any) -> Iterator[tuple[Any, Any]]:
+    for base in kind.__mro__[:-1]:
+        for each in vars(base).values():
+            if type(each) is MemberDescriptorType and each.__objclass__ is base:
+                yield base, each
+
+
+def _is_in_python(kind: Any) -> bool:
+    """Whether the objects of a class have no more memory than its slots take: else they hold what C alone sees."""
+    tables = [vars(base) for base in kind.__mro__[:-1]]
+    dicts = [table["__dict__"] for table in tables if "__dict__" in table]
+    n_places = len(dicts) + sum("__weakref__" in table for table in tables) + sum(1 for _ in _slots_of(kind))
+    most = object.__basicsize__ + n_places * _WORD_BYTES
+    read = all(type(each) is GetSetDescriptorType for each in dicts)  # `__dict__` may be a property
+    return read and kind.__basicsize__ <= most and not kind.__itemsize__
