@@ -12,10 +12,11 @@ from pathlib import PurePath
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
+from lmstash.caches.between_runs import sources_of
 from lmstash.caches.responses.everyday import NAMESPACES, parts_of_everyday
 from lmstash.caches.responses.hiding import is_secret
 from lmstash.caches.responses.known import is_mark, parts_of_known, parts_of_tool
-from lmstash.caches.responses.looks import Code, Look, variable_of
+from lmstash.caches.responses.looks import Code, Look, is_name
 from lmstash.caches.responses.objects import (
     PATHS,
     beside_pixels,
@@ -111,10 +112,15 @@ class Content:
 
     def files(self) -> str | None:
         """Return a digest of what the files hold that texts in the code of a call name; None for none."""
+        look = self._look
+        look.files = self._files_of(look)
+        return Key({"files": look.files}).hex if look.files else None
+
+    def _files_of(self, look: Look) -> dict[Any, Any]:
         said: dict[Any, Any] = {}
-        for each in self._look.used.values():
+        for each in look.used.values():
             said |= each.graph.files.say(self._harmless)
-        return Key({"files": said}).hex if said else None
+        return said
 
     def plain(self, value: Any, depth: int = _MOST_NESTED) -> Any:
         """Return what stands for a value.
@@ -303,51 +309,55 @@ class Content:
         look.used = dict(list(before.used.items())[: before.n_first])
         look.known = {(id(each.code), each.given): said for said, each in look.used.items()}
         self.objects()
-        names = set[str]()
-        for at in before.held.keys() | look.held.keys():
-            was, is_ = before.held.get(at), look.held.get(at)
-            if was != is_:
-                name = variable_of(at[1])
-                names |= differing(parts_told(name, was), parts_told(name, is_)) or {name}
+        names = {str(text) for text in differing(before.files, self._files_of(before))}
+        for at in differing(before.held, look.held):
+            name = (before.used.get(at[0]) or look.used[at[0]]).name_of(at[1])
+            was, is_ = (parts_told(name, each.held.get(at)) for each in (before, look))
+            names |= set(filter(is_name, differing(was, is_) or {name}))
         for name, was in arguments.items():
             if isinstance(was, dict) and "fields" in was and (is_ := self.argument(name, named[name])) != was:
                 names |= differing(parts_told(name, was), parts_told(name, is_))
         for each in [*before.used.values()][: before.n_first]:
             if not each.graph.unchanged():
                 now = Code(each.code, self._package, self._harmless, each.given).units
-                places = {at for at in each.units.keys() | now.keys() if each.units.get(at) != now.get(at)}
-                names |= {variable_of(str(at)).removesuffix(" is") for at in places}
+                names |= {
+                    each.name_of(at) for at in differing(each.units, now) if ":" in at and is_name(each.name_of(at))
+                }
         return sorted(names)
 
-    def parts_of(self, fn: FunctionType) -> tuple[dict[str, str], dict[str, Any]]:
+    def parts_of(self, fn: FunctionType) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the code that a function leads to, and by name the values that count beside it, as they are now.
 
-        These are globals and what packages hold, and variables of the environment.
+        These are globals and what packages hold, and variables of the environment. Files are no such values: people
+        edit them. Of the code there are all files, too, that any of the program's own modules lies in: what a value is
+        stands in one of them.
         """
         look = self.begin()
         self.code(fn)
         self.objects()
-        code: dict[str, str] = {}
+        code: dict[str, Any] = {"files": sources_of(self._modules.is_own)}
         values: dict[str, Any] = {}
         names = set[str]()
         for known in look.used.values():
-            told = {str(place): digest for place, digest in known.units.items()}
-            code.update({place: digest for place, digest in told.items() if ":" not in place})
-            for place in sorted(each for each in told if ":" in each):
-                values.setdefault(variable_of(place).removesuffix(" is"), []).append(told[place])
+            for place, digest in sorted(known.units.items()):
+                if ":" in place and is_name(known.name_of(place)):
+                    values.setdefault(known.name_of(place), []).append(digest)
+                else:
+                    code[place] = digest
             for settings in known.settings.values():
                 values.update(settings)
             names.update(known.graph.words | known.graph.told if known.graph.reads_environment else ())
-        for (_, place), held in sorted(look.held.items()):
-            for name, each in parts_told(variable_of(place), held).items():
-                values.setdefault(name, []).append(each)
+        for (said, place), held in sorted(look.held.items()):
+            name = look.used[said].name_of(place)
+            for at, each in parts_told(name, held, files=False).items():
+                (values if is_name(at) else code).setdefault(at, []).append(each)
         return code, values | variables_under(names, self._counts_not)
 
     def _held(self, known: Code, place: str, value: Any) -> Any:
         """Return what an object that code names is made of now, as a key can hold it."""
-        if isinstance(value, PurePath) and (path := self._path(variable_of(place), value)) is not None:
+        if isinstance(value, PurePath) and (path := self._path(known.name_of(place), value)) is not None:
             return path
-        self._look.path, self._look.seen = variable_of(place), {}
+        self._look.path, self._look.seen = known.name_of(place), {}
         if not self._is_its_attributes(type(value)) and (told := self._tool(value)) is not None:
             return told
         if isinstance(value, threading.local) and type(value).__module__ == "_thread":
@@ -360,7 +370,7 @@ class Content:
         except InvalidArgumentError as error:
             if place in known.graph.asides:
                 return ["type", f"{type(value).__module__}.{type(value).__qualname__}"]
-            raise InvalidArgumentError(f"its code names `{variable_of(place)}`: {error}") from error
+            raise InvalidArgumentError(f"its code names `{known.name_of(place)}`: {error}") from error
         self._look.texts.append(text)
         return ["object", text]
 

@@ -165,8 +165,9 @@ class Calls:
         if names:
             self._cache.store.events.warn_once(
                 f"runs {self._name}",
-                "lmstash: %s, which the code of %s goes by, had new values in each of the last 3 runs, so that no call "
-                "of an earlier run was found again. Of what changes no answer, say harmless=%s",
+                "lmstash: %s, which the code of %s goes by, had new values in each of the last 3 runs, so that what "
+                "those kept was not found. If the program makes them anew each time and they change no answer, say "
+                "harmless=%s",
                 *(listed(names), self._name, names[:5]),
             )
 

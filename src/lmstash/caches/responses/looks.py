@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from types import FunctionType
 from typing import Any
 
 from lmstash.caches.responses.package_settings import settings_of
 from lmstash.identity.keys import Key
 from lmstash.identity.own_code import OwnCode
+from lmstash.identity.owners import defined_in
 
 
 class Code:
@@ -26,9 +28,16 @@ class Code:
                 self.settings[module.__name__] = found
                 self.graph.watch_names(vars(module), [*found])
         self.digest = Key({"code": self.units, "packages": self.graph.packages(), "settings": self.settings}).hex
+        self._defaults = _places_of_defaults(code)
         self.objects = {
-            place: value for place, value in self.graph.objects.items() if not _is_harmless(place, harmless)
+            place: value
+            for place, value in self.graph.objects.items()
+            if not _is_harmless(place, harmless) and self._defaults.get(place) not in harmless
         }
+
+    def name_of(self, place: str) -> str:
+        """Return what a place in code goes by there: a variable, an attribute, an argument."""
+        return self._defaults.get(place) or re.split("[:.]", place)[-1].rstrip("'").removesuffix(" is")
 
 
 @dataclasses.dataclass
@@ -44,6 +53,8 @@ class Look:
     used: dict[str, Code] = dataclasses.field(default_factory=dict)
     held: dict[tuple[str, str], Any] = dataclasses.field(default_factory=dict)
     n_first: int = 0
+    files: dict[Any, Any] = dataclasses.field(default_factory=dict)
+    """What the files hold that code names, by how it writes them."""
     known: dict[tuple[int, bool], str] = dataclasses.field(default_factory=dict)
     texts: list[bytes] = dataclasses.field(default_factory=list)
     marks: dict[int, int] = dataclasses.field(default_factory=dict)
@@ -54,9 +65,19 @@ class Look:
     """The objects that were met in what is being read."""
 
 
-def variable_of(place: str) -> str:
-    """Return what a place in code goes by there."""
-    return re.split("[:.]", place)[-1].rstrip("'")
+def is_name(name: str) -> bool:
+    """Whether a place goes by what code calls it, so that it may be said to be harmless."""
+    return name.replace(".", "").isidentifier()
+
+
+def _places_of_defaults(code: Any) -> dict[str, str]:
+    """Return where objects lie that are the defaults of a function's arguments, and what these are called."""
+    if not isinstance(code, FunctionType):
+        return {}
+    first = code.__code__.co_argcount - len(code.__defaults__ or ())
+    names = code.__code__.co_varnames[first : code.__code__.co_argcount]
+    held = [*enumerate(names), *((each, each) for each in code.__kwdefaults__ or ())]
+    return {f"{defined_in(code)}.{code.__code__.co_qualname}({which})": name for which, name in held}
 
 
 def _is_harmless(place: Any, harmless: frozenset[str]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import json
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import GetSetDescriptorType, MemberDescriptorType
 from typing import Any, Final
 
@@ -60,12 +60,13 @@ def attributes_in(value: Any) -> Iterator[tuple[str, Any]]:
         names.add(slot.__name__)
 
 
-def parts_told(name: str, said: Any) -> dict[str, list[Any]]:
+def parts_told(name: str, said: Any, *, files: bool = True) -> dict[str, list[Any]]:
     """Return what stands for a value apart by the names of what it lies in: `client`, `client.model`.
 
     Args:
         name: What the value goes by.
         said: What stands for it, or the same as the text of a record.
+        files: Whether to say what files hold that it names.
     """
     out: dict[str, list[Any]] = {}
     if isinstance(said, list) and said and said[0] == "object":
@@ -73,6 +74,7 @@ def parts_told(name: str, said: Any) -> dict[str, list[Any]]:
     todo = [(name, said)]
     while todo:
         place, each = todo.pop()
+        each = each if files else _without_files(each)
         held = out.setdefault(place, [])
         if isinstance(each, dict):
             names = each.keys() >= FIELDS and isinstance(each["fields"], dict)
@@ -87,7 +89,17 @@ def parts_told(name: str, said: Any) -> dict[str, list[Any]]:
     return out
 
 
-def differing(before: dict[str, list[Any]], after: dict[str, list[Any]]) -> set[str]:
+def _without_files(said: Any) -> Any:
+    """Return of a path only how it is written."""
+    if isinstance(said, dict) and said.keys() == {"$object"}:
+        return None
+    if isinstance(said, dict) and said.keys() == {"lmstash:is"} and str(said["lmstash:is"][0]).startswith("pathlib."):
+        return said["lmstash:is"][:2]
+    is_path = isinstance(said, list) and len(said) == 3 and said[0] in ("path", "folder")
+    return said[:2] if is_path else said
+
+
+def differing(before: Mapping[Any, Any], after: Mapping[Any, Any]) -> set[Any]:
     """Return the names of what differs."""
     return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
 
