@@ -7,7 +7,7 @@ import functools
 import os
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import PurePath
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
@@ -26,14 +26,21 @@ from lmstash.caches.responses.objects import (
     path_says,
     read_under,
 )
-from lmstash.caches.responses.own_objects import attributes_in, differing, foreign_base, is_its_attributes, parts_told
+from lmstash.caches.responses.own_objects import (
+    SOURCE_TEXT,
+    attributes_in,
+    differing,
+    is_its_attributes,
+    parts_told,
+    why_unread,
+)
 from lmstash.caches.responses.requests import read_request
 from lmstash.errors import InvalidArgumentError
 from lmstash.identity.encoding import encode
 from lmstash.identity.keys import Key
 from lmstash.identity.media import media_of
 from lmstash.identity.own_modules import OwnModules
-from lmstash.identity.words import SourceText, variables_under, words_of
+from lmstash.identity.words import SourceText, texts_within, variables_under, words_of
 
 _PLAIN = (type(None), bool, int, float, str, bytes)
 _MOST_NESTED = 100
@@ -44,10 +51,6 @@ _IS = "lmstash:is"
 _MARKED = frozenset({_ITEMS, _IS, *_MARKS.values()})
 _OF_WRAPPERS = {*functools.WRAPPER_ASSIGNMENTS, "__wrapped__", "cache_parameters"}
 """What lies on each function that remembers its results."""
-_SOURCE = (
-    "what that reads of code, its comments and layout, is not looked at, so that such a call cannot be cached. Hand "
-    "the text over as an argument. If it changes no answer, name it in harmless="
-)
 _WORD = re.compile(rb'(?:"|\$\{?)([A-Za-z_][A-Za-z0-9_]*)')
 
 
@@ -69,10 +72,31 @@ class Content:
         self._modules = OwnModules(package)
         self._reading = threading.local()
 
-    def begin(self) -> Look:
+    def begin(self, asked: frozenset[str] = frozenset()) -> Look:
         """Forget what was read last in this thread: a call is named next."""
-        self._reading.look = look = Look()
+        self._reading.look = look = Look(asked=asked)
         return look
+
+    def told(self, fn: FunctionType, named: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        """Return what stands for a function and for the arguments of a call.
+
+        Raises:
+            InvalidArgumentError: Nobody can tell something of it from another one of its kind.
+        """
+        look = self.begin()
+        while True:
+            code = self.code(fn)
+            arguments = {name: self.argument(name, value) for name, value in named.items()}
+            objects: Any = self.objects()
+            # Only now is all code known that may ask for what was left out.
+            asked = {name for name in look.added if any(each.asks(name) for each in look.used.values())}
+            if not asked:
+                return (Key({"code": code, "objects": objects}).hex if objects else code), arguments
+            look = self.begin(look.asked | asked)
+
+    def last(self) -> Look:
+        """Return how all was that was read last in this thread."""
+        return self._look
 
     @property
     def _look(self) -> Look:
@@ -99,7 +123,7 @@ class Content:
         used = self._look.used.values()
         if not any(each.graph.reads_environment for each in used):
             return None
-        names = {word for text in _texts(arguments) for word in words_of(text)}
+        names = {word for text in texts_within(arguments) for word in words_of(text)}
         names.update(*[each.graph.words | each.graph.told for each in used])
         for text in self._look.texts:
             names.update(word.decode() for word in _WORD.findall(text))
@@ -190,19 +214,7 @@ class Content:
         told = self._tool(value)
         if told is not None:
             return {_IS: told}
-        raise InvalidArgumentError(self._unread(kind))
-
-    def _unread(self, kind: type) -> str:
-        """Return why an object cannot be read, and what to do."""
-        path, base = self._look.path, foreign_base(kind, self._modules.is_own)
-        at = f"`{path}`: " if "." in path else ""
-        of = "" if base is None else f", whose base class {base} may hold more than its attributes,"
-        return (
-            f"{at}an object of {kind.__module__}.{kind.__qualname__}{of} has no content that lmstash knows how to read."
-            " Give what it stands for: the text of a prompt, not its template, or an object of a class of your own "
-            f"that holds it. What is named in harmless=['{path}'] does not count at all, so name there only what "
-            "changes no answer (a client of the model that the cache is for, say)"
-        )
+        raise InvalidArgumentError(why_unread(kind, self._look.path, self._modules.is_own))
 
     def _tool(self, value: Any) -> list[Any] | None:
         """Return what stands for what says little, as `parts_of_tool`; and for marks and caches."""
@@ -229,10 +241,14 @@ class Content:
             return {_IS: ["met before", seen[id(value)]]}
         seen[id(value)] = len(seen)
         said: dict[str, Any] = {"code of": f"{kind.__module__}.{kind.__qualname__}", "is": self.code(kind, given=True)}
-        fields = said["fields"] = {}
+        fields, code = {}, self._look.used[said["is"]]
+        said["fields"] = fields
+        is_made = hasattr(kind, "__dataclass_fields__") or hasattr(kind, "__attrs_attrs__")  # others read all fields
         for name, each in attributes_in(value):
             self._look.path = f"{path}.{name}"
-            if self._look.path not in self._harmless:
+            if name not in self._look.asked and not is_made and code.only_adds(name, each):
+                self._look.added.add(name)
+            elif self._look.path not in self._harmless:
                 fields[name] = self._field(name, each, depth - 1)
         self._look.path = path
         return said
@@ -305,7 +321,7 @@ class Content:
             named: The arguments.
             arguments: What stood for these then. Only objects are looked at again.
         """
-        look = self.begin()
+        look = self.begin(before.asked)
         look.used = dict(list(before.used.items())[: before.n_first])
         look.known = {(id(each.code), each.given): said for said, each in look.used.items()}
         self.objects()
@@ -332,9 +348,8 @@ class Content:
         edit them. Of the code there are all files, too, that any of the program's own modules lies in: what a value is
         stands in one of them.
         """
-        look = self.begin()
-        self.code(fn)
-        self.objects()
+        self.told(fn, {})
+        look = self._look
         code: dict[str, Any] = {"files": sources_of(self._modules.is_own)}
         values: dict[str, Any] = {}
         names = set[str]()
@@ -365,7 +380,7 @@ class Content:
             value = {name: each for name, each in vars(value).items() if name != "already_repring"}
         try:
             if type(value) is SourceText:
-                raise InvalidArgumentError(_SOURCE)
+                raise InvalidArgumentError(SOURCE_TEXT)
             text = read_request([self.plain(value)], urls="trust").text
         except InvalidArgumentError as error:
             if place in known.graph.asides:
@@ -382,13 +397,3 @@ def _caches() -> tuple[type, ...]:
     from lmstash.caches.responses.decorating import Calls
 
     return Responses, Calls
-
-
-def _texts(value: Any) -> Iterator[str | bytes]:
-    if isinstance(value, str | bytes):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from _texts([*value.keys(), *value.values()])
-    elif isinstance(value, list | tuple):
-        for each in value:
-            yield from _texts(each)

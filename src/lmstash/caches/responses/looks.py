@@ -9,6 +9,7 @@ from typing import Any
 
 from lmstash.caches.responses.package_settings import settings_of
 from lmstash.identity.keys import Key
+from lmstash.identity.only_added import is_addable
 from lmstash.identity.own_code import OwnCode
 from lmstash.identity.owners import defined_in
 
@@ -35,6 +36,15 @@ class Code:
             if not _is_harmless(place, harmless) and self._defaults.get(place) not in harmless
         }
 
+    def only_adds(self, name: str, value: Any) -> bool:
+        """Return whether code of a class adds to what goes by a name in its objects, as one counts and collects."""
+        return name in self.graph.adds and is_addable(value)
+
+    def asks(self, name: str) -> bool:
+        """Return whether the code may ask any object for an attribute of this name."""
+        graph = self.graph
+        return graph.any_name or name in graph.asks or name in graph.words or name in graph.told
+
     def name_of(self, place: str) -> str:
         """Return what a place in code goes by there: a variable, an attribute, an argument."""
         return self._defaults.get(place) or re.split("[:.]", place)[-1].rstrip("'").removesuffix(" is")
@@ -56,6 +66,10 @@ class Look:
     files: dict[Any, Any] = dataclasses.field(default_factory=dict)
     """What the files hold that code names, by how it writes them."""
     known: dict[tuple[int, bool], str] = dataclasses.field(default_factory=dict)
+    added: set[str] = dataclasses.field(default_factory=set)
+    """Names of attributes of objects that were left out, since their classes only add to them."""
+    asked: frozenset[str] = frozenset()
+    """Those of such that other code of the call asks for, so that they count."""
     texts: list[bytes] = dataclasses.field(default_factory=list)
     marks: dict[int, int] = dataclasses.field(default_factory=dict)
     own: dict[int, bool] = dataclasses.field(default_factory=dict)

@@ -14,6 +14,10 @@ from lmstash.errors import InvalidArgumentError
 _HOLD_NOTHING: tuple[Any, ...] = (abc.ABC, typing.Generic, typing.Protocol)
 """Python's own base classes that put nothing into an object; those of `collections.abc` are such, too."""
 _WORD_BYTES: Final = 8
+SOURCE_TEXT: Final = (
+    "what that reads of code, its comments and layout, is not looked at, so that such a call cannot be cached. Hand "
+    "the text over as an argument. If it changes no answer, name it in harmless="
+)
 FIELDS: Final = frozenset({"code of", "is", "fields"})
 """What stands for such an object: its class's name, its class's code, and its attributes."""
 
@@ -29,12 +33,22 @@ def is_its_attributes(kind: Any, is_own: Callable[[str], bool]) -> bool:
     return bool(bases) and all(is_own(str(base.__module__)) for base in bases) and all(map(_is_in_python, bases))
 
 
-def foreign_base(kind: Any, is_own: Callable[[str], bool]) -> str | None:
-    """Return the name of what somebody's own class is made of that is not; None for a class that is nobody's own."""
-    others = [base for base in _bases_of(kind) if not is_own(str(base.__module__))]
-    if not is_own(str(kind.__module__)) or not others:
-        return None
-    return f"{others[0].__module__}.{others[0].__qualname__}"
+def why_unread(kind: Any, path: str, is_own: Callable[[str], bool]) -> str:
+    """Return why an object cannot be read, and what to do.
+
+    Args:
+        kind: Its class.
+        path: What it goes by.
+        is_own: Says of a module by its name whether its code is read.
+    """
+    others = [base for base in _bases_of(kind) if not is_own(str(base.__module__))] if is_own(kind.__module__) else []
+    bases = [f", whose base class {each.__module__}.{each.__qualname__} may hold more," for each in others[:1]]
+    return (
+        f"{f'`{path}`: ' if '.' in path else ''}an object of {kind.__module__}.{kind.__qualname__}{''.join(bases)} has "
+        "no content that lmstash knows how to read. Give what it stands for: the text of a prompt, not its template, "
+        f"or an object of a class of your own that holds it. What is named in harmless=['{path}'] does not count at "
+        "all, so name there only what changes no answer (a client of the model that the cache is for, say)"
+    )
 
 
 def attributes_in(value: Any) -> Iterator[tuple[str, Any]]:
