@@ -8,13 +8,17 @@ after run, while the code stayed as it was.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+import sys
+from collections.abc import Callable, Collection, Mapping
+from types import ModuleType
 from typing import Any, Final
 
 from lmstash.codecs.records import decode_record, encode_record
 from lmstash.errors import LmstashError
 from lmstash.identity.encoding import Component, encode
+from lmstash.identity.held_files import content_of
 from lmstash.identity.keys import Key
+from lmstash.identity.owners import is_installed_file
 from lmstash.store.base import Store, Write
 
 RUNS: Final = "runs/all"
@@ -65,6 +69,22 @@ def never_the_same(
     record = {"code": is_code, "values": now, "new in": new_in, "earlier": earlier}
     store.put_many([Write(key, encode_record(record), namespace=RUNS, meta={"all": all_of_it, "new": bool(new_in)})])
     return sorted(name for name, times in new_in.items() if times >= _RUNS - 1)
+
+
+def sources_of(is_own: Callable[[str], bool]) -> dict[Component, Component]:
+    """Return what the files hold that the loaded modules of somebody's own lie in, by their names.
+
+    Costs some 10 us a module, and reading each file once.
+
+    Args:
+        is_own: Says of a module by its name whether its code is read.
+    """
+    found: dict[Component, Component] = {}
+    for name, module in sorted(sys.modules.copy().items()):
+        path = vars(module).get("__file__") if isinstance(module, ModuleType) else None
+        if isinstance(path, str) and not is_installed_file(path) and is_own(name):
+            found[name] = content_of(path)
+    return found
 
 
 def listed(names: Collection[str], most: int = 5) -> str:

@@ -25,6 +25,9 @@ class OwnModules(CodeGraph):
     """What `OwnCode` knows of modules and packages.
 
     Attributes:
+        adds: Names of attributes that your own code adds to, whatever else it does with them.
+        asks: Names of attributes that it reads.
+        any_name: Whether it may read attributes by any name.
         asides: Places of objects that were found only by names in texts, or by reading all of a module: one of them
             that cannot be read is no reason to refuse a call.
     """
@@ -49,7 +52,8 @@ class OwnModules(CodeGraph):
         """The globals, by `id`, of modules that code asks for attributes."""
         self._called: dict[str, int] = {}
         self._is_aside = False
-        self._any_name = False
+        self.any_name = False
+        self.adds, self.asks = frozenset[str](), frozenset[str]()
         self.asides: set[str] = set()
 
     def packages(self) -> dict[Component, Component]:
@@ -74,7 +78,7 @@ class OwnModules(CodeGraph):
 
     def _see_handed_on(self, function: FunctionType, name: str) -> None:
         """Note the modules of your own that a function hands on: other code may ask for anything in them."""
-        self._any_name = self._any_name or asks_by_any_name(function.__code__)
+        self.any_name = self.any_name or asks_by_any_name(function.__code__)
         for each, module, is_handed in modules_named(function, self._is_own):
             if is_handed:
                 self._handed.setdefault(id(module), module)
@@ -108,7 +112,7 @@ class OwnModules(CodeGraph):
         before = len(self._units), len(self.objects), len(self._modules)
         asked = named | told
         for module in list(self._handed.values()):
-            names = asked if self._any_name else asked - ANY_NAME
+            names = asked if self.any_name else asked - ANY_NAME
             self._add_named("", module, names | _values_in(module), "", set())
         for table in list(self._tables.values()):
             done = self._asked_of.setdefault(id(table), set())
@@ -155,9 +159,11 @@ class OwnModules(CodeGraph):
             classes: All of your own that were read.
             words: By which any of it may be asked for.
         """
-        if self._any_name:
-            return
         used = [used_in(each.__code__) for each in functions]
+        self.adds = frozenset[str]().union(*[each.added_attributes for each in used])
+        self.asks = frozenset[str]().union(*[each.read_attributes for each in used])
+        if self.any_name:
+            return
         added = set[str]().union(*[each.added for each in used]) - words.union(*[each.read_variables for each in used])
         # An attribute of the same name may be one of theirs; of a global, only where its module is asked for it.
         attributes = {

@@ -228,6 +228,7 @@ def test_an_object_that_code_names_is_refused_unless_it_is_harmless(responses: R
     source = "def ask(x):\n client.note(x)\n return x"
     for harmless, n_calls in (((), 2), (("client",), 1)):
         client = Calls()
+        client.connection = iter(())  # type: ignore[attr-defined]
         ask = responses.cached(harmless=harmless)(made(source, client=client))
         assert [ask(1), ask(1)] == [1, 1]
         assert len(client.said) == n_calls

@@ -59,8 +59,8 @@ def tell_what_never_stays(
         said = sorted({bare(each) or each.partition(":")[2] for each in found})
         store.events.warn_once(
             f"runs {kind}",
-            "lmstash: %s of %s had new values in each of the last 3 runs, so that no answer of an earlier run was "
-            "found again. Of what changes no answer, say ResponseCache(..., harmless=%s)",
+            "lmstash: %s of %s had new values in each of the last 3 runs, so that what those kept was not found. If "
+            "the program makes them anew each time and they change no answer, say ResponseCache(..., harmless=%s)",
             *(listed(said), kind, said[:5]),
         )
 

@@ -206,7 +206,7 @@ class Responses:
         Args:
             fn: The function, where the decorator is written without brackets.
             tags: Facts to find the answers by, or what says them of the arguments.
-            harmless: Names of arguments, and of objects that the code names, that change no answer.
+            harmless: Names of arguments, of what code names, and of attributes (`self.client`), that change no answer.
             ttl_seconds: How long answers are served; default: the cache's.
 
         Raises:

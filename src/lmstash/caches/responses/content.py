@@ -7,15 +7,16 @@ import functools
 import os
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import PurePath
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
+from lmstash.caches.between_runs import sources_of
 from lmstash.caches.responses.everyday import NAMESPACES, parts_of_everyday
 from lmstash.caches.responses.hiding import is_secret
 from lmstash.caches.responses.known import is_mark, parts_of_known, parts_of_tool
-from lmstash.caches.responses.looks import Code, Look, variable_of
+from lmstash.caches.responses.looks import Code, Look, is_name
 from lmstash.caches.responses.objects import (
     PATHS,
     beside_pixels,
@@ -25,14 +26,21 @@ from lmstash.caches.responses.objects import (
     path_says,
     read_under,
 )
-from lmstash.caches.responses.own_objects import attributes_in, differing, foreign_base, is_its_attributes, parts_told
+from lmstash.caches.responses.own_objects import (
+    SOURCE_TEXT,
+    attributes_in,
+    differing,
+    is_its_attributes,
+    parts_told,
+    why_unread,
+)
 from lmstash.caches.responses.requests import read_request
 from lmstash.errors import InvalidArgumentError
 from lmstash.identity.encoding import encode
 from lmstash.identity.keys import Key
 from lmstash.identity.media import media_of
 from lmstash.identity.own_modules import OwnModules
-from lmstash.identity.words import SourceText, variables_under, words_of
+from lmstash.identity.words import SourceText, texts_within, variables_under, words_of
 
 _PLAIN = (type(None), bool, int, float, str, bytes)
 _MOST_NESTED = 100
@@ -43,10 +51,6 @@ _IS = "lmstash:is"
 _MARKED = frozenset({_ITEMS, _IS, *_MARKS.values()})
 _OF_WRAPPERS = {*functools.WRAPPER_ASSIGNMENTS, "__wrapped__", "cache_parameters"}
 """What lies on each function that remembers its results."""
-_SOURCE = (
-    "what that reads of code, its comments and layout, is not looked at, so that such a call cannot be cached. Hand "
-    "the text over as an argument. If it changes no answer, name it in harmless="
-)
 _WORD = re.compile(rb'(?:"|\$\{?)([A-Za-z_][A-Za-z0-9_]*)')
 
 
@@ -68,10 +72,31 @@ class Content:
         self._modules = OwnModules(package)
         self._reading = threading.local()
 
-    def begin(self) -> Look:
+    def begin(self, asked: frozenset[str] = frozenset()) -> Look:
         """Forget what was read last in this thread: a call is named next."""
-        self._reading.look = look = Look()
+        self._reading.look = look = Look(asked=asked)
         return look
+
+    def told(self, fn: FunctionType, named: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        """Return what stands for a function and for the arguments of a call.
+
+        Raises:
+            InvalidArgumentError: Nobody can tell something of it from another one of its kind.
+        """
+        look = self.begin()
+        while True:
+            code = self.code(fn)
+            arguments = {name: self.argument(name, value) for name, value in named.items()}
+            objects: Any = self.objects()
+            # Only now is all code known that may ask for what was left out.
+            asked = {name for name in look.added if any(each.asks(name) for each in look.used.values())}
+            if not asked:
+                return (Key({"code": code, "objects": objects}).hex if objects else code), arguments
+            look = self.begin(look.asked | asked)
+
+    def last(self) -> Look:
+        """Return how all was that was read last in this thread."""
+        return self._look
 
     @property
     def _look(self) -> Look:
@@ -98,7 +123,7 @@ class Content:
         used = self._look.used.values()
         if not any(each.graph.reads_environment for each in used):
             return None
-        names = {word for text in _texts(arguments) for word in words_of(text)}
+        names = {word for text in texts_within(arguments) for word in words_of(text)}
         names.update(*[each.graph.words | each.graph.told for each in used])
         for text in self._look.texts:
             names.update(word.decode() for word in _WORD.findall(text))
@@ -114,11 +139,10 @@ class Content:
 
         Its arguments, and fields of objects, may name folders that these lie in.
         """
-        said: dict[Any, Any] = {}
-        texts = {each for each in _texts(arguments) if isinstance(each, str)} | self._look.words
-        for each in self._look.used.values():
-            said |= each.graph.files.say(self._harmless, sorted(texts))
-        return Key({"files": said}).hex if said else None
+        look = self._look
+        look.words.update(each for each in texts_within(arguments) if isinstance(each, str))
+        look.files = look.files_now(self._harmless)
+        return Key({"files": look.files}).hex if look.files else None
 
     def plain(self, value: Any, depth: int = _MOST_NESTED) -> Any:
         """Return what stands for a value.
@@ -188,19 +212,7 @@ class Content:
         told = self._tool(value)
         if told is not None:
             return {_IS: told}
-        raise InvalidArgumentError(self._unread(kind))
-
-    def _unread(self, kind: type) -> str:
-        """Return why an object cannot be read, and what to do."""
-        path, base = self._look.path, foreign_base(kind, self._modules.is_own)
-        at = f"`{path}`: " if "." in path else ""
-        of = "" if base is None else f", whose base class {base} may hold more than its attributes,"
-        return (
-            f"{at}an object of {kind.__module__}.{kind.__qualname__}{of} has no content that lmstash knows how to read."
-            " Give what it stands for: the text of a prompt, not its template, or an object of a class of your own "
-            f"that holds it. What is named in harmless=['{path}'] does not count at all, so name there only what "
-            "changes no answer (a client of the model that the cache is for, say)"
-        )
+        raise InvalidArgumentError(why_unread(kind, self._look.path, self._modules.is_own))
 
     def _tool(self, value: Any) -> list[Any] | None:
         """Return what stands for what says little, as `parts_of_tool`; and for marks and caches."""
@@ -227,10 +239,14 @@ class Content:
             return {_IS: ["met before", seen[id(value)]]}
         seen[id(value)] = len(seen)
         said: dict[str, Any] = {"code of": f"{kind.__module__}.{kind.__qualname__}", "is": self.code(kind, given=True)}
-        fields = said["fields"] = {}
+        fields, code = {}, self._look.used[said["is"]]
+        said["fields"] = fields
+        is_made = hasattr(kind, "__dataclass_fields__") or hasattr(kind, "__attrs_attrs__")  # others read all fields
         for name, each in attributes_in(value):
             self._look.path = f"{path}.{name}"
-            if self._look.path not in self._harmless:
+            if name not in self._look.asked and not is_made and code.only_adds(name, each):
+                self._look.added.add(name)
+            elif self._look.path not in self._harmless:
                 fields[name] = self._field(name, each, depth - 1)
         self._look.path = path
         return said
@@ -304,55 +320,58 @@ class Content:
             named: The arguments.
             arguments: What stood for these then. Only objects are looked at again.
         """
-        look = self.begin()
+        look = self.begin(before.asked)
         look.used = dict(list(before.used.items())[: before.n_first])
         look.known = {(id(each.code), each.given): said for said, each in look.used.items()}
         self.objects()
-        names = set[str]()
-        for at in before.held.keys() | look.held.keys():
-            was, is_ = before.held.get(at), look.held.get(at)
-            if was != is_:
-                name = variable_of(at[1])
-                names |= differing(parts_told(name, was), parts_told(name, is_)) or {name}
+        names = {str(text) for text in differing(before.files, before.files_now(self._harmless))}
+        for at in differing(before.held, look.held):
+            name = (before.used.get(at[0]) or look.used[at[0]]).name_of(at[1])
+            was, is_ = (parts_told(name, each.held.get(at)) for each in (before, look))
+            names |= set(filter(is_name, differing(was, is_) or {name}))
         for name, was in arguments.items():
             if isinstance(was, dict) and "fields" in was and (is_ := self.argument(name, named[name])) != was:
                 names |= differing(parts_told(name, was), parts_told(name, is_))
         for each in [*before.used.values()][: before.n_first]:
             if not each.graph.unchanged():
                 now = Code(each.code, self._package, self._harmless, each.given).units
-                places = {at for at in each.units.keys() | now.keys() if each.units.get(at) != now.get(at)}
-                names |= {variable_of(str(at)).removesuffix(" is") for at in places}
+                names |= {
+                    each.name_of(at) for at in differing(each.units, now) if ":" in at and is_name(each.name_of(at))
+                }
         return sorted(names)
 
-    def parts_of(self, fn: FunctionType) -> tuple[dict[str, str], dict[str, Any]]:
+    def parts_of(self, fn: FunctionType) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the code that a function leads to, and by name the values that count beside it, as they are now.
 
-        These are globals and what packages hold, and variables of the environment.
+        These are globals and what packages hold, and variables of the environment. Files are no such values: people
+        edit them. Of the code there are all files, too, that any of the program's own modules lies in: what a value is
+        stands in one of them.
         """
-        look = self.begin()
-        self.code(fn)
-        self.objects()
-        code: dict[str, str] = {}
+        self.told(fn, {})
+        look = self._look
+        code: dict[str, Any] = {"files": sources_of(self._modules.is_own)}
         values: dict[str, Any] = {}
         names = set[str]()
         for known in look.used.values():
-            told = {str(place): digest for place, digest in known.units.items()}
-            code.update({place: digest for place, digest in told.items() if ":" not in place})
-            for place in sorted(each for each in told if ":" in each):
-                values.setdefault(variable_of(place).removesuffix(" is"), []).append(told[place])
+            for place, digest in sorted(known.units.items()):
+                if ":" in place and is_name(known.name_of(place)):
+                    values.setdefault(known.name_of(place), []).append(digest)
+                else:
+                    code[place] = digest
             for settings in known.settings.values():
                 values.update(settings)
             names.update(known.graph.words | known.graph.told if known.graph.reads_environment else ())
-        for (_, place), held in sorted(look.held.items()):
-            for name, each in parts_told(variable_of(place), held).items():
-                values.setdefault(name, []).append(each)
+        for (said, place), held in sorted(look.held.items()):
+            name = look.used[said].name_of(place)
+            for at, each in parts_told(name, held, files=False).items():
+                (values if is_name(at) else code).setdefault(at, []).append(each)
         return code, values | variables_under(names, self._counts_not)
 
     def _held(self, known: Code, place: str, value: Any) -> Any:
         """Return what an object that code names is made of now, as a key can hold it."""
-        if isinstance(value, PurePath) and (path := self._path(variable_of(place), value)) is not None:
+        if isinstance(value, PurePath) and (path := self._path(known.name_of(place), value)) is not None:
             return path
-        self._look.path, self._look.seen = variable_of(place), {}
+        self._look.path, self._look.seen = known.name_of(place), {}
         if not self._is_its_attributes(type(value)) and (told := self._tool(value)) is not None:
             return told
         if isinstance(value, threading.local) and type(value).__module__ == "_thread":
@@ -360,12 +379,12 @@ class Content:
             value = {name: each for name, each in vars(value).items() if name != "already_repring"}
         try:
             if type(value) is SourceText:
-                raise InvalidArgumentError(_SOURCE)
+                raise InvalidArgumentError(SOURCE_TEXT)
             text = read_request([self.plain(value)], urls="trust").text
         except InvalidArgumentError as error:
             if place in known.graph.asides:
                 return ["type", f"{type(value).__module__}.{type(value).__qualname__}"]
-            raise InvalidArgumentError(f"its code names `{variable_of(place)}`: {error}") from error
+            raise InvalidArgumentError(f"its code names `{known.name_of(place)}`: {error}") from error
         self._look.texts.append(text)
         return ["object", text]
 
@@ -377,13 +396,3 @@ def _caches() -> tuple[type, ...]:
     from lmstash.caches.responses.decorating import Calls
 
     return Responses, Calls
-
-
-def _texts(value: Any) -> Iterator[str | bytes]:
-    if isinstance(value, str | bytes):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from _texts([*value.keys(), *value.values()])
-    elif isinstance(value, list | tuple):
-        for each in value:
-            yield from _texts(each)

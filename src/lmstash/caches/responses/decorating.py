@@ -18,7 +18,6 @@ from lmstash.caches.responses.requests import ARGUMENTS, EXACT, NUMBERS
 from lmstash.caches.responses.sampling import is_row
 from lmstash.errors import InvalidArgumentError
 from lmstash.events import MissReason
-from lmstash.identity.keys import Key
 from lmstash.identity.owners import owner_of
 
 if TYPE_CHECKING:
@@ -165,8 +164,9 @@ class Calls:
         if names:
             self._cache.store.events.warn_once(
                 f"runs {self._name}",
-                "lmstash: %s, which the code of %s goes by, had new values in each of the last 3 runs, so that no call "
-                "of an earlier run was found again. Of what changes no answer, say harmless=%s",
+                "lmstash: %s, which the code of %s goes by, had new values in each of the last 3 runs, so that what "
+                "those kept was not found. If the program makes them anew each time and they change no answer, say "
+                "harmless=%s",
                 *(listed(names), self._name, names[:5]),
             )
 
@@ -178,18 +178,14 @@ class Calls:
         events = self._cache.store.events
         content = self._content
         try:
-            look = content.begin()
-            code = content.code(fn)
-            arguments = {name: content.argument(name, value) for name, value in named.items()}
-            objects: Any = content.objects()
-            code = Key({"code": code, "objects": objects}).hex if objects else code
+            code, arguments = content.told(fn, named)
             environment, files = content.environment(arguments), content.files(arguments)
         except Exception as error:  # objects may do anything when they are looked at
             events.warn_once(f"call {self._name}", "lmstash: calls of %s are not cached: %s", self._name, error)
             events.miss(KIND, b"", MissReason.UNSUPPORTED)
             return None
         rows = {name: value for name, value in named.items() if is_row(name, value)}
-        asked = _Asked(look, named, {**arguments})
+        asked = _Asked(content.last(), named, {**arguments})
         request = asked.request = {"function": self._name, "code": code, "arguments": arguments}
         if rows:  # apart, where no one takes a field of it for an argument of the model
             request["doc"] = {name: arguments.pop(name) for name in rows}

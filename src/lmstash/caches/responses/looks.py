@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from types import FunctionType
 from typing import Any
 
 from lmstash.caches.responses.package_settings import settings_of
 from lmstash.identity.keys import Key
+from lmstash.identity.only_added import is_addable
 from lmstash.identity.own_code import OwnCode
+from lmstash.identity.owners import defined_in
 
 
 class Code:
@@ -26,9 +29,25 @@ class Code:
                 self.settings[module.__name__] = found
                 self.graph.watch_names(vars(module), [*found])
         self.digest = Key({"code": self.units, "packages": self.graph.packages(), "settings": self.settings}).hex
+        self._defaults = _places_of_defaults(code)
         self.objects = {
-            place: value for place, value in self.graph.objects.items() if not _is_harmless(place, harmless)
+            place: value
+            for place, value in self.graph.objects.items()
+            if not _is_harmless(place, harmless) and self._defaults.get(place) not in harmless
         }
+
+    def only_adds(self, name: str, value: Any) -> bool:
+        """Return whether code of a class adds to what goes by a name in its objects, as one counts and collects."""
+        return name in self.graph.adds and is_addable(value)
+
+    def asks(self, name: str) -> bool:
+        """Return whether the code may ask any object for an attribute of this name."""
+        graph = self.graph
+        return graph.any_name or name in graph.asks or name in graph.words or name in graph.told
+
+    def name_of(self, place: str) -> str:
+        """Return what a place in code goes by there: a variable, an attribute, an argument."""
+        return self._defaults.get(place) or re.split("[:.]", place)[-1].rstrip("'").removesuffix(" is")
 
 
 @dataclasses.dataclass
@@ -44,10 +63,16 @@ class Look:
     used: dict[str, Code] = dataclasses.field(default_factory=dict)
     held: dict[tuple[str, str], Any] = dataclasses.field(default_factory=dict)
     n_first: int = 0
+    files: dict[Any, Any] = dataclasses.field(default_factory=dict)
+    """What the files hold that code names, by how it writes them."""
     known: dict[tuple[int, bool], str] = dataclasses.field(default_factory=dict)
+    added: set[str] = dataclasses.field(default_factory=set)
+    """Names of attributes of objects that were left out, since their classes only add to them."""
+    asked: frozenset[str] = frozenset()
+    """Those of such that other code of the call asks for, so that they count."""
     texts: list[bytes] = dataclasses.field(default_factory=list)
     words: set[str] = dataclasses.field(default_factory=set)
-    """Texts in fields of objects."""
+    """Texts among the arguments and in fields of objects, which may name folders."""
     marks: dict[int, int] = dataclasses.field(default_factory=dict)
     own: dict[int, bool] = dataclasses.field(default_factory=dict)
     path: str = ""
@@ -55,10 +80,27 @@ class Look:
     seen: dict[int, int] = dataclasses.field(default_factory=dict)
     """The objects that were met in what is being read."""
 
+    def files_now(self, harmless: frozenset[str]) -> dict[Any, Any]:
+        """Return what the files hold now that code names, by how it writes them."""
+        said: dict[Any, Any] = {}
+        for each in self.used.values():
+            said |= each.graph.files.say(harmless, sorted(self.words))
+        return said
 
-def variable_of(place: str) -> str:
-    """Return what a place in code goes by there."""
-    return re.split("[:.]", place)[-1].rstrip("'")
+
+def is_name(name: str) -> bool:
+    """Whether a place goes by what code calls it, so that it may be said to be harmless."""
+    return name.replace(".", "").isidentifier()
+
+
+def _places_of_defaults(code: Any) -> dict[str, str]:
+    """Return where objects lie that are the defaults of a function's arguments, and what these are called."""
+    if not isinstance(code, FunctionType):
+        return {}
+    first = code.__code__.co_argcount - len(code.__defaults__ or ())
+    names = code.__code__.co_varnames[first : code.__code__.co_argcount]
+    held = [*enumerate(names), *((each, each) for each in code.__kwdefaults__ or ())]
+    return {f"{defined_in(code)}.{code.__code__.co_qualname}({which})": name for which, name in held}
 
 
 def _is_harmless(place: Any, harmless: frozenset[str]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import json
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import GetSetDescriptorType, MemberDescriptorType
 from typing import Any, Final
 
@@ -14,6 +14,10 @@ from lmstash.errors import InvalidArgumentError
 _HOLD_NOTHING: tuple[Any, ...] = (abc.ABC, typing.Generic, typing.Protocol)
 """Python's own base classes that put nothing into an object; those of `collections.abc` are such, too."""
 _WORD_BYTES: Final = 8
+SOURCE_TEXT: Final = (
+    "what that reads of code, its comments and layout, is not looked at, so that such a call cannot be cached. Hand "
+    "the text over as an argument. If it changes no answer, name it in harmless="
+)
 FIELDS: Final = frozenset({"code of", "is", "fields"})
 """What stands for such an object: its class's name, its class's code, and its attributes."""
 
@@ -29,12 +33,22 @@ def is_its_attributes(kind: Any, is_own: Callable[[str], bool]) -> bool:
     return bool(bases) and all(is_own(str(base.__module__)) for base in bases) and all(map(_is_in_python, bases))
 
 
-def foreign_base(kind: Any, is_own: Callable[[str], bool]) -> str | None:
-    """Return the name of what somebody's own class is made of that is not; None for a class that is nobody's own."""
-    others = [base for base in _bases_of(kind) if not is_own(str(base.__module__))]
-    if not is_own(str(kind.__module__)) or not others:
-        return None
-    return f"{others[0].__module__}.{others[0].__qualname__}"
+def why_unread(kind: Any, path: str, is_own: Callable[[str], bool]) -> str:
+    """Return why an object cannot be read, and what to do.
+
+    Args:
+        kind: Its class.
+        path: What it goes by.
+        is_own: Says of a module by its name whether its code is read.
+    """
+    others = [base for base in _bases_of(kind) if not is_own(str(base.__module__))] if is_own(kind.__module__) else []
+    bases = [f", whose base class {each.__module__}.{each.__qualname__} may hold more," for each in others[:1]]
+    return (
+        f"{f'`{path}`: ' if '.' in path else ''}an object of {kind.__module__}.{kind.__qualname__}{''.join(bases)} has "
+        "no content that lmstash knows how to read. Give what it stands for: the text of a prompt, not its template, "
+        f"or an object of a class of your own that holds it. What is named in harmless=['{path}'] does not count at "
+        "all, so name there only what changes no answer (a client of the model that the cache is for, say)"
+    )
 
 
 def attributes_in(value: Any) -> Iterator[tuple[str, Any]]:
@@ -60,12 +74,13 @@ def attributes_in(value: Any) -> Iterator[tuple[str, Any]]:
         names.add(slot.__name__)
 
 
-def parts_told(name: str, said: Any) -> dict[str, list[Any]]:
+def parts_told(name: str, said: Any, *, files: bool = True) -> dict[str, list[Any]]:
     """Return what stands for a value apart by the names of what it lies in: `client`, `client.model`.
 
     Args:
         name: What the value goes by.
         said: What stands for it, or the same as the text of a record.
+        files: Whether to say what files hold that it names.
     """
     out: dict[str, list[Any]] = {}
     if isinstance(said, list) and said and said[0] == "object":
@@ -73,6 +88,7 @@ def parts_told(name: str, said: Any) -> dict[str, list[Any]]:
     todo = [(name, said)]
     while todo:
         place, each = todo.pop()
+        each = each if files else _without_files(each)
         held = out.setdefault(place, [])
         if isinstance(each, dict):
             names = each.keys() >= FIELDS and isinstance(each["fields"], dict)
@@ -87,7 +103,17 @@ def parts_told(name: str, said: Any) -> dict[str, list[Any]]:
     return out
 
 
-def differing(before: dict[str, list[Any]], after: dict[str, list[Any]]) -> set[str]:
+def _without_files(said: Any) -> Any:
+    """Return of a path only how it is written."""
+    if isinstance(said, dict) and said.keys() == {"$object"}:
+        return None
+    if isinstance(said, dict) and said.keys() == {"lmstash:is"} and str(said["lmstash:is"][0]).startswith("pathlib."):
+        return said["lmstash:is"][:2]
+    is_path = isinstance(said, list) and len(said) == 3 and said[0] in ("path", "folder")
+    return said[:2] if is_path else said
+
+
+def differing(before: Mapping[Any, Any], after: Mapping[Any, Any]) -> set[Any]:
     """Return the names of what differs."""
     return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
 
