@@ -282,6 +282,50 @@ def test_a_number_that_is_changed_between_calls_counts(place: str) -> None:
     assert lm.n_asked == 20
 
 
+BEGAN = {
+    "a seed that is counted up": ("self.s = 1", "self.s = {}", "self.s += 1; return 0", (1, 1000)),
+    "a flag": ("self.f = False", "self.f = bool({})", "self.f = True; return 0", (0, 1)),
+    "a number beside one that changes": (
+        "self.s = [0, 0]",
+        "self.s[0] = {}",
+        "self.s[1] += 1; return self.s[0]",
+        (1, 2),
+    ),
+}
+
+
+@pytest.mark.parametrize("how", BEGAN)
+def test_numbers_that_change_count_as_they_were_at_first(how: str, place: str) -> None:
+    begins, change, body, values = BEGAN[how]
+    source = f"class C:\n def __init__(self): {begins}\n def set(self): pass\n def ask(self): {body}"
+    for value, computed in ((values[0], 10), (values[0], 0), (values[1], 10), (values[0], 0)):
+        made = program("self.c.ask(); return question", source, "self.c = C()")
+        lm = made["Own"]()
+        exec(change.format(value).replace("self", "c"), {"c": lm.c})
+        assert evaluate(place, lm, Task(questions()), chunk_size=2)[1] == computed
+
+
+GROWING = {
+    "tokens": ("self.ids = []", "self.ids += [len(q)]; return str(len(self.ids))"),
+    "texts in a buffer": ("import io; self.b = io.StringIO()", "self.b.write(q); return self.b.getvalue()"),
+    "texts in a function": (
+        "self.f = remembering()", "return self.f(q)",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", GROWING)
+def test_a_history_in_an_object_is_noticed_whatever_it_is_kept_in(how: str, place: str) -> None:
+    begins, body = GROWING[how]
+    before = (
+        "def remembering():\n h = []\n def f(q):\n  h.append(q)\n  return ''.join(h)\n return f\n"
+        f"class C:\n def __init__(self): {begins}\n def ask(self, q): {body}"
+    )
+    for n_docs in (2, 10):
+        made = program("return self.c.ask(question)", before, "self.c = C()")
+        assert ask(place, made, questions(n_docs), chunk_size=2)[1] == n_docs
+
+
 UNTOLD = {
     "a pool": "import concurrent.futures; self.c.pool = concurrent.futures.ThreadPoolExecutor(1)",
     "a database": "import sqlite3; self.c.db = sqlite3.connect(':memory:')",

@@ -68,7 +68,7 @@ def tell_what_never_stays(
 def _key(lm: Any, parts: Mapping[str, bytes], harmless: frozenset[str]) -> bytes:
     # Its class's code, without the globals that this names.
     code = {name: data for name, data in parts.items() if name.startswith("code:") and ":" not in name[5:]}
-    said = {"what": f"{STATE} 4", "class": _name_of(lm), "code": {**code}, "harmless": sorted(harmless)}
+    said = {"what": f"{STATE} 5", "class": _name_of(lm), "code": {**code}, "harmless": sorted(harmless)}
     return Key(said).digest
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from lmstash.adapters.lm_eval.addresses import address_of_client, addresses_in_environment, is_client
 from lmstash.adapters.lm_eval.own_names import variables
 from lmstash.adapters.lmms_eval.declared import declared_arguments
+from lmstash.adapters.lmms_eval.describing import digest
 from lmstash.adapters.lmms_eval.growth import bare, grew
 from lmstash.adapters.lmms_eval.kept_changes import kept_changes, save_changes, tell_what_never_stays
 from lmstash.adapters.lmms_eval.reading import (
@@ -29,6 +30,7 @@ from lmstash.adapters.lmms_eval.reading import (
     read_parts,
 )
 from lmstash.adapters.lmms_eval.reading import stamp as stamp_of
+from lmstash.adapters.lmms_eval.remembering import is_among
 from lmstash.caches.responses.who import plain_url
 from lmstash.errors import UnsupportedModelError
 from lmstash.events import logger
@@ -222,8 +224,9 @@ class ModelObject:
         without, code = self._left_out(), self._among_state(_CODE)
         parts = {name: data for name, data in read.parts.items() if name not in without and not self._vouched(name)}
         numbers = {name: places for name, places in self._numbers().items() if name in parts}
-        parts |= {name: read.without_numbers(name, places) for name, places in numbers.items()}
         first = self._first or read
+        for name, places in numbers.items():
+            parts[name] = digest([read.without_numbers(name, places), first.began(name, places)])
         parts |= {name: first.parts[name] for name in code & first.parts.keys()}
         self._note_run(parts)
         kind = type(self._lm)
@@ -245,7 +248,7 @@ class ModelObject:
 
     def _note_run(self, parts: Mapping[str, bytes]) -> None:
         """Say, when this process first names it, what was another one in each of the last runs."""
-        if not self._has_noted:
+        if not self._has_noted and self._state is not None:  # else it is not known yet what counts
             self._has_noted = True
             values = {name: data for name, data in parts.items() if name.startswith("attribute:") or _is_global(name)}
             tell_what_never_stays(self._store, self._lm, self._name, parts, values)
@@ -300,7 +303,9 @@ class ModelObject:
             return False
         changed = _changed(before, now) - logs - self._left_out() - self._among_state(_CODE)
         numbers = self._numbers()
-        changed -= {name for name in numbers if (only := _numbers_changed(name, before, now)) and only <= numbers[name]}
+        for name, places in numbers.items():
+            only = _numbers_changed(name, before, now)
+            changed -= {name} if only and all(is_among(each, places) for each in only) else set()
         changed = {name for name in changed if not self._vouched(name)}
         own = before.histories(changed, now)
         if own:

@@ -19,7 +19,7 @@ from lmstash.adapters.lmms_eval.files_beside import files_of
 from lmstash.adapters.lmms_eval.growth import bare, countable, globals_of, same, values_of_classes
 from lmstash.adapters.lmms_eval.noted import Noted, name_of
 from lmstash.adapters.lmms_eval.pinned import harness_code
-from lmstash.adapters.lmms_eval.remembering import Remembered, holds_objects, remembered
+from lmstash.adapters.lmms_eval.remembering import Remembered, holds_objects, is_among, remembered
 from lmstash.caches.responses.hiding import SECRETS
 from lmstash.errors import UnsupportedModelError
 from lmstash.events import logger
@@ -79,6 +79,11 @@ class Parts:
         held = self.remembered.get(name)
         return digest([None if held is None else held.without(places), self.code.get(name)])
 
+    def began(self, name: str, places: Collection[str]) -> Component:
+        """Return the numbers at some places of an object that may be settings: what changes counts as it first was."""
+        held = self.remembered.get(name)
+        return None if held is None else {at: each for at, each in held.settings.items() if is_among(at, places)}
+
     @property
     def has_module(self) -> bool:
         """Whether a torch module computes the answers."""
@@ -123,6 +128,9 @@ class Parts:
                 continue
             elif not name.startswith(_OBJECTS) or (was or nothing).texts != (is_now or nothing).texts:
                 found += [name] if self.takes(name) else []
+            elif is_now is not None and self.takes(name):  # tokens of a conversation, say
+                grown = is_now.lists_grown_since(was or nothing)
+                found += [name] if any(self.reads(f"attribute:{each}") for each in grown) else []
         return found
 
 

@@ -11,12 +11,14 @@ import contextlib
 import datetime
 import enum
 import hashlib
+import io
 import itertools
 import numbers
 import os
 import random
 import re
 import sys
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import PurePath
 from types import BuiltinFunctionType, FunctionType
@@ -31,6 +33,8 @@ from lmstash.identity.describe import IMMUTABLE
 from lmstash.identity.encoding import Component, encode
 
 _NUMBERS = (numbers.Number, datetime.date, datetime.time, datetime.timedelta, datetime.tzinfo)
+_SMALL = 16.0
+"""Larger numbers that are not whole may be times."""
 _INDEX = re.compile(r"\[\d+\]")
 
 
@@ -51,16 +55,39 @@ class Remembered(NamedTuple):
     texts: bytes
     """Of all beside numbers, in its order."""
     numbers: Mapping[str, bytes]
-    """By where they lie: numbers, times, truth values and None; those of one container together."""
+    """By where they lie: numbers, times, truth values and None."""
+    settings: Mapping[str, Component]
+    """Those of them, themselves, that may be settings: no times."""
+    grown: Mapping[str, int]
+    """How many whole numbers there are in each list."""
 
     def without(self, places: Collection[str]) -> Component:
         """Return what is left but for the numbers at some places."""
-        return [self.texts, {place: each for place, each in self.numbers.items() if place not in places}]
+        return [self.texts, {place: each for place, each in self.numbers.items() if not is_among(place, places)}]
 
     def changed_since(self, before: Remembered) -> set[str]:
-        """Return the places of numbers that are others now, or that there were not before, or are no more."""
+        """Return the places of numbers that are others now; of a list that is longer or shorter all (`it.times[]`)."""
         places = self.numbers.keys() | before.numbers.keys()
-        return {place for place in places if self.numbers.get(place) != before.numbers.get(place)}
+        changed = {place for place in places if self.numbers.get(place) != before.numbers.get(place)}
+        lengths = [Counter(map(_list_of, each.numbers)) for each in (before, self)]
+        return {
+            place if lengths[0][_list_of(place)] == lengths[1][_list_of(place)] else _list_of(place)
+            for place in changed
+        }
+
+    def lists_grown_since(self, before: Remembered) -> set[str]:
+        """Return what lists of whole numbers go by that are longer now: they may be the tokens of a conversation."""
+        longer = {each for each, number in self.grown.items() if number > before.grown.get(each, 0)}
+        return {each.removesuffix("[]").rpartition(".")[2] for each in longer}
+
+
+def is_among(place: str, places: Collection[str]) -> bool:
+    """Whether the place of a number is one of some, or lies in one of them."""
+    return place in places or _list_of(place) in places
+
+
+def _list_of(place: str) -> str:
+    return _INDEX.sub("[]", place)
 
 
 def remembered(value: Any) -> Remembered:
@@ -69,9 +96,11 @@ def remembered(value: Any) -> Remembered:
     try:
         found.value(value, "")
         numbers = {place: _digest(each) for place, each in found.numbers.items()}
-        return Remembered(_digest(found.told), numbers)
+        settings = {place: each for place, each in found.numbers.items() if all(map(_may_be_set, each))}
+        whole = [_list_of(place) for place, each in found.numbers.items() if "[" in place and type(each[0]) is int]
+        return Remembered(_digest(found.told), numbers, {**settings}, Counter(whole))
     except Exception:  # then it is never the same
-        return Remembered(os.urandom(32), {})
+        return Remembered(os.urandom(32), {}, {}, {})
 
 
 class _Collected(LmDescriber):
@@ -90,7 +119,7 @@ class _Collected(LmDescriber):
             return None
         if kind in IMMUTABLE or isinstance(value, _NUMBERS):
             told: Any = value if kind in IMMUTABLE else [kind.__qualname__, repr(value)]
-            self.numbers.setdefault(_INDEX.sub("[]", path), []).append(told)
+            self.numbers.setdefault(path, []).append(told)
             return None
         if machinery_told(value) is not None:
             return None
@@ -98,6 +127,11 @@ class _Collected(LmDescriber):
             self.told.append(str(value))
         elif isinstance(value, FunctionType | BuiltinFunctionType | type):
             self.told.append(f"{value.__module__}.{value.__qualname__}")
+            for number, cell in enumerate(getattr(value, "__closure__", None) or ()):
+                with contextlib.suppress(ValueError):  # empty
+                    self.value(cell.cell_contents, f"{path}<{number}>")
+        elif isinstance(value, io.StringIO | io.BytesIO):
+            self.told.append([value.getvalue(), value.tell()])
         elif id(value) in self._seen:
             self.told.append(["seen", self._seen[id(value)]])
         elif _moves_on(value) or kind.__module__ == "numpy" or _is_tensor(value):
@@ -122,6 +156,11 @@ class _Collected(LmDescriber):
             counted.append(encode({**self.numbers}))
         self.told = [*told, *sorted(found)]
         self.numbers = {**numbers, path: [*numbers.get(path, []), *sorted(counted)]}
+
+
+def _may_be_set(number: Any) -> bool:
+    """Whether a number may be a setting, and no time."""
+    return isinstance(number, int | None) or (type(number) is float and abs(number) <= _SMALL)
 
 
 def _digest(value: Component) -> bytes:
