@@ -155,6 +155,18 @@ def test_equal_objects_are_one(responses: Responses, stash: Stash) -> None:
     assert stash.stats.hits == 2
 
 
+def test_which_member_of_a_set_another_attribute_is_counts(responses: Responses, stash: Stash) -> None:
+    source = (
+        "AT = {}\nclass C:\n def __init__(self, n): self.n = n\n def __hash__(self): return AT[self.n]\n"
+        "class D:\n def __init__(self, first):\n  AT.update(a=first == 'b', b=first == 'a')\n  a, b = C('a'), C('b')\n"
+        "  self.all, self.first = {a, b}, a if first == 'a' else b\ndef ask(d): return d.first.n\n"
+    )
+    program = made_program(source)
+    ask = responses.cached(harmless=["AT"])(program["ask"])
+    for first in "abab":
+        assert ask(program["D"](first)) == first
+
+
 def test_none_of_its_code_runs(responses: Responses, stash: Stash) -> None:
     program = made_program(
         "RUN = []\nclass C:\n def __getattr__(self, name): RUN.append(name)\n"

@@ -15,7 +15,7 @@ from typing import Any
 from lmstash.caches.between_runs import sources_of
 from lmstash.caches.responses.everyday import NAMESPACES, parts_of_everyday
 from lmstash.caches.responses.hiding import is_secret
-from lmstash.caches.responses.known import is_mark, parts_of_known, parts_of_tool
+from lmstash.caches.responses.known import answerers, is_mark, parts_of_known, parts_of_tool
 from lmstash.caches.responses.looks import Code, Look, is_name
 from lmstash.caches.responses.objects import (
     PATHS,
@@ -168,7 +168,7 @@ class Content:
                 raise InvalidArgumentError("it is a dict whose keys are texts and other things")
             return {_ITEMS: [[self.plain(key, depth - 1), self.plain(each, depth - 1)] for key, each in value.items()]}
         if kind is set or kind is frozenset:
-            return {_MARKS[kind]: sorted((self.plain(each, depth - 1) for each in value), key=encode)}
+            return {_MARKS[kind]: sorted((self._member(each, depth - 1) for each in value), key=encode)}
         if self._is_its_attributes(kind):
             return self._object(value, depth)
         if kind in NAMESPACES:
@@ -219,10 +219,19 @@ class Content:
         if is_mark(value):
             marks = self._look.marks  # which of them is which, and no more, is what they say
             return ["mark", type(value).__qualname__, marks.setdefault(id(value), len(marks))]
-        if type(value) in _caches():
+        if type(value) in answerers():
             cache: Any = value
             return ["answers of", cache.asker.who.look().hex]
         return parts_of_tool(value)
+
+    def _member(self, value: Any, depth: int) -> Any:
+        """Return what stands for a member of a set: these come in any order, so that no object may be counted there."""
+        look = self._look
+        before, look.seen = look.seen, {**look.seen}
+        try:
+            return self.plain(value, depth)
+        finally:
+            look.seen = before
 
     # --- objects of somebody's own classes ---------------------------------------------------------------------------
 
@@ -387,12 +396,3 @@ class Content:
             raise InvalidArgumentError(f"its code names `{known.name_of(place)}`: {error}") from error
         self._look.texts.append(text)
         return ["object", text]
-
-
-@functools.lru_cache(maxsize=1)
-def _caches() -> tuple[type, ...]:
-    """Return the classes of what answers for a model."""
-    from lmstash.caches.responses.cache import Responses
-    from lmstash.caches.responses.decorating import Calls
-
-    return Responses, Calls

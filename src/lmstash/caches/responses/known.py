@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import gc
 import hashlib
 import logging
@@ -139,3 +140,12 @@ _PARTS: dict[str, Callable[[Any], list[Any]]] = {
     "datasets.formatting.formatting.LazyBatch": _row,
 }
 """By the names of their classes."""
+
+
+@functools.lru_cache(maxsize=1)
+def answerers() -> tuple[type, ...]:
+    """Return the classes of what answers for a model."""
+    from lmstash.caches.responses.cache import Responses
+    from lmstash.caches.responses.decorating import Calls
+
+    return Responses, Calls
