@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import io
 import logging
 import re
 import sys
@@ -125,6 +126,8 @@ class Describer:
             return kind.__qualname__
         if kind is re.Pattern:
             return ["pattern", value.pattern, value.flags]
+        if kind in (io.StringIO, io.BytesIO):
+            return ["buffer", value.getvalue(), value.tell()]
         if kind is threading.Event:
             return ["Event", True] if value.is_set() else "Event"
         if isinstance(value, weakref.ref):

@@ -46,7 +46,7 @@ class Node:
     Attributes:
         kind: What it is, one of the kinds above.
         value: Of a constant itself; of a name, an attribute or a place to store in what it is called; of an operation
-            its sign; of a call the names of its last arguments.
+            its sign; of a call the names of its last arguments; of what only takes the instruction.
         parts: What it is made of; of a call the function and then its arguments.
         users: What is made of it.
         is_local: Whether a name is one of the code's own variables.
@@ -137,7 +137,7 @@ class _Reading:
                 self._stack[place].parts.append(added)
                 added.users.append(self._stack[place])
         elif step.opname.startswith(_POPPING):
-            Node(OTHER, None, self._pop_many(max(0, -_effect(step, jumps=False))))
+            Node(OTHER, step.opname, self._pop_many(max(0, -_effect(step, jumps=False))))
         elif step.opname not in _IDLE:
             self._unknown(step)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ class RememberingFirst(Client):
 SYSTEM = "sys"
 
 
-class Lazy(Own):
+class Asked(Own):
     def __init__(self, *, url: str = "a", file: str = "") -> None:
         super().__init__()
         self.url = url
@@ -66,12 +67,17 @@ class Lazy(Own):
         return self.client().ask(prompt)
 
     def client(self) -> Any:
+        raise NotImplementedError
+
+
+class Lazy(Asked):
+    def client(self) -> Any:
         if self._client is None:
             self._client = Client(SYSTEM)
         return self._client
 
 
-class Inline(Lazy):
+class Inline(Asked):
     def answer(self, prompt: str) -> str:
         if not self._client:
             system = SYSTEM
@@ -79,7 +85,7 @@ class Inline(Lazy):
         return self._client.ask(prompt)
 
 
-class SetUp(Lazy):
+class SetUp(Asked):
     def set_up(self) -> None:
         self._client = Client(SYSTEM)
 
@@ -96,7 +102,7 @@ class OfClass(Lazy):
         pass
 
 
-class Session(Lazy):
+class Session(Asked):
     def answer(self, prompt: str) -> str:
         if self._client is None:
             self._client = requests.Session()
@@ -113,21 +119,21 @@ class Property(Lazy):
         return self.one
 
 
-class OfFirst(Lazy):
+class OfFirst(Asked):
     def answer(self, prompt: str) -> str:
         if self._client is None:
             self._client = Client(prompt)
         return self._client.ask(prompt)
 
 
-class OfOptions(Lazy):
+class OfOptions(Asked):
     def answer(self, prompt: str) -> str:
         if self._client is None:
             self._client = {"first": prompt}
         return str(self._client)
 
 
-class OfEither(Lazy):
+class OfEither(Asked):
     def answer(self, prompt: str) -> str:
         if self._client is None:
             if "0" in prompt:
@@ -185,7 +191,85 @@ class HistoryProperty(Lazy):
         return " ".join(self.seen)
 
 
+class OfState(Asked):
+    def begin(self) -> None:
+        super().begin()
+        self.state: dict[str, str] = {}
+
+    def answer(self, prompt: str) -> str:
+        self.state["q"] = prompt
+        found = self.client().ask(prompt)
+        self.state.pop("q")
+        return found
+
+    def client(self) -> Client:
+        if self._client is None:
+            self._client = Client(self.state["q"])
+        return self._client
+
+
+class OfStateInline(OfState):
+    def answer(self, prompt: str) -> str:
+        self.state.update(q=prompt)
+        if self._client is None:
+            self._client = Client(self.state["q"])
+        self.state.clear()
+        return self._client.ask(prompt)
+
+    client = None  # type: ignore[assignment]
+
+
+STACK: list[str] = []
+
+
+class OfGlobal(Asked):
+    def answer(self, prompt: str) -> str:
+        STACK.append(prompt)
+        found = self.client().ask(prompt)
+        STACK.pop()
+        return found
+
+    def client(self) -> Client:
+        if self._client is None:
+            self._client = Client(STACK[-1])
+        return self._client
+
+
+class OfSet(OfNoted):
+    def answer(self, prompt: str) -> str:
+        setattr(self, "prompt", prompt)  # noqa: B010
+        found = self.client().ask(prompt)
+        setattr(self, "prompt", "")  # noqa: B010
+        return found
+
+
+class OfSeveral(Asked):
+    def small(self) -> Client:
+        if self._client is None:
+            self._client = Client("small")
+        return self._client
+
+    def big(self) -> Client:
+        if self._client is None:
+            self._client = Client("big")
+        return self._client
+
+    def answer(self, prompt: str) -> str:
+        return (self.big() if "0" in prompt else self.small()).ask(prompt)
+
+
+class OfChance(Asked):
+    def client(self) -> Client:
+        if self._client is None:
+            self._client = Client(str(random.random()))
+        return self._client
+
+
 FOLLOWING = [Lazy, Inline, SetUp, OfClass, Session, Property]
+NOTING = [
+    *(OfFirst, OfOptions, OfEither, OfNoted, Sticky, History, FirstOnly, HistoryProperty),
+    *(OfState, OfStateInline, OfGlobal, OfSet, OfSeveral),
+]
 DECLARED = [{}, {"model": "mine"}]
 
 
@@ -199,7 +283,7 @@ def test_what_is_made_when_it_is_needed_changes_nothing(stash, kind, options):
             assert lm.counts.hits == hits + more
 
 
-@pytest.mark.parametrize("kind", [OfFirst, OfOptions, OfEither, OfNoted, Sticky, History, FirstOnly, HistoryProperty])
+@pytest.mark.parametrize("kind", NOTING)
 @pytest.mark.parametrize("options", DECLARED, ids=["seen", "declared"])
 def test_what_takes_note_of_questions_is_not_kept(tmp_path, kind, options):
     import lmstash
@@ -212,6 +296,16 @@ def test_what_takes_note_of_questions_is_not_kept(tmp_path, kind, options):
             lm = CachedLM(kind(), stash, **options)
             assert lm.generate_until(asked) == kind().generate_until(asked)
             assert lm.counts.hits == 0
+
+
+def test_what_is_made_by_chance_is_not_taken_for_what_was_there(stash):
+    answers: list[list[str]] = []
+    for seed in range(2):
+        random.seed(seed)
+        lm = CachedLM(OfChance(), stash)
+        answers.append(lm.generate_until(generations(3)))
+        assert lm.counts.hits == 0
+    assert {*answers[0]}.isdisjoint(answers[1])
 
 
 def _set(lm: Any) -> None:

@@ -26,7 +26,7 @@ from weakref import WeakValueDictionary
 
 from lmstash.adapters.lm_eval.code_of import LmDescriber, code_of_model, described
 from lmstash.adapters.lm_eval.own_names import Followed
-from lmstash.adapters.lm_eval.stores import Stores, stores_in
+from lmstash.adapters.lm_eval.stores import Stores, changed_in_place, loaded_in, stores_in, takes_nothing_more
 from lmstash.identity.bytecode import names_in, parts_of
 from lmstash.identity.encoding import Component, encode
 from lmstash.identity.fingerprint import Fingerprint
@@ -35,6 +35,14 @@ from lmstash.identity.only_added import is_addable, used_in
 from lmstash.identity.owners import defined_in
 
 _CONSTRUCTORS = frozenset({"__init__", "__new__", "__post_init__"})
+_ANYTHING = frozenset({"setattr", "putenv", "__dict__"})
+"""By which code changes what it does not name."""
+_CHANCE = frozenset(
+    {
+        *("random", "randint", "randrange", "rand", "randn", "sample", "choice", "choices", "shuffle", "permutation"),
+        *("default_rng", "RandomState", "urandom", "secrets", "token_hex", "uuid4"),
+    }
+)
 
 
 class _Made(NamedTuple):
@@ -206,6 +214,8 @@ class _Following:
         for each in self._code.functions:  # it may go by what was noted of the question in between
             if each.__code__.co_name in (makers or {name}) and not of_question.isdisjoint(names_in(each.__code__)):
                 return False
+        if len(makers) > 1 or self._goes_by_more(name, makers or {name}):  # which of several, the question may decide
+            return False
         if is_property:
             return not makers
         for _, stores in self._named:
@@ -213,6 +223,17 @@ class _Following:
             if name in stores.tested or not guards <= makers | {""} or (name in stores.taken and not guards):
                 return False
         return bool(makers) and self.field(name)
+
+    def _goes_by_more(self, name: str, makers: set[str]) -> bool:
+        """Whether something may be made of what was changed in place for a question, or by chance."""
+        code = [each.__code__ for each in self._code.functions]
+        changes = [changed_in_place(each) for each in code if not takes_nothing_more(each)]
+        changed = {chain[0] for each in changes for chain in each if name not in chain}
+        if not changed.isdisjoint(_ANYTHING):
+            return True
+        making = [each for each in code if takes_nothing_more(each) or each.co_name in makers | _CONSTRUCTORS]
+        loaded = set[str]().union(*map(loaded_in, making))
+        return not loaded.isdisjoint(changed | _CHANCE)
 
     def field(self, name: str) -> bool:
         """Whether all that is put into attributes of a name follows from what counts."""

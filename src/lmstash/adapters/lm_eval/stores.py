@@ -10,8 +10,11 @@ from __future__ import annotations
 import dis
 import functools
 import inspect
+from collections.abc import Iterator
 from types import CodeType
 from typing import Any, NamedTuple
+
+from lmstash.identity.expressions import ATTRIBUTE, CALL, NAME, Node, code_within, expressions
 
 _IDLE = frozenset({"CACHE", "EXTENDED_ARG", "NOP", "PRECALL", "TO_BOOL", "NOT_TAKEN", "PUSH_NULL"})
 _LOADS = frozenset({"LOAD_ATTR", "LOAD_METHOD"})
@@ -20,6 +23,13 @@ _NEVER = frozenset({"MAKE_FUNCTION", "YIELD_VALUE", "SEND", "LOAD_CLOSURE", "LOA
 _SKIPS = ("IF_NOT_NONE", "IF_TRUE")
 """Ends the names of jumps over what is done where there is nothing."""
 _COMPARE = frozenset({"IS_OP", "COMPARE_OP", "CONTAINS_OP", "UNARY_NOT"})
+_CHANGING = frozenset(
+    {
+        *("append", "appendleft", "extend", "insert", "add", "update", "pop", "popleft", "popitem", "clear", "remove"),
+        *("discard", "setdefault", "push", "put", "put_nowait", "set", "reset", "write", "__setitem__", "__delitem__"),
+    }
+)
+"""Methods that change what they are called on."""
 _TAKES_MORE = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS | inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 
 
@@ -45,7 +55,7 @@ def stores_in(code: CodeType) -> Stores:
     """Return what a function's code puts into which attributes."""
     made, by_question, touched, tested, taken = (set[str]() for _ in range(5))
     guards = set[tuple[str, str]]()
-    alone = _takes_nothing_more(code)
+    alone = takes_nothing_more(code)
     steps = [each for each in dis.get_instructions(code) if each.opname not in _IDLE]
     for place, step in enumerate(steps if code.co_name not in _CONSTRUCTORS else ()):
         name = str(step.argval)
@@ -77,11 +87,49 @@ def stores_in(code: CodeType) -> Stores:
     return Stores(*map(frozenset, found))
 
 
+@functools.lru_cache(maxsize=4096)
+def changed_in_place(code: CodeType) -> frozenset[tuple[str, ...]]:
+    """Return what code changes without storing it, by what that goes by: `self.state["q"] = q`, `STACK.append(q)`.
+
+    Names come with those of what they were asked of; `setattr` stands for whatever it changes.
+    """
+    found = set[tuple[str, ...]]()
+    for inner in code_within(code):
+        for node in expressions(inner):
+            if node.kind not in (NAME, ATTRIBUTE):
+                continue
+            put = any(user.value in ("STORE_SUBSCR", "DELETE_SUBSCR") and user.parts[1] is node for user in node.users)
+            called = any(
+                user.kind == ATTRIBUTE and user.name in _CHANGING and any(each.kind == CALL for each in user.users)
+                for user in node.users
+            )
+            if put or called or node.name in ("setattr", "putenv", "__dict__"):
+                found.add(tuple(_chain(node)))
+    return frozenset(found)
+
+
+def _chain(node: Node) -> Iterator[str]:
+    """Yield the name of a value, and those of what it was asked of."""
+    while node.kind in (NAME, ATTRIBUTE):
+        yield node.name
+        if node.kind == NAME:
+            return
+        node = node.parts[0]
+
+
+@functools.lru_cache(maxsize=4096)
+def loaded_in(code: CodeType) -> frozenset[str]:
+    """Return the names of variables and attributes that code loads."""
+    nodes = (node for inner in code_within(code) for node in expressions(inner))
+    return frozenset(node.name for node in nodes if node.kind in (NAME, ATTRIBUTE))
+
+
 def _first_of(code: CodeType) -> str | None:
     return code.co_varnames[0] if code.co_argcount else None
 
 
-def _takes_nothing_more(code: CodeType) -> bool:
+def takes_nothing_more(code: CodeType) -> bool:
+    """Return whether a function is given nothing but its object."""
     n_arguments = code.co_argcount + code.co_kwonlyargcount
     return n_arguments == 1 and not code.co_flags & _TAKES_MORE and {"__class__"}.issuperset(code.co_freevars)
 

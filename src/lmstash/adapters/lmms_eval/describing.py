@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import hashlib
-import io
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
@@ -151,8 +150,6 @@ class LmDescriber(Describer):
             return ["path", str(value)]
         if (running := machinery_told(value)) is not None:
             return ["running", *[super(LmDescriber, self).value(each, path) for each in running]]
-        if kind in (io.StringIO, io.BytesIO):
-            return ["buffer", value.getvalue(), value.tell()]
         if is_number(value):
             return ["number", type(value).__qualname__, repr(value)]
         if is_tokenizer(value):
