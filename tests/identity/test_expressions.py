@@ -64,7 +64,7 @@ def written(node: Node) -> str:
 
 
 ALSO = {
-    "f(*a)": {"f(other(), a)", "f(a)"},
+    "f(*a)": {"f(other(other(), a))", "f(other(a))"},
     "a = b = f(c)": {"a = f(c)", "b = f(c)"},
     "a.b = c / 'd'": {"b = c / 'd'"},
     "a += b.c": {"a = a += b.c"},

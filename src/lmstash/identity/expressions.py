@@ -17,6 +17,8 @@ from typing import Any
 CONST, NAME, ATTRIBUTE, CALL, OPERATION, TEXT, ITEM, EITHER, STORED, OTHER = (
     *("const", "name", "attribute", "call", "operation", "text", "item", "either", "stored", "other"),
 )
+STARRED = "*"
+"""The value of what stands for the arguments that a container holds: `f(*names)`."""
 _METHODS_LAST = sys.version_info < (3, 13)
 """Whether what a call is bound to lies below the function, and not above it."""
 _IDLE = frozenset(
@@ -237,7 +239,7 @@ class _Reading:
             function = self._pop()
         elif self._stack and self._stack[-1] is _NULL:
             self._pop()
-        self._push(CALL, (), [function, *given])
+        self._push(CALL, (), [function, *(Node(OTHER, STARRED, [each]) for each in given)])
 
     def _operate(self, step: dis.Instruction) -> None:
         right, left = self._pop(), self._pop()

@@ -30,6 +30,7 @@ _LONGEST, _MOST = 512, 64
 """What holds more texts that look like paths is data, not settings, and a look at each would cost more than a hit."""
 _MOST_PATHS, _DEEP = 64, 6
 """That one expression may stand for, and through how many names."""
+_WILD = re.compile(r"[*?\[].*")
 _PATH = re.compile(r"[^\n]*(?:\.[A-Za-z]\w{0,10}|/[^\n]*)", re.ASCII)
 
 
@@ -164,7 +165,8 @@ class FilesInCode:
         for each in self._paths:
             if each.stored_as and each.use == READ:
                 continue
-            for path in islice(self._resolved(each.parts, _DEEP), _MOST_PATHS):
+            for text in islice(self._resolved(each.parts, _DEEP), _MOST_PATHS):
+                path = _WILD.sub(ANY, text) if each.opens == FOLDER else text  # of `glob`
                 begun, _, _ = path.partition(ANY)
                 if each.use == WRITTEN:
                     written.add(begun.partition("/")[0])
@@ -176,7 +178,7 @@ class FilesInCode:
                     folder, _, _ = begun.rpartition("/")
                     if each.opens or may_be_path(path.replace(ANY, "")):
                         texts.add(folder or path)
-                elif may_be_path(path) or (each.opens and 0 < len(path) <= _LONGEST):
+                elif may_be_path(path) or (each.opens and 0 < len(path) <= _LONGEST and _says(path, each.opens)):
                     texts.add(path)
         for name, values in self._values.items():
             if not self.only_written(name):
@@ -240,6 +242,11 @@ class FilesInCode:
         tail = path.lstrip("/")  # of `f"{HERE}/prompts/a.txt"`
         beside = [os.path.normpath(os.path.join(each, tail)) for each in sorted(self._folders)] if tail else []
         return [*dict.fromkeys([os.path.abspath(path), *beside])]
+
+
+def _says(path: str, opens: str) -> bool:
+    """Whether a path is more than that of the working folder, or that one's files are asked for."""
+    return opens == FOLDER or bool(path.strip("./"))
 
 
 def may_be_path(text: str) -> bool:

@@ -7,7 +7,19 @@ from collections.abc import Iterator
 from itertools import product
 from typing import NamedTuple
 
-from lmstash.identity.expressions import ATTRIBUTE, CALL, CONST, EITHER, ITEM, NAME, OPERATION, OTHER, TEXT, Node
+from lmstash.identity.expressions import (
+    ATTRIBUTE,
+    CALL,
+    CONST,
+    EITHER,
+    ITEM,
+    NAME,
+    OPERATION,
+    OTHER,
+    STARRED,
+    TEXT,
+    Node,
+)
 
 _JOINERS = frozenset({"join", "joinpath", "Path", "PurePath", "PosixPath", "PurePosixPath", "WindowsPath"})
 _SAME = frozenset(
@@ -20,6 +32,7 @@ _SAME = frozenset(
 _OF_THEMSELVES = frozenset({"strip", "rstrip", "resolve"})
 """Methods that are never functions which are given a path."""
 _OF_TEXTS = frozenset({"format", "replace"})
+_HERE = frozenset({"getcwd", "cwd"})
 _NAMING = frozenset({"with_name", "with_suffix", "with_stem"})
 _RESOURCES = frozenset({"read_text", "read_binary", "open_text", "open_binary", "path", "contents", "get_data"})
 METHODS = _SAME | _OF_TEXTS | _NAMING | {"joinpath"}
@@ -59,10 +72,10 @@ def is_made(node: Node) -> bool:
         return node.parts[0].name == "parents"
     name = called(node)
     if name == "join":  # of paths, not of a list
-        return len(node.parts) > 2 or _listed(node) is not None
+        return len(node.parts) > 2 or _listed(node) is not None or _is_starred(node.parts[-1])
     if name in _RESOURCES:
         return len(node.arguments) > 1 and _package_of(node) is not None
-    return name in _JOINERS | _SAME | _OF_TEXTS | _NAMING | {"dirname", "files"}
+    return name in _JOINERS | _SAME | _OF_TEXTS | _NAMING | _HERE | {"dirname", "files"}
 
 
 def goes_on(node: Node, user: Node) -> bool:
@@ -107,6 +120,8 @@ class Paths:
             if node.name == "sep":
                 return [("/",)]
             return _with(of(node.parts[0]), "/..") if node.name == "parent" else [(Hole(node.name),)]
+        if _is_starred(node):
+            return [(Hole(), "/", Hole())]
         if not is_made(node):
             return _UNKNOWN
         if node.kind == EITHER:
@@ -132,6 +147,8 @@ class Paths:
             return _joined([[(Hole(f"{package}:package"),)], *map(of, given[1:])], "/")
         if name == "files":
             return [(Hole("__file__"), "/..")] if given and given[0].name in ("__package__", "__name__") else _UNKNOWN
+        if name in _HERE:
+            return [(".",)]
         if name == "dirname":
             return _with(of(given[0]), "/..") if given else _UNKNOWN
         if name == "format" and base:
@@ -171,6 +188,10 @@ class Paths:
                 pieces.append([(part[end:],)])
             found += _joined(pieces, "")
         return found[:_MOST]
+
+
+def _is_starred(node: Node) -> bool:
+    return node.kind == OTHER and node.value == STARRED
 
 
 def _listed(node: Node) -> list[Node] | None:

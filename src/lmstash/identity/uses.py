@@ -26,10 +26,10 @@ _WRITERS = frozenset(
     }
 )
 """What only writes to the files that it is given."""
-_FILES = frozenset({"open", "read_text", "read_bytes", "read_csv", "load", "fromfile", "genfromtxt", "loadtxt"})
-_FOLDERS = frozenset(
-    {"listdir", "scandir", "walk", "glob", "iglob", "rglob", "iterdir", "FileSystemLoader", "fwalk", "chdir"}
+_FILES = frozenset(
+    {"open", "read_text", "read_bytes", "read_csv", "load", "fromfile", "genfromtxt", "loadtxt", "chdir"}
 )
+_FOLDERS = frozenset({"listdir", "scandir", "walk", "glob", "iglob", "rglob", "iterdir", "FileSystemLoader", "fwalk"})
 """What takes a text for the path of a file, or of a folder, whatever it looks like; also methods of a `Path`."""
 _CHAINED = 4
 _WRITE = re.compile(r"[wax][bt]?|[bt][wax]")

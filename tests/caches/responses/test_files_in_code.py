@@ -128,6 +128,28 @@ READ = {
         "",
         "here = os.getcwd(); os.chdir('sub'); text = open('p.txt').read(); os.chdir(here); return text",
     ),
+    "a pattern": ("import glob", "return ''.join(open(each).read() for each in sorted(glob.glob('sub/p*.txt')))"),
+    "a pattern, joined": (
+        "import glob\nD = 'sub'",
+        "return ''.join(open(each).read() for each in glob.glob(os.path.join(D, 'p*')))",
+    ),
+    "of an object that is called": (
+        "from functools import partial\ndef text(d, name): return open(os.path.join(d, name)).read()\n"
+        "P = partial(text, 'sub')",
+        "return P('p.txt')",
+    ),
+    "in the working folder, by name": ("", "return open(os.path.join(os.getcwd(), 'sub', question + '.txt')).read()"),
+    "in the working folder, as a path": ("", "return (Path.cwd() / 'sub' / f'{question}.txt').read_text()"),
+    "of a list of parts": ("PARTS = ['sub', 'p.txt']", "return open(os.path.join(*PARTS)).read()"),
+    "of a variable of the environment": (
+        "os.environ['LMSTASH_TEST_D'] = 'sub'",
+        "return open(os.path.join(os.environ['LMSTASH_TEST_D'], 'p.txt')).read()",
+    ),
+    "in a class's folder": (
+        "class S:\n def __init__(self, d): self.d = d\n def get(self, n): return open(f'{self.d}/{n}.txt').read()\n"
+        "store = S('sub')",
+        "return store.get('p')",
+    ),
     "both written and read": ("", "text = open('p.txt').read(); open('p.txt', 'a').close(); return text"),
 }
 WRITTEN = {

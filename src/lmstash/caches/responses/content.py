@@ -44,6 +44,7 @@ from lmstash.identity.words import SourceText, texts_within, variables_under, wo
 
 _PLAIN = (type(None), bool, int, float, str, bytes)
 _MOST_NESTED = 100
+_LONGEST_PATH = 256
 _MOST_KNOWN = 1000
 _ITEMS = "lmstash:items"
 _MARKS: dict[Any, str] = {set: "lmstash:set", frozenset: "lmstash:frozenset"}
@@ -134,13 +135,12 @@ class Content:
         """Whether a variable of the environment is a secret, or said to change no answer."""
         return is_secret(variable) or variable in self._harmless
 
-    def files(self, arguments: Any) -> str | None:
+    def files(self) -> str | None:
         """Return a digest of what the files hold that texts in the code of a call name; None for none.
 
         Its arguments, and fields of objects, may name folders that these lie in.
         """
         look = self._look
-        look.words.update(each for each in texts_within(arguments) if isinstance(each, str))
         look.files = look.files_now(self._harmless)
         return Key({"files": look.files}).hex if look.files else None
 
@@ -152,6 +152,8 @@ class Content:
         """
         kind: Any = type(value)
         if kind in _PLAIN:
+            if kind is str and len(value) < _LONGEST_PATH:
+                self._look.words.add(value)
             return value
         if value is self._model:
             return {_IS: ["the model"]}
@@ -264,7 +266,6 @@ class Content:
         """Return what stands for a field of an object."""
         path = self._path(name, value) if isinstance(value, PurePath) else None
         if type(value) is str:
-            self._look.words.add(value)
             behind = set[str]().union(*[each.graph.files.joined_behind(name) for each in self._look.used.values()])
             if behind and os.path.isdir(value):
                 path = ["folder", *read_under(PurePath(value), behind)]

@@ -179,7 +179,7 @@ class Calls:
         content = self._content
         try:
             code, arguments = content.told(fn, named)
-            environment, files = content.environment(arguments), content.files(arguments)
+            environment, files = content.environment(arguments), content.files()
         except Exception as error:  # objects may do anything when they are looked at
             events.warn_once(f"call {self._name}", "lmstash: calls of %s are not cached: %s", self._name, error)
             events.miss(KIND, b"", MissReason.UNSUPPORTED)

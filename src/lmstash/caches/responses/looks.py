@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from types import FunctionType
 from typing import Any
@@ -84,7 +85,11 @@ class Look:
         """Return what the files hold now that code names, by how it writes them."""
         said: dict[Any, Any] = {}
         for each in self.used.values():
-            said |= each.graph.files.say(harmless, sorted(self.words))
+            graph = each.graph
+            words = self.words | (
+                {os.environ.get(word, "") for word in graph.words} if graph.reads_environment else set()
+            )
+            said |= graph.files.say(harmless, sorted(words))
         return said
 
 
