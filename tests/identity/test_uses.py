@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -135,3 +136,19 @@ def test_what_goes_back_into_a_variable_ends():
         return [open(each) for each in names]
 
     assert said(code)["<HERE>/out"] == {(WRITTEN, "")}
+
+
+def test_parents_that_are_no_path_s_are_just_a_variable():
+    def code(parents: Any) -> Any:
+        return parents[0], open(parents[1])
+
+    assert (READ, FILE) in said(code)["<>"]
+
+
+def test_variables_that_are_made_of_each_other_take_no_time():
+    made: dict[str, Any] = {}
+    exec("def code(x, h):\n" + " a = x + h\n h = h + a\n x = x + h\n" * 60 + " return x", made)
+    began = time.perf_counter()
+    uses_of(made["code"].__code__, of_locals=True)
+    paths_in(made["code"].__code__)
+    assert time.perf_counter() - began < 5

@@ -69,7 +69,7 @@ def is_made(node: Node) -> bool:
     if node.kind in (OPERATION, TEXT, EITHER):
         return node.kind != OPERATION or str(node.value).strip("=") in ("/", "+", "%")
     if node.kind == ITEM:
-        return node.parts[0].name == "parents"
+        return node.parts[0].kind == ATTRIBUTE and node.parts[0].name == "parents"
     name = called(node)
     if name == "join":  # of paths, not of a list
         return len(node.parts) > 2 or _listed(node) is not None or _is_starred(node.parts[-1])

@@ -31,7 +31,7 @@ _FILES = frozenset(
 )
 _FOLDERS = frozenset({"listdir", "scandir", "walk", "glob", "iglob", "rglob", "iterdir", "FileSystemLoader", "fwalk"})
 """What takes a text for the path of a file, or of a folder, whatever it looks like; also methods of a `Path`."""
-_CHAINED = 4
+_CHAINED, _MANY = 4, 200
 _WRITE = re.compile(r"[wax][bt]?|[bt][wax]")
 
 
@@ -138,6 +138,8 @@ def _use_of(code: CodeType, node: Node, within: frozenset[str] = frozenset()) ->
         node: The value.
         within: Local variables whose uses are being looked at: what goes back into one is nothing else.
     """
+    if len(within) > 1 and len(expressions(code)) > _MANY:  # variables made of each other: each way would be gone
+        return READ
     todo, seen, ends = [node], set[int](), 0
     while todo:
         each = todo.pop()
