@@ -104,7 +104,7 @@ def test_paths_are_told_as_far_as_an_expression_says_them():
     file = "<__file__>"
     assert {text for text, uses in said(code).items() if (READ, FILE) in uses} == {
         *("<HERE>/a/<n>_<n>.txt", "<d>/<n>.txt", "b/<>.md", "c/<n>/<n>", "<d>/<n>", "e/<n>", "<>"),
-        *(f"{file}/../g", f"{file}/../../../h", "<d>/i/j/<n>/../<>", "l", "m<d>", "o/<>", "<pk.q:package>/r"),
+        *(f"{file}/../g", f"{file}/../../../h", "<d>/i/j/<n>/../<>", "l", "m<d>", "o/<n>.txt", "<pk.q:package>/r"),
         *("<folder>", "<FORMAT>"),
     }
 

@@ -47,6 +47,7 @@ class FilesInCode:
         """Where paths may begin."""
         self._words: set[str] = set()
         """Texts that may be the name of a folder."""
+        self._named: list[str] = []
         self._any_name = False
         self._found: tuple[str, list[tuple[str, list[str]]], list[str]] | None = None
 
@@ -56,7 +57,7 @@ class FilesInCode:
         file = os.path.abspath(code.co_filename)
         self._folders.add(os.path.dirname(file))
         for each in paths_in(code):
-            parts = tuple(file if isinstance(part, Hole) and part.name == "__file__" else part for part in each.parts)
+            parts = tuple(_said_by(part, file, function.__globals__) for part in each.parts)
             self._paths[each._replace(parts=parts)] = None
             self._words.update(part for part in parts if isinstance(part, str) and 0 < len(part) <= _LONGEST)
             if each.stored_as:
@@ -94,6 +95,11 @@ class FilesInCode:
         uses = self._uses.get(name)
         return bool(uses) and READ not in uses and name not in self._words
 
+    @property
+    def folders(self) -> list[str]:
+        """The texts that name folders, as of when `say` was called last."""
+        return self._named
+
     def goes_by(self, name: str) -> bool:
         """Return whether code names something."""
         return name in self._uses
@@ -130,13 +136,14 @@ class FilesInCode:
             self._found = here, [(text, self._at(text)) for text in places], behind
         paths = self._found[1]
         if self._found[2] and also:
-            given = [each for each in dict.fromkeys(also) if len(each) <= _LONGEST and self._is_folder(each)]
-            paths = [*paths, *((text, self._at(text)) for text in self._behind_words(given, self._found[2]))]
+            given = [each for each in dict.fromkeys(also) if len(each) <= _LONGEST and self._is_there(each)]
+            beside = self._behind_words(given, self._found[2])
+            paths = [*paths, *((text, self._at(text)) for text in sorted(beside))]
         for text, places in paths:
-            look = files_like if ANY in text else held_at
-            held = [each for place in places if (each := look(place)) is not None] if text not in without else []
+            look, said = files_like if ANY in text else held_at, text.replace(ANY, "*")
+            held = [each for place in places if (each := look(place)) is not None] if said not in without else []
             if held:
-                found[text.replace(ANY, "*")] = held
+                found[said] = held
         return found
 
     # --- what paths there are ----------------------------------------------------------------------------------------
@@ -174,6 +181,9 @@ class FilesInCode:
                     rest = path.lstrip(ANY)
                     if rest[:1] == "/" or (not rest and each.opens == FOLDER):
                         behind.add(rest)
+                    elif rest and (each.opens or may_be_path(f"a{rest}".replace(ANY, ""))):  # `open(f"{name}.txt")`
+                        behind.add(rest)
+                        texts.add(f"{ANY}{rest}".partition("/")[0])
                 elif ANY in path:
                     folder, _, _ = begun.rpartition("/")
                     if each.opens or may_be_path(path.replace(ANY, "")):
@@ -184,8 +194,8 @@ class FilesInCode:
             if not self.only_written(name):
                 for value in values:
                     texts.update(self._led_to(name, value))
-        words = [each for each in sorted(self._words - written) if self._is_folder(each)]
-        texts |= self._behind_words(words, behind)
+        self._named = sorted(each for each in self._words - written if self._is_folder(each))
+        texts |= self._behind_words(self._named, behind)
         return sorted(texts), sorted(behind)
 
     def _resolved(self, parts: Parts, depth: int) -> Iterator[str]:
@@ -230,8 +240,15 @@ class FilesInCode:
         for word in words:
             for rest in behind:
                 begun, is_any, _ = rest.partition(ANY)
-                found.add(word + (begun.rpartition("/")[0] if is_any else begun))
+                behind_it = begun.rpartition("/")[0] if is_any else begun
+                found.add(os.path.normpath(word + behind_it))
+                if not rest.startswith("/"):  # `base + ".ann"`, where that was split from it
+                    found.add(os.path.normpath(os.path.splitext(word)[0] + behind_it))
         return found
+
+    def _is_there(self, text: str) -> bool:
+        """Whether a text names a file or a folder."""
+        return bool(text.strip("./ \t\n")) and "\n" not in text and any(map(os.path.exists, self._at(text)))
 
     def _is_folder(self, text: str) -> bool:
         return bool(text.strip("./ \t\n")) and "\n" not in text and any(map(os.path.isdir, self._at(text)))
@@ -242,6 +259,19 @@ class FilesInCode:
         tail = path.lstrip("/")  # of `f"{HERE}/prompts/a.txt"`
         beside = [os.path.normpath(os.path.join(each, tail)) for each in sorted(self._folders)] if tail else []
         return [*dict.fromkeys([os.path.abspath(path), *beside])]
+
+
+def _said_by(part: str | Hole, file: str, table: Mapping[str, Any]) -> str | Hole:
+    """Return a part of a path with what the code's own place, and modules that it names, say of it."""
+    if not isinstance(part, Hole):
+        return part
+    if part.name == "__file__":
+        return file
+    name, is_module, _ = part.name.partition(":module")
+    module = table.get(name) if is_module else None
+    place = getattr(module, "__file__", None)
+    folders = [*getattr(module, "__path__", ())] or ([os.path.dirname(place)] if isinstance(place, str) else [])
+    return str(folders[0]) if folders else part
 
 
 def _says(path: str, opens: str) -> bool:

@@ -16,8 +16,11 @@ ANY = "\0"
 _READ_BYTES = 64 << 20
 """Larger files count by their size and when they were written."""
 _MOST_FILES, _MOST_ENTRIES = 256, 512
-_DEEP = 4
-_NOT_READ = frozenset({"__pycache__", ".git"})
+_DEEP, _DEEPEST = 4, 32
+_MOST_STAMPS = 4096
+_NOT_READ = frozenset(
+    {"__pycache__", ".git", ".venv", "venv", "node_modules", ".mypy_cache", ".ruff_cache", ".pytest_cache"}
+)
 _OF_STORES = frozenset({"stash.json", "segments"})
 """What lies in the folder of a store, which says nothing."""
 
@@ -25,7 +28,8 @@ _OF_STORES = frozenset({"stash.json", "segments"})
 def held_at(path: str) -> Component:
     """Return what stands for what lies at a path; None where nothing does.
 
-    Of a folder with more than 256 files it is only how many and when that last changed.
+    Of a folder with more than 256 files, or deep ones, these count by size and when they were written. Of one with more
+    than 4,096 nobody can tell in the time of a hit what changed: then it is never the same.
     """
     try:
         status = os.stat(path)
@@ -33,15 +37,29 @@ def held_at(path: str) -> Component:
         return None
     if stat.S_ISDIR(status.st_mode):
         files = files_within(path)
-        return ["folder", status.st_mtime_ns] if files is None else ["folder", files]
+        return ["folder", _stamps_within(path) if files is None else files]
     return _held_in(path, status)
+
+
+def _stamps_within(folder: str) -> Component:
+    """Return sizes and times of the files in a folder. Costs some 3 us a file."""
+    found: dict[Component, Component] = {}
+    try:
+        for path, status in _walk(folder, _DEEPEST, _MOST_STAMPS):
+            if len(found) >= _MOST_STAMPS:
+                raise _TooMuchError
+            found[os.path.relpath(path, folder)] = [status.st_size, status.st_mtime_ns]
+    except (OSError, _TooMuchError):
+        return os.urandom(16)
+    return found
 
 
 def files_within(folder: str) -> dict[Component, Component] | None:
     """Return what the files hold that lie in a folder and the folders within it, by their paths from it.
 
-    The folders of stores, of git and of compiled Python are left out. None where there are more than 256 files, or
-    folders within folders four deep, or it cannot be read. Costs some 5 us a file, and reading it once.
+    The folders of stores, of git, of compiled Python, of environments and of tools' caches are left out. None where
+    there are more than 256 files, or folders within folders four deep, or it cannot be read. Costs some 5 us a file,
+    and reading it once.
     """
     found: dict[Component, Component] = {}
     try:
@@ -70,7 +88,7 @@ def files_like(path: str) -> Component:
     for each in names[: _MOST_FILES + 1]:
         held = content_of(os.path.join(folder, each))
         found.update({each: held} if held is not None else {})
-    return ["many", len(names)] if len(found) > _MOST_FILES else found or None
+    return os.urandom(16) if len(found) > _MOST_FILES else found or None
 
 
 def content_of(path: str) -> Component:
@@ -97,10 +115,10 @@ class _TooMuchError(Exception):
     """A folder holds more than is read."""
 
 
-def _walk(folder: str, depth: int) -> Iterator[tuple[str, os.stat_result]]:
+def _walk(folder: str, depth: int, most: int = _MOST_ENTRIES) -> Iterator[tuple[str, os.stat_result]]:
     with os.scandir(folder) as found:
-        entries = sorted(islice(found, _MOST_ENTRIES + 1), key=lambda each: each.name)
-    if len(entries) > _MOST_ENTRIES:
+        entries = sorted(islice(found, most + 1), key=lambda each: each.name)
+    if len(entries) > most:
         raise _TooMuchError
     if {each.name for each in entries} >= _OF_STORES:
         return
@@ -111,4 +129,4 @@ def _walk(folder: str, depth: int) -> Iterator[tuple[str, os.stat_result]]:
         elif each.name not in _NOT_READ:
             if depth <= 1:
                 raise _TooMuchError
-            yield from _walk(each.path, depth - 1)
+            yield from _walk(each.path, depth - 1, most)

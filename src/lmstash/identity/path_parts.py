@@ -32,7 +32,8 @@ _SAME = frozenset(
 _OF_THEMSELVES = frozenset({"strip", "rstrip", "resolve"})
 """Methods that are never functions which are given a path."""
 _OF_TEXTS = frozenset({"format", "replace"})
-_HERE = frozenset({"getcwd", "cwd"})
+_PLACES = {"getcwd": ".", "cwd": ".", "home": "~"}
+"""Of functions of the system: where they lead."""
 _NAMING = frozenset({"with_name", "with_suffix", "with_stem"})
 _RESOURCES = frozenset({"read_text", "read_binary", "open_text", "open_binary", "path", "contents", "get_data"})
 METHODS = _SAME | _OF_TEXTS | _NAMING | {"joinpath"}
@@ -69,13 +70,13 @@ def is_made(node: Node) -> bool:
     if node.kind in (OPERATION, TEXT, EITHER):
         return node.kind != OPERATION or str(node.value).strip("=") in ("/", "+", "%")
     if node.kind == ITEM:
-        return node.parts[0].kind == ATTRIBUTE and node.parts[0].name == "parents"
+        return node.parts[0].kind == ATTRIBUTE and node.parts[0].name in ("parents", "argv")
     name = called(node)
     if name == "join":  # of paths, not of a list
         return len(node.parts) > 2 or _listed(node) is not None or _is_starred(node.parts[-1])
     if name in _RESOURCES:
         return len(node.arguments) > 1 and _package_of(node) is not None
-    return name in _JOINERS | _SAME | _OF_TEXTS | _NAMING | _HERE | {"dirname", "files"}
+    return name in _JOINERS | _SAME | _OF_TEXTS | _NAMING | _PLACES.keys() | {"dirname", "files"}
 
 
 def goes_on(node: Node, user: Node) -> bool:
@@ -128,6 +129,8 @@ class Paths:
             return [*dict.fromkeys([*of(node.parts[0]), *of(node.parts[1])])][:_MOST]
         if node.kind == TEXT:
             return _joined([of(each) for each in node.parts], "")
+        if node.kind == ITEM and node.parts[0].name == "argv":
+            return [(Hole("__file__"),)] if node.parts[1].value == 0 else _UNKNOWN
         if node.kind == ITEM:
             above = node.parts[1].value
             return _with(of(node.parts[0].parts[0]), "/.." * (above + 1)) if isinstance(above, int) else _UNKNOWN
@@ -146,16 +149,18 @@ class Paths:
         if (package := _package_of(node)) is not None:
             return _joined([[(Hole(f"{package}:package"),)], *map(of, given[1:])], "/")
         if name == "files":
-            return [(Hole("__file__"), "/..")] if given and given[0].name in ("__package__", "__name__") else _UNKNOWN
-        if name in _HERE:
-            return [(".",)]
+            of_name = given[0].name if given else ""
+            is_here = of_name in ("__package__", "__name__")
+            return [(Hole("__file__"), "/..")] if is_here else [(Hole(f"{of_name}:module"),)]
+        if name in _PLACES:
+            return [(_PLACES[name],)]
         if name == "dirname":
             return _with(of(given[0]), "/..") if given else _UNKNOWN
         if name == "format" and base:
             named = dict(zip(node.value, node.parts[len(node.parts) - len(node.value) :], strict=True))
             return self._filled(base[0], _FIELD, given, named)
         if name == "replace" and base:
-            return [(*_begun(each), Hole()) for each in of(base[0])]
+            return self._replaced(of(base[0]), given)
         if name in _NAMING and base:
             named_anew = map(of, given) if name == "with_name" else [_UNKNOWN]
             return _joined([_with(of(base[0]), "/.."), *named_anew], "/")
@@ -163,6 +168,23 @@ class Paths:
             same = [*base, *given] if name in _OF_THEMSELVES else [*given, *base]
             return of(same[0]) if same else _UNKNOWN
         return _joined([*map(of, base), *map(of, given)], "/")
+
+    def _replaced(self, texts: list[Parts], given: list[Node]) -> list[Parts]:
+        """Return what `"prompts/NAME.txt".replace("NAME", name)` becomes; begun, where that is not known."""
+        old = given[0].value if len(given) > 1 and given[0].kind == CONST else None
+        found: list[Parts] = []
+        for parts in texts:
+            if isinstance(old, str) and old and any(isinstance(each, str) and old in each for each in parts):
+                pieces: list[list[Parts]] = []
+                for part in parts:
+                    split = part.split(old) if isinstance(part, str) else [part]
+                    for number, each in enumerate(split):
+                        pieces += [self.of(given[1])] if number else []
+                        pieces.append([(each,)])
+                found += _joined(pieces, "")
+            else:
+                found.append((*_begun(parts), Hole()))
+        return found[:_MOST]
 
     def _filled(self, text: Node, places: re.Pattern[str], given: list[Node], named: dict[str, Node]) -> list[Parts]:
         """Return what a text with places in it (`"prompts/%s.txt"`, `"{}/a"`) becomes."""

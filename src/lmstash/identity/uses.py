@@ -11,7 +11,7 @@ from types import CodeType
 from typing import NamedTuple
 
 from lmstash.identity.expressions import ATTRIBUTE, CALL, CONST, NAME, OPERATION, STORED, Node, code_within, expressions
-from lmstash.identity.path_parts import METHODS, Parts, Paths, goes_on
+from lmstash.identity.path_parts import METHODS, Hole, Parts, Paths, goes_on
 
 READ, COUNTED, WRITTEN = "read", "counted", "written"
 FILE, FOLDER = "file", "folder"
@@ -20,12 +20,18 @@ _OF_PATHS = frozenset({"mkdir", "touch", "unlink", "write_text", "write_bytes", 
 _WRITERS = frozenset(
     {
         *("to_csv", "to_json", "to_parquet", "to_excel", "to_pickle", "savefig", "imwrite", "makedirs", "mkdir"),
-        *("save", "savez", "savez_compressed", "savetxt", "save_file", "save_pretrained", "imsave"),
-        *("to_feather", "to_hdf", "to_html", "write_csv", "write_parquet", "write_json", "remove", "unlink"),
+        *("savez", "savez_compressed", "savetxt", "save_file", "save_pretrained", "imsave"),
+        *("to_feather", "to_hdf", "to_html", "write_csv", "write_parquet", "write_json"),
         *("basicConfig", "FileHandler", "RotatingFileHandler", "TimedRotatingFileHandler"),
     }
 )
 """What only writes to the files that it is given."""
+_WRITERS_OF = {
+    "save": frozenset({"np", "numpy", "torch"}),
+    "remove": frozenset({"os"}),
+    "unlink": frozenset({"os"}),
+}
+"""Such as only write in these modules: helpers of one's own have these names, too, and may read."""
 _FILES = frozenset(
     {"open", "read_text", "read_bytes", "read_csv", "load", "fromfile", "genfromtxt", "loadtxt", "chdir"}
 )
@@ -57,17 +63,33 @@ def uses_of(code: CodeType, *, of_locals: bool = False) -> frozenset[tuple[str, 
         code: Of a function.
         of_locals: Whether its local variables are told, too.
     """
-    return frozenset(
-        (node.name, COUNTED if _is_counted(node) else _use_of(inner, node))
-        for inner in code_within(code)
-        for node in expressions(inner)
-        if node.kind == ATTRIBUTE or (node.kind == NAME and (of_locals or not node.is_local))
-    )
+    try:
+        return frozenset(
+            (node.name, COUNTED if _is_counted(node) else _use_of(inner, node))
+            for inner in code_within(code)
+            for node in expressions(inner)
+            if node.kind == ATTRIBUTE or (node.kind == NAME and (of_locals or not node.is_local))
+        )
+    except Exception:  # bytecode of a kind that nobody has met: all of it is read
+        return frozenset((name, READ) for inner in code_within(code) for name in _named_in(inner, of_locals))
 
 
 @functools.lru_cache(maxsize=4096)
 def paths_in(code: CodeType) -> tuple[PathUse, ...]:
     """Return all that may be paths in code and in functions within it: each text and name as part of the largest."""
+    try:
+        return _paths_in(code)
+    except Exception:  # as above
+        texts = [each for inner in code_within(code) for each in inner.co_consts if isinstance(each, str)]
+        names = [Hole(name) for inner in code_within(code) for name in _named_in(inner, True)]
+        return tuple(PathUse((each,), READ, kind, "") for each in (*texts, *names) for kind in (FILE, FOLDER))
+
+
+def _named_in(code: CodeType, of_locals: bool) -> tuple[str, ...]:
+    return (*code.co_names, *code.co_freevars, *(code.co_varnames if of_locals else ()))
+
+
+def _paths_in(code: CodeType) -> tuple[PathUse, ...]:
     found: dict[PathUse, None] = {}
     for inner in code_within(code):
         arguments = frozenset(inner.co_varnames[: inner.co_argcount + inner.co_kwonlyargcount])
@@ -108,7 +130,7 @@ def _end(code: CodeType, node: Node, user: Node, within: frozenset[str] = frozen
         name = user.parts[0].name
         if name == "open":
             return (WRITTEN if _is_mode(user, 1) else READ), FILE, ""
-        if name in _WRITERS:
+        if name in _WRITERS or _is_of_module(user.parts[0], _WRITERS_OF.get(name)):
             return WRITTEN, "", ""
         return READ, FILE if name in _FILES else FOLDER if name in _FOLDERS else "", ""
     if user.kind == ATTRIBUTE:
@@ -117,6 +139,10 @@ def _end(code: CodeType, node: Node, user: Node, within: frozenset[str] = frozen
             return WRITTEN, "", ""
         return READ, FOLDER if user.name in _FOLDERS else FILE if user.name in _FILES else "", ""
     return READ, "", ""
+
+
+def _is_of_module(function: Node, modules: frozenset[str] | None) -> bool:
+    return modules is not None and function.kind == ATTRIBUTE and function.parts[0].name in modules
 
 
 def _is_mode(call: Node, place: int) -> bool:

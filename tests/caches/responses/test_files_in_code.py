@@ -11,6 +11,7 @@ import pytest
 
 import lmstash
 from lmstash.caches.responses import Responses
+from lmstash.identity import held_files
 from lmstash.identity.files_in_code import FilesInCode
 
 IMPORTS = """
@@ -127,6 +128,26 @@ READ = {
     "a folder that is changed to": (
         "",
         "here = os.getcwd(); os.chdir('sub'); text = open('p.txt').read(); os.chdir(here); return text",
+    ),
+    "nothing before the name": ("", "n = question.replace('q', 'p'); return open(f'{n}.txt').read()"),
+    "nothing before the name, in a helper": (
+        "",
+        "return text('p')",
+        "def text(name): return open(name + '.txt').read()",
+    ),
+    "within a folder's name": ("", "return open('{d}/p.txt'.replace('{d}', 'sub')).read()"),
+    "by a helper that is called as a writer": (
+        "",
+        "return remove('sub/p.txt')",
+        "def remove(path): return open(path).read()",
+    ),
+    "a folder handed to what remembers": (
+        "import functools\n@functools.lru_cache\ndef env(d): return lambda n: open(os.path.join(d, n)).read()",
+        "return env('sub')('p.txt')",
+    ),
+    "beside the program": (
+        "import sys\nsys.argv[0] = os.path.abspath('main.py')",
+        "return open(os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), 'sub', 'p.txt')).read()",
     ),
     "a pattern": ("import glob", "return ''.join(open(each).read() for each in sorted(glob.glob('sub/p*.txt')))"),
     "a pattern, joined": (
@@ -286,11 +307,62 @@ def test_a_folder_that_is_an_argument_counts_by_what_the_code_reads_there(folder
         assert stash.stats.hits == 4
 
 
+BESIDE = {
+    "in its folder": "return (Path(p).parent / 'side.txt').read_text()",
+    "in its folder, by functions": "return open(os.path.join(os.path.dirname(p), 'side.txt')).read()",
+    "with another suffix": "return Path(p).with_suffix('.ann').read_text()",
+    "with another suffix, split": "base, _ = os.path.splitext(p); return open(base + '.ann').read()",
+    "with more behind": "return open(str(p) + '.meta').read()",
+    "with less": "return open(str(p).removesuffix('.txt') + '.ann').read()",
+}
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+@pytest.mark.parametrize("how", BESIDE)
+def test_a_file_beside_an_argument_counts(folder: Path, how: str, kind: Any) -> None:
+    namespace: dict[str, Any] = {"__name__": "program"}
+    exec(f"{IMPORTS}\ndef ask(p): {BESIDE[how]}", namespace)
+    (folder / "sub" / "a.txt").write_text("a")
+    with lmstash.open(folder.parent / "stash", strict=True) as stash:
+        ask = stash.responses(model="m").cached(namespace["ask"])
+        for text in ("one", "two", "one"):
+            for name in ("side.txt", "a.ann", "a.txt.meta"):
+                (folder / "sub" / name).write_text(text)
+            assert ask(kind("sub/a.txt")) == ask(kind("sub/a.txt")) == text
+        assert stash.stats.hits == 4
+
+
+def test_a_folder_of_very_many_files_is_never_the_same_and_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(held_files, "_MOST_STAMPS", 300)
+    for number in range(400):
+        (folder / "sub" / f"{number}.txt").write_text("one")
+    for text in ("one", "two"):
+        (folder / "sub" / "1.txt").write_text(text)
+        assert ask_twice(folder, "", "return open(f'sub/{len(question)}.txt').read()")[0] == text
+    assert "harmless=['sub']" in caplog.text
+
+
+def test_an_edit_in_a_large_or_a_deep_folder_counts(folder: Path) -> None:
+    for number in range(300):
+        (folder / "sub" / f"{number}.txt").write_text("one")
+    deep = folder / "sub" / "a" / "b" / "c" / "d" / "e"
+    deep.mkdir(parents=True)
+    for text, n_kept in (("one", 2), ("two!", 4)):
+        (folder / "sub" / "1.txt").write_text(text)
+        (deep / "x.txt").write_text(text)
+        for _ in range(2):
+            assert ask_twice(folder, "", "return open(f'sub/{len(question)}.txt').read()")[0] == text
+        assert kept(folder) == n_kept
+
+
 @pytest.mark.parametrize(
     "body",
     [
         "return resources.files('pk.sub').joinpath('p.txt').read_text()",
         "return (resources.files('pk') / 'sub' / 'p.txt').read_text()",
+        "return (resources.files(pk) / 'sub' / 'p.txt').read_text()",
         "return resources.files('pk').joinpath('sub', f'{question}.txt').read_text()",
         "return resources.read_text('pk.sub', 'p.txt')",
         "import pkgutil; return pkgutil.get_data('pk', 'sub/p.txt').decode()",

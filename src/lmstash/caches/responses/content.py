@@ -204,6 +204,7 @@ class Content:
             said = {"code of": f"{kind.__module__}.{kind.__qualname__}", "is": is_, "fields": about}
             return said if given is None else said | {"set": given}
         if isinstance(value, PATHS):
+            self._look.words.add(os.fsdecode(value))
             said = [f"{kind.__module__}.{kind.__qualname__}", *path_says(value)]
             if not is_bare_path(value):
                 said += [self.code(kind, given=True), self.plain(getattr(value, "__dict__", {}), depth - 1)]

@@ -84,12 +84,14 @@ class Look:
     def files_now(self, harmless: frozenset[str]) -> dict[Any, Any]:
         """Return what the files hold now that code names, by how it writes them."""
         said: dict[Any, Any] = {}
-        for each in self.used.values():
-            graph = each.graph
-            words = self.words | (
-                {os.environ.get(word, "") for word in graph.words} if graph.reads_environment else set()
-            )
-            said |= graph.files.say(harmless, sorted(words))
+        graphs = [each.graph for each in self.used.values()]
+        words, n_before = {*self.words}, -1
+        while n_before != len(words):  # what one function calls a folder, another one may be handed
+            n_before = len(words)
+            for graph in graphs:
+                named = graph.words if graph.reads_environment else ()
+                said |= graph.files.say(harmless, sorted(words.union(os.environ.get(word, "") for word in named)))
+            words.update(*[graph.files.folders for graph in graphs])
         return said
 
 
