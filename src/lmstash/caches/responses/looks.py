@@ -85,7 +85,7 @@ class Look:
         """Return what the files hold now that code names, by how it writes them."""
         said: dict[Any, Any] = {}
         graphs = [each.graph for each in self.used.values()]
-        words, n_before = {*self.words}, -1
+        words, n_before = self.words.union(*[graph.files.folders for graph in graphs]), -1
         while n_before != len(words):  # what one function calls a folder, another one may be handed
             n_before = len(words)
             for graph in graphs:
