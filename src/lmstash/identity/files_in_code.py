@@ -45,6 +45,8 @@ class FilesInCode:
         self._uses: defaultdict[str, set[str]] = defaultdict(set)
         self._folders: set[str] = set()
         """Where paths may begin."""
+        self._of_code: set[str] = set()
+        """Those of them that code lies in."""
         self._words: set[str] = set()
         """Texts that may be the name of a folder."""
         self._named: list[str] = []
@@ -56,6 +58,7 @@ class FilesInCode:
         code, self._found = function.__code__, None
         file = os.path.abspath(code.co_filename)
         self._folders.add(os.path.dirname(file))
+        self._of_code.add(os.path.dirname(file))
         for each in paths_in(code):
             parts = tuple(_said_by(part, file, function.__globals__) for part in each.parts)
             self._paths[each._replace(parts=parts)] = None
@@ -257,7 +260,8 @@ class FilesInCode:
         """Return where a text may lead, from the working folder and from those that are known."""
         path = os.path.expanduser(text)
         tail = path.lstrip("/")  # of `f"{HERE}/prompts/a.txt"`
-        beside = [os.path.normpath(os.path.join(each, tail)) for each in sorted(self._folders)] if tail else []
+        folders = self._of_code if path.startswith("..") else self._folders  # else it would lead out of any of them
+        beside = [os.path.normpath(os.path.join(each, tail)) for each in sorted(folders)] if tail else []
         return [*dict.fromkeys([os.path.abspath(path), *beside])]
 
 
