@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy
 import pytest
 
 from lmstash.adapters.lmms_eval.asking import Reader
@@ -56,3 +57,26 @@ def test_a_path_that_the_model_reads_as_text_counts_whole(folders: list[Path]) -
 def test_paths_count_whole_where_later_rounds_may_say_them(folders: list[Path]) -> None:
     one, other = (read(each, method="generate_until_multi_round") for each in folders)
     assert one["doc"] != other["doc"]
+
+
+def test_equal_generation_arguments_are_read_once_and_others_never_for_them(tmp_path: Path) -> None:
+    reader, file = Reader(SimpleNamespace(task_dict={}), "generate_until"), tmp_path / "grammar"
+
+    def asked(**options: Any) -> Any:
+        return reader.read(SimpleNamespace(args=("Q", options)), 0)["gen_kwargs"]
+
+    until = ["\n"]
+    first = asked(until=until, temperature=0)
+    until.append("Q")  # as models do
+    assert asked(until=["\n"], temperature=0) is first
+    assert first == {"until": ["\n"], "temperature": 0}
+    seen = [repr(asked(x=x)) for x in (0, 0.0, False, "0", b"0", None, [], (), [0], (0,), [b"0"])]
+    assert len(set(seen)) == len(seen)
+    raw = numpy.float32(1).tobytes()
+    arrays = [raw, numpy.frombuffer(raw, "float32"), numpy.frombuffer(raw, "int32"), numpy.frombuffer(raw, "uint8")]
+    assert len({repr(asked(x=each)) for each in arrays}) == len(arrays)
+    seen = [repr(asked(grammar=str(file)))]
+    for text in ("a", "b"):
+        file.write_text(text)
+        seen.append(repr(asked(grammar=str(file))))
+    assert len(set(seen)) == len(seen)

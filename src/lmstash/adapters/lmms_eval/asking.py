@@ -11,6 +11,8 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import decimal
+import json
+import marshal
 import os
 import re
 import urllib.parse
@@ -33,6 +35,8 @@ _SAID, _NAMED, _SHOWN = "said", "named", "shown"
 """How a text that names a file is taken: as what it says, as the name of that file, as what is to be looked at."""
 _LONG_BYTES = 4096
 _MOST_FILES = 10_000
+_MOST_OPTIONS = 64
+"""So many different generation arguments are remembered."""
 
 
 class Unnameable:
@@ -60,6 +64,7 @@ class Reader:
         self._made: dict[Any, Any] = {}
         """What functions made of the document at hand; the choices of one question share it."""
         self._sources: dict[Any, tuple[Any, str]] = {}
+        self._options: dict[bytes, Any] = {}
 
     def read(self, instance: Any, repeat: int) -> Any:
         """Return what a request asks, small: media stand in it as their digests. Changes nothing.
@@ -90,7 +95,7 @@ class Reader:
             if kind in _NUMBERS or (kind is str and value[:1] != "/"):
                 arguments.append(value)
             elif kind is dict and "gen_kwargs" not in request:
-                request["gen_kwargs"] = plain(value)
+                request["gen_kwargs"] = self._options_of(value)
                 arguments.append(["gen_kwargs"])
             elif callable(value):
                 if not documented:
@@ -104,6 +109,22 @@ class Reader:
         if repeat:
             request["repeat"] = repeat
         return request
+
+    def _options_of(self, given: dict[Any, Any]) -> Any:
+        """Return generation arguments as `plain` does; the harness gives each request a copy of the same ones."""
+        try:
+            look = marshal.dumps(given, 2)  # never read back
+        except ValueError:
+            return plain(given)
+        known = self._options.get(look)
+        if known is None:
+            known = plain(given)  # a copy: models take out of theirs what they use
+            if b"/" in look or not _is_json(known):  # maybe a file, which changes; arrays look as their bytes do
+                return known
+            if len(self._options) >= _MOST_OPTIONS:
+                self._options.clear()
+            self._options[look] = known
+        return known
 
     def _open(self, args: tuple[Any, ...]) -> bool:
         """Make the document that arguments name the one at hand; returns whether they name one."""
@@ -139,6 +160,13 @@ class Reader:
         if name not in self._sources:
             self._sources[name] = (function, source_of(function))  # the function is kept, so that its id stays its own
         return self._sources[name][1]
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        return bool(json.dumps(value))
+    except (TypeError, ValueError):
+        return False
 
 
 def _name_of(function: Any) -> Any:
