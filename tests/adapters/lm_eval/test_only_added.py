@@ -6,6 +6,7 @@ import logging
 import time
 import uuid
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import pytest
@@ -147,3 +148,122 @@ def test_times_and_ids_are_named_where_nothing_is_found(tmp_path, caplog, option
         assert lm.counts.hits == 2
     said = [each.getMessage() for each in caplog.records if each.levelno == logging.WARNING]
     assert [f"harmless={harmless}" in each for each in said] == [True]
+
+
+SECONDS: list[float] = []
+N_ASKED = 0
+LATELY: list[int] = []
+ALIAS = LATELY
+
+
+def _timed(function: Any) -> Any:
+    def said(self: Any) -> str:
+        started = time.perf_counter()
+        try:
+            return function(self)
+        finally:
+            SECONDS.append(time.perf_counter() - started)
+
+    return said
+
+
+def _totalled(function: Any) -> Any:
+    total, each = 0.0, []
+
+    def said(self: Any) -> str:
+        nonlocal total
+        total += 0.5
+        each.append(total_of := 1)
+        del total_of
+        said.n_calls += 1
+        return function(self)
+
+    said.each = each
+    said.n_calls = 0
+    return said
+
+
+def _counted(self: Any) -> str:
+    global N_ASKED
+    N_ASKED += 1
+    return ""
+
+
+ADDED: dict[str, Any] = {
+    "a list of the module": lambda: _timed(lambda self: ""),
+    "a sum closed over, a list of the function's, too": lambda: _totalled(lambda self: ""),
+    "a number of the module": lambda: _counted,
+}
+
+
+@pytest.mark.parametrize("make", ADDED.values(), ids=ADDED)
+@pytest.mark.parametrize("way", ["method", "attribute"])
+def test_globals_that_are_only_added_to_change_nothing(stash, make, way):
+    for hits in (0, 2):
+        said = make()
+        kind = type("Mine", (Own,), {"__module__": __name__, **({"said": said} if way == "method" else {})})
+        inner = kind()
+        if way == "attribute":
+            inner.said = partial(said, inner) if said.__closure__ is None else said.__get__(inner)
+        lm = CachedLM(inner, stash)
+        lm.generate_until(generations(2))
+        assert lm.counts.hits == hits
+
+
+def _every_other(self: Any) -> str:
+    global N_ASKED
+    N_ASKED += 1
+    return "a" if N_ASKED % 2 else "b"
+
+
+def _by_the_table_of_globals(self: Any) -> str:
+    _counted(self)
+    return str(globals()["N_ASKED"])
+
+
+def _remembered_by_another_name(self: Any) -> str:
+    LATELY.append(1)
+    return str(ALIAS[-1:])
+
+
+def _of_its_function() -> Any:
+    def said(self: Any) -> str:
+        said.n_calls += 1
+        return f"{said.n_calls}"
+
+    said.n_calls = 0
+    return said
+
+
+NOT_ONLY: dict[str, Any] = {
+    "a number": lambda: _every_other,
+    "the table": lambda: _by_the_table_of_globals,
+    "an alias": lambda: _remembered_by_another_name,
+    "of its function": _of_its_function,
+    "passed on": lambda: _timed(lambda self: str(sum(SECONDS))),
+}
+
+
+@pytest.mark.parametrize("make", NOT_ONLY.values(), ids=NOT_ONLY)
+def test_globals_that_are_read_elsewhere_count(stash, make):
+    kind = type("Mine", (Own,), {"__module__": __name__, "said": make()})
+    for _ in range(2):
+        lm = CachedLM(kind(), stash)
+        lm.generate_until(generations(2))
+        assert lm.counts.hits == 0
+
+
+def test_code_that_is_reached_by_text_may_read_what_others_only_add_to(stash, tmp_path, monkeypatch):
+    (tmp_path / "helper_by_text.py").write_text("N = 0\ndef said():\n    return str(N)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import helper_by_text  # pyright: ignore[reportMissingImports]
+
+    def said(self: Any) -> str:
+        helper_by_text.N += 1
+        return getattr(helper_by_text, self.how)()
+
+    kind = type("Mine", (Own,), {"__module__": __name__, "said": said})
+    for _ in range(2):
+        lm = CachedLM(kind(how="said"), stash)
+        lm.generate_until(generations(2))
+        assert lm.counts.hits == 0

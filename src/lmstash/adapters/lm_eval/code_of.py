@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -37,6 +38,8 @@ _BY_VERSION = frozenset(
     }
 )
 """Packages whose code is not read: lm_eval counts by version and source, transformers with the module."""
+_VARIABLE = re.compile(r"(?::|\.(?=\w+ alone))(\w+)(?: alone)?'*$")
+"""Of a place, as `identity.code` and `identity.asked_by_text` write it."""
 _FUNCTIONS = (FunctionType, staticmethod, classmethod, type)
 _READ_BYTES = 64 << 20
 """Tensors beside a model are read at each look, up to so much of them."""
@@ -134,6 +137,8 @@ def _put_into(cls: type) -> Iterator[tuple[str, Any]]:
 def own_code(code: Followed, *, vouched: bool) -> Component:
     """Return the code that was met, without that of packages which count by version, and the objects that it names.
 
+    What it only adds to, and never reads, does not count.
+
     Args:
         code: Where it was read.
         vouched: Whether somebody vouches for what cannot be read.
@@ -147,10 +152,16 @@ def own_code(code: Followed, *, vouched: bool) -> Component:
             # Of no module is what attrs and the like have written: it names objects of theirs.
             held = {} if place.startswith("None.") else {place: code.objects[place]}
             objects[place] = described(held, frozenset(), code, vouched=vouched)
-    units = code.components().items()
-    return {name: each for name, each in units if str(name).partition(".")[0] not in _BY_VERSION} | {
-        place: each for place, each in objects.items() if each
-    }
+    units = {name: each for name, each in code.components().items() if str(name).partition(".")[0] not in _BY_VERSION}
+    added = code.only_added()
+    found = {**units, **{place: each for place, each in objects.items() if each}}
+    return {name: each for name, each in found.items() if _variable(str(name)) not in added}
+
+
+def _variable(place: str) -> str | None:
+    """Return what a place in code is called there: a global, a variable closed over, an attribute of a function."""
+    found = _VARIABLE.search(place)
+    return found and found[1]
 
 
 _digests: dict[tuple[str, int], str] = {}
@@ -216,6 +227,11 @@ class LmDescriber(Describer):
                 "asks and how: vouch for it with variant='...'"
             )
         return ["client", kind, asks] if through is None else ["client", kind, asks, through]
+
+    def code(self, code: Any, path: str = "") -> Component:
+        """Return a class or function by name; `own_code` tells what one of somebody's own has closed over."""
+        own = isinstance(code, FunctionType) and not is_installed(defined_in(code))
+        return super().code(code, "" if own else path)
 
     def _path(self, value: PurePath, path: str) -> Component:
         """Return a path as text, since it notes in itself what it is asked; of one that lies deeper also its file.

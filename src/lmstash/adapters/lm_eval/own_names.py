@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Mapping
+from itertools import chain
 from types import FunctionType, MethodType
 from typing import Any
 
 from lmstash.caches.responses.hiding import is_secret
+from lmstash.identity.alone import functions_in
 from lmstash.identity.asked_by_text import CodeByText
 from lmstash.identity.bytecode import names_in, parts_of, texts_in
 from lmstash.identity.closures import variables_of
 from lmstash.identity.encoding import Component
 from lmstash.identity.files_in_code import FilesInCode
 from lmstash.identity.object_parts import attributes_of
-from lmstash.identity.only_added import used_in
+from lmstash.identity.only_added import is_addable, used_in
 from lmstash.identity.owners import defined_in, is_installed
 from lmstash.identity.uses import COUNTED, READ, WRITTEN, uses_of
 from lmstash.identity.words import ANY_NAME, ENVIRONMENT, is_environment, variables_under, words_within
@@ -163,6 +165,22 @@ class Followed(CodeByText):
                     names -= asked
                     added |= adds
         return names & added
+
+    def only_added(self) -> frozenset[str]:
+        """Return what all code of somebody's own only adds to, by name: globals, variables closed over, of functions.
+
+        No answer can depend on them. What else goes by the same word has to be of such a kind, too.
+        """
+        functions = [*self.functions, *chain.from_iterable(map(functions_in, self._alone.values()))]
+        used = [used_in(each.__code__) for each in functions]
+        added = set[str]().union(*[each.added for each in used]) - self.words
+        added = {each for each in added if not any(each in of.read for of in used) and not self.reaches(each)}
+        for function in functions if added else ():
+            held = [(name, value) for name, _, value in variables_of(function)]
+            for table in (function.__globals__, attributes_of(function)):
+                held += [(name, table[name]) for name in added & table.keys()]
+            added -= {name for name, value in held if not is_addable(value)}
+        return frozenset(added)
 
 
 def _asked_by(name: str, member: Any) -> tuple[set[str], set[str]]:
