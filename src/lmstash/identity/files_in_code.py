@@ -17,12 +17,12 @@ from contextlib import suppress
 from itertools import islice
 from pathlib import PurePath
 from types import FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 from lmstash.identity.encoding import Component
 from lmstash.identity.handed_on import asks_by_any_name
 from lmstash.identity.held_files import ANY, files_like, held_at
-from lmstash.identity.path_parts import Hole, Parts, without_places
+from lmstash.identity.path_parts import VARIABLE, Hole, Parts, without_places
 from lmstash.identity.uses import FOLDER, READ, WRITTEN, PathUse, paths_in, uses_of
 from lmstash.identity.words import texts_within
 
@@ -31,7 +31,21 @@ _LONGEST, _MOST = 512, 64
 _MOST_PATHS, _DEEP = 64, 6
 """That one expression may stand for, and through how many names."""
 _WILD = re.compile(r"[*?\[].*")
+_DOLLAR = re.compile(r"\$\{?(\w+)", re.ASCII)
 _PATH = re.compile(r"[^\n]*(?:\.[A-Za-z]\w{0,10}|/[^\n]*)", re.ASCII)
+
+
+class _Found(NamedTuple):
+    """The paths that code may read."""
+
+    since: tuple[str | None, ...]
+    """The working folder, and the variables of the environment that count, at that time."""
+    paths: list[tuple[str, list[str], bool]]
+    """As code writes them, where they may lead, and whether their folder is guessed, being a word that code names."""
+    behind: list[str]
+    """What is joined behind folders that nobody can tell."""
+    written: frozenset[str]
+    """Files that code writes to; within folders that are guessed they do not count."""
 
 
 class FilesInCode:
@@ -47,11 +61,15 @@ class FilesInCode:
         """Where paths may begin."""
         self._of_code: set[str] = set()
         """Those of them that code lies in."""
-        self._words: set[str] = set()
-        """Texts that may be the name of a folder."""
+        self._words: defaultdict[str, set[str]] = defaultdict(set)
+        """Texts that may be the name of a folder, by what holds them: empty for code itself."""
+        self._texts: set[str] = set()
+        """All texts, which may name what holds another one."""
+        self._variables: set[str] = set()
+        """Of the environment, that paths are made of."""
         self._named: list[str] = []
         self._any_name = False
-        self._found: tuple[str, list[tuple[str, list[str]]], list[str]] | None = None
+        self._found: _Found | None = None
 
     def see(self, function: FunctionType) -> None:
         """Take what a function of your own says."""
@@ -62,7 +80,8 @@ class FilesInCode:
         for each in paths_in(code):
             parts = tuple(_said_by(part, file, function.__globals__) for part in each.parts)
             self._paths[each._replace(parts=parts)] = None
-            self._words.update(part for part in parts if isinstance(part, str) and 0 < len(part) <= _LONGEST)
+            self._see_words("" if each.use == READ else None, _texts_in(parts))
+            self._variables.update(_variables_in(parts))
             if each.stored_as:
                 self._values[each.stored_as].add(parts)
         defaults, last = function.__defaults__ or (), code.co_argcount
@@ -81,12 +100,19 @@ class FilesInCode:
         elif not (name.startswith("__") and name.endswith("__")):  # `__file__` is the code itself
             if isinstance(value, str):
                 self._values[name].update([(value,)] if 0 < len(value) <= _LONGEST else ())
-                self._words.update([value] if 0 < len(value) <= _LONGEST else ())
+                self._see_words(name, [value])
             elif isinstance(value, dict | list | tuple | set | frozenset):
                 found = [*islice(_paths_within(value), _MOST + 1)]
                 self._values[name].update((each,) for each in found if len(found) <= _MOST)
                 words = [*islice((each for each in texts_within(value) if isinstance(each, str)), _MOST + 1)]
-                self._words.update(each for each in words if len(words) <= _MOST and 0 < len(each) <= _LONGEST)
+                self._see_words(name, words if len(words) <= _MOST else ())
+
+    def _see_words(self, name: str | None, texts: Iterable[str]) -> None:
+        """Take texts that something holds; what holds none is only written to."""
+        short = {each for each in texts if 0 < len(each) <= _LONGEST}
+        self._texts |= short
+        if name is not None:
+            self._words[name] |= short
 
     def see_values(self, values: Mapping[str, Any]) -> None:
         """Take several."""
@@ -96,7 +122,7 @@ class FilesInCode:
     def only_written(self, name: str) -> bool:
         """Return whether all code only writes to the file that goes by a name."""
         uses = self._uses.get(name)
-        return bool(uses) and READ not in uses and name not in self._words
+        return bool(uses) and READ not in uses and name not in self._texts
 
     @property
     def folders(self) -> list[str]:
@@ -117,7 +143,7 @@ class FilesInCode:
         A path that is empty says that it is anything in it.
         """
         behind = self._behind(name)
-        if None in behind or name in self._words or self._any_name or not name.isidentifier():
+        if None in behind or name in self._texts or self._any_name or not name.isidentifier():
             return None
         return {each for each in behind if each is not None}
 
@@ -134,18 +160,21 @@ class FilesInCode:
         here = ""
         with suppress(OSError):  # a folder that was removed
             here = os.getcwd()
-        if self._found is None or self._found[0] != here:
-            places, behind = self._places()
-            self._found = here, [(text, self._at(text)) for text in places], behind
-        paths = self._found[1]
-        if self._found[2] and also:
+        since = here, *map(os.environ.get, sorted(self._variables))
+        if self._found is None or self._found.since != since:
+            self._found = self._find(since)
+        paths, behind, written = self._found.paths, self._found.behind, self._found.written
+        if behind and also:
             given = [each for each in dict.fromkeys(also) if len(each) <= _LONGEST and self._is_there(each)]
-            beside = self._behind_words(given, self._found[2])
-            paths = [*paths, *((text, self._at(text)) for text in sorted(beside))]
-        for text, places in paths:
-            look, said = files_like if ANY in text else held_at, text.replace(ANY, "*")
-            held = [each for place in places if (each := look(place)) is not None] if said not in without else []
-            if held:
+            beside = self._behind_words(given, behind) - {text for text, _, _ in paths}
+            paths = [*paths, *((text, self._at(text), True) for text in sorted(beside))]
+        for text, places, is_guessed in paths:
+            said = text.replace(ANY, "*")
+            if said in without:
+                continue
+            apart = written if is_guessed else frozenset[str]()
+            told = [files_like(place) if ANY in text else held_at(place, apart) for place in places]
+            if held := [each for each in told if each is not None]:
                 found[said] = held
         return found
 
@@ -169,8 +198,8 @@ class FilesInCode:
                 found.add(begins.strip("/"))
         return found
 
-    def _places(self) -> tuple[list[str], list[str]]:
-        """Return the texts that may be paths, and what is joined behind folders that nobody can tell."""
+    def _find(self, since: tuple[str | None, ...]) -> _Found:
+        """Return the paths that there may be: those that code names, and what it joins behind folders nobody knows."""
         texts, behind, written = set[str](), set[str](), set[str]()
         for each in self._paths:
             if each.stored_as and each.use == READ:
@@ -179,7 +208,7 @@ class FilesInCode:
                 path = _WILD.sub(ANY, text) if each.opens == FOLDER else text  # of `glob`
                 begun, _, _ = path.partition(ANY)
                 if each.use == WRITTEN:
-                    written.add(begun.partition("/")[0])
+                    written.update([path] if 0 < len(path) <= _LONGEST and ANY not in path else ())
                 elif path.startswith(ANY):
                     rest = path.lstrip(ANY)
                     if rest[:1] == "/" or (not rest and each.opens == FOLDER):
@@ -197,9 +226,13 @@ class FilesInCode:
             if not self.only_written(name):
                 for value in values:
                     texts.update(self._led_to(name, value))
-        self._named = sorted(each for each in self._words - written if self._is_folder(each))
-        texts |= self._behind_words(self._named, behind)
-        return sorted(texts), sorted(behind)
+        read = [held for name, held in self._words.items() if not (name and self.only_written(name))]
+        words = set[str]().union(*read)
+        self._named = sorted(filter(self._is_folder, words))
+        files = filter(may_be_path, words)  # of `splitext(file)[0] + ".txt"`
+        guessed = self._behind_words({*self._named, *files}, behind) - texts
+        paths = [(text, self._at(text), text in guessed) for text in sorted(texts | guessed)]
+        return _Found(since, paths, sorted(behind), frozenset(place for text in written for place in self._at(text)))
 
     def _resolved(self, parts: Parts, depth: int) -> Iterator[str]:
         """Yield what a path may be, with what goes by the names in it; `ANY` for what nobody knows."""
@@ -218,6 +251,11 @@ class FilesInCode:
             yield from _folders_of(package)
             return
         values = self._values.get(hole.name, set()) if depth else set[Parts]()
+        if hole.name.startswith(VARIABLE):
+            value = os.environ.get(hole.name.removeprefix(VARIABLE), "")
+            values = {(value,)} if 0 < len(value) <= _LONGEST else set[Parts]()
+        if hole.is_template and not hole.name:  # `CONFIG["file"].format(...)`: any that there is
+            values = {each for held in self._values.values() for each in held if _has_places(each)}
         for value in sorted(values, key=repr)[:_MOST_PATHS]:
             for text in islice(self._resolved(value, depth - 1), _MOST_PATHS):
                 yield without_places(text, ANY) if hole.is_template else text
@@ -258,11 +296,29 @@ class FilesInCode:
 
     def _at(self, text: str) -> list[str]:
         """Return where a text may lead, from the working folder and from those that are known."""
-        path = os.path.expanduser(text)
+        path = os.path.expanduser(os.path.expandvars(text))
         tail = path.lstrip("/")  # of `f"{HERE}/prompts/a.txt"`
         folders = self._of_code if path.startswith("..") else self._folders  # else it would lead out of any of them
         beside = [os.path.normpath(os.path.join(each, tail)) for each in sorted(folders)] if tail else []
         return [*dict.fromkeys([os.path.abspath(path), *beside])]
+
+
+def _has_places(value: Parts) -> bool:
+    return len(value) == 1 and isinstance(value[0], str) and without_places(value[0], ANY) != value[0]
+
+
+def _texts_in(parts: Parts) -> Iterator[str]:
+    for part in parts:
+        yield from (part,) if isinstance(part, str) else part.put
+
+
+def _variables_in(parts: Parts) -> Iterator[str]:
+    """Yield the variables of the environment that a path is made of."""
+    for part in parts:
+        if isinstance(part, Hole):
+            yield from [part.name.removeprefix(VARIABLE)] if part.name.startswith(VARIABLE) else ()
+        elif "$" in part:
+            yield from _DOLLAR.findall(part)
 
 
 def _said_by(part: str | Hole, file: str, table: Mapping[str, Any]) -> str | Hole:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import islice
 
 from lmstash.errors import UnsupportedModelError
@@ -25,36 +25,41 @@ _OF_STORES = frozenset({"stash.json", "segments"})
 """What lies in the folder of a store, which says nothing."""
 
 
-def held_at(path: str) -> Component:
+def held_at(path: str, apart: Collection[str] = ()) -> Component:
     """Return what stands for what lies at a path; None where nothing does.
 
     Of a folder with more than 256 files, or deep ones, these count by size and when they were written. Of one with more
     than 4,096 nobody can tell in the time of a hit what changed: then it is never the same.
+
+    Args:
+        path: Of a file or folder.
+        apart: Paths of files that do not count within a folder.
     """
     try:
         status = os.stat(path)
     except (OSError, ValueError):  # none, or no path at all
         return None
     if stat.S_ISDIR(status.st_mode):
-        files = files_within(path)
-        return ["folder", _stamps_within(path) if files is None else files]
+        files = files_within(path, apart)
+        return ["folder", _stamps_within(path, apart) if files is None else files]
     return _held_in(path, status)
 
 
-def _stamps_within(folder: str) -> Component:
+def _stamps_within(folder: str, apart: Collection[str]) -> Component:
     """Return sizes and times of the files in a folder. Costs some 3 us a file."""
     found: dict[Component, Component] = {}
     try:
         for path, status in _walk(folder, _DEEPEST, _MOST_STAMPS):
             if len(found) >= _MOST_STAMPS:
                 raise _TooMuchError
-            found[os.path.relpath(path, folder)] = [status.st_size, status.st_mtime_ns]
+            if path not in apart:
+                found[os.path.relpath(path, folder)] = [status.st_size, status.st_mtime_ns]
     except (OSError, _TooMuchError):
         return os.urandom(16)
     return found
 
 
-def files_within(folder: str) -> dict[Component, Component] | None:
+def files_within(folder: str, apart: Collection[str] = ()) -> dict[Component, Component] | None:
     """Return what the files hold that lie in a folder and the folders within it, by their paths from it.
 
     The folders of stores, of git, of compiled Python, of environments and of tools' caches are left out. None where
@@ -66,7 +71,8 @@ def files_within(folder: str) -> dict[Component, Component] | None:
         for path, status in _walk(folder, _DEEP):
             if len(found) >= _MOST_FILES:
                 return None
-            found[os.path.relpath(path, folder)] = _held_in(path, status)
+            if path not in apart:
+                found[os.path.relpath(path, folder)] = _held_in(path, status)
     except (OSError, _TooMuchError):
         return None
     return found

@@ -31,7 +31,7 @@ _SAME = frozenset(
 """What gives the same path, written in another way."""
 _OF_THEMSELVES = frozenset({"strip", "rstrip", "resolve"})
 """Methods that are never functions which are given a path."""
-_OF_TEXTS = frozenset({"format", "replace"})
+_OF_TEXTS = frozenset({"format", "format_map", "replace"})
 _PLACES = {"getcwd": ".", "cwd": ".", "home": "~"}
 """Of functions of the system: where they lead."""
 _NAMING = frozenset({"with_name", "with_suffix", "with_stem"})
@@ -51,12 +51,16 @@ class Hole(NamedTuple):
     """Whether it may be something else than what goes by the name elsewhere: an argument."""
     is_template: bool = False
     """Whether something is put into the places (`{}`, `%s`) of what goes by the name."""
+    put: tuple[str, ...] = ()
+    """Texts that are."""
 
 
 Parts = tuple[str | Hole, ...]
 """A path, or a text that may be one, as far as an expression says it."""
 
 
+VARIABLE = "$"
+"""The name of a hole begins with it that a variable of the environment stands in."""
 _UNKNOWN: list[Parts] = [(Hole(),)]
 
 
@@ -123,6 +127,9 @@ class Paths:
             return _with(of(node.parts[0]), "/..") if node.name == "parent" else [(Hole(node.name),)]
         if _is_starred(node):
             return [(Hole(), "/", Hole())]
+        if (variable := _variable(node)) is not None:
+            default = node.arguments[1:2] if node.kind == CALL else []
+            return [(Hole(VARIABLE + variable),), *(each for value in default for each in of(value))]
         if not is_made(node):
             return _UNKNOWN
         if node.kind == EITHER:
@@ -156,6 +163,8 @@ class Paths:
             return [(_PLACES[name],)]
         if name == "dirname":
             return _with(of(given[0]), "/..") if given else _UNKNOWN
+        if name == "format_map" and base:
+            return self._filled(base[0], _FIELD, [], {})
         if name == "format" and base:
             named = dict(zip(node.value, node.parts[len(node.parts) - len(node.value) :], strict=True))
             return self._filled(base[0], _FIELD, given, named)
@@ -190,26 +199,42 @@ class Paths:
         """Return what a text with places in it (`"prompts/%s.txt"`, `"{}/a"`) becomes."""
         if len(given) == 1 and given[0].kind == OTHER:  # a tuple
             given = given[0].parts
-        found: list[Parts] = []
-        for parts in self.of(text):
+        of, found = self.of, list[Parts]()
+        for begun in of(text):
             pieces: list[list[Parts]] = []
             number = 0
-            for part in parts:
+            for part in begun:
                 if isinstance(part, Hole):
-                    pieces.append([(part._replace(is_template=True),)])
+                    texts = [piece for each in (*given, *named.values()) for parts in of(each) for piece in parts]
+                    put = tuple(dict.fromkeys(each for each in texts if isinstance(each, str)))
+                    pieces.append([(part._replace(is_template=True, put=put),)])
                     continue
                 end = 0
                 for match in places.finditer(part):
                     pieces.append([(part[end : match.start()],)])
                     end, name = match.end(), match.group(1)
-                    put = named.get(name or "")
-                    if put is None and (not name or name.isdigit()):
+                    value = named.get(name or "")
+                    if value is None and (not name or name.isdigit()):
                         at = int(name) if name else number
-                        put, number = given[at] if at < len(given) else None, number + 1
-                    pieces.append(_UNKNOWN if put is None else self.of(put))
+                        value, number = given[at] if at < len(given) else None, number + 1
+                    pieces.append(_UNKNOWN if value is None else of(value))
                 pieces.append([(part[end:],)])
             found += _joined(pieces, "")
         return found[:_MOST]
+
+
+def _variable(node: Node) -> str | None:
+    """Return the variable of the environment that a value is, `os.environ["A"]` or `getenv("A")`; None for others."""
+    name: Node | None = None
+    if node.kind == ITEM and node.parts[0].name == "environ":
+        name = node.parts[1]
+    elif (called(node) == "getenv" or _is_get(node)) and node.arguments:
+        name = node.arguments[0]
+    return name.value if name is not None and name.kind == CONST and isinstance(name.value, str) else None
+
+
+def _is_get(node: Node) -> bool:
+    return called(node) == "get" and node.parts[0].kind == ATTRIBUTE and node.parts[0].parts[0].name == "environ"
 
 
 def _is_starred(node: Node) -> bool:

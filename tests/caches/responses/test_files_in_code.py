@@ -173,6 +173,46 @@ READ = {
     ),
     "both written and read": ("", "text = open('p.txt').read(); open('p.txt', 'a').close(); return text"),
 }
+LOGGED = "def text(d, name): return open(os.path.join(d, name + '.txt')).read()"
+"""A helper that is handed a folder; what is written there meanwhile takes nothing from that."""
+READ |= {
+    f"beside a file that is written, {name}": ("", f"{body}; return text('sub', 'p')", LOGGED)
+    for name, body in {
+        "a log": "open('sub/log', 'a').write(question)",
+        "a log by a path": "Path('sub/log').open('a').write(question)",
+        "a touched one": "Path('sub/done').touch()",
+        "a folder": "os.makedirs('sub', exist_ok=True)",
+        "a folder in it": "Path('sub/more/yet').mkdir(parents=True, exist_ok=True)",
+        "a log of the program": "logging.basicConfig(level=logging.INFO, filename='sub/log'); logging.info('a line')",
+    }.items()
+} | {
+    "a variable of the environment": ("", "return open(os.environ['A_FILE']).read()"),
+    "a variable, handed to a helper": (
+        "",
+        "return text(os.getenv('A_FILE'))",
+        "def text(name): return open(name).read()",
+    ),
+    "a folder in a variable": (
+        "",
+        "return text(os.environ.get('A_FOLDER') + '/p')",
+        "def text(name): return open(name + '.txt').read()",
+    ),
+    "a variable in a path": ("", "return open(os.path.expandvars('$A_FOLDER/p.txt')).read()"),
+    "what a variable is without": ("", "return open(os.environ.get('NO_FILE', 'p.txt')).read()"),
+    "a global template": ("T = '{}/{}.txt'", "return open(T.format('sub', 'p')).read()"),
+    "a global template with percents": ("T = '%s/%s'", "return open(T % ('sub', 'p.txt')).read()"),
+    "a template in a dict": (
+        "CFG = {'file': '{d}/{n}.txt', 'sub': 'sub'}",
+        "return open(CFG['file'].format(d=CFG['sub'], n='p')).read()",
+    ),
+    "a template that is a default": (
+        "",
+        "return text('sub')",
+        "def text(d, t='{}/p.txt'): return open(t.format(d)).read()",
+    ),
+    "a template filled from a dict": ("CFG = {'d': 'sub'}", "return open('{d}/p.txt'.format_map(CFG)).read()"),
+    "another suffix": ("", "base, _ = os.path.splitext('sub/p.json'); return open(base + '.txt').read()"),
+}
 WRITTEN = {
     "a name": ("", "open('log.txt', 'a').write(question)"),
     "a name, in a block": ("", "with open('log.txt', mode='a') as file: file.write(question)"),
@@ -233,6 +273,7 @@ WRITTEN = {
         "os.makedirs(OUT, exist_ok=True); open(f'{OUT}/{question}.txt', 'w').write(str(len(CALLS))); text('p.txt')",
         "def text(path): return open(path).read() if os.path.exists(path) else ''",
     ),
+    "by a variable of the environment": ("", "open(os.environ['A_LOG'], 'a').write(question)"),
     "a log": ("", "logging.basicConfig(level=logging.INFO, filename='log.txt'); logging.info('a line')"),
     "a handler": ("", "logging.getLogger('program').addHandler(logging.FileHandler('log.txt'))"),
 }
@@ -244,6 +285,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "project"
     (folder / "sub").mkdir(parents=True)
     monkeypatch.chdir(folder)
+    for name, path in {"A_FILE": "sub/p.txt", "A_FOLDER": "sub", "A_LOG": "log.txt"}.items():
+        monkeypatch.setenv(name, path)
     return folder
 
 
