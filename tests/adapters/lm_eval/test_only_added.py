@@ -68,7 +68,24 @@ def test_containers_that_are_only_added_to_change_nothing(stash):
         assert lm.counts.hits == hits
 
 
+def _named_as_in_the_answer(self: Any) -> str:
+    answer = {"usage": {"total_tokens": 3}, "text": ""}
+    self.total_tokens += answer["usage"]["total_tokens"]
+    self.usage += 1
+    return answer["text"]
+
+
+def test_a_counter_may_go_by_the_name_of_a_field_of_the_answer(stash):
+    kind = type("Mine", (Own,), {"said": _named_as_in_the_answer, "__module__": __name__})
+    for hits in (0, 2):
+        lm = CachedLM(kind(total_tokens=0, usage=0), stash)
+        lm.generate_until(generations(2))
+        assert lm.counts.hits == hits
+
+
 READ: dict[str, Any] = {
+    "by getattr": lambda self: self.usage.append(1) or str(getattr(self, "usage")),  # noqa: B009
+    "by a template": lambda self: self.usage.append(1) or "{0.usage}".format(self),  # noqa: UP030, UP032
     "asked": lambda self: self.usage.append(len(self.usage)) or "",
     "shown": lambda self: self.usage.append(1) or str(self.usage),
     "passed on": lambda self: self.usage.append(1) or "".join(map(str, self.usage)),

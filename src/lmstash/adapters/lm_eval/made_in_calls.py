@@ -203,7 +203,7 @@ class _Following:
         used = [(each.__code__.co_name, used_in(each.__code__)) for each in code.functions]
         self._added = {name for of, each in used if of not in _CONSTRUCTORS for name in each.added_attributes}
         read = {name for _, each in used for name in each.read_attributes}
-        self.only_added = {each for each in self._added - read - code.words if not code.reaches(each)}
+        self.only_added = {each for each in self._added - read if not code.asks_by_text(each)}
 
     def whole(self, name: str, *, is_property: bool) -> bool:
         """Whether what is made under a name follows from what counts, and nothing is gone by whether it is there."""

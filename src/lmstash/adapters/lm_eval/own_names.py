@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import chain
-from types import FunctionType, MethodType
+from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 from lmstash.caches.responses.hiding import is_secret
@@ -19,7 +19,7 @@ from lmstash.identity.object_parts import attributes_of
 from lmstash.identity.only_added import is_addable, used_in
 from lmstash.identity.owners import defined_in, is_installed
 from lmstash.identity.uses import COUNTED, READ, WRITTEN, uses_of
-from lmstash.identity.words import ANY_NAME, ENVIRONMENT, is_environment, variables_under, words_within
+from lmstash.identity.words import ANY_NAME, ENVIRONMENT, is_environment, texts_within, variables_under, words_within
 
 SECRET_KINDS = (str, bytes, bool, type(None))
 """What a secret is, or whether there is one: other things that are named as secrets are something else."""
@@ -59,8 +59,12 @@ class Followed(CodeByText):
         self._harness = harness
         self._noted: set[int] = set()
         self._any_name = False
+        self._names_later: set[str] = set()
+        """Those that it asks for once an object was made."""
         self.names: set[str] = set()
         self.words: set[str] = set()
+        self._within_texts: set[str] = set()
+        """Those of the words that stand within longer texts: templates ask for these, `"{lm.n}".format(lm=lm)`."""
         self.files = FilesInCode()
         self.lm: Any = None
         self._uses: dict[str, set[str]] = {READ: set(), COUNTED: set(), WRITTEN: set()}
@@ -80,7 +84,7 @@ class Followed(CodeByText):
         self._noted.add(id(code))
         self._alive.append(code)
         if isinstance(code, type):
-            self.words |= words_within([*vars(code).values()])
+            self._see_texts([*vars(code).values()])
             if not is_installed(code.__module__):
                 self.files.see_values(vars(code))
         elif isinstance(code, FunctionType):
@@ -91,15 +95,24 @@ class Followed(CodeByText):
                 (self._read_at_first if first else self._uses[use]).add(name)
             if code.__code__.co_name != "__init__":  # which sets them
                 self._any_name |= not _ANY_NAME.isdisjoint(named)
+                self._names_later |= named
+            else:  # of it, only functions within run later
+                inner = (each for each in code.__code__.co_consts if isinstance(each, CodeType))
+                self._names_later.update(*map(names_in, inner))
             held = {each: code.__globals__[each] for each in named & code.__globals__.keys()}
             held |= {name: value for name, _, value in variables_of(code)}
             said = [*texts_in(code.__code__), code.__defaults__, code.__kwdefaults__]
-            self.words |= words_within([*said, *held.values()])
+            self._see_texts([*said, *held.values()])
             if any(map(is_environment, held.values())):  # by another name, perhaps
                 self.names.add("environ")
             if not is_installed(defined_in(code)):
                 self.files.see(code)
                 self.files.see_values(held)
+
+    def _see_texts(self, said: list[Any]) -> None:
+        self.words |= words_within(said)
+        longer = [each for each in texts_within(said) if isinstance(each, bytes) or not each.isidentifier()]
+        self._within_texts |= words_within(longer)
 
     def note_class(self, kind: type) -> None:
         """Note the functions of a class and its base classes that are neither the harness's nor built in."""
@@ -141,7 +154,11 @@ class Followed(CodeByText):
 
     def reaches(self, name: str) -> bool:
         """Return whether it may ask for an attribute, or set it, without naming it but in a text."""
-        return self._any_name or (name in self.words and not _BY_TEXT.isdisjoint(self.names))
+        return self._any_name or (name in self.words and not _BY_TEXT.isdisjoint(self._names_later))
+
+    def asks_by_text(self, name: str) -> bool:
+        """Return whether a text may have it ask for what goes by a name: a template, or a word beside `getattr`."""
+        return name in self._within_texts or self.reaches(name)
 
     def counters(self, lm: Any) -> set[str]:
         """Return the numbers and containers of a model that all code only adds to: no answer can depend on them.
@@ -149,8 +166,8 @@ class Followed(CodeByText):
         The harness's own classes may add to them, too, and name something else by the same word.
         """
         held = attributes_of(lm)
-        names = {name for name, value in held.items() if type(value) in _GROWING} - self.words
-        if not names or self._any_name or type(lm).__setattr__ is not object.__setattr__:
+        names = {name for name, value in held.items() if type(value) in _GROWING and not self.asks_by_text(name)}
+        if not names or type(lm).__setattr__ is not object.__setattr__:
             return set()
         added = set[str]()
         for each in self.functions:
@@ -173,8 +190,8 @@ class Followed(CodeByText):
         """
         functions = [*self.functions, *chain.from_iterable(map(functions_in, self._alone.values()))]
         used = [used_in(each.__code__) for each in functions]
-        added = set[str]().union(*[each.added for each in used]) - self.words
-        added = {each for each in added if not any(each in of.read for of in used) and not self.reaches(each)}
+        added = set[str]().union(*[each.added for each in used])
+        added = {each for each in added if not any(each in of.read for of in used) and not self.asks_by_text(each)}
         for function in functions if added else ():
             held = [(name, value) for name, _, value in variables_of(function)]
             for table in (function.__globals__, attributes_of(function)):

@@ -145,12 +145,14 @@ class ResponseCache:
             self.stash.store.events.warn_once(
                 "sharded model", "lmstash: a model that is sharded over ranks is called for every request"
             )
-            self.stash.store.events.misses([b""] * len(requests), MissReason.UNSUPPORTED)
-            return _listed(getattr(lm, reqtype)(list(requests)), len(requests))
+            return self._passed_on(lm, reqtype, requests)
         repeats = repeats_of(requests)
         reader = Reader(lm, reqtype)
         answers: list[Any] = [None] * len(requests)
         for start in range(0, len(requests), _WINDOW):
+            if self._responses.asker.look() is None:  # as without a cache: its answers may hang on their order
+                answers[start:] = self._passed_on(lm, reqtype, requests[start:])
+                break
             numbers = range(start, min(start + _WINDOW, len(requests)))
             self._window(lm, reqtype, reader, requests, repeats, numbers, answers)
         return answers
@@ -261,12 +263,19 @@ class ResponseCache:
             self._drew = bool(drew) and not reading_draws(reader, given) and self._has_drawn(drew, chunk)
             return found
 
-        order = sorted(range(len(numbers)), key=lambda place: -length_of(requests[numbers[place]]))
-        first = [place for place in order if not is_padding(requests[numbers[place]])][: chunks.size()]
+        n_looked_up = len(numbers)
+        # In the harness's own order till it is known that no answer hangs on that.
+        first = [place for place in range(len(numbers)) if not is_padding(requests[numbers[place]])][: chunks.size()]
         for place, answer in self._first(first, asked, occurrences, tags, compute):
             answers[numbers[place]] = answer
             answered.add(place)
-        left = [place for place in order if place not in answered]
+        left = [place for place in range(len(numbers)) if place not in answered]
+        if answered and left and responses.asker.look() is None:
+            chosen = [requests[numbers[place]] for place in left]
+            for place, answer in zip(left, self._passed_on(lm, method, chosen), strict=True):
+                answers[numbers[place]] = answer
+            n_looked_up, left = n_looked_up - len(left), []
+        left.sort(key=lambda place: -length_of(requests[numbers[place]]))
         if left:
             for place, answer in responses.stream(
                 [asked[each] for each in left],
@@ -278,7 +287,13 @@ class ResponseCache:
             ):
                 answers[numbers[left[place]]] = answer
         self._computed += len(computed)
-        self._hits += len(numbers) - len(computed)
+        self._hits += n_looked_up - len(computed)
+
+    def _passed_on(self, lm: Any, method: str, requests: Sequence[Any]) -> list[Any]:
+        """Have the model answer as without a cache."""
+        self.stash.store.events.misses([b""] * len(requests), MissReason.UNSUPPORTED)
+        self._computed += len(requests)
+        return _listed(getattr(lm, method)(list(requests)), len(requests))
 
     def _has_drawn(self, generators: list[str], questions: Sequence[Any]) -> bool:
         """Whether answers were drawn though nothing says so: then another run would draw others."""
