@@ -66,6 +66,8 @@ class DropReason(StrEnum):
     """It is in a form that cannot be kept safely; a log line says why."""
     EMPTY = "empty"
     """An empty answer, or one that says that something failed."""
+    INPUT_CHANGED = "input_changed"
+    """What it was computed from changed while it was computed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import functools
 import logging
 import os
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ import lmstash
 from lmstash.caches.responses import Responses
 from lmstash.errors import InvalidArgumentError
 from lmstash.stash import Stash
+
+from .conftest import made_program
 
 CALLS: list[Any] = []
 
@@ -392,3 +395,21 @@ def test_how_a_call_is_written_counts_where_a_wrapper_sees_it(responses: Respons
             *([1, [], "ab"], [2, [], "ab"], [0, ["x"], "ab"], [0, ["y", "x"], "ab"], [1, ["more"], "ab"])
         ]
     assert (stash.stats.hits, dict(stash.stats.misses)) == (5, {"absent": 5})
+
+
+def test_a_method_of_an_object_and_a_partial_may_be_cached(responses: Responses, stash: Stash) -> None:
+    source = (
+        "class C:\n def __init__(self, p):\n  self.p = p\n  self.say = cached(self.ask)\n"
+        " def ask(self, x): return self.p + x\n def __call__(self, x): return x + self.p\n"
+        "def of(p, x, *, y=''): return p + x + y"
+    )
+
+    def program() -> list[str]:
+        namespace = made_program(source)
+        namespace["cached"] = responses.cached
+        c, kind = namespace["C"]("1"), namespace["C"]
+        partial = responses.cached(functools.partial(namespace["of"], "p", y="y"))
+        return [c.say("x"), kind("2").say("x"), responses.cached(c.__call__)("x"), partial("x"), partial(x="z")]
+
+    assert program() == program() == ["1x", "2x", "x1", "pxy", "pzy"]
+    assert (stash.stats.hits, stash.stats.misses["absent"]) == (5, 5)

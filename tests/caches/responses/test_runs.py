@@ -117,11 +117,11 @@ def test_an_edit_of_any_module_of_ones_own_begins_anew(
     assert not caplog.records
 
 
-def test_only_names_are_told(responses: Responses, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_default_that_changes_is_told_by_its_argument(responses: Responses, caplog: pytest.LogCaptureFixture) -> None:
     program = made_program("def ask(x, shots=[]):\n shots.append(x)\n return [*shots]")
     ask = responses.cached(program["ask"])
     assert [ask("a"), ask("a")] == [["a"], ["a", "a"]]
-    assert not caplog.records
+    assert [each.getMessage().rpartition("harmless=")[2] for each in caplog.records] == ["['shots']"]
 
 
 def test_an_object_that_is_a_default_goes_by_its_argument(

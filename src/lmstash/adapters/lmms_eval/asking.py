@@ -12,11 +12,11 @@ import dataclasses
 import datetime
 import decimal
 import json
-import marshal
 import os
 import re
 import urllib.parse
 from collections.abc import Mapping, Sequence
+from marshal import dumps
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,7 @@ class Reader:
     def _options_of(self, given: dict[Any, Any]) -> Any:
         """Return generation arguments as `plain` does; the harness gives each request a copy of the same ones."""
         try:
-            look = marshal.dumps(given, 2)  # never read back
+            look = dumps(given, 2)  # never read back
         except ValueError:
             return plain(given)
         known = self._options.get(look)

@@ -200,11 +200,11 @@ class Responses:
         """Decorate a function, a method or a coroutine function: each of its calls is computed once.
 
         A call is named by the function's qualified name, its code and the code it leads to, and its arguments, defaults
-        included, `self` among them. Calls that cannot be named are passed on, counted, and logged once. Costs about
-        0.2 ms a call.
+        included, `self` among them. Calls that cannot be named are passed on, those that change what they go by are not
+        kept; both are counted, and logged once. Costs about 0.2 ms a call.
 
         Args:
-            fn: The function, where the decorator is written without brackets.
+            fn: The function (or bound method, or partial), where the decorator is written without brackets.
             tags: Facts to find the answers by, or what says them of the arguments.
             harmless: Names of arguments, of what code names, and of attributes (`self.client`), that change no answer.
             ttl_seconds: How long answers are served; default: the cache's.

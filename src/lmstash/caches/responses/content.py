@@ -29,7 +29,6 @@ from lmstash.caches.responses.objects import (
 from lmstash.caches.responses.own_objects import (
     SOURCE_TEXT,
     attributes_in,
-    differing,
     is_its_attributes,
     parts_told,
     why_unread,
@@ -323,33 +322,27 @@ class Content:
                     out.setdefault(said, {})[place] = held
         return out
 
-    def changed(self, before: Look, named: Mapping[str, Any], arguments: Mapping[str, Any]) -> list[str]:
-        """Return the names of what a call leads to that is no more as it was.
+    def again(self, before: Look) -> Look:
+        """Look once more at the objects that the code of a call names; returns how they are now.
 
         Args:
-            before: As it was then.
-            named: The arguments.
-            arguments: What stood for these then. Only objects are looked at again.
+            before: How they were. The code is taken to be as it was then.
         """
         look = self.begin(before.asked)
         look.used = dict(list(before.used.items())[: before.n_first])
         look.known = {(id(each.code), each.given): said for said, each in look.used.items()}
         self.objects()
-        names = {str(text) for text in differing(before.files, before.files_now(self._harmless))}
-        for at in differing(before.held, look.held):
-            name = (before.used.get(at[0]) or look.used[at[0]]).name_of(at[1])
-            was, is_ = (parts_told(name, each.held.get(at)) for each in (before, look))
-            names |= set(filter(is_name, differing(was, is_) or {name}))
-        for name, was in arguments.items():
-            if isinstance(was, dict) and "fields" in was and (is_ := self.argument(name, named[name])) != was:
-                names |= differing(parts_told(name, was), parts_told(name, is_))
-        for each in [*before.used.values()][: before.n_first]:
-            if not each.graph.unchanged():
-                now = Code(each.code, self._package, self._harmless, each.given).units
-                names |= {
-                    each.name_of(at) for at in differing(each.units, now) if ":" in at and is_name(each.name_of(at))
-                }
-        return sorted(names)
+        return look
+
+    def read_anew(self, known: Code) -> tuple[Code, dict[str, Any]]:
+        """Return code as it is now, and what the objects are made of that it names then and named before."""
+        now = Code(known.code, self._package, self._harmless, known.given)
+        both = now.objects.keys() & known.objects.keys()
+        return now, {place: self._held(now, place, now.objects[place]) for place in both}
+
+    def files_now(self, look: Look) -> dict[Any, Any]:
+        """Return what the files hold now that the code of a call names."""
+        return look.files_now(self._harmless)
 
     def parts_of(self, fn: FunctionType) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the code that a function leads to, and by name the values that count beside it, as they are now.

@@ -7,15 +7,17 @@ import functools
 import inspect
 import os
 from collections.abc import Callable, Sequence
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Final
 
 from lmstash.caches.between_runs import listed, never_the_same
 from lmstash.caches.responses.asking import KIND
+from lmstash.caches.responses.changes import changed
 from lmstash.caches.responses.content import Content
 from lmstash.caches.responses.looks import Look
 from lmstash.caches.responses.requests import ARGUMENTS, EXACT, NUMBERS
 from lmstash.caches.responses.sampling import is_row
+from lmstash.caches.responses.shelf import Unkept
 from lmstash.errors import InvalidArgumentError
 from lmstash.events import MissReason
 from lmstash.identity.owners import owner_of
@@ -24,8 +26,11 @@ if TYPE_CHECKING:
     from lmstash.caches.responses.cache import Responses
     from lmstash.caches.responses.shelf import Tags
 
-_LOOKS: Final = 32
-"""After so many calls it is looked whether they change what the next one is known by, which costs as much as a hit."""
+_NOT_KEPT: Final = (
+    "what it answers is not kept (an answer from the cache would not change it: hand such a thing over, and return "
+    "what becomes of it)"
+)
+_ANOTHER: Final = "the next call is another one and may not be found again"
 _SAYS_SAMPLING: Final = NUMBERS | ARGUMENTS | {"do_sample", "seed", "random_seed"}
 
 
@@ -45,8 +50,16 @@ def decorate(
     if isinstance(fn, staticmethod | classmethod | property):
         kind = type(fn).__name__
         raise InvalidArgumentError(f"put @responses.cached under @{kind}, next to the function itself")
+    again = functools.partial(decorate, cache, tags=tags, harmless=harmless, ttl_seconds=ttl_seconds)
+    if isinstance(fn, MethodType):
+        return MethodType(again(fn.__func__), fn.__self__)
+    if isinstance(fn, functools.partial):
+        return functools.partial(again(fn.func), *fn.args, **fn.keywords)
     if not isinstance(fn, FunctionType):
-        raise InvalidArgumentError(f"@responses.cached takes a function written in Python, not {fn!r:.80}")
+        raise InvalidArgumentError(
+            f"@responses.cached takes a function written in Python, not {fn!r:.80}: put it under other decorators, "
+            "next to the function itself, or give it a method (`responses.cached(client.ask)`)"
+        )
     if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
         raise InvalidArgumentError(f"{fn.__qualname__} yields: what it gives cannot be kept. Return a list.")
     calls = Calls(cache, fn, tags, frozenset(harmless), ttl_seconds)
@@ -88,7 +101,6 @@ class Calls:
         self._may_differ = "__wrapped__" in vars(fn) or "__signature__" in vars(fn)
         """Whether the function may see in how a call is written what the signature does not say."""
         self._name = f"{fn.__module__}.{fn.__qualname__}"
-        self._n_looks_left = _LOOKS
         self._has_noted = False
         package, model = owner_of(inspect.unwrap(fn).__module__), getattr(cache.asker.who, "model", None)
         self._content = Content(package, self._harmless, model)
@@ -108,12 +120,11 @@ class Calls:
 
         def compute() -> Any:
             answer = fn(*args, **kwargs)
-            self._warn_of_change(asked)
-            return answer
+            return answer if self._may_be_kept(asked) else Unkept(answer)
 
         answer = self._cache.get_or_compute(asked.request, compute, tags=about, ttl_seconds=self._ttl_seconds)
         self._note_run(fn)
-        return answer
+        return answer.answer if isinstance(answer, Unkept) else answer
 
     async def later(self, fn: FunctionType, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Answer a call of a function that is awaited."""
@@ -124,31 +135,29 @@ class Calls:
 
         async def compute() -> Any:
             answer = await fn(*args, **kwargs)
-            self._warn_of_change(asked)
-            return answer
+            return answer if self._may_be_kept(asked) else Unkept(answer)
 
         cache, ttl_seconds = self._cache, self._ttl_seconds
         answer = await cache.get_or_compute_async(asked.request, compute, tags=about, ttl_seconds=ttl_seconds)
         self._note_run(fn)
-        return answer
+        return answer.answer if isinstance(answer, Unkept) else answer
 
-    def _warn_of_change(self, asked: _Asked) -> None:
-        """Say, once, that what a function goes by changes while it computes: its next call is another one."""
-        if not self._n_looks_left:
-            return
-        self._n_looks_left -= 1
+    def _may_be_kept(self, asked: _Asked) -> bool:
+        """Whether a call left all as it was that it goes by; says once what it did not."""
         try:
-            changed = self._content.changed(asked.look, asked.named, asked.arguments)
+            found = changed(self._content, asked.look, asked.named, asked.arguments)
         except Exception:  # said when the function is called next
-            return
-        if changed:
-            self._n_looks_left = 0
+            return True
+        lost = [name for name, made in sorted(found.items()) if not made]
+        names = lost or sorted(found)
+        if names:
             self._cache.store.events.warn_once(
-                f"changes {self._name}",
-                "lmstash: %s, which %s goes by, changes while it computes, so that the next call is another one and "
-                "may not be found again. If it changes no answer (a counter, a memo), say harmless=%s",
-                *(listed(changed), self._name, changed[:5]),
+                f"{'changes' if lost else 'makes'} {self._name}",
+                "lmstash: %s, which %s goes by, changes while it computes, so that %s. If it changes no answer (a "
+                "counter, a memo), say harmless=%s",
+                *(listed(names), self._name, _NOT_KEPT if lost else _ANOTHER, names[:5]),
             )
+        return not lost
 
     def _note_run(self, fn: FunctionType) -> None:
         """Say, at the first call in this process, what was another one in each of the last runs."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from lmstash.caches.models import describe_model
 from lmstash.caches.responses.answers import (
@@ -49,6 +49,12 @@ class Missing:
 
 
 MISSING = Missing()
+
+
+class Unkept(NamedTuple):
+    """An answer that is returned and not kept, whatever it is."""
+
+    answer: Any
 
 
 class Shelf:
@@ -174,6 +180,9 @@ class Shelf:
 
     def _encode(self, asked: Asked, answer: Any) -> bytes | None:
         events = self.store.events
+        if isinstance(answer, Unkept):
+            events.drop(KIND, asked.key, DropReason.INPUT_CHANGED)
+            return None
         try:
             keep = self._keep_if(answer)
         except Exception as error:  # the answer is paid for: whoever asked gets it

@@ -1,0 +1,151 @@
+"""What a call changes of what it goes by: an answer that came with that is not kept, since a hit would not do it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmstash.caches.responses import Responses
+from lmstash.stash import Stash
+
+from .conftest import made_program
+
+CHANGED = {
+    "a conversation": (
+        "class C:\n def __init__(self): self.turns = []\n def ask(self, x):\n  self.turns.append(x)\n"
+        "  return ' '.join(self.turns)\nc = C()\nask = C.ask\ndef call(x): return ask(c, x)",
+        "self.turns",
+    ),
+    "what it answered last": (
+        "class C:\n def __init__(self): self.last = None\n def ask(self, x):\n  x = f'{self.last} {x}'\n"
+        "  self.last = x\n  return x\nc = C()\nask = C.ask\ndef call(x): return ask(c, x)",
+        "self.last",
+    ),
+    "a list that is handed over": (
+        "turns = []\ndef ask(given, x):\n given.append(x)\n return ' '.join(given)\ndef call(x): return ask(turns, x)",
+        "given",
+    ),
+    "a dict within a list": (
+        "turns = [{}]\ndef ask(given, x):\n given[0][x] = len(given[0])\n return str(given)\n"
+        "def call(x): return ask(turns, x)",
+        "given",
+    ),
+    "a global": (
+        "LAST = {}\ndef ask(x):\n LAST[x] = len(LAST)\n return str(LAST)\ndef call(x): return ask(x)",
+        "LAST",
+    ),
+    "a global that another one reads": (
+        "N = 0\ndef ask(x):\n global N\n N += 1\n return show(x)\ndef show(x): return x * N\n"
+        "def call(x): return ask(x)",
+        "N",
+    ),
+    "an object in the place of another": (
+        "class S:\n def __init__(self, t): self.t = t\ns = S('')\n"
+        "def ask(x):\n global s\n s = S(s.t + x)\n return s.t\ndef call(x): return ask(x)",
+        "s",
+    ),
+    "a default": ("def ask(x, seen=[]):\n seen.append(x)\n return ' '.join(seen)\ndef call(x): return ask(x)", "seen"),
+}
+
+
+@pytest.mark.parametrize("how", CHANGED)
+def test_a_program_goes_on_with_the_state_that_it_has_without_a_cache(
+    responses: Responses, stash: Stash, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    source, name = CHANGED[how]
+    plain = [*map(made_program(source)["call"], "aab")]
+    for _ in range(2):
+        program = made_program(source)
+        program["ask"] = responses.cached(program["ask"])
+        with caplog.at_level(logging.WARNING):
+            assert [*map(program["call"], "aab")] == plain
+    assert stash.stats.hits == 0
+    assert stash.stats.drops["input_changed"] >= 4
+    told = [each.getMessage() for each in caplog.records if "changes while it computes" in each.getMessage()]
+    assert len(told) == 1
+    assert told[0].startswith(f"lmstash: `{name}`, which")
+    assert "is not kept" in told[0]
+
+
+MADE = {
+    "a client where there was none": (
+        "class S:\n def say(self, x): return x\n"
+        "class C:\n def __init__(self): self.s = None\n def ask(self, x):\n  if self.s is None: self.s = S()\n"
+        "  return self.s.say(x)\nask = C.ask\ndef call(x): return ask(C(), x)"
+    ),
+    "a property": (
+        "import functools\nclass C:\n @functools.cached_property\n def p(self): return 'p'\n"
+        " def ask(self, x): return self.p + x\nask = C.ask\ndef call(x): return ask(C(), x)"
+    ),
+    "a global where there was none": (
+        "class S:\n def say(self, x): return x\ns = None\n"
+        "def ask(x):\n global s\n if s is None: s = S()\n return s.say(x)\ndef call(x): return ask(x)"
+    ),
+    "a copy of a list": (
+        "def ask(given, x):\n given = [*given, x]\n return ' '.join(given)\ndef call(x): return ask([], x)"
+    ),
+    "a count": ("N = 0\ndef ask(x):\n global N\n N += 1\n return x\ndef call(x): return ask(x)"),
+    "what is remembered": (
+        "import functools\n@functools.lru_cache\ndef of(x): return x\n"
+        "def ask(x): return of(x)\ndef call(x): return ask(x)"
+    ),
+    "places in a queue": (
+        "import asyncio, threading\nclass C:\n def __init__(self):\n"
+        "  self.s, self.t, self.lock = asyncio.Semaphore(2), threading.Semaphore(2), threading.Lock()\n"
+        " def ask(self, x):\n  self.t.acquire()\n  self.lock.acquire()\n  return x\nask = C.ask\n"
+        "def call(x): return ask(C(), x)"
+    ),
+}
+
+
+@pytest.mark.parametrize("how", MADE)
+def test_what_is_made_at_first_use_does_not_keep_an_answer_from_being_kept(
+    responses: Responses, stash: Stash, how: str
+) -> None:
+    for _ in range(2):
+        program = made_program(MADE[how])
+        program["ask"] = responses.cached(program["ask"])
+        said = program["call"]("x")
+        assert said == made_program(MADE[how])["call"]("x")
+    assert stash.stats.hits == 1
+
+
+def test_an_edit_of_a_file_while_it_is_read_is_not_kept_under_the_old_text(
+    responses: Responses, stash: Stash, tmp_path: Path
+) -> None:
+    file = tmp_path / "p.txt"
+    file.write_text("old")
+    source = (
+        f"import pathlib\nfirst = [1]\ndef edit(path): path.write_text('new')\n"
+        f"def ask(x):\n if first: edit(pathlib.Path({str(file)!r}))\n return open({str(file)!r}).read()"
+    )
+    program = made_program(source)
+    ask = responses.cached(harmless=["first"])(program["ask"])
+    assert ask("x") == "new"
+    program["first"].clear()
+    file.write_text("old")
+    assert ask("x") == "old"
+    assert stash.stats.hits == 0
+
+
+def test_a_call_that_is_awaited_is_kept_only_if_it_changed_nothing(responses: Responses, stash: Stash) -> None:
+    program = made_program("turns = []\nasync def ask(given, x):\n given.append(x)\n return ' '.join(given)")
+    ask: Any = responses.cached(program["ask"])
+
+    async def talk() -> list[str]:
+        given: list[str] = []
+        return [await ask(given, x) for x in "ab"]
+
+    assert asyncio.run(talk()) == asyncio.run(talk()) == ["a", "a b"]
+    assert stash.stats.hits == 0
+
+
+def test_what_is_harmless_may_change(responses: Responses, stash: Stash) -> None:
+    program = made_program("def ask(given, x):\n given.append(x)\n return x")
+    ask = responses.cached(harmless=["given"])(program["ask"])
+    assert [ask([], "a"), ask([1], "a")] == ["a", "a"]
+    assert stash.stats.hits == 1
