@@ -70,10 +70,12 @@ class FilesInCode:
         self._named: list[str] = []
         self._any_name = False
         self._found: _Found | None = None
+        self._joined: dict[str, set[str | None]] = {}
+        """What is joined behind names that were asked for."""
 
     def see(self, function: FunctionType) -> None:
         """Take what a function of your own says."""
-        code, self._found = function.__code__, None
+        code, self._found, self._joined = function.__code__, None, {}
         file = os.path.abspath(code.co_filename)
         self._folders.add(os.path.dirname(file))
         self._of_code.add(os.path.dirname(file))
@@ -182,6 +184,12 @@ class FilesInCode:
 
     def _behind(self, name: str) -> set[str | None]:
         """Return what is joined behind a name, as `read_in` says it; None where it is used alone, or otherwise."""
+        known = self._joined.get(name)
+        if known is None:
+            known = self._joined[name] = self._read_behind(name)
+        return known
+
+    def _read_behind(self, name: str) -> set[str | None]:
         found = set[str | None]()
         for each in self._paths:
             first, *rest = each.parts

@@ -53,7 +53,7 @@ def _stamps_within(folder: str, apart: Collection[str]) -> Component:
             if len(found) >= _MOST_STAMPS:
                 raise _TooMuchError
             if path not in apart:
-                found[os.path.relpath(path, folder)] = [status.st_size, status.st_mtime_ns]
+                found[path[len(folder) :].lstrip(os.sep)] = [status.st_size, status.st_mtime_ns]
     except (OSError, _TooMuchError):
         return os.urandom(16)
     return found
@@ -72,7 +72,7 @@ def files_within(folder: str, apart: Collection[str] = ()) -> dict[Component, Co
             if len(found) >= _MOST_FILES:
                 return None
             if path not in apart:
-                found[os.path.relpath(path, folder)] = _held_in(path, status)
+                found[path[len(folder) :].lstrip(os.sep)] = _held_in(path, status)
     except (OSError, _TooMuchError):
         return None
     return found
@@ -130,8 +130,11 @@ def _walk(folder: str, depth: int, most: int = _MOST_ENTRIES) -> Iterator[tuple[
         return
     for each in entries:
         if not each.is_dir():
-            if os.path.exists(each.path):  # no link that leads nowhere
-                yield each.path, each.stat()
+            try:
+                status = each.stat()
+            except FileNotFoundError:  # a link that leads nowhere
+                continue
+            yield each.path, status
         elif each.name not in _NOT_READ:
             if depth <= 1:
                 raise _TooMuchError
