@@ -275,7 +275,7 @@ def test_a_bounded_cache_gets_what_mellea_keeps_and_holds_its_limit(smollm2):
     evicted: list[Any] = []
     cache = ByteLRUCache("12MB", evicted.append)
     backend = LocalHFBackend("smollm2", cache=cache, custom_config=(tokenizer, model, torch.device("cpu")))
-    answers = [ask(backend, question) for question in QUESTIONS]  # alive, since mellea names entries by their texts' ids
+    answers = [ask(backend, question) for question in QUESTIONS]  # alive: mellea names entries by their `id`
     assert 0 < cache.current_bytes() <= 12_000_000
     assert cache.current_size() + len(evicted) == len(answers)
     assert {type(each) for each in (*evicted, *cache.cache.values())} == {HFAloraCacheInfo}
