@@ -23,16 +23,32 @@ from lmstash.identity.encoding import Component
 from lmstash.identity.handed_on import asks_by_any_name
 from lmstash.identity.held_files import ANY, files_like, held_at
 from lmstash.identity.path_parts import VARIABLE, Hole, Parts, without_places
-from lmstash.identity.uses import FOLDER, READ, WRITTEN, PathUse, paths_in, uses_of
+from lmstash.identity.uses import FILE, FOLDER, READ, WRITTEN, PathUse, paths_in, uses_of
 from lmstash.identity.words import texts_within
 
 _LONGEST, _MOST = 512, 64
 """What holds more texts that look like paths is data, not settings, and a look at each would cost more than a hit."""
 _MOST_PATHS, _DEEP = 64, 6
 """That one expression may stand for, and through how many names."""
-_WILD = re.compile(r"[*?\[].*")
+_WILD = re.compile(r"[*?\[](?:.*[*?\]])?")
 _DOLLAR = re.compile(r"\$\{?(\w+)", re.ASCII)
 _PATH = re.compile(r"[^\n]*(?:\.[A-Za-z]\w{0,10}|/[^\n]*)", re.ASCII)
+
+
+class _Place(NamedTuple):
+    """A path that code may read."""
+
+    text: str
+    """As the code writes it: of a file, or of the folder that it lies in."""
+    tail: str = ""
+    """What files of that folder end with, `.txt`; empty where all count."""
+    is_guessed: bool = False
+    """Whether code says neither the file nor that it lists the folder: then what it writes there does not count."""
+
+    @property
+    def said(self) -> str:
+        """What it goes by in a key."""
+        return f"{self.text}/*{self.tail}" if self.tail else self.text.replace(ANY, "*")
 
 
 class _Found(NamedTuple):
@@ -40,12 +56,12 @@ class _Found(NamedTuple):
 
     since: tuple[str | None, ...]
     """The working folder, and the variables of the environment that count, at that time."""
-    paths: list[tuple[str, list[str], bool]]
-    """As code writes them, where they may lead, and whether their folder is guessed, being a word that code names."""
+    paths: list[tuple[_Place, list[str]]]
+    """As code writes them, and where they may lead."""
     behind: list[str]
     """What is joined behind folders that nobody can tell."""
     written: frozenset[str]
-    """Files that code writes to; within folders that are guessed they do not count."""
+    """Files that code writes to."""
 
 
 class FilesInCode:
@@ -168,16 +184,15 @@ class FilesInCode:
         paths, behind, written = self._found.paths, self._found.behind, self._found.written
         if behind and also:
             given = [each for each in dict.fromkeys(also) if len(each) <= _LONGEST and self._is_there(each)]
-            beside = self._behind_words(given, behind) - {text for text, _, _ in paths}
-            paths = [*paths, *((text, self._at(text), True) for text in sorted(beside))]
-        for text, places, is_guessed in paths:
-            said = text.replace(ANY, "*")
-            if said in without:
+            beside = self._behind_words(given, behind) - {place._replace(is_guessed=True) for place, _ in paths}
+            paths = [*paths, *((each, self._at(each.text)) for each in sorted(beside))]
+        for place, leads in paths:
+            if place.said in without or place.text in without:
                 continue
-            apart = written if is_guessed else frozenset[str]()
-            told = [files_like(place) if ANY in text else held_at(place, apart) for place in places]
+            apart = written if place.is_guessed else frozenset[str]()
+            told = [files_like(each) if ANY in place.text else held_at(each, apart, place.tail) for each in leads]
             if held := [each for each in told if each is not None]:
-                found[said] = held
+                found[place.said] = held
         return found
 
     # --- what paths there are ----------------------------------------------------------------------------------------
@@ -208,38 +223,48 @@ class FilesInCode:
 
     def _find(self, since: tuple[str | None, ...]) -> _Found:
         """Return the paths that there may be: those that code names, and what it joins behind folders nobody knows."""
-        texts, behind, written = set[str](), set[str](), set[str]()
+        found, behind, written = set[_Place](), set[str](), set[str]()
         for each in self._paths:
             if each.stored_as and each.use == READ:
                 continue
             for text in islice(self._resolved(each.parts, _DEEP), _MOST_PATHS):
                 path = _WILD.sub(ANY, text) if each.opens == FOLDER else text  # of `glob`
-                begun, _, _ = path.partition(ANY)
+                begun, is_any, _ = path.partition(ANY)
                 if each.use == WRITTEN:
-                    written.update([path] if 0 < len(path) <= _LONGEST and ANY not in path else ())
-                elif path.startswith(ANY):
+                    written.update([path] if 0 < len(path) <= _LONGEST and not is_any else ())
+                    continue
+                is_whole = each.opens == FILE or (
+                    each.opens == FOLDER and path != text
+                )  # else more may be joined behind
+                if path.startswith(ANY):
                     rest = path.lstrip(ANY)
+                    rest = rest if is_whole or ANY not in rest else f"{rest.rpartition(ANY)[0]}{ANY}"
                     if rest[:1] == "/" or (not rest and each.opens == FOLDER):
                         behind.add(rest)
                     elif rest and (each.opens or may_be_path(f"a{rest}".replace(ANY, ""))):  # `open(f"{name}.txt")`
                         behind.add(rest)
-                        texts.add(f"{ANY}{rest}".partition("/")[0])
-                elif ANY in path:
+                        found.add(_Place(f"{ANY}{rest}".partition("/")[0]))
+                elif is_any:
                     folder, _, _ = begun.rpartition("/")
                     if each.opens or may_be_path(path.replace(ANY, "")):
-                        texts.add(folder or path)
+                        tail = _tail(path) if is_whole else ""
+                        found.add(_Place(folder, tail, each.opens == FILE) if folder else _Place(path))
                 elif may_be_path(path) or (each.opens and 0 < len(path) <= _LONGEST and _says(path, each.opens)):
-                    texts.add(path)
+                    found.add(_Place(path))
         for name, values in self._values.items():
             if not self.only_written(name):
                 for value in values:
-                    texts.update(self._led_to(name, value))
+                    found.update(map(_Place, self._led_to(name, value)))
         read = [held for name, held in self._words.items() if not (name and self.only_written(name))]
         words = set[str]().union(*read)
         self._named = sorted(filter(self._is_folder, words))
         files = filter(may_be_path, words)  # of `splitext(file)[0] + ".txt"`
-        guessed = self._behind_words({*self._named, *files}, behind) - texts
-        paths = [(text, self._at(text), text in guessed) for text in sorted(texts | guessed)]
+        found |= self._behind_words({*self._named, *files}, behind)
+        paths = [
+            (each, self._at(each.text))
+            for each in sorted(found)
+            if each._replace(is_guessed=False) not in found or not each.is_guessed
+        ]
         return _Found(since, paths, sorted(behind), frozenset(place for text in written for place in self._at(text)))
 
     def _resolved(self, parts: Parts, depth: int) -> Iterator[str]:
@@ -283,16 +308,15 @@ class FilesInCode:
             yield text
 
     @staticmethod
-    def _behind_words(words: Collection[str], behind: Collection[str]) -> set[str]:
+    def _behind_words(words: Collection[str], behind: Collection[str]) -> set[_Place]:
         """Return the paths that folders and what is joined behind them make; the folder where that is anything."""
-        found = set[str]()
+        found = set[_Place]()
         for word in words:
             for rest in behind:
                 begun, is_any, _ = rest.partition(ANY)
                 behind_it = begun.rpartition("/")[0] if is_any else begun
-                found.add(os.path.normpath(word + behind_it))
-                if not rest.startswith("/"):  # `base + ".ann"`, where that was split from it
-                    found.add(os.path.normpath(os.path.splitext(word)[0] + behind_it))
+                begins = [word] if rest.startswith("/") else [word, os.path.splitext(word)[0]]  # `base + ".ann"`
+                found |= {_Place(os.path.normpath(each + behind_it), _tail(rest), True) for each in begins}
         return found
 
     def _is_there(self, text: str) -> bool:
@@ -340,6 +364,12 @@ def _said_by(part: str | Hole, file: str, table: Mapping[str, Any]) -> str | Hol
     place = getattr(module, "__file__", None)
     folders = [*getattr(module, "__path__", ())] or ([os.path.dirname(place)] if isinstance(place, str) else [])
     return str(folders[0]) if folders else part
+
+
+def _tail(path: str) -> str:
+    """Return what a path ends with behind the last of what nobody knows; empty where that says nothing."""
+    _, is_any, tail = path.rpartition(ANY)
+    return tail if is_any and ".." not in path else ""
 
 
 def _says(path: str, opens: str) -> bool:

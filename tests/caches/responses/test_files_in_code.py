@@ -186,6 +186,19 @@ READ |= {
         "a log of the program": "logging.basicConfig(level=logging.INFO, filename='sub/log'); logging.info('a line')",
     }.items()
 } | {
+    "one of a folder, beside a log": (
+        "",
+        "open('sub/usage.log', 'a').write(question); return open(f'sub/{question}.txt').read()",
+    ),
+    "one of a folder without a suffix, beside a log": (
+        "",
+        "open('sub/usage.log', 'a').write(question); return open(f'sub/{question + \".txt\"}').read()",
+    ),
+    "one of a folder, to which a helper adds": (
+        "",
+        "return text(f'sub/{question}')",
+        "def text(name): return open(name + '.txt').read()",
+    ),
     "a variable of the environment": ("", "return open(os.environ['A_FILE']).read()"),
     "a variable, handed to a helper": (
         "",
@@ -384,7 +397,7 @@ def test_a_folder_of_very_many_files_is_never_the_same_and_told(
     for text in ("one", "two"):
         (folder / "sub" / "1.txt").write_text(text)
         assert ask_twice(folder, "", "return open(f'sub/{len(question)}.txt').read()")[0] == text
-    assert "harmless=['sub']" in caplog.text
+    assert "harmless=['sub/*.txt']" in caplog.text
 
 
 def test_an_edit_in_a_large_or_a_deep_folder_counts(folder: Path) -> None:

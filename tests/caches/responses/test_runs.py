@@ -121,7 +121,7 @@ def test_a_default_that_changes_is_told_by_its_argument(responses: Responses, ca
     program = made_program("def ask(x, shots=[]):\n shots.append(x)\n return [*shots]")
     ask = responses.cached(program["ask"])
     assert [ask("a"), ask("a")] == [["a"], ["a", "a"]]
-    assert [each.getMessage().rpartition("harmless=")[2] for each in caplog.records] == ["['shots']"]
+    assert ["changes its argument `shots`" in each.getMessage() for each in caplog.records] == [True]
 
 
 def test_an_object_that_is_a_default_goes_by_its_argument(

@@ -52,7 +52,8 @@ def _parts_changed(name: str, was: Mapping[str, Any], is_: Mapping[str, Any], us
     """Return the parts of a value that are others now; the value itself where that cannot be told."""
     places = set(filter(is_name, differing(was, is_))) or {name}
     made = {each for each in places if was.get(each) in (None, [None]) and _is_made(each, was, is_.get(each, []), used)}
-    return {each: any(f"{each}.".startswith(f"{one}.") for one in made) for each in places}
+    within = {each for each in places for one in made if each.startswith(f"{one}.")}
+    return {each: each in made for each in places - within}
 
 
 def _is_made(place: str, was: Mapping[str, Any], told: list[Any], used: Iterable[Code]) -> bool:

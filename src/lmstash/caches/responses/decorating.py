@@ -26,10 +26,15 @@ if TYPE_CHECKING:
     from lmstash.caches.responses.cache import Responses
     from lmstash.caches.responses.shelf import Tags
 
-_NOT_KEPT: Final = (
-    "what it answers is not kept (an answer from the cache would not change it: hand such a thing over, and return "
-    "what becomes of it)"
+_ARGUMENT: Final = (
+    "lmstash: %s changes its argument %s, so that what it answers is not kept: an answer from the cache would not "
+    "change it. Have it change a copy, and return what your program goes on with"
 )
+_OTHER: Final = (
+    "lmstash: %s, which %s goes by, changes while it computes, so that %s. If it changes no answer (a counter, a "
+    "memo), say harmless=%s"
+)
+_NOT_KEPT: Final = "what it answers is not kept: an answer from the cache would not change it"
 _ANOTHER: Final = "the next call is another one and may not be found again"
 _SAYS_SAMPLING: Final = NUMBERS | ARGUMENTS | {"do_sample", "seed", "random_seed"}
 
@@ -149,14 +154,12 @@ class Calls:
         except Exception:  # said when the function is called next
             return True
         lost = [name for name, made in sorted(found.items()) if not made]
-        names = lost or sorted(found)
-        if names:
-            self._cache.store.events.warn_once(
-                f"{'changes' if lost else 'makes'} {self._name}",
-                "lmstash: %s, which %s goes by, changes while it computes, so that %s. If it changes no answer (a "
-                "counter, a memo), say harmless=%s",
-                *(listed(names), self._name, _NOT_KEPT if lost else _ANOTHER, names[:5]),
-            )
+        events, arguments = self._cache.store.events, [name for name in lost if name in asked.named]
+        if arguments:
+            events.warn_once(f"arguments {self._name}", _ARGUMENT, self._name, listed(arguments))
+        elif found:
+            what, so = (lost, _NOT_KEPT) if lost else (sorted(found), _ANOTHER)
+            events.warn_once(f"{so} {self._name}", _OTHER, listed(what), self._name, so, what[:5])
         return not lost
 
     def _note_run(self, fn: FunctionType) -> None:
