@@ -146,6 +146,14 @@ HISTORIES = {
     "an object made later": (
         MEMORY, "self.h = None", "self.h = self.h or Memory(); return self.h.add(question)",
     ),
+    "a count": ("import itertools", "self.h = itertools.count()", "return question + 'abc'[next(self.h) % 3]"),
+    "a global count": ("import itertools\nh = itertools.count()", "pass", "return question + 'abc'[next(h) % 3]"),
+    "a count in a list": ("import itertools", "self.h = [itertools.count()]", "return question + str(next(self.h[0]))"),
+    "a count in an object": (
+        "import itertools\nclass C:\n def __init__(self): self.n = itertools.count()",
+        "self.h = C()",
+        "return question + str(next(self.h.n))",
+    ),
     "an iterator": ("", "self.h = iter('abcdefghijkl')", "return question + next(self.h)"),
     "random.Random": ("import random", "self.h = random.Random(0)", "return question + str(self.h.random())"),
     "a generator of an object": (

@@ -844,6 +844,39 @@ def test_a_model_whose_answers_hang_on_their_order_answers_as_without_a_cache(pl
         cache.finalize(success=True)
 
 
+class Switching(Echo):
+    """Answers in another way from some question on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mode = "a"
+
+    def answer(self, request: Any) -> str:
+        if "switch" in request.args[0]:
+            self.mode = "b"
+        return f"{self.mode} {request.args[0]}"
+
+
+def test_that_the_order_was_another_one_is_told_where_answers_turn_out_to_hang_on_it(
+    place: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = Task([{"question": f"{'x' * k}{' switch' if k == 5 else ''}"} for k in range(10)])
+    live = Switching()
+    live.task_dict = {"mini": {"test": task.docs}}
+    expected = live.generate_until(task.requests())
+    told: list[int] = []
+    for _ in range(2):
+        caplog.clear()
+        lm = Switching()
+        lm.task_dict = live.task_dict
+        cache = ResponseCache(place, model="switching")
+        answers = cache.execute(lm, "generate_until", task.requests())
+        cache.finalize(success=True)
+        told.append(sum("run it again" in each.getMessage() for each in caplog.records))
+        assert answers == expected or told == [1]
+    assert told == [1, 0]
+
+
 def test_chunks_grow_until_they_take_long_enough(place: str) -> None:
     lm = Echo(batch_size=2)
     evaluate(place, lm, Task(questions(3000)))

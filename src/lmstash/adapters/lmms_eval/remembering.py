@@ -34,6 +34,7 @@ from lmstash.identity.encoding import Component, encode
 
 _NUMBERS = (numbers.Number, datetime.date, datetime.time, datetime.timedelta, datetime.tzinfo)
 _SMALL = 16.0
+_PYTHONS_OWN = frozenset({"builtins", "collections", "itertools", "functools", "types"})
 """Larger numbers that are not whole may be times."""
 _INDEX = re.compile(r"\[\d+\]")
 
@@ -110,6 +111,7 @@ class _Collected(LmDescriber):
         super().__init__(harness_code(), None)
         self.told: list[Component] = []
         self.numbers: dict[str, list[Component]] = {}
+        self._within_library = False
 
     def value(self, value: Any, path: str) -> Component:
         """Note what lies in a value."""
@@ -134,7 +136,7 @@ class _Collected(LmDescriber):
             self.told.append([value.getvalue(), value.tell()])
         elif id(value) in self._seen:
             self.told.append(["seen", self._seen[id(value)]])
-        elif _moves_on(value) or kind.__module__ == "numpy" or _is_tensor(value):
+        elif kind.__module__ == "numpy" or _is_tensor(value) or self._moves_on(value):
             self.told.append(LmDescriber(harness_code(), None).value(value, path))
         elif kind in (list, tuple):
             for index, each in enumerate(value):
@@ -144,8 +146,17 @@ class _Collected(LmDescriber):
         elif is_client(value):  # one may be made when the first question comes
             self.told += [repr(value)] if hasattr(kind, "model_dump") else []  # an answer
         else:
-            return super().value(value, path)
+            before = self._within_library
+            self._within_library = before or not (kind.__module__ in _PYTHONS_OWN or self.is_yours(kind))
+            try:
+                return super().value(value, path)
+            finally:
+                self._within_library = before
         return None
+
+    def _moves_on(self, value: Any) -> bool:
+        """Whether code may go by it that it gives something else each time; libraries number things by a count."""
+        return _moves_on(value) and not (self._within_library and isinstance(value, itertools.count))
 
     def _unordered(self, values: set[Any] | frozenset[Any], path: str) -> None:
         told, numbers, found, counted = self.told, self.numbers, list[bytes](), list[bytes]()
@@ -174,7 +185,7 @@ def _moves_on(value: Any) -> bool:
     with contextlib.suppress(AttributeError):
         if isinstance(value, sys.modules["torch"].Generator if "torch" in sys.modules else ()):
             return True
-    return isinstance(value, Iterator) and not isinstance(value, itertools.count)
+    return isinstance(value, Iterator)
 
 
 def _is_tensor(value: Any) -> bool:

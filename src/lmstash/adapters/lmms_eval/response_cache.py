@@ -99,6 +99,8 @@ class ResponseCache:
         self._responses: Responses | None = None
         self._chunks: Chunks | None = None
         self._samples = False
+        self._reordered = False
+        """Whether this model was asked in another order than the harness's."""
         self._drew = False
         """Whether the answers at hand were drawn though nothing says so."""
         self._hits = 0
@@ -155,6 +157,13 @@ class ResponseCache:
                 break
             numbers = range(start, min(start + _WINDOW, len(requests)))
             self._window(lm, reqtype, reader, requests, repeats, numbers, answers)
+        if self._reordered and self._responses.asker.look() is None:
+            self.stash.store.events.warn_once(
+                "asked in another order",
+                "lmstash: before it was seen that answers of %s may hang on what was asked before, it was asked the "
+                "longest contexts first. The results of this run may not be those without a cache: run it again.",
+                self.model_name,
+            )
         return answers
 
     def finalize(self, *, success: bool, dist_backend: str = "accelerate", accelerator: Any = None) -> None:
@@ -212,7 +221,7 @@ class ResponseCache:
             given = {**self._arguments, **({} if self._revision is None else {"revision declared": self._revision})}
             self._who = ModelObject(lm, store, name=self._name, arguments=given, harmless=self._harmless)
         self._samples = samples_by_default(lm, self._arguments)
-        self._drew = False
+        self._drew = self._reordered = False
         self._responses = self.stash.responses(
             self._who,
             sampled_by_default=self._samples,
@@ -276,6 +285,7 @@ class ResponseCache:
                 answers[numbers[place]] = answer
             n_looked_up, left = n_looked_up - len(left), []
         left.sort(key=lambda place: -length_of(requests[numbers[place]]))
+        self._reordered = self._reordered or left != sorted(left)
         if left:
             for place, answer in responses.stream(
                 [asked[each] for each in left],
