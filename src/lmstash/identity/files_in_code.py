@@ -233,9 +233,7 @@ class FilesInCode:
                 if each.use == WRITTEN:
                     written.update([path] if 0 < len(path) <= _LONGEST and not is_any else ())
                     continue
-                is_whole = each.opens == FILE or (
-                    each.opens == FOLDER and path != text
-                )  # else more may be joined behind
+                is_whole = each.opens == FILE or (each.opens == FOLDER and path != text)  # else more may come behind it
                 if path.startswith(ANY):
                     rest = path.lstrip(ANY)
                     rest = rest if is_whole or ANY not in rest else f"{rest.rpartition(ANY)[0]}{ANY}"

@@ -214,6 +214,8 @@ class Content:
         told = self._tool(value)
         if told is not None:
             return {_IS: told}
+        if self._look.lenient:
+            return {_IS: [f"{kind.__module__}.{kind.__qualname__}"]}
         raise InvalidArgumentError(why_unread(kind, self._look.path, self._modules.is_own))
 
     def _tool(self, value: Any) -> list[Any] | None:
@@ -329,6 +331,7 @@ class Content:
             before: How they were. The code is taken to be as it was then.
         """
         look = self.begin(before.asked)
+        look.lenient = True
         look.used = dict(list(before.used.items())[: before.n_first])
         look.known = {(id(each.code), each.given): said for said, each in look.used.items()}
         self.objects()

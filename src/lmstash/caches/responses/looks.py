@@ -78,6 +78,8 @@ class Look:
     own: dict[int, bool] = dataclasses.field(default_factory=dict)
     path: str = ""
     """What is being read goes by it: `self.client`."""
+    lenient: bool = False
+    """Whether what cannot be read stands by its class, since only what changed is asked for."""
     seen: dict[int, int] = dataclasses.field(default_factory=dict)
     """The objects that were met in what is being read."""
 
