@@ -384,6 +384,7 @@ class Content:
         if isinstance(value, threading.local) and type(value).__module__ == "_thread":
             # attrs notes there what it is writing out, and leaves it there once it has done so first.
             value = {name: each for name, each in vars(value).items() if name != "already_repring"}
+        lenient, self._look.lenient = self._look.lenient, self._look.lenient and place not in known.graph.asides
         try:
             if type(value) is SourceText:
                 raise InvalidArgumentError(SOURCE_TEXT)
@@ -392,5 +393,7 @@ class Content:
             if place in known.graph.asides:
                 return ["type", f"{type(value).__module__}.{type(value).__qualname__}"]
             raise InvalidArgumentError(f"its code names `{known.name_of(place)}`: {error}") from error
+        finally:
+            self._look.lenient = lenient
         self._look.texts.append(text)
         return ["object", text]
