@@ -30,7 +30,15 @@ from importlib.util import find_spec
 from itertools import chain
 from operator import is_, methodcaller
 from pathlib import Path
-from types import BuiltinFunctionType, CellType, FunctionType, MethodDescriptorType, ModuleType, WrapperDescriptorType
+from types import (
+    BuiltinFunctionType,
+    CellType,
+    CodeType,
+    FunctionType,
+    MethodDescriptorType,
+    ModuleType,
+    WrapperDescriptorType,
+)
 from typing import Any
 
 from lmstash.identity.bytecode import (
@@ -83,6 +91,11 @@ class CodeGraph:
     def components(self) -> dict[Component, Component]:
         """Return {qualified name: hexadecimal digest} of everything read so far."""
         return {**self._units}
+
+    @property
+    def codes(self) -> list[CodeType]:
+        """The code of the functions that were read by their bytecode."""
+        return [code for _, code, _, _ in self._functions]
 
     def packages(self) -> dict[Component, Component]:
         """Return {package: version} of the packages that the code lies in."""

@@ -12,56 +12,28 @@ import os
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
 from pathlib import PurePath
 from types import FunctionType
-from typing import Any, NamedTuple
+from typing import Any
 
 from lmstash.identity.encoding import Component
 from lmstash.identity.handed_on import asks_by_any_name
 from lmstash.identity.held_files import ANY, files_like, held_at
 from lmstash.identity.path_parts import VARIABLE, Hole, Parts, without_places
-from lmstash.identity.uses import FILE, FOLDER, READ, WRITTEN, PathUse, paths_in, uses_of
+from lmstash.identity.path_places import Found, Place, behind_words, is_above, tail_of
+from lmstash.identity.uses import FILE, FOLDER, LOG, READ, WRITTEN, PathUse, paths_in, uses_of
 from lmstash.identity.words import texts_within
 
 _LONGEST, _MOST = 512, 64
 """What holds more texts that look like paths is data, not settings, and a look at each would cost more than a hit."""
 _MOST_PATHS, _DEEP = 64, 6
 """That one expression may stand for, and through how many names."""
-_WILD = re.compile(r"[*?\[](?:.*[*?\]])?")
+_WILD = re.compile(r"[*?\[].*")
 _DOLLAR = re.compile(r"\$\{?(\w+)", re.ASCII)
 _PATH = re.compile(r"[^\n]*(?:\.[A-Za-z]\w{0,10}|/[^\n]*)", re.ASCII)
-
-
-class _Place(NamedTuple):
-    """A path that code may read."""
-
-    text: str
-    """As the code writes it: of a file, or of the folder that it lies in."""
-    tail: str = ""
-    """What files of that folder end with, `.txt`; empty where all count."""
-    is_guessed: bool = False
-    """Whether code says neither the file nor that it lists the folder: then what it writes there does not count."""
-
-    @property
-    def said(self) -> str:
-        """What it goes by in a key."""
-        return f"{self.text}/*{self.tail}" if self.tail else self.text.replace(ANY, "*")
-
-
-class _Found(NamedTuple):
-    """The paths that code may read."""
-
-    since: tuple[str | None, ...]
-    """The working folder, and the variables of the environment that count, at that time."""
-    paths: list[tuple[_Place, list[str]]]
-    """As code writes them, and where they may lead."""
-    behind: list[str]
-    """What is joined behind folders that nobody can tell."""
-    written: frozenset[str]
-    """Files that code writes to."""
 
 
 class FilesInCode:
@@ -83,9 +55,11 @@ class FilesInCode:
         """All texts, which may name what holds another one."""
         self._variables: set[str] = set()
         """Of the environment, that paths are made of."""
+        self._fills = False
+        """Whether code fills in texts that it does not say."""
         self._named: list[str] = []
         self._any_name = False
-        self._found: _Found | None = None
+        self._found: Found | None = None
         self._joined: dict[str, set[str | None]] = {}
         """What is joined behind names that were asked for."""
 
@@ -100,6 +74,7 @@ class FilesInCode:
             self._paths[each._replace(parts=parts)] = None
             self._see_words("" if each.use == READ else None, _texts_in(parts))
             self._variables.update(_variables_in(parts))
+            self._fills = self._fills or any(isinstance(part, Hole) and part.is_template for part in parts)
             if each.stored_as:
                 self._values[each.stored_as].add(parts)
         defaults, last = function.__defaults__ or (), code.co_argcount
@@ -165,14 +140,17 @@ class FilesInCode:
             return None
         return {each for each in behind if each is not None}
 
-    def say(self, without: Container[str] = (), also: Iterable[str] = ()) -> dict[Component, Component]:
+    def say(
+        self, without: Collection[str] = (), also: Iterable[str] = (), opened: Iterable[str] = ()
+    ) -> dict[Component, Component]:
         """Return what lies now where each text leads, but for some; those that lead nowhere are left out.
 
         Costs some 2 us for each text that may be a path, and reading a file once.
 
         Args:
-            without: Texts that do not count.
-            also: Other texts that may name folders, which the code is given.
+            without: Texts that do not count, and files that do not in folders.
+            also: Other texts that may name folders, or what code fills in, which the code is given.
+            opened: Other texts that name files, whose names code may be given.
         """
         found: dict[Component, Component] = {}
         here = ""
@@ -181,16 +159,23 @@ class FilesInCode:
         since = here, *map(os.environ.get, sorted(self._variables))
         if self._found is None or self._found.since != since:
             self._found = self._find(since)
-        paths, behind, written = self._found.paths, self._found.behind, self._found.written
-        if behind and also:
-            given = [each for each in dict.fromkeys(also) if len(each) <= _LONGEST and self._is_there(each)]
-            beside = self._behind_words(given, behind) - {place._replace(is_guessed=True) for place, _ in paths}
+        all_found = self._found
+        paths, behind = all_found.paths, all_found.behind
+        if also and (behind or self._fills):
+            given = [each for each in dict.fromkeys(also) if len(each) <= _LONGEST]
+            beside = behind_words(filter(self._is_there, given), behind) | self._filled(given)
+            beside -= {place._replace(is_guessed=True) for place, _ in paths}
             paths = [*paths, *((each, self._at(each.text)) for each in sorted(beside))]
+        told_of = {each: self._at(each) for each in opened if len(each) <= _LONGEST}
+        written = all_found.written | all_found.logs
+        paths = [*paths, *((Place(each), at) for each, at in told_of.items() if written.isdisjoint(at))]
+        harmless = {os.path.abspath(each) for each in without}
         for place, leads in paths:
-            if place.said in without or place.text in without:
+            if place.said in without:
                 continue
-            apart = written if place.is_guessed else frozenset[str]()
-            told = [files_like(each) if ANY in place.text else held_at(each, apart, place.tail) for each in leads]
+            apart = all_found.apart(place) | harmless
+            leads = [each for each in leads if not (place.is_guessed and is_above(each, here))]
+            told = [files_like(each, apart) if ANY in place.text else held_at(each, apart) for each in leads]
             if held := [each for each in told if each is not None]:
                 found[place.said] = held
         return found
@@ -221,9 +206,9 @@ class FilesInCode:
                 found.add(begins.strip("/"))
         return found
 
-    def _find(self, since: tuple[str | None, ...]) -> _Found:
+    def _find(self, since: tuple[str | None, ...]) -> Found:
         """Return the paths that there may be: those that code names, and what it joins behind folders nobody knows."""
-        found, behind, written = set[_Place](), set[str](), set[str]()
+        found, behind, written, logs = set[Place](), set[str](), set[str](), set[str]()
         for each in self._paths:
             if each.stored_as and each.use == READ:
                 continue
@@ -231,7 +216,8 @@ class FilesInCode:
                 path = _WILD.sub(ANY, text) if each.opens == FOLDER else text  # of `glob`
                 begun, is_any, _ = path.partition(ANY)
                 if each.use == WRITTEN:
-                    written.update([path] if 0 < len(path) <= _LONGEST and not is_any else ())
+                    if 0 < len(path) <= _LONGEST and not is_any:
+                        (logs if each.opens == LOG else written).update(self._at(path))
                     continue
                 is_whole = each.opens == FILE or (each.opens == FOLDER and path != text)  # else more may come behind it
                 if path.startswith(ANY):
@@ -241,29 +227,29 @@ class FilesInCode:
                         behind.add(rest)
                     elif rest and (each.opens or may_be_path(f"a{rest}".replace(ANY, ""))):  # `open(f"{name}.txt")`
                         behind.add(rest)
-                        found.add(_Place(f"{ANY}{rest}".partition("/")[0]))
+                        found.add(Place(f"{ANY}{rest}".partition("/")[0], tail_of(f"{ANY}{rest}"), each.opens == FILE))
                 elif is_any:
                     folder, _, _ = begun.rpartition("/")
                     if each.opens or may_be_path(path.replace(ANY, "")):
-                        tail = _tail(path) if is_whole else ""
-                        found.add(_Place(folder, tail, each.opens == FILE) if folder else _Place(path))
+                        tail = tail_of(path) if is_whole else ""
+                        found.add(Place(folder, tail, each.opens == FILE) if folder else Place(path))
                 elif may_be_path(path) or (each.opens and 0 < len(path) <= _LONGEST and _says(path, each.opens)):
-                    found.add(_Place(path))
+                    found.add(Place(path))
         for name, values in self._values.items():
             if not self.only_written(name):
                 for value in values:
-                    found.update(map(_Place, self._led_to(name, value)))
+                    found.update(map(Place, self._led_to(name, value)))
         read = [held for name, held in self._words.items() if not (name and self.only_written(name))]
         words = set[str]().union(*read)
         self._named = sorted(filter(self._is_folder, words))
         files = filter(may_be_path, words)  # of `splitext(file)[0] + ".txt"`
-        found |= self._behind_words({*self._named, *files}, behind)
+        found |= behind_words({*self._named, *files}, behind) | self._filled(words)
         paths = [
             (each, self._at(each.text))
             for each in sorted(found)
             if each._replace(is_guessed=False) not in found or not each.is_guessed
         ]
-        return _Found(since, paths, sorted(behind), frozenset(place for text in written for place in self._at(text)))
+        return Found(since, paths, sorted(behind), frozenset(written), frozenset(logs))
 
     def _resolved(self, parts: Parts, depth: int) -> Iterator[str]:
         """Yield what a path may be, with what goes by the names in it; `ANY` for what nobody knows."""
@@ -305,17 +291,11 @@ class FilesInCode:
         elif may_be_path(text):
             yield text
 
-    @staticmethod
-    def _behind_words(words: Collection[str], behind: Collection[str]) -> set[_Place]:
-        """Return the paths that folders and what is joined behind them make; the folder where that is anything."""
-        found = set[_Place]()
-        for word in words:
-            for rest in behind:
-                begun, is_any, _ = rest.partition(ANY)
-                behind_it = begun.rpartition("/")[0] if is_any else begun
-                begins = [word] if rest.startswith("/") else [word, os.path.splitext(word)[0]]  # `base + ".ann"`
-                found |= {_Place(os.path.normpath(each + behind_it), _tail(rest), True) for each in begins}
-        return found
+    def _filled(self, texts: Iterable[str]) -> set[Place]:
+        """Return the folders that texts lead to once their places are filled in: `"prompts/{}.txt"`."""
+        paths = (without_places(each, ANY) for each in texts if self._fills and ("{" in each or "%" in each))
+        begun = (each.partition(ANY)[0].rpartition("/")[0] for each in paths if ANY in each)
+        return {Place(each, is_guessed=True) for each in begun if each}
 
     def _is_there(self, text: str) -> bool:
         """Whether a text names a file or a folder."""
@@ -362,12 +342,6 @@ def _said_by(part: str | Hole, file: str, table: Mapping[str, Any]) -> str | Hol
     place = getattr(module, "__file__", None)
     folders = [*getattr(module, "__path__", ())] or ([os.path.dirname(place)] if isinstance(place, str) else [])
     return str(folders[0]) if folders else part
-
-
-def _tail(path: str) -> str:
-    """Return what a path ends with behind the last of what nobody knows; empty where that says nothing."""
-    _, is_any, tail = path.rpartition(ANY)
-    return tail if is_any and ".." not in path else ""
 
 
 def _says(path: str, opens: str) -> bool:

@@ -25,7 +25,7 @@ _OF_STORES = frozenset({"stash.json", "segments"})
 """What lies in the folder of a store, which says nothing."""
 
 
-def held_at(path: str, apart: Collection[str] = (), tail: str = "") -> Component:
+def held_at(path: str, apart: Collection[str] = ()) -> Component:
     """Return what stands for what lies at a path; None where nothing does.
 
     Of a folder with more than 256 files, or deep ones, these count by size and when they were written. Of one with more
@@ -34,33 +34,34 @@ def held_at(path: str, apart: Collection[str] = (), tail: str = "") -> Component
     Args:
         path: Of a file or folder.
         apart: Paths of files that do not count within a folder.
-        tail: What the paths of those end with that do.
     """
     try:
         status = os.stat(path)
     except (OSError, ValueError):  # none, or no path at all
         return None
     if stat.S_ISDIR(status.st_mode):
-        files = files_within(path, apart, tail)
-        return ["folder", _stamps_within(path, apart, tail) if files is None else files]
+        files = files_within(path, apart)
+        if files is None:
+            return ["folder", _stamps_within(path, apart)]
+        return ["folder", files] if files else None  # it may be made meanwhile
     return _held_in(path, status)
 
 
-def _stamps_within(folder: str, apart: Collection[str], tail: str) -> Component:
+def _stamps_within(folder: str, apart: Collection[str]) -> Component:
     """Return sizes and times of the files in a folder. Costs some 3 us a file."""
     found: dict[Component, Component] = {}
     try:
         for path, status in _walk(folder, _DEEPEST, _MOST_STAMPS):
             if len(found) >= _MOST_STAMPS:
                 raise _TooMuchError
-            if path.endswith(tail) and path not in apart:
+            if path not in apart:
                 found[path[len(folder) :].lstrip(os.sep)] = [status.st_size, status.st_mtime_ns]
     except (OSError, _TooMuchError):
         return os.urandom(16)
     return found
 
 
-def files_within(folder: str, apart: Collection[str] = (), tail: str = "") -> dict[Component, Component] | None:
+def files_within(folder: str, apart: Collection[str] = ()) -> dict[Component, Component] | None:
     """Return what the files hold that lie in a folder and the folders within it, by their paths from it.
 
     The folders of stores, of git, of compiled Python, of environments and of tools' caches are left out. None where
@@ -72,18 +73,19 @@ def files_within(folder: str, apart: Collection[str] = (), tail: str = "") -> di
         for path, status in _walk(folder, _DEEP):
             if len(found) >= _MOST_FILES:
                 return None
-            if path.endswith(tail) and path not in apart:
+            if path not in apart:
                 found[path[len(folder) :].lstrip(os.sep)] = _held_in(path, status)
     except (OSError, _TooMuchError):
         return None
     return found
 
 
-def files_like(path: str) -> Component:
+def files_like(path: str, apart: Collection[str] = ()) -> Component:
     """Return what the files of one folder hold whose names are like the last part of a path; None where none is.
 
     Args:
         path: With `ANY` in its last part, where a name may go on in any way.
+        apart: As `held_at` takes it.
     """
     folder, name = os.path.split(path)
     begins, ends = name.partition(ANY)[0], name.rpartition(ANY)[2]
@@ -93,7 +95,8 @@ def files_like(path: str) -> Component:
         return None
     found: dict[Component, Component] = {}
     for each in names[: _MOST_FILES + 1]:
-        held = content_of(os.path.join(folder, each))
+        file = os.path.join(folder, each)
+        held = None if file in apart else content_of(file)
         found.update({each: held} if held is not None else {})
     return os.urandom(16) if len(found) > _MOST_FILES else found or None
 

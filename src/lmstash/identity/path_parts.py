@@ -193,6 +193,7 @@ class Paths:
                 found += _joined(pieces, "")
             else:
                 found.append((*_begun(parts), Hole()))
+                found += [parts] if isinstance(parts[-1], Hole) else []  # which may go by a path: one beside that
         return found[:_MOST]
 
     def _filled(self, text: Node, places: re.Pattern[str], given: list[Node], named: dict[str, Node]) -> list[Parts]:

@@ -14,7 +14,7 @@ from lmstash.identity.expressions import ATTRIBUTE, CALL, CONST, NAME, OPERATION
 from lmstash.identity.path_parts import METHODS, Hole, Parts, Paths, goes_on
 
 READ, COUNTED, WRITTEN = "read", "counted", "written"
-FILE, FOLDER = "file", "folder"
+FILE, FOLDER, LOG = "file", "folder", "log"
 _OF_PATHS = frozenset({"mkdir", "touch", "unlink", "write_text", "write_bytes", "suffix", "stem", "rmdir"})
 """Of a `Path`: what reads nothing of the file."""
 _WRITERS = frozenset(
@@ -22,10 +22,11 @@ _WRITERS = frozenset(
         *("to_csv", "to_json", "to_parquet", "to_excel", "to_pickle", "savefig", "imwrite", "makedirs", "mkdir"),
         *("savez", "savez_compressed", "savetxt", "save_file", "save_pretrained", "imsave"),
         *("to_feather", "to_hdf", "to_html", "write_csv", "write_parquet", "write_json"),
-        *("basicConfig", "FileHandler", "RotatingFileHandler", "TimedRotatingFileHandler"),
     }
 )
 """What only writes to the files that it is given."""
+_LOGS = frozenset({"basicConfig", "FileHandler", "RotatingFileHandler", "TimedRotatingFileHandler"})
+"""What only adds to them."""
 _WRITERS_OF = {
     "save": frozenset({"np", "numpy", "torch"}),
     "remove": frozenset({"os"}),
@@ -38,7 +39,7 @@ _FILES = frozenset(
 _FOLDERS = frozenset({"listdir", "scandir", "walk", "glob", "iglob", "rglob", "iterdir", "FileSystemLoader", "fwalk"})
 """What takes a text for the path of a file, or of a folder, whatever it looks like; also methods of a `Path`."""
 _CHAINED, _MANY = 4, 200
-_WRITE = re.compile(r"[wax][bt]?|[bt][wax]")
+_WRITE, _ADD = re.compile(r"[wax][bt]?|[bt][wax]"), re.compile(r"a[bt]?|[bt]a")
 
 
 class PathUse(NamedTuple):
@@ -48,7 +49,7 @@ class PathUse(NamedTuple):
     use: str
     """`READ` or `WRITTEN`."""
     opens: str
-    """`FILE` or `FOLDER` where it is taken for one; else empty."""
+    """`FILE` or `FOLDER` where it is taken for one, `LOG` for one that is only added to; else empty."""
     stored_as: str
     """By what it goes from then on; empty where it is used at once."""
 
@@ -129,13 +130,17 @@ def _end(code: CodeType, node: Node, user: Node, within: frozenset[str] = frozen
     if user.kind == CALL and user.parts[0] is not node:
         name = user.parts[0].name
         if name == "open":
-            return (WRITTEN if _is_mode(user, 1) else READ), FILE, ""
+            return (WRITTEN, LOG if _is_mode(user, 1, _ADD) else FILE, "") if _is_mode(user, 1) else (READ, FILE, "")
+        if name in _LOGS:
+            return WRITTEN, LOG, ""
         if name in _WRITERS or _is_of_module(user.parts[0], _WRITERS_OF.get(name)):
             return WRITTEN, "", ""
         return READ, FILE if name in _FILES else FOLDER if name in _FOLDERS else "", ""
     if user.kind == ATTRIBUTE:
         calls = [each for each in user.users if each.kind == CALL and each.parts[0] is user]
-        if user.name in _OF_PATHS or (user.name == "open" and calls and all(_is_mode(each, 0) for each in calls)):
+        if user.name == "open" and calls and all(_is_mode(each, 0) for each in calls):
+            return WRITTEN, LOG if all(_is_mode(each, 0, _ADD) for each in calls) else "", ""
+        if user.name in _OF_PATHS:
             return WRITTEN, "", ""
         return READ, FOLDER if user.name in _FOLDERS else FILE if user.name in _FILES else "", ""
     return READ, "", ""
@@ -145,15 +150,13 @@ def _is_of_module(function: Node, modules: frozenset[str] | None) -> bool:
     return modules is not None and function.kind == ATTRIBUTE and function.parts[0].name in modules
 
 
-def _is_mode(call: Node, place: int) -> bool:
-    """Whether a call of `open` only writes."""
+def _is_mode(call: Node, place: int, wanted: re.Pattern[str] = _WRITE) -> bool:
+    """Whether a call of `open` only writes, or what else is wanted of its mode."""
     given = call.arguments
     mode = given[place] if len(given) > place else call.argument("mode")
-    return mode is not None and isinstance(mode.value, str) and mode.kind == CONST and _is_write(mode.value)
-
-
-def _is_write(mode: str) -> bool:
-    return _WRITE.fullmatch(mode) is not None
+    return (
+        mode is not None and isinstance(mode.value, str) and mode.kind == CONST and bool(wanted.fullmatch(mode.value))
+    )
 
 
 def _use_of(code: CodeType, node: Node, within: frozenset[str] = frozenset()) -> str:

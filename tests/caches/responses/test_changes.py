@@ -22,8 +22,8 @@ CHANGED = {
     ),
     "a conversation with a client that nobody can read": (
         "import socket\nclass C:\n def __init__(self): self.turns, self.client = [], None\n def ask(self, x):\n"
-        "  self.client = self.client or socket.socket()\n  self.turns.append(x)\n  return ' '.join(self.turns)\n"
-        "c = C()\nask = C.ask\ndef call(x): return ask(c, x)",
+        "  if self.client is None: self.client = socket.socket()\n  self.turns.append(x)\n"
+        "  return ' '.join(self.turns)\nc = C()\nask = C.ask\ndef call(x): return ask(c, x)",
         "self.turns",
     ),
     "what it answered last": (

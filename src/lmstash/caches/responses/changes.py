@@ -7,19 +7,28 @@ kept. What is only made at first use is no such change: a client where there was
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Collection, Iterator, Mapping
+from itertools import zip_longest
+from types import CodeType
 from typing import Any
 
 from lmstash.caches.responses.content import Content
-from lmstash.caches.responses.looks import Code, Look, is_name
+from lmstash.caches.responses.looks import Look, is_name
 from lmstash.caches.responses.own_objects import differing, parts_told
+from lmstash.identity.files_in_code import may_be_path
+from lmstash.identity.held_files import content_of
+from lmstash.identity.stores import changed_in_place, stores_in
 
-_OBJECT = "lmstash:is"
-"""By which `content` marks what stands for an object."""
+
+def files_named(before: Look) -> dict[str, Any]:
+    """Return what the files hold now that arguments, and fields of objects, name by text."""
+    return {each: content_of(each) for each in before.words if may_be_path(each)}
 
 
-def changed(content: Content, before: Look, named: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, bool]:
+def changed(
+    content: Content, before: Look, named: Mapping[str, Any], arguments: Mapping[str, Any], files: Mapping[str, Any]
+) -> dict[str, bool]:
     """Return the names of what a call leads to that is no more as it was, and whether it was only made at first use.
 
     Costs about what naming the call costs.
@@ -29,37 +38,62 @@ def changed(content: Content, before: Look, named: Mapping[str, Any], arguments:
         before: As it was.
         named: The arguments.
         arguments: What stood for these. Arrays and media are not looked at again.
+        files: What `files_named` said before.
     """
     look = content.again(before)
-    found = {str(text): False for text in differing(before.files, content.files_now(before))}
+    codes = [code for each in before.used.values() for code in each.graph.codes]
+    found = dict.fromkeys(_files_changed(before.files, content.files_now(before)), False)
+    found |= dict.fromkeys(differing(files, files_named(before)), False)
     for at in differing(before.held, look.held):
         name = (before.used.get(at[0]) or look.used[at[0]]).name_of(at[1])
         was, is_ = (parts_told(name, each.held.get(at)) for each in (before, look))
-        found |= _parts_changed(name, was, is_, before.used.values())
+        found |= _parts_changed(name, was, is_, codes)
     for name, was in arguments.items():
         if isinstance(was, dict | list | tuple) and (is_ := content.argument(name, named[name])) != was:
-            found |= _parts_changed(name, parts_told(name, was), parts_told(name, is_), before.used.values())
+            found |= _parts_changed(name, parts_told(name, was), parts_told(name, is_), codes)
     for said, each in list(before.used.items())[: before.n_first]:
         if not each.graph.unchanged():
             now, held = content.read_anew(each)
-            places = {at: at in now.objects for at in differing(each.units, now.units) if ":" in at}
-            places |= {at: False for at, is_ in held.items() if is_ != before.held.get((said, at))}
-            found |= {each.name_of(at): made for at, made in places.items() if is_name(each.name_of(at))}
+            places = {at for at in differing(each.units, now.units) if ":" in at}
+            places |= {at for at, is_ in held.items() if is_ != before.held.get((said, at))}
+            names = {each.name_of(at): at not in held for at in places if is_name(each.name_of(at))}
+            found |= {name: was_plain and _is_made(name, codes) for name, was_plain in names.items()}
     return found
 
 
-def _parts_changed(name: str, was: Mapping[str, Any], is_: Mapping[str, Any], used: Iterable[Code]) -> dict[str, bool]:
+def _files_changed(before: Mapping[Any, Any], now: Mapping[Any, Any]) -> Iterator[str]:
+    """Yield the files that hold something else now, those of a folder each by itself."""
+    for text in differing(before, now):
+        was, is_ = ([*map(_within, each.get(text, ()))] for each in (before, now))
+        within = {name for one, other in zip_longest(was, is_, fillvalue={}) for name in differing(one, other)}
+        folder = os.path.dirname(text) if "*" in text else text
+        yield from (os.path.join(folder, each) for each in within)
+        if not within:
+            yield str(text)
+
+
+def _within(held: Any) -> dict[str, Any]:
+    """Return what a place holds by the names of its files; nothing for what is one file, or cannot be told apart."""
+    inner = held[1] if isinstance(held, list) and held[:1] == ["folder"] else held
+    return inner if isinstance(inner, dict) else {}
+
+
+def _parts_changed(
+    name: str, was: Mapping[str, Any], is_: Mapping[str, Any], codes: Collection[CodeType]
+) -> dict[str, bool]:
     """Return the parts of a value that are others now; the value itself where that cannot be told."""
     places = set(filter(is_name, differing(was, is_))) or {name}
-    made = {each for each in places if was.get(each) in (None, [None]) and _is_made(each, was, is_.get(each, []), used)}
+    made = {each for each in places if was.get(each) in (None, [None]) and "." in each and _is_made(each, codes)}
     within = {each for each in places for one in made if each.startswith(f"{one}.")}
     return {each: each in made for each in places - within}
 
 
-def _is_made(place: str, was: Mapping[str, Any], told: list[Any], used: Iterable[Code]) -> bool:
-    """Whether what came to be somewhere is an object, or what a `cached_property` gave."""
-    if told[:1] == [_OBJECT] or (len(told) == 2 and all(isinstance(each, str) for each in told) and "." in told[0]):
-        return True
-    bases = [base for each in used if isinstance(each.code, type) for base in each.code.__mro__]
+def _is_made(place: str, codes: Collection[CodeType]) -> bool:
+    """Whether code makes what goes by a name at first use, of nothing that it is asked, and does not change it then."""
     name = place.rpartition(".")[2]
-    return place not in was and any(isinstance(vars(base).get(name), functools.cached_property) for base in bases)
+    stores = [stores_in(each) for each in codes]
+    if any(name in each.by_question for each in stores):
+        return False
+    if any(name in chain for each in codes for chain in changed_in_place(each)):
+        return False
+    return any(name in each.made for each in stores) or any(each.co_name == name for each in codes)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
 import os
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Final
 
 from lmstash.caches.between_runs import listed, never_the_same
 from lmstash.caches.responses.asking import KIND
-from lmstash.caches.responses.changes import changed
+from lmstash.caches.responses.changes import changed, files_named
 from lmstash.caches.responses.content import Content
 from lmstash.caches.responses.looks import Look
 from lmstash.caches.responses.requests import ARGUMENTS, EXACT, NUMBERS
@@ -34,6 +36,7 @@ _OTHER: Final = (
     "lmstash: %s, which %s goes by, changes while it computes, so that %s. If it changes no answer (a counter, a "
     "memo), say harmless=%s"
 )
+_TOO_DEEP: Final = "it leads to objects within objects without end. Put a function of your own around it"
 _NOT_KEPT: Final = "what it answers is not kept: an answer from the cache would not change it"
 _ANOTHER: Final = "the next call is another one and may not be found again"
 _SAYS_SAMPLING: Final = NUMBERS | ARGUMENTS | {"do_sample", "seed", "random_seed"}
@@ -106,7 +109,9 @@ class Calls:
         self._may_differ = "__wrapped__" in vars(fn) or "__signature__" in vars(fn)
         """Whether the function may see in how a call is written what the signature does not say."""
         self._name = f"{fn.__module__}.{fn.__qualname__}"
-        self._has_noted = False
+        self._has_noted = self._is_too_deep = False
+        self._lock = threading.Lock()
+        self._running: list[_Run] = []
         package, model = owner_of(inspect.unwrap(fn).__module__), getattr(cache.asker.who, "model", None)
         self._content = Content(package, self._harmless, model)
 
@@ -124,8 +129,9 @@ class Calls:
         about = self._about(args, kwargs)
 
         def compute() -> Any:
-            answer = fn(*args, **kwargs)
-            return answer if self._may_be_kept(asked) else Unkept(answer)
+            with self._alone(asked) as run:
+                answer = fn(*args, **kwargs)
+            return answer if self._may_be_kept(asked, run) else Unkept(answer)
 
         answer = self._cache.get_or_compute(asked.request, compute, tags=about, ttl_seconds=self._ttl_seconds)
         self._note_run(fn)
@@ -139,18 +145,36 @@ class Calls:
         about = self._about(args, kwargs)
 
         async def compute() -> Any:
-            answer = await fn(*args, **kwargs)
-            return answer if self._may_be_kept(asked) else Unkept(answer)
+            with self._alone(asked) as run:
+                answer = await fn(*args, **kwargs)
+            return answer if self._may_be_kept(asked, run) else Unkept(answer)
 
         cache, ttl_seconds = self._cache, self._ttl_seconds
         answer = await cache.get_or_compute_async(asked.request, compute, tags=about, ttl_seconds=ttl_seconds)
         self._note_run(fn)
         return answer.answer if isinstance(answer, Unkept) else answer
 
-    def _may_be_kept(self, asked: _Asked) -> bool:
-        """Whether a call left all as it was that it goes by; says once what it did not."""
+    @contextlib.contextmanager
+    def _alone(self, asked: _Asked) -> Iterator[_Run]:
+        """Note whether a call computes beside others: nobody knows then which of them changed something."""
+        run = _Run(files_named(asked.look))
+        with self._lock:
+            self._running.append(run)
+            if len(self._running) > 1:
+                for each in self._running:
+                    each.is_alone = False
         try:
-            found = changed(self._content, asked.look, asked.named, asked.arguments)
+            yield run
+        finally:
+            with self._lock:
+                self._running.remove(run)
+
+    def _may_be_kept(self, asked: _Asked, run: _Run) -> bool:
+        """Whether a call left all as it was that it goes by; says once what it did not."""
+        if not run.is_alone:
+            return True
+        try:
+            found = changed(self._content, asked.look, asked.named, asked.arguments, run.files)
         except Exception:  # said when the function is called next
             return True
         lost = [name for name, made in sorted(found.items()) if not made]
@@ -184,7 +208,7 @@ class Calls:
 
     def _request(self, fn: FunctionType, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Asked | None:
         """Return what a call asks; None, counted as a miss, where that cannot be said or is no call of the function."""
-        named = self._named(args, kwargs)
+        named = None if self._is_too_deep else self._named(args, kwargs)
         if named is None:
             return None
         events = self._cache.store.events
@@ -193,6 +217,8 @@ class Calls:
             code, arguments = content.told(fn, named)
             environment, files = content.environment(arguments), content.files()
         except Exception as error:  # objects may do anything when they are looked at
+            if isinstance(error, RecursionError):  # a second's work, and no other the next time
+                self._is_too_deep, error = True, _TOO_DEEP
             events.warn_once(f"call {self._name}", "lmstash: calls of %s are not cached: %s", self._name, error)
             events.miss(KIND, b"", MissReason.UNSUPPORTED)
             return None
@@ -251,6 +277,14 @@ class Calls:
             events = self._cache.store.events
             events.warn_once(f"tags {self._name}", "lmstash: calls of %s have no tags: %r", self._name, error)
             return None
+
+
+@dataclasses.dataclass(eq=False)
+class _Run:
+    """A call that computes, and what the files held before that its arguments name."""
+
+    files: dict[str, Any]
+    is_alone: bool = True
 
 
 @dataclasses.dataclass

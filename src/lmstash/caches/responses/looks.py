@@ -13,6 +13,7 @@ from lmstash.identity.keys import Key
 from lmstash.identity.only_added import is_addable
 from lmstash.identity.own_code import OwnCode
 from lmstash.identity.owners import defined_in
+from lmstash.identity.words import variables_under
 
 
 class Code:
@@ -83,16 +84,24 @@ class Look:
     seen: dict[int, int] = dataclasses.field(default_factory=dict)
     """The objects that were met in what is being read."""
 
+    @staticmethod
+    def _variables_held(graphs: list[OwnCode]) -> list[str]:
+        """Return what the variables of the environment hold that code may ask for."""
+        reading = [graph for graph in graphs if graph.reads_environment]
+        names = variables_under(set[str]().union(*[graph.words | graph.told for graph in reading])) if reading else ()
+        return sorted({os.environ.get(str(each), "") for each in names})
+
     def files_now(self, harmless: frozenset[str]) -> dict[Any, Any]:
         """Return what the files hold now that code names, by how it writes them."""
         said: dict[Any, Any] = {}
         graphs = [each.graph for each in self.used.values()]
         words, n_before = self.words.union(*[graph.files.folders for graph in graphs]), -1
+        held = self._variables_held(graphs)
         while n_before != len(words):  # what one function calls a folder, another one may be handed
             n_before = len(words)
             for graph in graphs:
-                named = graph.words if graph.reads_environment else ()
-                said |= graph.files.say(harmless, sorted(words.union(os.environ.get(word, "") for word in named)))
+                opened = [each for each in held if os.path.isfile(each)] if graph.reads_environment else []
+                said |= graph.files.say(harmless, sorted(words.union(held if graph.reads_environment else ())), opened)
             words.update(*[graph.files.folders for graph in graphs])
         return said
 

@@ -1,4 +1,4 @@
-"""What code puts into attributes, and whether that may come of what it is asked. Told from bytecode: that is what runs.
+"""What code puts into attributes and globals, and whether that may come of what it is asked. Told from bytecode.
 
 A function that takes nothing but its object cannot know the question; one that takes more may still make something
 where it finds `None`, of what is no argument of its own: `if self._client is None: self._client = Client(self.url)`.
@@ -34,7 +34,7 @@ _TAKES_MORE = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS | inspect.CO_GENERATOR
 
 
 class Stores(NamedTuple):
-    """Names of attributes, as code of a function and of those within it uses them; constructors but set them first."""
+    """Names of attributes and globals, as a function's code uses them; constructors but set them first."""
 
     made: frozenset[str]
     """It puts something into them."""
@@ -64,6 +64,11 @@ def stores_in(code: CodeType) -> Stores:
                 guards.add((name, filled))
             else:
                 (tested if _is_tested(steps, place) else taken).add(name)
+        elif step.opname == "STORE_GLOBAL":
+            touched.add(name)
+            made.add(name)
+            if not (_takes_nothing(code) or _is_guarded(steps, place, "")):
+                by_question.add(name)
         elif step.opname == "DELETE_ATTR":
             touched.add(name)
         elif step.opname == "STORE_ATTR":
@@ -134,6 +139,10 @@ def takes_nothing_more(code: CodeType) -> bool:
     return n_arguments == 1 and not code.co_flags & _TAKES_MORE and {"__class__"}.issuperset(code.co_freevars)
 
 
+def _takes_nothing(code: CodeType) -> bool:
+    return not (code.co_argcount + code.co_kwonlyargcount or code.co_flags & _TAKES_MORE or code.co_freevars)
+
+
 def _loads(step: dis.Instruction) -> list[str]:
     """Return the local variables that an instruction loads, in order."""
     if not step.opname.startswith(("LOAD_FAST", "LOAD_DEREF")):
@@ -172,7 +181,8 @@ def _filled_by(steps: list[dis.Instruction], place: int) -> str | None:
 def _is_guarded(steps: list[dis.Instruction], place: int, first: str) -> bool:
     """Whether a store only runs where its attribute is None, and what is stored is made there, of no argument.
 
-    That is, in one run of instructions since the attribute was asked for, by local variables that are set there.
+    That is, in one run of instructions since the attribute was asked for, by local variables that are set there. If
+    `first` is empty, it is a global.
     """
     needed = set[str]()
     name = steps[place].argval
@@ -181,7 +191,8 @@ def _is_guarded(steps: list[dis.Instruction], place: int, first: str) -> bool:
         if step.opcode in dis.hasjrel or step.opcode in dis.hasjabs:
             asked, of = steps[at - 1], steps[at - 2]
             is_guard = step.opname.endswith(_SKIPS) and step.argval > steps[place].offset
-            is_guard = is_guard and asked.opname == "LOAD_ATTR" and asked.argval == name and _loads(of) == [first]
+            is_attribute = asked.opname == "LOAD_ATTR" and _loads(of) == [first]
+            is_guard = is_guard and asked.argval == name and (is_attribute if first else asked.opname == "LOAD_GLOBAL")
             return is_guard and not needed
         if step.is_jump_target or step.opname in _NEVER:
             return False

@@ -1,0 +1,69 @@
+"""Where the paths lead that code is made of: a file, or the folder that it lies in, and what is written there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable
+from typing import NamedTuple
+
+from lmstash.identity.held_files import ANY
+
+
+class Place(NamedTuple):
+    """A path that code may read."""
+
+    text: str
+    """As the code writes it: of a file, or of the folder that it lies in."""
+    tail: str = ""
+    """What the file that is read in that folder ends with, `.txt`; empty where nobody knows."""
+    is_guessed: bool = False
+    """Whether code says neither the file nor that it lists the folder: what it writes there does not count then."""
+
+    @property
+    def said(self) -> str:
+        """What it goes by in a key."""
+        return self.text.replace(ANY, "*")
+
+
+class Found(NamedTuple):
+    """The paths that code may read."""
+
+    since: tuple[str | None, ...]
+    """The working folder, and the variables of the environment that count, at that time."""
+    paths: list[tuple[Place, list[str]]]
+    """As code writes them, and where they may lead."""
+    behind: list[str]
+    """What is joined behind folders that nobody can tell."""
+    written: frozenset[str]
+    """Files that code writes to."""
+    logs: frozenset[str]
+    """Those of them that it adds to."""
+
+    def apart(self, place: Place) -> frozenset[str]:
+        """Return the files in a folder that are not read there: those that are added to, or end in another way."""
+        if not place.is_guessed:
+            return frozenset()
+        return self.logs | {each for each in self.written if place.tail and not each.endswith(place.tail)}
+
+
+def behind_words(words: Iterable[str], behind: Collection[str]) -> set[Place]:
+    """Return the paths that folders and what is joined behind them make; the folder where that is anything."""
+    found = set[Place]()
+    for word in words:
+        for rest in behind:
+            begun, is_any, _ = rest.partition(ANY)
+            behind_it = begun.rpartition("/")[0] if is_any else begun
+            begins = [word] if rest.startswith("/") else [word, os.path.splitext(word)[0]]  # `base + ".ann"`
+            found |= {Place(os.path.normpath(each + behind_it), tail_of(rest), True) for each in begins}
+    return found
+
+
+def tail_of(path: str) -> str:
+    """Return what a path ends with behind the last of what nobody knows; empty where that says nothing."""
+    _, is_any, tail = path.rpartition(ANY)
+    return tail if is_any and ".." not in path else ""
+
+
+def is_above(path: str, here: str) -> bool:
+    """Return whether a folder holds the working folder: nobody reads all of that for one file."""
+    return path == "/" or (f"{here}/".startswith(f"{path.rstrip('/')}/") and path != here)
