@@ -23,8 +23,8 @@ from lmstash.identity.encoding import Component
 from lmstash.identity.handed_on import asks_by_any_name
 from lmstash.identity.held_files import ANY, files_like, held_at
 from lmstash.identity.path_parts import VARIABLE, Hole, Parts, without_places
-from lmstash.identity.path_places import Found, Place, behind_words, is_above, tail_of
-from lmstash.identity.uses import FILE, FOLDER, LOG, READ, WRITTEN, PathUse, paths_in, uses_of
+from lmstash.identity.path_places import Found, Place, behind_words, is_above, replaced_within, tail_of
+from lmstash.identity.uses import FILE, FOLDER, LOG, READ, WRITTEN, PathUse, paths_in, replaced_in, uses_of
 from lmstash.identity.words import texts_within
 
 _LONGEST, _MOST = 512, 64
@@ -57,6 +57,7 @@ class FilesInCode:
         """Of the environment, that paths are made of."""
         self._fills = False
         """Whether code fills in texts that it does not say."""
+        self._replaced: dict[tuple[str, str], None] = {}
         self._named: list[str] = []
         self._any_name = False
         self._found: Found | None = None
@@ -80,6 +81,7 @@ class FilesInCode:
         defaults, last = function.__defaults__ or (), code.co_argcount
         self.see_values(dict(zip(code.co_varnames[last - len(defaults) : last], defaults, strict=False)))
         self.see_values(function.__kwdefaults__ or {})
+        self._replaced |= dict.fromkeys(replaced_in(code))
         self._any_name = self._any_name or asks_by_any_name(code)
         for name, use in uses_of(code, of_locals=True):
             self._uses[name].add(use)
@@ -161,19 +163,20 @@ class FilesInCode:
             self._found = self._find(since)
         all_found = self._found
         paths, behind = all_found.paths, all_found.behind
-        if also and (behind or self._fills):
+        if also and (behind or self._fills or self._replaced):
             given = [each for each in dict.fromkeys(also) if len(each) <= _LONGEST]
             beside = behind_words(filter(self._is_there, given), behind) | self._filled(given)
+            beside |= replaced_within(filter(may_be_path, given), self._replaced)
             beside -= {place._replace(is_guessed=True) for place, _ in paths}
             paths = [*paths, *((each, self._at(each.text)) for each in sorted(beside))]
         told_of = {each: self._at(each) for each in opened if len(each) <= _LONGEST}
         written = all_found.written | all_found.logs
         paths = [*paths, *((Place(each), at) for each, at in told_of.items() if written.isdisjoint(at))]
-        harmless = {os.path.abspath(each) for each in without}
+        harmless = frozenset(os.path.abspath(each) for each in without)
         for place, leads in paths:
             if place.said in without:
                 continue
-            apart = all_found.apart(place) | harmless
+            apart = all_found.apart(place, harmless)
             leads = [each for each in leads if not (place.is_guessed and is_above(each, here))]
             told = [files_like(each, apart) if ANY in place.text else held_at(each, apart) for each in leads]
             if held := [each for each in told if each is not None]:
@@ -216,8 +219,10 @@ class FilesInCode:
                 path = _WILD.sub(ANY, text) if each.opens == FOLDER else text  # of `glob`
                 begun, is_any, _ = path.partition(ANY)
                 if each.use == WRITTEN:
-                    if 0 < len(path) <= _LONGEST and not is_any:
-                        (logs if each.opens == LOG else written).update(self._at(path))
+                    if path.startswith(ANY):
+                        written.update([path] if tail_of(path) else ())
+                    elif 0 < len(path) <= _LONGEST:
+                        (logs if each.opens == LOG and not is_any else written).update(self._at(path))
                     continue
                 is_whole = each.opens == FILE or (each.opens == FOLDER and path != text)  # else more may come behind it
                 if path.startswith(ANY):
@@ -271,8 +276,10 @@ class FilesInCode:
         if hole.name.startswith(VARIABLE):
             value = os.environ.get(hole.name.removeprefix(VARIABLE), "")
             values = {(value,)} if 0 < len(value) <= _LONGEST else set[Parts]()
-        if hole.is_template and not hole.name:  # `CONFIG["file"].format(...)`: any that there is
-            values = {each for held in self._values.values() for each in held if _has_places(each)}
+        if hole.is_template and not any(
+            map(_has_places, values)
+        ):  # `for each in FILES: each.format(...)`: any there is
+            values = values | {each for held in self._values.values() for each in held if _has_places(each)}
         for value in sorted(values, key=repr)[:_MOST_PATHS]:
             for text in islice(self._resolved(value, depth - 1), _MOST_PATHS):
                 yield without_places(text, ANY) if hole.is_template else text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Container, Iterator
 from itertools import islice
 
 from lmstash.errors import UnsupportedModelError
@@ -25,7 +25,7 @@ _OF_STORES = frozenset({"stash.json", "segments"})
 """What lies in the folder of a store, which says nothing."""
 
 
-def held_at(path: str, apart: Collection[str] = ()) -> Component:
+def held_at(path: str, apart: Container[str] = ()) -> Component:
     """Return what stands for what lies at a path; None where nothing does.
 
     Of a folder with more than 256 files, or deep ones, these count by size and when they were written. Of one with more
@@ -47,7 +47,7 @@ def held_at(path: str, apart: Collection[str] = ()) -> Component:
     return _held_in(path, status)
 
 
-def _stamps_within(folder: str, apart: Collection[str]) -> Component:
+def _stamps_within(folder: str, apart: Container[str]) -> Component:
     """Return sizes and times of the files in a folder. Costs some 3 us a file."""
     found: dict[Component, Component] = {}
     try:
@@ -61,7 +61,7 @@ def _stamps_within(folder: str, apart: Collection[str]) -> Component:
     return found
 
 
-def files_within(folder: str, apart: Collection[str] = ()) -> dict[Component, Component] | None:
+def files_within(folder: str, apart: Container[str] = ()) -> dict[Component, Component] | None:
     """Return what the files hold that lie in a folder and the folders within it, by their paths from it.
 
     The folders of stores, of git, of compiled Python, of environments and of tools' caches are left out. None where
@@ -80,7 +80,7 @@ def files_within(folder: str, apart: Collection[str] = ()) -> dict[Component, Co
     return found
 
 
-def files_like(path: str, apart: Collection[str] = ()) -> Component:
+def files_like(path: str, apart: Container[str] = ()) -> Component:
     """Return what the files of one folder hold whose names are like the last part of a path; None where none is.
 
     Args:

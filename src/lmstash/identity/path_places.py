@@ -39,11 +39,33 @@ class Found(NamedTuple):
     logs: frozenset[str]
     """Those of them that it adds to."""
 
-    def apart(self, place: Place) -> frozenset[str]:
+    def apart(self, place: Place, harmless: frozenset[str] = frozenset()) -> Apart:
         """Return the files in a folder that are not read there: those that are added to, or end in another way."""
         if not place.is_guessed:
-            return frozenset()
-        return self.logs | {each for each in self.written if place.tail and not each.endswith(place.tail)}
+            return Apart(harmless)
+        return Apart(harmless | self.logs, self.written if place.tail else frozenset(), place.tail)
+
+
+class Apart:
+    """Files that do not count within a folder.
+
+    Args:
+        files: That do not.
+        written: Others, `ANY` among their names, that do not unless they end in `tail`.
+        tail: What those that count end with.
+    """
+
+    def __init__(self, files: frozenset[str], written: frozenset[str] = frozenset(), tail: str = "") -> None:
+        self._files = files
+        self._ends = [(each.partition(ANY)[0], each.rpartition(ANY)[2]) for each in written]
+        self._tail = tail
+
+    def __contains__(self, path: str) -> bool:
+        """Whether it is one of them."""
+        if path in self._files:
+            return True
+        ended = bool(self._ends) and not path.endswith(self._tail)
+        return ended and any(path.startswith(begins) and path.endswith(ends) for begins, ends in self._ends)
 
 
 def behind_words(words: Iterable[str], behind: Collection[str]) -> set[Place]:
@@ -55,6 +77,19 @@ def behind_words(words: Iterable[str], behind: Collection[str]) -> set[Place]:
             behind_it = begun.rpartition("/")[0] if is_any else begun
             begins = [word] if rest.startswith("/") else [word, os.path.splitext(word)[0]]  # `base + ".ann"`
             found |= {Place(os.path.normpath(each + behind_it), tail_of(rest), True) for each in begins}
+    return found
+
+
+def replaced_within(texts: Iterable[str], pairs: Iterable[tuple[str, str]]) -> set[Place]:
+    """Return the files and folders that paths lead to once a part is put in the place of another one."""
+    found = set[Place]()
+    for text in texts:
+        whole = text
+        for old, new in pairs:
+            whole = whole.replace(old, new)
+            for each in {text.replace(old, new), whole} - {text}:
+                folder = os.path.dirname(each)
+                found |= {Place(each)} | ({Place(folder)} if folder not in ("", os.path.dirname(text)) else set())
     return found
 
 

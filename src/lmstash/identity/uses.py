@@ -86,6 +86,21 @@ def paths_in(code: CodeType) -> tuple[PathUse, ...]:
         return tuple(PathUse((each,), READ, kind, "") for each in (*texts, *names) for kind in (FILE, FOLDER))
 
 
+@functools.lru_cache(maxsize=4096)
+def replaced_in(code: CodeType) -> tuple[tuple[str, str], ...]:
+    """Return what code, and functions within it, put in the place of what in texts: `p.replace("images", "labels")`."""
+    found: dict[tuple[str, str], None] = {}
+    try:
+        for inner in code_within(code):
+            for node in expressions(inner):
+                given = node.arguments if node.kind == CALL and node.parts[0].name == "replace" else []
+                if len(given) == 2 and all(each.kind == CONST and isinstance(each.value, str) for each in given):
+                    found[given[0].value, given[1].value] = None
+    except Exception:  # bytecode of a kind that nobody has met
+        return ()
+    return tuple(found)
+
+
 def _named_in(code: CodeType, of_locals: bool) -> tuple[str, ...]:
     return (*code.co_names, *code.co_freevars, *(code.co_varnames if of_locals else ()))
 

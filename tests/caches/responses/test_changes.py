@@ -54,6 +54,25 @@ CHANGED = {
         "def ask(x):\n global s\n s = S(s.t + x)\n return s.t\ndef call(x): return ask(x)",
         "s",
     ),
+    "objects in a global list": (
+        "class T:\n def __init__(self, x): self.x = x\nTURNS = []\n"
+        "def ask(x):\n TURNS.append(T(x))\n return ' '.join(each.x for each in TURNS)\ndef call(x): return ask(x)",
+        "TURNS",
+    ),
+    "an object where there was none": (
+        "class T:\n def __init__(self, x): self.x = x\n"
+        "class C:\n def __init__(self): self.last = None\n def ask(self, x):\n"
+        "  x = f'{self.last and self.last.x} {x}'\n  self.last = T(x)\n  return x\n"
+        "c = C()\nask = C.ask\ndef call(x): return ask(c, x)",
+        "self.last",
+    ),
+    "what is made at first use and added to": (
+        "class M:\n def __init__(self): self.said = []\n"
+        "class C:\n def __init__(self): self.m = None\n def ask(self, x):\n"
+        "  if self.m is None: self.m = M()\n  self.m.said.append(x)\n  return ' '.join(self.m.said)\n"
+        "c = C()\nask = C.ask\ndef call(x): return ask(c, x)",
+        "self.m",
+    ),
     "a default": ("def ask(x, seen=[]):\n seen.append(x)\n return ' '.join(seen)\ndef call(x): return ask(x)", "seen"),
 }
 
@@ -87,6 +106,15 @@ MADE = {
         "class S:\n def say(self, x): return x\n"
         "class C:\n def __init__(self): self.s = None\n def ask(self, x):\n  if self.s is None: self.s = S()\n"
         "  return self.s.say(x)\nask = C.ask\ndef call(x): return ask(C(), x)"
+    ),
+    "a text of a file where there was none": (
+        "class C:\n def __init__(self): self.p = None\n def ask(self, x):\n"
+        "  if self.p is None: self.p = str(len(__name__))\n  return self.p + x\n"
+        "ask = C.ask\ndef call(x): return ask(C(), x)"
+    ),
+    "a global text where there was none": (
+        "p = None\ndef prompt():\n global p\n if p is None: p = 'p'\n return p\n"
+        "def ask(x): return prompt() + x\ndef call(x): return ask(x)"
     ),
     "a property": (
         "import functools\nclass C:\n @functools.cached_property\n def p(self): return 'p'\n"
@@ -160,3 +188,47 @@ def test_what_is_harmless_may_change(responses: Responses, stash: Stash) -> None
     ask = responses.cached(harmless=["given"])(program["ask"])
     assert [ask([], "a"), ask([1], "a")] == ["a", "a"]
     assert stash.stats.hits == 1
+
+
+def test_calls_side_by_side_are_kept_since_nobody_knows_which_changed_what(responses: Responses, stash: Stash) -> None:
+    source = (
+        "import asyncio\nclass C:\n def __init__(self): self.found = []\n async def ask(self, x):\n"
+        "  await asyncio.sleep(0.01)\n  return x\n async def note(self, x): self.found.append(await self.ask(x))\n"
+        " def report(self): return sorted(self.found)"
+    )
+
+    async def run() -> Any:
+        program = made_program(source)
+        program["C"].ask = responses.cached(program["C"].ask)
+        c = program["C"]()
+        await asyncio.gather(*map(c.note, "abcd"))
+        return c.report()
+
+    assert asyncio.run(run()) == [*"abcd"]
+    assert not stash.stats.drops
+
+
+def test_a_file_that_an_argument_names_and_the_call_writes_is_state(
+    responses: Responses, stash: Stash, tmp_path: Path
+) -> None:
+    source = (
+        "def ask(path, x):\n with open(path) as file: text = file.read() + x\n"
+        " with open(path, 'w') as file: file.write(text)\n return text"
+    )
+    for _ in range(2):
+        (tmp_path / "memory.txt").write_text("")
+        ask = responses.cached(made_program(source)["ask"])
+        assert [ask(str(tmp_path / "memory.txt"), x) for x in "ab"] == ["a", "ab"]
+    assert stash.stats.hits == 0
+
+
+def test_what_leads_to_objects_without_end_is_refused_once(
+    responses: Responses, caplog: pytest.LogCaptureFixture
+) -> None:
+    program = made_program(
+        "class N:\n def __init__(self, n): self.n = n\nn = None\nfor _ in range(3000): n = N(n)\n"
+        "def ask(x): return x + str(n)[:0]"
+    )
+    ask = responses.cached(program["ask"])
+    assert [ask("a"), ask("a")] == ["a", "a"]
+    assert len(caplog.records) == 1

@@ -194,6 +194,46 @@ READ |= {
         "",
         "open('sub/usage.log', 'a').write(question); return open(f'sub/{question + \".txt\"}').read()",
     ),
+    "beside what is listed": (
+        "import glob",
+        "return ''.join(open(each[:-4] + '.txt').read() for each in glob.glob('sub/p.???')[:1])",
+    ),
+    "in another place of a variable": (
+        "",
+        "path = f'sub/{question}.md'; return open(path.replace('.md', '.txt')).read()",
+    ),
+    "that is written where there is none": (
+        "",
+        "path = f'sub/{question}.txt'\n if not os.path.exists(path): open('sub/p.txt', 'w').write('')\n"
+        " return open(path).read()",
+    ),
+    "beside an output of another ending": (
+        "",
+        "os.makedirs('sub', exist_ok=True); open(f'sub/{len(CALLS)}.json', 'w').close()\n return text('sub', 'p')",
+        LOGGED,
+    ),
+    "a variable whose name is handed on": (
+        "",
+        "return open(env('A_FILE')).read()",
+        "def env(name): return os.environ.get(name)",
+    ),
+    "a variable whose name is a global": ("NAME = 'A_FILE'", "return open(os.environ[NAME]).read()"),
+    "a variable whose name is put together": ("KIND = 'A'", "return open(os.environ[f'{KIND}_FILE']).read()"),
+    "templates in a list": ("TS = ['{}/p.txt']", "return ''.join(open(each.format('sub')).read() for each in TS)"),
+    "a template that is handed to a helper": (
+        "",
+        "return text('sub/{n}.txt', n='p')",
+        "def text(template, **names): return open(template.format(**names)).read()",
+    ),
+    "a template of an object": (
+        "class C:\n def __init__(self, path): self.path = path\nc = C('sub/{n}.txt')",
+        "return open(c.path.format(n='p')).read()",
+    ),
+    "a file, beside a log that its object names": (
+        "class C:\n def __init__(self): self.log = 'log.jsonl'\n def text(self, x):\n"
+        "  with open(self.log, 'a') as file: file.write(x)\n  return open('sub/p.txt').read()\nc = C()",
+        "return c.text(question)",
+    ),
     "one of a folder, to which a helper adds": (
         "",
         "return text(f'sub/{question}')",
@@ -386,6 +426,27 @@ def test_a_file_beside_an_argument_counts(folder: Path, how: str, kind: Any) -> 
                 (folder / "sub" / name).write_text(text)
             assert ask(kind("sub/a.txt")) == ask(kind("sub/a.txt")) == text
         assert stash.stats.hits == 4
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "return open(given.replace('images', 'labels').replace('.png', '.txt')).read()",
+        "return Path(str(given).replace('images', 'labels')).with_suffix('.txt').read_text()",
+    ],
+)
+def test_a_file_in_a_folder_beside_that_of_an_argument_counts(folder: Path, body: str) -> None:
+    for name in ("images", "labels"):
+        (folder / name).mkdir()
+    (folder / "images" / "a.png").write_bytes(b"pixels")
+    namespace: dict[str, Any] = {"__name__": "program"}
+    exec(compile(f"{IMPORTS}\ndef ask(given): {body}", str(folder / "program.py"), "exec"), namespace)
+    with lmstash.open(folder.parent / "stash", strict=True) as stash:
+        ask = stash.responses(model="m").cached(namespace["ask"])
+        for text, hits in (("cat", 0), ("dog", 1), ("cat", 2)):
+            (folder / "labels" / "a.txt").write_text(text)
+            assert ask("images/a.png") == ask("images/a.png") == text
+            assert stash.stats.hits >= hits + 1
 
 
 def test_a_folder_of_very_many_files_is_never_the_same_and_told(

@@ -42,7 +42,7 @@ def changed(
     """
     look = content.again(before)
     codes = [code for each in before.used.values() for code in each.graph.codes]
-    found = dict.fromkeys(_files_changed(before.files, content.files_now(before)), False)
+    found = dict.fromkeys(_files_changed(before.files, before.files_now(content.harmless)), False)
     found |= dict.fromkeys(differing(files, files_named(before)), False)
     for at in differing(before.held, look.held):
         name = (before.used.get(at[0]) or look.used[at[0]]).name_of(at[1])
@@ -84,7 +84,7 @@ def _parts_changed(
     """Return the parts of a value that are others now; the value itself where that cannot be told."""
     places = set(filter(is_name, differing(was, is_))) or {name}
     made = {each for each in places if was.get(each) in (None, [None]) and "." in each and _is_made(each, codes)}
-    within = {each for each in places for one in made if each.startswith(f"{one}.")}
+    within = {each for each in places for one in places if each.startswith(f"{one}.")}
     return {each: each in made for each in places - within}
 
 

@@ -66,7 +66,7 @@ class Content:
     def __init__(self, package: str, harmless: frozenset[str], model: Any = None) -> None:
         self._package = package
         self._model = model
-        self._harmless = harmless
+        self.harmless = harmless
         self._codes: dict[tuple[int, bool], Code] = {}
         self._lock = threading.RLock()
         self._modules = OwnModules(package)
@@ -90,6 +90,7 @@ class Content:
             objects: Any = self.objects()
             # Only now is all code known that may ask for what was left out.
             asked = {name for name in look.added if any(each.asks(name) for each in look.used.values())}
+            asked |= {name for name in look.written if not look.only_writes(name)}
             if not asked:
                 return (Key({"code": code, "objects": objects}).hex if objects else code), arguments
             look = self.begin(look.asked | asked)
@@ -132,7 +133,7 @@ class Content:
 
     def _counts_not(self, variable: str) -> bool:
         """Whether a variable of the environment is a secret, or said to change no answer."""
-        return is_secret(variable) or variable in self._harmless
+        return is_secret(variable) or variable in self.harmless
 
     def files(self) -> str | None:
         """Return a digest of what the files hold that texts in the code of a call name; None for none.
@@ -140,7 +141,7 @@ class Content:
         Its arguments, and fields of objects, may name folders that these lie in.
         """
         look = self._look
-        look.files = look.files_now(self._harmless)
+        look.files = look.files_now(self.harmless)
         return Key({"files": look.files}).hex if look.files else None
 
     def plain(self, value: Any, depth: int = _MOST_NESTED) -> Any:
@@ -259,13 +260,16 @@ class Content:
             self._look.path = f"{path}.{name}"
             if name not in self._look.asked and not is_made and code.only_adds(name, each):
                 self._look.added.add(name)
-            elif self._look.path not in self._harmless:
+            elif self._look.path not in self.harmless:
                 fields[name] = self._field(name, each, depth - 1)
         self._look.path = path
         return said
 
     def _field(self, name: str, value: Any, depth: int) -> Any:
         """Return what stands for a field of an object."""
+        if isinstance(value, str | PurePath) and name not in self._look.asked and self._look.only_writes(name):
+            self._look.written.add(name)
+            return {_IS: ["written to", Key({"path": os.fspath(value)}).hex]}  # no name of a file any more
         path = self._path(name, value) if isinstance(value, PurePath) else None
         if type(value) is str:
             behind = set[str]().union(*[each.graph.files.joined_behind(name) for each in self._look.used.values()])
@@ -299,7 +303,7 @@ class Content:
             if known is None or not known.graph.unchanged():
                 if len(self._codes) >= _MOST_KNOWN:
                     self._codes.clear()
-                known = self._codes[id(code), given] = Code(code, self._package, self._harmless, given)
+                known = self._codes[id(code), given] = Code(code, self._package, self.harmless, given)
         said, number = known.digest, 0
         while said in look.used:  # two that look alike may name different objects
             said, number = f"{known.digest} {number + 1}", number + 1
@@ -339,13 +343,9 @@ class Content:
 
     def read_anew(self, known: Code) -> tuple[Code, dict[str, Any]]:
         """Return code as it is now, and what the objects are made of that it names then and named before."""
-        now = Code(known.code, self._package, self._harmless, known.given)
+        now = Code(known.code, self._package, self.harmless, known.given)
         both = now.objects.keys() & known.objects.keys()
         return now, {place: self._held(now, place, now.objects[place]) for place in both}
-
-    def files_now(self, look: Look) -> dict[Any, Any]:
-        """Return what the files hold now that the code of a call names."""
-        return look.files_now(self._harmless)
 
     def parts_of(self, fn: FunctionType) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the code that a function leads to, and by name the values that count beside it, as they are now.

@@ -70,6 +70,8 @@ class Look:
     known: dict[tuple[int, bool], str] = dataclasses.field(default_factory=dict)
     added: set[str] = dataclasses.field(default_factory=set)
     """Names of attributes of objects that were left out, since their classes only add to them."""
+    written: set[str] = dataclasses.field(default_factory=set)
+    """Names of fields whose files code only writes to."""
     asked: frozenset[str] = frozenset()
     """Those of such that other code of the call asks for, so that they count."""
     texts: list[bytes] = dataclasses.field(default_factory=list)
@@ -83,6 +85,12 @@ class Look:
     """Whether what cannot be read stands by its class, since only what changed is asked for."""
     seen: dict[int, int] = dataclasses.field(default_factory=dict)
     """The objects that were met in what is being read."""
+
+    def only_writes(self, name: str) -> bool:
+        """Return whether all code that was read only writes to the file that goes by a name."""
+        files = [each.graph.files for each in self.used.values()]
+        goes = [each for each in files if each.goes_by(name)]
+        return bool(goes) and all(each.only_written(name) for each in goes)
 
     @staticmethod
     def _variables_held(graphs: list[OwnCode]) -> list[str]:
