@@ -51,11 +51,16 @@ class Stores(NamedTuple):
 
 
 @functools.lru_cache(maxsize=4096)
-def stores_in(code: CodeType) -> Stores:
-    """Return what a function's code puts into which attributes."""
+def stores_in(code: CodeType, *, guarded: bool = False) -> Stores:
+    """Return what a function's code puts into which attributes.
+
+    Args:
+        code: Of the function.
+        guarded: Whether what is put where there is something may come of the question, whatever the function takes.
+    """
     made, by_question, touched, tested, taken = (set[str]() for _ in range(5))
     guards = set[tuple[str, str]]()
-    alone = takes_nothing_more(code)
+    alone = takes_nothing_more(code) and not guarded
     steps = [each for each in dis.get_instructions(code) if each.opname not in _IDLE]
     for place, step in enumerate(steps if code.co_name not in _CONSTRUCTORS else ()):
         name = str(step.argval)
@@ -67,7 +72,7 @@ def stores_in(code: CodeType) -> Stores:
         elif step.opname == "STORE_GLOBAL":
             touched.add(name)
             made.add(name)
-            if not (_takes_nothing(code) or _is_guarded(steps, place, "")):
+            if not _is_guarded(steps, place, ""):
                 by_question.add(name)
         elif step.opname == "DELETE_ATTR":
             touched.add(name)
@@ -87,7 +92,7 @@ def stores_in(code: CodeType) -> Stores:
     found: list[set[Any]] = [made, by_question, touched, tested, taken, guards]
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
-            for names, more in zip(found, stores_in(inner), strict=True):
+            for names, more in zip(found, stores_in(inner, guarded=guarded), strict=True):
                 names |= more
     return Stores(*map(frozenset, found))
 
@@ -137,10 +142,6 @@ def takes_nothing_more(code: CodeType) -> bool:
     """Return whether a function is given nothing but its object."""
     n_arguments = code.co_argcount + code.co_kwonlyargcount
     return n_arguments == 1 and not code.co_flags & _TAKES_MORE and {"__class__"}.issuperset(code.co_freevars)
-
-
-def _takes_nothing(code: CodeType) -> bool:
-    return not (code.co_argcount + code.co_kwonlyargcount or code.co_flags & _TAKES_MORE or code.co_freevars)
 
 
 def _loads(step: dis.Instruction) -> list[str]:

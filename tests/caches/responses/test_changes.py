@@ -66,6 +66,13 @@ CHANGED = {
         "c = C()\nask = C.ask\ndef call(x): return ask(c, x)",
         "self.last",
     ),
+    "a sample that is filled in": (
+        "class O:\n def __init__(self, x): self.x = x\n"
+        "class S:\n def __init__(self): self.n, self.out = 0, None\n"
+        "def ask(s):\n s.out = O(s.n)\n return str(s.n)\n"
+        "def call(x):\n s = S()\n return ask(s) + str(s.out and s.out.x)",
+        "s.out",
+    ),
     "what is made at first use and added to": (
         "class M:\n def __init__(self): self.said = []\n"
         "class C:\n def __init__(self): self.m = None\n def ask(self, x):\n"

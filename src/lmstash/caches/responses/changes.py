@@ -27,7 +27,12 @@ def files_named(before: Look) -> dict[str, Any]:
 
 
 def changed(
-    content: Content, before: Look, named: Mapping[str, Any], arguments: Mapping[str, Any], files: Mapping[str, Any]
+    content: Content,
+    before: Look,
+    named: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+    files: Mapping[str, Any],
+    of: str = "",
 ) -> dict[str, bool]:
     """Return the names of what a call leads to that is no more as it was, and whether it was only made at first use.
 
@@ -39,6 +44,7 @@ def changed(
         named: The arguments.
         arguments: What stood for these. Arrays and media are not looked at again.
         files: What `files_named` said before.
+        of: The argument that is the object whose method is called.
     """
     look = content.again(before)
     codes = [code for each in before.used.values() for code in each.graph.codes]
@@ -50,7 +56,7 @@ def changed(
         found |= _parts_changed(name, was, is_, codes)
     for name, was in arguments.items():
         if isinstance(was, dict | list | tuple) and (is_ := content.argument(name, named[name])) != was:
-            found |= _parts_changed(name, parts_told(name, was), parts_told(name, is_), codes)
+            found |= _parts_changed(name, parts_told(name, was), parts_told(name, is_), codes if name == of else ())
     for said, each in list(before.used.items())[: before.n_first]:
         if not each.graph.unchanged():
             now, held = content.read_anew(each)
@@ -89,9 +95,9 @@ def _parts_changed(
 
 
 def _is_made(place: str, codes: Collection[CodeType]) -> bool:
-    """Whether code makes what goes by a name at first use, of nothing that it is asked, and does not change it then."""
+    """Whether code makes what goes by a name where there is none, of nothing that it is asked, and leaves it so."""
     name = place.rpartition(".")[2]
-    stores = [stores_in(each) for each in codes]
+    stores = [stores_in(each, guarded=True) for each in codes]
     if any(name in each.by_question for each in stores):
         return False
     if any(name in chain for each in codes for chain in changed_in_place(each)):

@@ -173,12 +173,15 @@ class Calls:
         """Whether a call left all as it was that it goes by; says once what it did not."""
         if not run.is_alone:
             return True
+        first, value = next(iter(asked.named.items()), ("", None))
         try:
-            found = changed(self._content, asked.look, asked.named, asked.arguments, run.files)
+            of = first if hasattr(type(value), self._fn.__name__) else ""
+            found = changed(self._content, asked.look, asked.named, asked.arguments, run.files, of)
         except Exception:  # said when the function is called next
             return True
         lost = [name for name, made in sorted(found.items()) if not made]
-        events, arguments = self._cache.store.events, [name for name in lost if name in asked.named]
+        arguments = [name for name in lost if name in asked.named]
+        events = self._cache.store.events
         if arguments:
             events.warn_once(f"arguments {self._name}", _ARGUMENT, self._name, listed(arguments))
         elif found:
