@@ -56,7 +56,8 @@ def changed(
         found |= _parts_changed(name, was, is_, codes)
     for name, was in arguments.items():
         if isinstance(was, dict | list | tuple) and (is_ := content.argument(name, named[name])) != was:
-            found |= _parts_changed(name, parts_told(name, was), parts_told(name, is_), codes if name == of else ())
+            of_it = name == of  # of others, what is filled in is what the call is for
+            found |= _parts_changed(name, parts_told(name, was), parts_told(name, is_), codes, may_be_guarded=of_it)
     for said, each in list(before.used.items())[: before.n_first]:
         if not each.graph.unchanged():
             now, held = content.read_anew(each)
@@ -85,16 +86,25 @@ def _within(held: Any) -> dict[str, Any]:
 
 
 def _parts_changed(
-    name: str, was: Mapping[str, Any], is_: Mapping[str, Any], codes: Collection[CodeType]
+    name: str,
+    was: Mapping[str, Any],
+    is_: Mapping[str, Any],
+    codes: Collection[CodeType],
+    *,
+    may_be_guarded: bool = True,
 ) -> dict[str, bool]:
     """Return the parts of a value that are others now; the value itself where that cannot be told."""
     places = set(filter(is_name, differing(was, is_))) or {name}
-    made = {each for each in places if was.get(each) in (None, [None]) and "." in each and _is_made(each, codes)}
+    made = {
+        each
+        for each in places
+        if was.get(each) in (None, [None]) and "." in each and _is_made(each, codes, may_be_guarded)
+    }
     within = {each for each in places for one in places if each.startswith(f"{one}.")}
     return {each: each in made for each in places - within}
 
 
-def _is_made(place: str, codes: Collection[CodeType]) -> bool:
+def _is_made(place: str, codes: Collection[CodeType], may_be_guarded: bool = True) -> bool:
     """Whether code makes what goes by a name where there is none, of nothing that it is asked, and leaves it so."""
     name = place.rpartition(".")[2]
     stores = [stores_in(each, guarded=True) for each in codes]
@@ -102,4 +112,5 @@ def _is_made(place: str, codes: Collection[CodeType]) -> bool:
         return False
     if any(name in chain for each in codes for chain in changed_in_place(each)):
         return False
-    return any(name in each.made for each in stores) or any(each.co_name == name for each in codes)
+    guarded = may_be_guarded and any(name in each.made for each in stores)
+    return guarded or any(each.co_name == name for each in codes)  # a `cached_property`
