@@ -23,7 +23,7 @@ from lmstash.identity.encoding import Component
 from lmstash.identity.handed_on import asks_by_any_name
 from lmstash.identity.held_files import ANY, files_like, held_at
 from lmstash.identity.path_parts import VARIABLE, Hole, Parts, without_places
-from lmstash.identity.path_places import Found, Place, behind_words, is_above, replaced_within, tail_of
+from lmstash.identity.path_places import Found, Place, behind_words, replaced_within, tail_of
 from lmstash.identity.uses import FILE, FOLDER, LOG, READ, WRITTEN, PathUse, paths_in, replaced_in, uses_of
 from lmstash.identity.words import texts_within
 
@@ -58,6 +58,7 @@ class FilesInCode:
         self._fills = False
         """Whether code fills in texts that it does not say."""
         self._replaced: dict[tuple[str, str], None] = {}
+        """What code puts in the place of what in texts."""
         self._named: list[str] = []
         self._any_name = False
         self._found: Found | None = None
@@ -106,6 +107,7 @@ class FilesInCode:
         """Take texts that something holds; what holds none is only written to."""
         short = {each for each in texts if 0 < len(each) <= _LONGEST}
         self._texts |= short
+        self._variables.update(name for each in short if "$" in each for name in _DOLLAR.findall(each))
         if name is not None:
             self._words[name] |= short
 
@@ -154,7 +156,7 @@ class FilesInCode:
             also: Other texts that may name folders, or what code fills in, which the code is given.
             opened: Other texts that name files, whose names code may be given.
         """
-        found: dict[Component, Component] = {}
+        found: dict[Component, list[Component]] = {}
         here = ""
         with suppress(OSError):  # a folder that was removed
             here = os.getcwd()
@@ -177,11 +179,12 @@ class FilesInCode:
             if place.said in without:
                 continue
             apart = all_found.apart(place, harmless)
-            leads = [each for each in leads if not (place.is_guessed and is_above(each, here))]
+            leads = [each for each in leads if each != "/" or not place.is_guessed]
             told = [files_like(each, apart) if ANY in place.text else held_at(each, apart) for each in leads]
-            if held := [each for each in told if each is not None]:
-                found[place.said] = held
-        return found
+            none = (None, ["folder", {}]) if place.is_guessed else (None,)  # an empty folder may be made meanwhile
+            if held := [each for each in told if each not in none]:
+                found.setdefault(place.said, []).extend(held)  # several places of one text leave other files out
+        return {**found}
 
     # --- what paths there are ----------------------------------------------------------------------------------------
 
@@ -276,9 +279,7 @@ class FilesInCode:
         if hole.name.startswith(VARIABLE):
             value = os.environ.get(hole.name.removeprefix(VARIABLE), "")
             values = {(value,)} if 0 < len(value) <= _LONGEST else set[Parts]()
-        if hole.is_template and not any(
-            map(_has_places, values)
-        ):  # `for each in FILES: each.format(...)`: any there is
+        if hole.is_template and not any(map(_has_places, values)):  # `for each in FILES: each.format(...)`: any
             values = values | {each for held in self._values.values() for each in held if _has_places(each)}
         for value in sorted(values, key=repr)[:_MOST_PATHS]:
             for text in islice(self._resolved(value, depth - 1), _MOST_PATHS):
@@ -332,10 +333,8 @@ def _texts_in(parts: Parts) -> Iterator[str]:
 def _variables_in(parts: Parts) -> Iterator[str]:
     """Yield the variables of the environment that a path is made of."""
     for part in parts:
-        if isinstance(part, Hole):
-            yield from [part.name.removeprefix(VARIABLE)] if part.name.startswith(VARIABLE) else ()
-        elif "$" in part:
-            yield from _DOLLAR.findall(part)
+        if isinstance(part, Hole) and part.name.startswith(VARIABLE):
+            yield part.name.removeprefix(VARIABLE)
 
 
 def _said_by(part: str | Hole, file: str, table: Mapping[str, Any]) -> str | Hole:

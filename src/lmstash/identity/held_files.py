@@ -41,9 +41,7 @@ def held_at(path: str, apart: Container[str] = ()) -> Component:
         return None
     if stat.S_ISDIR(status.st_mode):
         files = files_within(path, apart)
-        if files is None:
-            return ["folder", _stamps_within(path, apart)]
-        return ["folder", files] if files else None  # it may be made meanwhile
+        return ["folder", _stamps_within(path, apart) if files is None else files]
     return _held_in(path, status)
 
 

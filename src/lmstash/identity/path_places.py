@@ -97,8 +97,3 @@ def tail_of(path: str) -> str:
     """Return what a path ends with behind the last of what nobody knows; empty where that says nothing."""
     _, is_any, tail = path.rpartition(ANY)
     return tail if is_any and ".." not in path else ""
-
-
-def is_above(path: str, here: str) -> bool:
-    """Return whether a folder holds the working folder: nobody reads all of that for one file."""
-    return path == "/" or (f"{here}/".startswith(f"{path.rstrip('/')}/") and path != here)

@@ -449,6 +449,30 @@ def test_a_file_in_a_folder_beside_that_of_an_argument_counts(folder: Path, body
             assert stash.stats.hits >= hits + 1
 
 
+def test_files_above_the_working_folder_count(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = f"HERE = {str(folder)!r}"
+    for text in ("one", "two"):
+        write(folder, text)
+        monkeypatch.chdir(folder / "sub")
+        assert ask_twice(
+            folder, source, "return open(f'{HERE}/{question}.txt').read() if question == 'p' else '-'"
+        ) == (
+            text,
+            "",
+        )
+
+
+def test_what_one_reading_of_a_folder_leaves_out_counts_by_another(folder: Path) -> None:
+    body = (
+        "text = open(f'sub/{question}.txt').read(); os.path.exists('sub/p.md') or open('sub/p.md', 'w').close()\n"
+        " return text + open(f'sub/{question}.md').read() if question == 'p' else '-'"
+    )
+    for text in ("one", "two"):
+        write(folder, "p")
+        (folder / "sub" / "p.md").write_text(text)
+        assert ask_twice(folder, "", body) == (f"p{text}", "")
+
+
 def test_a_folder_of_very_many_files_is_never_the_same_and_told(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

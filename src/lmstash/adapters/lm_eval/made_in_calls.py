@@ -178,6 +178,10 @@ class _OfMade(LmDescriber):
         self.fields: set[str] = set()
         self.skipped: set[str] = set()
 
+    def code(self, code: Any, path: str = "") -> Component:
+        """Return a class or function by name, with all that it has closed over."""
+        return super(LmDescriber, self).code(code, path)
+
     def _object(self, value: Any, kind: type, path: str) -> Component:
         is_own = all(each is object or self.is_yours(each) for each in kind.__mro__)
         if not is_own or kind.__setattr__ is not object.__setattr__:

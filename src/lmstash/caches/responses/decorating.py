@@ -178,7 +178,7 @@ class Calls:
             of = first if hasattr(type(value), self._fn.__name__) else ""
             found = changed(self._content, asked.look, asked.named, asked.arguments, run.files, of)
         except Exception:  # said when the function is called next
-            return True
+            return False
         lost = [name for name, made in sorted(found.items()) if not made]
         arguments = [name for name in lost if name in asked.named]
         events = self._cache.store.events
@@ -211,10 +211,13 @@ class Calls:
 
     def _request(self, fn: FunctionType, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Asked | None:
         """Return what a call asks; None, counted as a miss, where that cannot be said or is no call of the function."""
-        named = None if self._is_too_deep else self._named(args, kwargs)
+        events = self._cache.store.events
+        if self._is_too_deep:
+            events.miss(KIND, b"", MissReason.UNSUPPORTED)
+            return None
+        named = self._named(args, kwargs)
         if named is None:
             return None
-        events = self._cache.store.events
         content = self._content
         try:
             code, arguments = content.told(fn, named)
