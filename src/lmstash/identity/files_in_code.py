@@ -24,7 +24,7 @@ from lmstash.identity.handed_on import asks_by_any_name
 from lmstash.identity.held_files import ANY, files_like, held_at
 from lmstash.identity.path_parts import VARIABLE, Hole, Parts, without_places
 from lmstash.identity.path_places import Found, Place, behind_words, replaced_within, tail_of
-from lmstash.identity.uses import FILE, FOLDER, LOG, READ, WRITTEN, PathUse, paths_in, replaced_in, uses_of
+from lmstash.identity.uses import FILE, FOLDER, LOG, NAMED, READ, WRITTEN, PathUse, paths_in, replaced_in, uses_of
 from lmstash.identity.words import texts_within
 
 _LONGEST, _MOST = 512, 64
@@ -122,6 +122,11 @@ class FilesInCode:
         return bool(uses) and READ not in uses and name not in self._texts
 
     @property
+    def any_name(self) -> bool:
+        """Whether code may ask for what it does not name."""
+        return self._any_name
+
+    @property
     def folders(self) -> list[str]:
         """The texts that name folders, as of when `say` was called last."""
         return self._named
@@ -216,7 +221,7 @@ class FilesInCode:
         """Return the paths that there may be: those that code names, and what it joins behind folders nobody knows."""
         found, behind, written, logs = set[Place](), set[str](), set[str](), set[str]()
         for each in self._paths:
-            if each.stored_as and each.use == READ:
+            if (each.stored_as and each.use == READ) or each.opens == NAMED:
                 continue
             for text in islice(self._resolved(each.parts, _DEEP), _MOST_PATHS):
                 path = _WILD.sub(ANY, text) if each.opens == FOLDER else text  # of `glob`

@@ -14,9 +14,10 @@ from lmstash.identity.expressions import ATTRIBUTE, CALL, CONST, NAME, OPERATION
 from lmstash.identity.path_parts import METHODS, Hole, Parts, Paths, goes_on
 
 READ, COUNTED, WRITTEN = "read", "counted", "written"
-FILE, FOLDER, LOG = "file", "folder", "log"
-_OF_PATHS = frozenset({"mkdir", "touch", "unlink", "write_text", "write_bytes", "suffix", "stem", "rmdir"})
-"""Of a `Path`: what reads nothing of the file."""
+FILE, FOLDER, LOG, NAMED = "file", "folder", "log", "named"
+_OF_PATHS = frozenset({"mkdir", "touch", "unlink", "write_text", "write_bytes", "rmdir"})
+_OF_NAMES = frozenset({"suffix", "stem"})
+"""Of a `Path`: what reads nothing of the file, and changes it or only goes by its name."""
 _WRITERS = frozenset(
     {
         *("to_csv", "to_json", "to_parquet", "to_excel", "to_pickle", "savefig", "imwrite", "makedirs", "mkdir"),
@@ -49,7 +50,8 @@ class PathUse(NamedTuple):
     use: str
     """`READ` or `WRITTEN`."""
     opens: str
-    """`FILE` or `FOLDER` where it is taken for one, `LOG` for one that is only added to; else empty."""
+    """`FILE` or `FOLDER` where it is taken for one, `LOG` for one that is only added to,
+    `NAMED` for one of which only the name is gone by; else empty."""
     stored_as: str
     """By what it goes from then on; empty where it is used at once."""
 
@@ -155,8 +157,8 @@ def _end(code: CodeType, node: Node, user: Node, within: frozenset[str] = frozen
         calls = [each for each in user.users if each.kind == CALL and each.parts[0] is user]
         if user.name == "open" and calls and all(_is_mode(each, 0) for each in calls):
             return WRITTEN, LOG if all(_is_mode(each, 0, _ADD) for each in calls) else "", ""
-        if user.name in _OF_PATHS:
-            return WRITTEN, "", ""
+        if user.name in _OF_PATHS | _OF_NAMES:
+            return WRITTEN, NAMED if user.name in _OF_NAMES else "", ""
         return READ, FOLDER if user.name in _FOLDERS else FILE if user.name in _FILES else "", ""
     return READ, "", ""
 

@@ -80,6 +80,12 @@ CHANGED = {
         "c = C()\nask = C.ask\ndef call(x): return ask(c, x)",
         "self.m",
     ),
+    "a conversation that calls itself": (
+        "class C:\n def __init__(self): self.turns = []\n def ask(self, x):\n  self.turns.append(x)\n"
+        "  return self.ask('z') if x == 'a' else ' '.join(self.turns)\nc = C()\nask = C.ask\n"
+        "def call(x):\n C.ask = ask\n return c.ask(x)",
+        "self.turns",
+    ),
     "a default": ("def ask(x, seen=[]):\n seen.append(x)\n return ' '.join(seen)\ndef call(x): return ask(x)", "seen"),
 }
 

@@ -464,13 +464,15 @@ def test_files_above_the_working_folder_count(folder: Path, monkeypatch: pytest.
 
 def test_what_one_reading_of_a_folder_leaves_out_counts_by_another(folder: Path) -> None:
     body = (
-        "text = open(f'sub/{question}.txt').read(); os.path.exists('sub/p.md') or open('sub/p.md', 'w').close()\n"
-        " return text + open(f'sub/{question}.md').read() if question == 'p' else '-'"
+        "path = f'sub/{question}.md'\n if not os.path.exists(path): open(path, 'w').close()\n"
+        " return open(f'sub/{question}.txt').read() + ''.join(map(text, sorted(glob.glob('sub/*.md'))))"
     )
     for text in ("one", "two"):
         write(folder, "p")
-        (folder / "sub" / "p.md").write_text(text)
-        assert ask_twice(folder, "", body) == (f"p{text}", "")
+        for name in ("p.md", "q.md"):
+            (folder / "sub" / name).write_text(text)
+        helper = "def text(path): return open(path).read()"
+        assert ask_twice(folder, "import glob", body, helper) == (f"p{text}{text}", "")
 
 
 def test_a_folder_of_very_many_files_is_never_the_same_and_told(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import functools
@@ -157,12 +158,12 @@ class Calls:
     @contextlib.contextmanager
     def _alone(self, asked: _Asked) -> Iterator[_Run]:
         """Note whether a call computes beside others: nobody knows then which of them changed something."""
-        run = _Run(files_named(asked.look))
+        run = _Run(files_named(asked.look), _here())
         with self._lock:
+            others = [each for each in self._running if each.where != run.where]  # else it is called by that one
             self._running.append(run)
-            if len(self._running) > 1:
-                for each in self._running:
-                    each.is_alone = False
+            for each in (*others, run) if others else ():
+                each.is_alone = False
         try:
             yield run
         finally:
@@ -290,6 +291,8 @@ class _Run:
     """A call that computes, and what the files held before that its arguments name."""
 
     files: dict[str, Any]
+    where: tuple[int, int]
+    """Its thread and task."""
     is_alone: bool = True
 
 
@@ -301,6 +304,13 @@ class _Asked:
     named: dict[str, Any]
     arguments: dict[str, Any]
     request: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def _here() -> tuple[int, int]:
+    try:
+        return threading.get_ident(), id(asyncio.current_task())
+    except RuntimeError:  # no loop runs
+        return threading.get_ident(), 0
 
 
 def _calls(cargo: dict[str, Any], *about: Any) -> Calls:

@@ -90,7 +90,7 @@ class Look:
         """Return whether all code that was read only writes to the file that goes by a name."""
         files = [each.graph.files for each in self.used.values()]
         goes = [each for each in files if each.goes_by(name)]
-        return bool(goes) and all(each.only_written(name) for each in goes)
+        return bool(goes) and all(each.only_written(name) for each in goes) and not any(each.any_name for each in files)
 
     @staticmethod
     def _variables_held(graphs: list[OwnCode]) -> list[str]:
