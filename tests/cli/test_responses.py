@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import lmstash
+from lmstash.adapters.openai.recorded import record, to_answer
 
 CHAT = {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Two and two?"}]}
 
@@ -178,3 +179,46 @@ def test_import_of_rows_that_lead_to_no_key_is_code_1(lmstash_cli, tmp_path):
     (tmp_path / "x.jsonl").write_text("{}\n")
     assert lmstash_cli("import", "responses", str(tmp_path / "x.jsonl"), place=tmp_path / "other").code == 1
     assert lmstash_cli("import", "responses", str(tmp_path / "none"), place=tmp_path / "other").code == 1
+
+
+def keep_of_a_server(folder: Path, path: str, body: dict, answer: bytes, kind: str = "application/json") -> None:
+    with lmstash.open(folder, strict=True) as stash:
+        kept = to_answer(record(200, [("content-type", kind)], answer))
+        request = body | {"lmstash": {"path": path}}
+        stash.responses(model="http://localhost/v1 m", keep_sampled=True).put(request, kept)
+
+
+STREAM = b"".join(
+    b"data: " + json.dumps({"choices": [{"delta": {"content": each}}]}).encode() + b"\n\n" for each in ("Fi", "ve.")
+)
+
+
+@pytest.mark.parametrize(
+    ("path", "answer", "kind", "said"),
+    [
+        ("/chat/completions", b'{"choices": [{"message": {"content": "Five."}}]}', "application/json", "→ Five."),
+        ("/chat/completions", STREAM + b"data: [DONE]\n\n", "text/event-stream", "→ Five."),
+        ("/responses", b'{"output": [{"content": [{"text": "Five."}]}]}', "application/json", "→ Five."),
+        (
+            "/responses",
+            b'event: x\ndata: {"type": "response.output_text.delta", "delta": "Five."}\n\n',
+            "text/event-stream",
+            "→ Five.",
+        ),
+        ("/chat/completions", b"no JSON", "application/json", "→ no JSON"),
+        ("/embeddings", b'{"data": []}', "application/json", '→ {"data": []}'),
+    ],
+)
+def test_answers_of_servers_are_shown_by_what_they_say(lmstash_cli, folder, path, answer, kind, said):
+    keep_of_a_server(folder, path, {"model": "m", "input": "Two and three?"}, answer, kind)
+    assert said in lmstash_cli("ls", "--grep", "Two and three?").out
+    assert "x-lmstash" not in lmstash_cli("show", key_of(lmstash_cli, "--grep", "Two and three?")).out
+
+
+@pytest.mark.parametrize(("more", "hit"), [({}, True), ({"user": "u", "stream": False}, True), ({"seed": 3}, False)])
+def test_why_takes_the_body_of_a_request_to_a_server(lmstash_cli, folder, more, hit):
+    body = {"model": "m", "messages": [{"role": "user", "content": "Two and three?"}]}
+    keep_of_a_server(folder, "/chat/completions", body, b"{}")
+    told = lmstash_cli("why", "--json", "--request", json.dumps(body | more)).data
+    assert told["hit"] is hit
+    assert [each["name"] for each in told["differences"]] == ([] if hit else [*more])

@@ -12,7 +12,19 @@ from lmstash.errors import FormatError
 from lmstash.store.base import EntryInfo, Store
 
 KIND = "responses"
-_TELLING = ("messages", "prompt", "input", "question", "context", "arguments", "choices", "message", "content", "text")
+_TELLING = (
+    "messages",
+    "prompt",
+    "input",
+    "question",
+    "context",
+    "arguments",
+    "choices",
+    "message",
+    "content",
+    "output",
+    "text",
+)
 """Fields of a request or an answer that say most of it, the first one first."""
 
 
@@ -37,8 +49,39 @@ def words_of(store: Store, entries: Sequence[EntryInfo]) -> dict[bytes, str]:
     for entry in entries:
         if entry.kind == KIND:
             said = exchange_of(store, entry)
+            said["answer"] = body_of(said["answer"])
             out[entry.key] = f"{clip(telling(said['request']), 32) or '-'} → {clip(telling(said['answer']), 25)}"
     return out
+
+
+def body_of(answer: Any) -> Any:
+    """Return what an answer of a server says: the JSON in its body, of a stream what its pieces say; else itself."""
+    from lmstash.adapters.openai.recorded import from_answer
+
+    recorded = from_answer(answer)
+    if recorded is None:
+        return answer
+    try:
+        if not recorded.is_stream:
+            return json.loads(recorded.body)
+        pieces = [each.partition(b"data:")[2].strip() for each in recorded.pieces()]
+        events = [json.loads(each) for each in pieces if each not in (b"", b"[DONE]")]
+    except ValueError:
+        return recorded.body.decode("utf-8", "replace")
+    return "".join(map(_piece, events)) or events
+
+
+def _piece(event: Any) -> str:
+    """Return the text of an event of a stream: of a chat, of completions, of OpenAI's responses."""
+    if not isinstance(event, dict):
+        return ""
+    if isinstance(event.get("delta"), str) and event.get("type") == "response.output_text.delta":
+        return event["delta"]
+    choices = event.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+    delta = first.get("delta")
+    said = delta.get("content") if isinstance(delta, dict) else first.get("text")
+    return said if isinstance(said, str) else ""
 
 
 def telling(value: Any) -> str:

@@ -9,7 +9,7 @@ import argparse
 from typing import Any
 
 from lmstash.caches.models import ModelNames
-from lmstash.cli.exchanges import KIND, exchange_of, in_full
+from lmstash.cli.exchanges import KIND, body_of, exchange_of, in_full
 from lmstash.cli.output import age, clip, facts, print_json, since, size, style
 from lmstash.cli.place import describe, find_entry, model_of, open_named
 from lmstash.errors import FormatError
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     ]
     print(facts(lines))
     for name, value in asked.items():
-        print(f"\n{style(name, 'bold')}\n{in_full(value)}")
+        print(f"\n{style(name, 'bold')}\n{in_full(body_of(value) if name == 'answer' else value)}")
     return 0
 
 

@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from lmstash.adapters.openai.endpoints import ENDPOINTS
+from lmstash.adapters.openai.question import RESERVED
 from lmstash.caches.models import ModelNames, fingerprint_of, read_digests
 from lmstash.caches.responses.answers import decode_record
 from lmstash.caches.responses.asking import KIND, Namer
@@ -37,7 +39,8 @@ def by_request(store: Store, request: str, model: str | None, occurrence: int) -
     asked = decode_record(text, _media)
     names, models = ModelNames(store), read_digests(store)
     digits = list(models) if model is None else names.having(model)
-    keys = {Namer(models[each], None).name(text, occurrence) for each in digits if each in models}
+    namers = [Namer(models[each], None) for each in digits if each in models]
+    keys = {namer.name(each, occurrence) for each in (text, *_as_bodies(asked)) for namer in namers}
     expired: list[EntryInfo] = []
     total = 0
 
@@ -65,7 +68,8 @@ def by_request(store: Store, request: str, model: str | None, occurrence: int) -
             differing.append(("occurrence", occurrence, occurrence_of(entry)))
         if kept.request != text:
             try:
-                _compare("", asked, decode_record(kept.request, _media), differing)
+                theirs = decode_record(kept.request, _media)
+                _compare("", _asked_like(asked, theirs), theirs, differing)
             except FormatError:
                 continue
         distance = (len(differing), -_shared(text, kept.request))
@@ -87,6 +91,26 @@ def by_request(store: Store, request: str, model: str | None, occurrence: int) -
     if model is not None and differing[0][0] == "model":
         differing[1:1] = explain_models(store, model, fingerprint_of(entry))
     return miss(f"miss (absent): {named} not as kept", entry, differing[:_MOST_NAMED])
+
+
+def _as_bodies(asked: Any) -> list[bytes]:
+    """Return what a request is kept as if it was the body of one to a server: beside the path that it was sent to."""
+    if type(asked) is not dict or RESERVED in asked:
+        return []
+    sent = {name: each for name, each in asked.items() if name != "stream" or each is True}
+    bodies = [
+        {name: each for name, each in sent.items() if name not in endpoint.harmless}
+        | {RESERVED: {"path": endpoint.path}}
+        for endpoint in ENDPOINTS
+    ]
+    return [read_request(each).text for each in bodies]
+
+
+def _asked_like(asked: Any, theirs: Any) -> Any:
+    """Return a request as a body sent to where the other one was sent, if it does not say where itself."""
+    if not (type(asked) is type(theirs) is dict) or RESERVED in asked or type(theirs.get(RESERVED)) is not dict:
+        return asked
+    return {**asked, RESERVED: {"path": theirs[RESERVED].get("path")}}
 
 
 def _canonical(request: str) -> bytes:

@@ -48,7 +48,7 @@ class Node:
     Attributes:
         kind: What it is, one of the kinds above.
         value: Of a constant itself; of a name, an attribute or a place to store in what it is called; of an operation
-            its sign; of a call the names of its last arguments; of what only takes the instruction.
+            its sign; of a call the names of its last arguments; of others the instruction.
         parts: What it is made of; of a call the function and then its arguments.
         users: What is made of it.
         is_local: Whether a name is one of the code's own variables.
@@ -132,7 +132,7 @@ class _Reading:
         elif step.opname.startswith("STORE_") and step.opname in _STORES:
             self._push_stored(step.argval, [self._pop()])
         elif step.opname in _FIXED_SIZES:
-            self._push(OTHER, None, self._pop_many(_FIXED_SIZES[step.opname] * (step.arg or 0)))
+            self._push(OTHER, step.opname, self._pop_many(_FIXED_SIZES[step.opname] * (step.arg or 0)))
         elif step.opname in _ADDED_TO:
             added, place = self._pop(), -(step.arg or 1)
             if len(self._stack) >= -place:
@@ -148,10 +148,10 @@ class _Reading:
         if effect > 0:
             below = [self._stack[-1]] if step.opname in ("FOR_ITER", "UNPACK_SEQUENCE") and self._stack else []
             for _ in range(effect):
-                self._push(OTHER, None, [*below])
+                self._push(OTHER, step.opname, [*below])
         else:
             taken = self._pop_many(-effect)
-            self._push(OTHER, None, [self._pop(), *taken])
+            self._push(OTHER, step.opname, [self._pop(), *taken])
 
     def _note_jump(self, step: dis.Instruction) -> None:
         stack, effect = [*self._stack], _effect(step, jumps=True)
@@ -275,7 +275,7 @@ class _Reading:
     def _store_attribute(self, step: dis.Instruction) -> None:
         owner, value = self._pop(), self._pop()
         self._push_stored(step.argval, [value])
-        Node(OTHER, None, [owner])
+        Node(OTHER, step.opname, [owner])
 
     def _drop(self, step: dis.Instruction) -> None:
         self._pop()

@@ -22,45 +22,43 @@ from typing import Any
 from lmstash.identity.encoding import Component
 from lmstash.identity.handed_on import asks_by_any_name
 from lmstash.identity.held_files import ANY, files_like, held_at
+from lmstash.identity.holders import Holders, names_all_fields
+from lmstash.identity.named_texts import LONGEST_PATH, NamedTexts, may_be_path
 from lmstash.identity.path_parts import VARIABLE, Hole, Parts, without_places
 from lmstash.identity.path_places import Found, Place, behind_words, replaced_within, tail_of
+from lmstash.identity.stores import CONSTRUCTORS
 from lmstash.identity.uses import FILE, FOLDER, LOG, NAMED, READ, WRITTEN, PathUse, paths_in, replaced_in, uses_of
-from lmstash.identity.words import texts_within
 
-_LONGEST, _MOST = 512, 64
-"""What holds more texts that look like paths is data, not settings, and a look at each would cost more than a hit."""
 _MOST_PATHS, _DEEP = 64, 6
 """That one expression may stand for, and through how many names."""
 _WILD = re.compile(r"[*?\[].*")
-_DOLLAR = re.compile(r"\$\{?(\w+)", re.ASCII)
-_PATH = re.compile(r"[^\n]*(?:\.[A-Za-z]\w{0,10}|/[^\n]*)", re.ASCII)
 
 
 class FilesInCode:
     """Collects what in code may be the path of a file. Not for several threads at once."""
 
-    def __init__(self) -> None:
-        """Begin with nothing."""
+    def __init__(self, *, sees_all: bool = False) -> None:
+        """Begin with nothing.
+
+        Args:
+            sees_all: Whether all code is shown that may ask for what is: else what nobody asks for counts, too.
+        """
+        self._sees_all = sees_all
         self._paths: dict[PathUse, None] = {}
-        self._values: defaultdict[str, set[Parts]] = defaultdict(set)
-        """What goes by a name: texts, paths, and what code stores there."""
         self._uses: defaultdict[str, set[str]] = defaultdict(set)
         self._folders: set[str] = set()
         """Where paths may begin."""
         self._of_code: set[str] = set()
         """Those of them that code lies in."""
-        self._words: defaultdict[str, set[str]] = defaultdict(set)
-        """Texts that may be the name of a folder, by what holds them: empty for code itself."""
-        self._texts: set[str] = set()
-        """All texts, which may name what holds another one."""
-        self._variables: set[str] = set()
-        """Of the environment, that paths are made of."""
         self._fills = False
         """Whether code fills in texts that it does not say."""
         self._replaced: dict[tuple[str, str], None] = {}
         """What code puts in the place of what in texts."""
-        self._named: list[str] = []
+        self._named = NamedTexts()
+        self._names_folders: list[str] = []
         self._any_name = False
+        self.holders = Holders()
+        self._unasked: frozenset[str] = frozenset()
         self._found: Found | None = None
         self._joined: dict[str, set[str | None]] = {}
         """What is joined behind names that were asked for."""
@@ -68,58 +66,56 @@ class FilesInCode:
     def see(self, function: FunctionType) -> None:
         """Take what a function of your own says."""
         code, self._found, self._joined = function.__code__, None, {}
+        is_first = code.co_name in CONSTRUCTORS
         file = os.path.abspath(code.co_filename)
         self._folders.add(os.path.dirname(file))
         self._of_code.add(os.path.dirname(file))
+        defaults, last = function.__defaults__ or (), code.co_argcount
+        given = dict(zip(code.co_varnames[last - len(defaults) : last], defaults, strict=False))
+        given |= function.__kwdefaults__ or {}
+        self.see_values(given, "" if is_first else None)
+        if not names_all_fields(code):
+            self._see_code(function, is_first)
+
+    def _see_code(self, function: FunctionType, is_first: bool) -> None:
+        code = function.__code__
+        file = os.path.abspath(code.co_filename)
         for each in paths_in(code):
             parts = tuple(_said_by(part, file, function.__globals__) for part in each.parts)
             self._paths[each._replace(parts=parts)] = None
-            self._see_words("" if each.use == READ else None, _texts_in(parts))
-            self._variables.update(_variables_in(parts))
+            self._named.see_words("" if each.use == READ else None, _texts_in(parts))
+            self._named.variables.update(_variables_in(parts))
             self._fills = self._fills or any(isinstance(part, Hole) and part.is_template for part in parts)
             if each.stored_as:
-                self._values[each.stored_as].add(parts)
-        defaults, last = function.__defaults__ or (), code.co_argcount
-        self.see_values(dict(zip(code.co_varnames[last - len(defaults) : last], defaults, strict=False)))
-        self.see_values(function.__kwdefaults__ or {})
+                self._named.see_stored(each.stored_as, parts, is_first=is_first)
         self._replaced |= dict.fromkeys(replaced_in(code))
         self._any_name = self._any_name or asks_by_any_name(code)
+        self.holders.see(function)
         for name, use in uses_of(code, of_locals=True):
             self._uses[name].add(use)
 
-    def see_value(self, name: str, value: Any) -> None:
-        """Take a plain value, or a path, that code names."""
+    def see_value(self, name: str, value: Any, of: str | None = None) -> None:
+        """Take a plain value, or a path, that code names, and what it lies in: see `NamedTexts`."""
         self._found = None
         if isinstance(value, PurePath):
             self._folders |= {os.path.abspath(value), os.path.abspath(value.parent)}
-            self._values[name].add((str(value),))
-        elif not (name.startswith("__") and name.endswith("__")):  # `__file__` is the code itself
-            if isinstance(value, str):
-                self._values[name].update([(value,)] if 0 < len(value) <= _LONGEST else ())
-                self._see_words(name, [value])
-            elif isinstance(value, dict | list | tuple | set | frozenset):
-                found = [*islice(_paths_within(value), _MOST + 1)]
-                self._values[name].update((each,) for each in found if len(found) <= _MOST)
-                words = [*islice((each for each in texts_within(value) if isinstance(each, str)), _MOST + 1)]
-                self._see_words(name, words if len(words) <= _MOST else ())
+        self._named.see_value(name, value, of)
 
-    def _see_words(self, name: str | None, texts: Iterable[str]) -> None:
-        """Take texts that something holds; what holds none is only written to."""
-        short = {each for each in texts if 0 < len(each) <= _LONGEST}
-        self._texts |= short
-        self._variables.update(name for each in short if "$" in each for name in _DOLLAR.findall(each))
-        if name is not None:
-            self._words[name] |= short
-
-    def see_values(self, values: Mapping[str, Any]) -> None:
+    def see_values(self, values: Mapping[str, Any], of: str | None = None) -> None:
         """Take several."""
         for name, value in values.items():
-            self.see_value(name, value)
+            self.see_value(name, value, of)
+        self._named.set_first.update(values if of == "" else ())
 
     def only_written(self, name: str) -> bool:
         """Return whether all code only writes to the file that goes by a name."""
         uses = self._uses.get(name)
-        return bool(uses) and READ not in uses and name not in self._texts
+        return bool(uses) and READ not in uses and name not in self._named.texts
+
+    @property
+    def set_first(self) -> set[str]:
+        """Names of attributes that a class or a constructor gives to objects."""
+        return self._named.set_first
 
     @property
     def any_name(self) -> bool:
@@ -129,7 +125,7 @@ class FilesInCode:
     @property
     def folders(self) -> list[str]:
         """The texts that name folders, as of when `say` was called last."""
-        return self._named
+        return self._names_folders
 
     def goes_by(self, name: str) -> bool:
         """Return whether code names something."""
@@ -145,12 +141,20 @@ class FilesInCode:
         A path that is empty says that it is anything in it.
         """
         behind = self._behind(name)
-        if None in behind or name in self._texts or self._any_name or not name.isidentifier():
+        if None in behind or name in self._named.texts or self._any_name or not name.isidentifier():
             return None
         return {each for each in behind if each is not None}
 
+    def leaves(self, name: str, entry: str) -> bool:
+        """Return whether no code asks what goes by a name for an attribute or entry, or hands all of it on."""
+        return not (self._any_name or self.holders.asks(entry) or self.holders.hands_on(name))
+
     def say(
-        self, without: Collection[str] = (), also: Iterable[str] = (), opened: Iterable[str] = ()
+        self,
+        without: Collection[str] = (),
+        also: Iterable[str] = (),
+        opened: Iterable[str] = (),
+        unasked: frozenset[str] = frozenset(),
     ) -> dict[Component, Component]:
         """Return what lies now where each text leads, but for some; those that lead nowhere are left out.
 
@@ -160,23 +164,25 @@ class FilesInCode:
             without: Texts that do not count, and files that do not in folders.
             also: Other texts that may name folders, or what code fills in, which the code is given.
             opened: Other texts that name files, whose names code may be given.
+            unasked: Those of `set_first` for which no code asks, of objects that were there before.
         """
         found: dict[Component, list[Component]] = {}
         here = ""
         with suppress(OSError):  # a folder that was removed
             here = os.getcwd()
-        since = here, *map(os.environ.get, sorted(self._variables))
-        if self._found is None or self._found.since != since:
+        since = here, *map(os.environ.get, sorted(self._named.variables))
+        if self._found is None or self._found.since != since or self._unasked != unasked:
+            self._unasked = unasked
             self._found = self._find(since)
         all_found = self._found
         paths, behind = all_found.paths, all_found.behind
         if also and (behind or self._fills or self._replaced):
-            given = [each for each in dict.fromkeys(also) if len(each) <= _LONGEST]
+            given = [each for each in dict.fromkeys(also) if len(each) <= LONGEST_PATH]
             beside = behind_words(filter(self._is_there, given), behind) | self._filled(given)
             beside |= replaced_within(filter(may_be_path, given), self._replaced)
             beside -= {place._replace(is_guessed=True) for place, _ in paths}
             paths = [*paths, *((each, self._at(each.text)) for each in sorted(beside))]
-        told_of = {each: self._at(each) for each in opened if len(each) <= _LONGEST}
+        told_of = {each: self._at(each) for each in opened if len(each) <= LONGEST_PATH}
         written = all_found.written | all_found.logs
         paths = [*paths, *((Place(each), at) for each, at in told_of.items() if written.isdisjoint(at))]
         harmless = frozenset(os.path.abspath(each) for each in without)
@@ -229,7 +235,7 @@ class FilesInCode:
                 if each.use == WRITTEN:
                     if path.startswith(ANY):
                         written.update([path] if tail_of(path) else ())
-                    elif 0 < len(path) <= _LONGEST:
+                    elif 0 < len(path) <= LONGEST_PATH:
                         (logs if each.opens == LOG and not is_any else written).update(self._at(path))
                     continue
                 is_whole = each.opens == FILE or (each.opens == FOLDER and path != text)  # else more may come behind it
@@ -246,17 +252,17 @@ class FilesInCode:
                     if each.opens or may_be_path(path.replace(ANY, "")):
                         tail = tail_of(path) if is_whole else ""
                         found.add(Place(folder, tail, each.opens == FILE) if folder else Place(path))
-                elif may_be_path(path) or (each.opens and 0 < len(path) <= _LONGEST and _says(path, each.opens)):
+                elif may_be_path(path) or (each.opens and 0 < len(path) <= LONGEST_PATH and _says(path, each.opens)):
                     found.add(Place(path))
-        for name, values in self._values.items():
+        for name, values in self._named.values.items():
             if not self.only_written(name):
                 for value in values:
-                    found.update(map(Place, self._led_to(name, value)))
-        read = [held for name, held in self._words.items() if not (name and self.only_written(name))]
+                    found.update(() if self._is_left(name, value) else map(Place, self._led_to(name, value)))
+        read = [held for name, held in self._named.words.items() if not (name and self.only_written(name))]
         words = set[str]().union(*read)
-        self._named = sorted(filter(self._is_folder, words))
+        self._names_folders = sorted(filter(self._is_folder, words))
         files = filter(may_be_path, words)  # of `splitext(file)[0] + ".txt"`
-        found |= behind_words({*self._named, *files}, behind) | self._filled(words)
+        found |= behind_words({*self._names_folders, *files}, behind) | self._filled(words)
         paths = [
             (each, self._at(each.text))
             for each in sorted(found)
@@ -280,17 +286,29 @@ class FilesInCode:
         if is_package:
             yield from _folders_of(package)
             return
-        values = self._values.get(hole.name, set()) if depth else set[Parts]()
+        values = self._named.values.get(hole.name, set()) if depth else set[Parts]()
         if hole.name.startswith(VARIABLE):
             value = os.environ.get(hole.name.removeprefix(VARIABLE), "")
-            values = {(value,)} if 0 < len(value) <= _LONGEST else set[Parts]()
+            values = {(value,)} if 0 < len(value) <= LONGEST_PATH else set[Parts]()
         if hole.is_template and not any(map(_has_places, values)):  # `for each in FILES: each.format(...)`: any
-            values = values | {each for held in self._values.values() for each in held if _has_places(each)}
+            values = values | {each for held in self._named.values.values() for each in held if _has_places(each)}
         for value in sorted(values, key=repr)[:_MOST_PATHS]:
+            if self._is_left(hole.name, value):
+                continue
             for text in islice(self._resolved(value, depth - 1), _MOST_PATHS):
                 yield without_places(text, ANY) if hole.is_template else text
         if hole.is_open or not values:
             yield ANY
+
+    def _is_left(self, name: str, value: Parts) -> bool:
+        """Return whether a text lies only where nobody asks for it."""
+        places = self._named.lies_in.get((name, str(value[0]))) if len(value) == 1 and self._sees_all else None
+        return bool(places) and all(each is not None and self._leaves(*each) for each in places)
+
+    def _leaves(self, holder: str, entry: str) -> bool:
+        if not holder:
+            return entry in self._unasked
+        return self.leaves(holder, entry) and not self.holders.calls(holder)
 
     def _led_to(self, name: str, value: Parts) -> Iterator[str]:
         """Yield the paths that a text leads to that goes by a name."""
@@ -358,17 +376,6 @@ def _said_by(part: str | Hole, file: str, table: Mapping[str, Any]) -> str | Hol
 def _says(path: str, opens: str) -> bool:
     """Whether a path is more than that of the working folder, or that one's files are asked for."""
     return opens == FOLDER or bool(path.strip("./"))
-
-
-def may_be_path(text: str) -> bool:
-    """Whether a text looks like the path of a file: it has a suffix or a slash."""
-    if len(text) > _LONGEST or not ("." in text or "/" in text) or "://" in text:
-        return False
-    return _PATH.fullmatch(text) is not None and bool(text.strip("/. "))
-
-
-def _paths_within(value: Any) -> Iterator[str]:
-    return (each for each in texts_within(value) if isinstance(each, str) and may_be_path(each))
 
 
 def _folders_of(package: str) -> Iterator[str]:

@@ -33,7 +33,7 @@ from lmstash.identity.bytecode import (
     plain_component,
     texts_in,
 )
-from lmstash.identity.class_members import counts_in_class, is_word
+from lmstash.identity.class_members import counts_in_class, holder_of, is_word
 from lmstash.identity.closures import is_empty, variables_of
 from lmstash.identity.encoding import Component, encode
 from lmstash.identity.files_in_code import FilesInCode
@@ -84,12 +84,13 @@ class OwnCode(OwnModules):
         self._names: set[str] = set()
         self._met: list[tuple[FunctionType, str]] = []
         self._mine: list[type] = []
+        self._first = code
         self._said: list[tuple[FunctionType, str | None, str, Any]] = []
         self._taken: dict[int, str] = {}
         self._encoded_last: tuple[Any, bytes | None] = (None, None)
         self._plain_values = PlainValues()
         self._attributes: set[str] = set()
-        self.words, self.told, self.files = set[str](), set[str](), FilesInCode()
+        self.words, self.told, self.files = set[str](), set[str](), FilesInCode(sees_all=True)
         self.reads_environment = False
         self.add(code)
         self._complete(code if given else None)
@@ -174,7 +175,7 @@ class OwnCode(OwnModules):
     def _values_of(self, cls: type) -> Component:
         held = {key: value for key, value in list(vars(cls).items()) if counts_in_class(key)}
         self._see_texts(held)
-        self.files.see_values(held)
+        self.files.see_values(held, holder_of(cls, self._first, self._is_own))
         if str(held.get("__doc__")).startswith(f"{cls.__name__}("):  # written by `dataclass`, with its defaults' `repr`
             held["__doc__"] = _ADDRESS.sub("", held["__doc__"])
         names = [key for key in held if not is_word(key)]  # what Python and others put there may come in any order
@@ -330,7 +331,10 @@ class OwnCode(OwnModules):
 
     def _follow(self, here: str, value: Any, name: str) -> None:
         self._touched.see(value)
-        self.files.see_value(re.split("[:.]", name)[-1], value)
+        if "__dataclass_fields__" not in name:  # of which the class and its constructor say the same
+            self.files.see_value(re.split("[:.]", name)[-1], value)
+        if isinstance(value, type) and not name.endswith(value.__name__):  # who asks of it does so by another name
+            self.files.holders.hand_on(value.__name__)
         if isinstance(value, FunctionType | type) or self._encoded(value) is not None:
             self._see_texts(value)
             super()._follow(here, value, name)

@@ -18,7 +18,7 @@ from lmstash.identity.expressions import ATTRIBUTE, CALL, NAME, Node, code_withi
 
 _IDLE = frozenset({"CACHE", "EXTENDED_ARG", "NOP", "PRECALL", "TO_BOOL", "NOT_TAKEN", "PUSH_NULL"})
 _LOADS = frozenset({"LOAD_ATTR", "LOAD_METHOD"})
-_CONSTRUCTORS = frozenset({"__init__", "__new__", "__post_init__"})
+CONSTRUCTORS = frozenset({"__init__", "__new__", "__post_init__"})
 _NEVER = frozenset({"MAKE_FUNCTION", "YIELD_VALUE", "SEND", "LOAD_CLOSURE", "LOAD_CLASSDEREF", "LOAD_NAME"})
 _SKIPS = ("IF_NOT_NONE", "IF_TRUE")
 """Ends the names of jumps over what is done where there is nothing."""
@@ -62,7 +62,7 @@ def stores_in(code: CodeType, *, guarded: bool = False) -> Stores:
     guards = set[tuple[str, str]]()
     alone = takes_nothing_more(code) and not guarded
     steps = [each for each in dis.get_instructions(code) if each.opname not in _IDLE]
-    for place, step in enumerate(steps if code.co_name not in _CONSTRUCTORS else ()):
+    for place, step in enumerate(steps if code.co_name not in CONSTRUCTORS else ()):
         name = str(step.argval)
         if step.opname in _LOADS and not _is_used(steps, place):
             if (filled := _filled_by(steps, place)) is not None:

@@ -553,7 +553,7 @@ def test_data_that_names_many_files_costs_no_look_at_each(folder: Path) -> None:
     files = FilesInCode()
     files.see_value("DATA", [{"file": "sub/p.txt", "number": f"{number}.png"} for number in range(5000)])
     assert files.say() == {}
-    files.see_value("CONFIG", {"file": "sub/p.txt"})
+    files.see_value("CONFIG", ["sub/p.txt"])
     assert {*files.say()} == {"sub/p.txt"}
 
 

@@ -11,8 +11,8 @@ from lmstash.adapters.lm_eval.own_names import Followed
 from lmstash.caches.responses.hiding import SECRETS
 from lmstash.identity.asked_by_text import IMPORTS, file_of_module
 from lmstash.identity.encoding import Component
-from lmstash.identity.files_in_code import may_be_path
 from lmstash.identity.held_files import content_of
+from lmstash.identity.named_texts import may_be_path
 from lmstash.identity.object_parts import attributes_of
 from lmstash.identity.owners import is_foreign, is_installed
 

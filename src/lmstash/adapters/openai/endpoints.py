@@ -34,12 +34,12 @@ EMBEDDINGS: Final = Endpoint("/embeddings", False, _CALLER)
 # (OpenAI holds it for 30 days.)
 RESPONSES: Final = Endpoint("/responses", True, frozenset(), 30 * 86400.0)
 
-_ALL = (CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES)
+ENDPOINTS: Final = (CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES)
 
 
 def endpoint_of(path: str) -> Endpoint | None:
     """Return the endpoint that the path of a URL names; None for every other one."""
-    for each in _ALL:
+    for each in ENDPOINTS:
         if path.endswith(each.path):
             return each
     return None

@@ -16,8 +16,8 @@ from typing import Any
 from lmstash.caches.responses.content import Content
 from lmstash.caches.responses.looks import Look, is_name
 from lmstash.caches.responses.own_objects import differing, parts_told
-from lmstash.identity.files_in_code import may_be_path
 from lmstash.identity.held_files import content_of
+from lmstash.identity.named_texts import may_be_path
 from lmstash.identity.stores import changed_in_place, stores_in
 
 

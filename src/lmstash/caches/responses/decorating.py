@@ -205,8 +205,9 @@ class Calls:
             self._cache.store.events.warn_once(
                 f"runs {self._name}",
                 "lmstash: %s, which the code of %s goes by, had new values in each of the last 3 runs, so that what "
-                "those kept was not found. If the program makes them anew each time and they change no answer, say "
-                "harmless=%s",
+                "those kept was not found. If the program makes them anew each time and they change no answer (a time, "
+                "a temporary folder), say harmless=%s: nothing in them counts then, so of what holds other settings, "
+                "too, name the part (`args.out`)",
                 *(listed(names), self._name, names[:5]),
             )
 

@@ -72,6 +72,12 @@ class Look:
     """Names of attributes of objects that were left out, since their classes only add to them."""
     written: set[str] = dataclasses.field(default_factory=set)
     """Names of fields whose files code only writes to."""
+    met: dict[Any, set[str]] = dataclasses.field(default_factory=dict)
+    """What objects go by, by their classes, and classes themselves."""
+    harmless: set[str] = dataclasses.field(default_factory=set)
+    """Texts that stand where it is said that nothing changes an answer."""
+    left: set[str] = dataclasses.field(default_factory=set)
+    """Fields that name files, by their paths (`args.out`), for which no code asks, so that these do not count."""
     asked: frozenset[str] = frozenset()
     """Those of such that other code of the call asks for, so that they count."""
     texts: list[bytes] = dataclasses.field(default_factory=list)
@@ -81,6 +87,8 @@ class Look:
     own: dict[int, bool] = dataclasses.field(default_factory=dict)
     path: str = ""
     """What is being read goes by it: `self.client`."""
+    in_class: bool = False
+    """Whether that lies in a class, of which base classes may ask anything."""
     lenient: bool = False
     """Whether what cannot be read stands by its class, since only what changed is asked for."""
     seen: dict[int, int] = dataclasses.field(default_factory=dict)
@@ -92,6 +100,32 @@ class Look:
         goes = [each for each in files if each.goes_by(name)]
         return bool(goes) and all(each.only_written(name) for each in goes) and not any(each.any_name for each in files)
 
+    def leaves(self, path: str) -> bool:
+        """Return whether no code that was read asks for a field (`args.out`), or hands on what it lies in."""
+        *holders, name = path.split(".")
+        codes = self.used.values()
+        if any(name in each.graph.told for each in codes):
+            return False
+        return all(each.graph.files.leaves(holder, name) for each in codes for holder in holders)
+
+    def _unasked(self, code: Code) -> frozenset[str]:
+        """Return what a class and its constructors give to its objects, and no code asks these for.
+
+        They were there before, and say themselves what they hold. No constructor of theirs runs in a call.
+        """
+        files = [each.graph.files for each in self.used.values()]
+        own, names = code.graph.files, code.graph.files.set_first
+        if not (isinstance(code.code, type) and names):
+            return frozenset()
+        made_by = code.code.__name__, "cls", "__class__", "type"
+        held_by = {holder for path in self.met.get(code.code, ()) for holder in path.split(".")}
+        for each in files:
+            if each.any_name or any(map(each.holders.names, made_by)) or any(map(each.holders.hands_on, held_by)):
+                return frozenset()
+        asked = {name for name in names if own.holders.names(name) or any(each.holders.asks(name) for each in files)}
+        asked = {name for name in asked if not self.only_writes(name)}
+        return frozenset(names - asked.union(*[each.graph.told for each in self.used.values()]))
+
     @staticmethod
     def _variables_held(graphs: list[OwnCode]) -> list[str]:
         """Return what the variables of the environment hold that code may ask for."""
@@ -102,14 +136,16 @@ class Look:
     def files_now(self, harmless: frozenset[str]) -> dict[Any, Any]:
         """Return what the files hold now that code names, by how it writes them."""
         said: dict[Any, Any] = {}
+        harmless = harmless | self.harmless
         graphs = [each.graph for each in self.used.values()]
         words, n_before = self.words.union(*[graph.files.folders for graph in graphs]), -1
         held = self._variables_held(graphs)
         while n_before != len(words):  # what one function calls a folder, another one may be handed
             n_before = len(words)
-            for graph in graphs:
+            for code, graph in zip(self.used.values(), graphs, strict=True):
                 opened = [each for each in held if os.path.isfile(each)] if graph.reads_environment else []
-                said |= graph.files.say(harmless, sorted(words.union(held if graph.reads_environment else ())), opened)
+                also = sorted(words.union(held if graph.reads_environment else ()))
+                said |= graph.files.say(harmless, also, opened, self._unasked(code))
             words.update(*[graph.files.folders for graph in graphs])
         return said
 

@@ -90,7 +90,11 @@ def parts_told(name: str, said: Any, *, files: bool = True) -> dict[str, list[An
         place, each = todo.pop()
         each = each if files else _without_files(each)
         held = out.setdefault(place, [])
-        if isinstance(each, dict):
+        inner = _fields_of_namespace(each)
+        if inner is not None:
+            held += ["namespace", *inner]
+            todo += [(f"{place}.{key}", inner[key]) for key in reversed(inner)]
+        elif isinstance(each, dict):
             names = each.keys() >= FIELDS and isinstance(each["fields"], dict)
             held += [each["code of"], each["is"]] if names else [*each]
             inner = each["fields"] if names else each
@@ -101,6 +105,12 @@ def parts_told(name: str, said: Any, *, files: bool = True) -> dict[str, list[An
         else:
             held.append(each)
     return out
+
+
+def _fields_of_namespace(said: Any) -> dict[str, Any] | None:
+    """Return what stands for the attributes of a namespace; None for others."""
+    told = said["lmstash:is"] if isinstance(said, dict) and said.keys() == {"lmstash:is"} else None
+    return dict(told[1]) if isinstance(told, list) and told[0] in ("Namespace", "SimpleNamespace") else None
 
 
 def _without_files(said: Any) -> Any:

@@ -117,15 +117,50 @@ def may_hold(name: bytes) -> int:
     return (URL if is_place(text) else 0) | (SECRET if is_secret(text) else 0) | (SAMPLING if text in NAMES else 0)
 
 
+class _UnreadError(Exception):
+    """It has no content that lmstash knows how to read."""
+
+    def __init__(self, value: Any) -> None:
+        super().__init__()
+        self.value = value
+
+
 def _encode(value: Any) -> bytes:
-    return encode_record(value, _take_apart)
+    try:
+        return encode_record(value, _take_apart)
+    except _UnreadError as error:
+        raise InvalidArgumentError(_why_unread(error.value, value)) from None
 
 
 def _take_apart(value: Any) -> tuple[str, Any]:
     media = value if isinstance(value, Media) else media_of(value)
     if media is None:
-        raise InvalidArgumentError(
-            f"a request holds {type(value).__module__}.{type(value).__qualname__}, which has no content that lmstash "
-            "knows how to read. Put what it stands for into the request: text, numbers, bytes, an image, a Path."
-        )
+        raise _UnreadError(value)
     return "media", media.describe()
+
+
+def _why_unread(value: Any, request: Any) -> str:
+    """Return what in a request cannot be read, and what to do."""
+    path = _path_to(value, request)
+    at = f" in `{'.'.join(map(str, path))}`" if path else ""
+    kind = type(value)
+    if not isinstance(value, type):
+        return (
+            f"a request holds{at} {kind.__module__}.{kind.__qualname__}, which has no content that lmstash knows "
+            "how to read. Put what it stands for into the request: text, numbers, bytes, an image, a Path."
+        )
+    schema = f"{value.__qualname__}.model_json_schema()" if hasattr(value, "model_json_schema") else "its JSON schema"
+    return (
+        f"a request holds{at} the class {value.__qualname__}, whose content lmstash does not read. Put {schema} there, "
+        "and have the function that computes use the class"
+    )
+
+
+def _path_to(value: Any, held: Any, depth: int = 8) -> list[Any] | None:
+    """Return the names of the fields that lead to a value in dicts and lists; None where they do not."""
+    inner = held.items() if type(held) is dict else enumerate(held) if type(held) in (list, tuple) else ()
+    for name, each in inner if depth else ():
+        path = [] if each is value else _path_to(value, each, depth - 1)
+        if path is not None:
+            return [name, *path]
+    return None

@@ -1,0 +1,244 @@
+"""Objects that hold settings: what code asks them for, and which it hands to code that nobody reads.
+
+Of `args` in `ask(args.model)` no field but `model` is asked for, so that a file that another one names, `args.out`,
+is not read. Told by name over all code that was read, as all that is told from bytecode: two things of one name are
+taken for one, and what is not understood is taken to hand on.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections import defaultdict
+from collections.abc import Iterator
+from types import CodeType, FunctionType
+from typing import NamedTuple
+
+from lmstash.identity.bytecode import names_in, texts_in
+from lmstash.identity.expressions import (
+    ATTRIBUTE,
+    CALL,
+    CONST,
+    ITEM,
+    NAME,
+    OTHER,
+    STORED,
+    Node,
+    code_within,
+    expressions,
+)
+from lmstash.identity.stores import CONSTRUCTORS
+
+_LOOKS = frozenset({"bool", "hasattr", "id", "isinstance", "len", "type"})
+"""What reads nothing of what an object holds."""
+_GIVES_ALL = frozenset(
+    {
+        *("items", "values", "copy", "pop", "popitem", "setdefault", "update", "_asdict", "_replace", "_get_kwargs"),
+        *("__dict__", "__getstate__", "__iter__", "__getitem__"),
+    }
+)
+"""By which an object gives more than what is named."""
+_TESTS = ("POP_JUMP", "IS_OP", "STORE_ATTR")
+_CLOSURES = frozenset({"MAKE_FUNCTION", "SET_FUNCTION_ATTRIBUTE"})
+_WRITTEN_BY_PACKAGES = ("<string>", "<attrs generated")
+"""Begin what is said to be the file of a dataclass's `__repr__`, which names each field."""
+
+
+def names_all_fields(code: CodeType) -> bool:
+    """Whether code is what a package writes for each class, a dataclass's `__repr__` say, and goes by no field."""
+    return code.co_filename.startswith(_WRITTEN_BY_PACKAGES) and code.co_name.startswith("__")
+
+
+class _Given(NamedTuple):
+    """An object that a function is called with."""
+
+    name: str
+    function: str
+    """Of a global, or of a method of `self`."""
+    is_method: bool
+    argument: int | str
+
+
+class _Uses(NamedTuple):
+    handed: frozenset[str]
+    asked: frozenset[str]
+    called: frozenset[str]
+    given: frozenset[_Given]
+    also: frozenset[tuple[str, str]]
+    """What goes by another name from then on."""
+
+
+class Holders:
+    """Collects what functions do with the objects that they name. Not for several threads at once."""
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self._handed: set[str] = set()
+        self._asked: set[str] = set()
+        self._named: set[str] = set()
+        self._calls: set[str] = set()
+        self._also: defaultdict[str, set[str]] = defaultdict(set)
+        self._methods: set[_Given] = set()
+        self._called: list[tuple[str, CodeType, int | str]] = []
+        self._read: dict[str, list[CodeType]] = defaultdict(list)
+        self._known: dict[str, bool] = {}
+
+    def see(self, function: FunctionType) -> None:
+        """Take what a function of your own does."""
+        code, table = function.__code__, function.__globals__
+        self._read[code.co_name].append(code)
+        self._known.clear()
+        uses = _uses_in(code)
+        self._handed |= uses.handed
+        self._asked |= uses.asked
+        self._calls |= uses.called
+        self._named |= set() if code.co_name in CONSTRUCTORS else {*names_in(code)}
+        for name, other in uses.also:
+            self._also[name].add(other)
+        for each in uses.given:
+            called = inspect.unwrap(table[each.function]) if callable(table.get(each.function)) else None
+            if each.is_method:
+                self._methods.add(each)
+            elif isinstance(called, FunctionType):
+                self._called.append((each.name, called.__code__, each.argument))
+            else:
+                self._handed.add(each.name)
+
+    def hand_on(self, name: str) -> None:
+        """Take it that what goes by a name is handed on."""
+        self._handed.add(name)
+        self._known.clear()
+
+    def asks(self, name: str) -> bool:
+        """Return whether any code asks for an attribute or entry of this name."""
+        return name in self._asked
+
+    def names(self, name: str) -> bool:
+        """Return whether any code but constructors names something so."""
+        return name in self._named
+
+    def calls(self, name: str) -> bool:
+        """Return whether any code calls what goes by a name."""
+        return name in self._calls
+
+    def hands_on(self, name: str) -> bool:
+        """Return whether code that was not read may be handed what goes by a name."""
+        if name not in self._known:
+            self._known[name] = self._is_handed_on(name)
+        return self._known[name]
+
+    def _is_handed_on(self, name: str) -> bool:
+        also = defaultdict(set, {each: {*names} for each, names in self._also.items()})
+        for given, code, argument in self._called:
+            also[given].add(_parameter(code, argument) if code in self._read[code.co_name] else "")
+        for each in self._methods:
+            argument = each.argument if isinstance(each.argument, str) else each.argument + 1
+            codes = self._read.get(each.function, [])
+            also[each.name].update([_parameter(code, argument) for code in codes] or [""])
+        todo, seen = [name], set[str]()
+        while todo:
+            each = todo.pop()
+            if each in seen:
+                continue
+            if not each or each in self._handed:
+                return True
+            seen.add(each)
+            todo += also.get(each, ())
+        return False
+
+
+def _parameter(code: CodeType, argument: int | str) -> str:
+    """Return what a function calls an argument; empty where it goes into `*args` or `**kwargs`."""
+    names = code.co_varnames[: code.co_argcount]
+    if isinstance(argument, str):
+        return argument if argument in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount] else ""
+    return names[argument] if argument < len(names) else ""
+
+
+@functools.lru_cache(maxsize=4096)
+def _uses_in(code: CodeType) -> _Uses:
+    handed, asked, called = set[str](), set[str](), set[str]()
+    given, also = set[_Given](), set[tuple[str, str]]()
+    for inner in code_within(code):
+        asked.update(each for each in texts_in(inner) if isinstance(each, str))
+        names: tuple[str, ...] = (*inner.co_names, *inner.co_varnames, *inner.co_freevars, *inner.co_cellvars)
+        try:
+            nodes = expressions(inner)
+            uses = [each for node in nodes if (name := _name_of(node)) for each in _used(inner, node, name)]
+        except Exception:  # bytecode of a kind that nobody has met
+            asked.update(names)
+            handed.update(names)
+            called.update(names)
+            continue
+        asked.update(node.name for node in nodes if node.kind == ATTRIBUTE)
+        called.update(node.parts[0].name for node in nodes if node.kind == CALL)
+        for each in uses:
+            if isinstance(each, str):
+                handed.add(each)
+            elif isinstance(each, _Given):
+                given.add(each)
+            else:
+                also.add(each)
+    return _Uses(frozenset(handed), frozenset(asked), frozenset(called), frozenset(given), frozenset(also))
+
+
+def _name_of(node: Node) -> str:
+    """Return what a value goes by: a variable, an attribute, an entry of a dict; empty for others."""
+    if node.kind in (NAME, ATTRIBUTE):
+        return node.name
+    if node.kind == ITEM:
+        return _text(node.parts[1])
+    if node.kind == CALL and node.parts[0].name in ("get", "getattr"):
+        place = 1 if node.parts[0].kind == NAME else 0
+        return _text(node.arguments[place]) if len(node.arguments) > place else ""
+    return ""
+
+
+def _text(node: Node) -> str:
+    return node.value if node.kind == CONST and isinstance(node.value, str) else ""
+
+
+def _used(code: CodeType, node: Node, name: str) -> Iterator[str | _Given | tuple[str, str]]:
+    """Yield the name if it is handed on, else whom it is given to, or what it goes by then."""
+    for user in node.users:
+        if user.kind == STORED:
+            yield (name, str(user.value))
+        elif user.kind == CALL and user.parts[0] is not node:
+            yield from _given(code, node, user, name)
+        elif not (user.kind == CALL or _only_asks(code, node, user)):
+            yield name
+
+
+def _only_asks(code: CodeType, node: Node, user: Node) -> bool:
+    """Whether what is made of a value is only what it is asked for, or nothing."""
+    if user.kind == ATTRIBUTE:
+        return user.name not in _GIVES_ALL
+    if user.kind == ITEM:
+        return user.parts[0] is node and bool(_text(user.parts[1]))
+    if user.kind != OTHER:
+        return False
+    if user.value == "BUILD_TUPLE":  # code within it is read, too, where it goes by the same name
+        within = node.name in (*code.co_cellvars, *code.co_freevars)
+        return within and all(each.kind == OTHER and each.value in _CLOSURES for each in user.users)
+    if user.value == "STORE_SUBSCR":
+        return len(user.parts) == 3 and user.parts[1] is node
+    return str(user.value).startswith(_TESTS)
+
+
+def _given(code: CodeType, node: Node, call: Node, name: str) -> Iterator[str | _Given]:
+    """Yield to which function of the program's own, as which argument, a value is given; its name for others."""
+    function = call.parts[0]
+    if call is not node and _name_of(call) and function.name == "getattr" and call.arguments[0] is node:
+        return
+    if function.kind == NAME and function.name in _LOOKS:
+        return
+    is_global = function.kind == NAME and not function.is_local and function.name not in code.co_freevars
+    is_method = function.kind == ATTRIBUTE and function.parts[0].name == "self"
+    if not (is_global or is_method):
+        yield name
+        return
+    yield from (
+        _Given(name, function.name, is_method, place) for place, each in enumerate(call.arguments) if each is node
+    )
+    named = zip(call.value, call.parts[len(call.parts) - len(call.value) :], strict=True)
+    yield from (_Given(name, function.name, is_method, each) for each, value in named if value is node)
