@@ -261,7 +261,7 @@ class _Reading:
         """`!r` and such: what is put into the text is still made of it."""
 
     def _map(self, step: dis.Instruction) -> None:
-        self._push(OTHER, None, self._pop_many((step.arg or 0) + 1))
+        self._push(OTHER, step.opname, self._pop_many((step.arg or 0) + 1))
 
     def _copy(self, step: dis.Instruction) -> None:
         place = step.arg or 1

@@ -69,6 +69,7 @@ class OwnCode(OwnModules):
     Attributes:
         words: Texts in the code that are words: each may name an attribute, or a variable of the environment.
         told: Words in texts that are templates or code, of which the same holds.
+        functions: Those of your own that were read.
         reads_environment: Whether any of it names the environment.
     """
 
@@ -94,7 +95,7 @@ class OwnCode(OwnModules):
         self.reads_environment = False
         self.add(code)
         self._complete(code if given else None)
-        own = [each for each, _ in self._met if self._is_own(defined_in(each))]
+        self.functions = own = [each for each, _ in self._met if self._is_own(defined_in(each))]
         words = self.told if (ANY_NAME | TABLES).isdisjoint(self._names) else self.told | self.words
         self._leave_out_added(own, self._mine, words)
         self.reads_environment |= not ENVIRONMENT.isdisjoint(self._names | self.words)

@@ -242,7 +242,9 @@ class Calls:
         if files is not None:
             request["files"] = files
         # Said once more where requests say it, so that a call that samples is known for one.
-        sampling = {name: value for name, value in arguments.items() if name in _SAYS_SAMPLING}
+        in_code = [each.sampling for each in asked.look.used.values() if each.sampling]
+        sampling = dict[str, Any](in_code[0] if in_code else {})
+        sampling |= {name: value for name, value in arguments.items() if name in _SAYS_SAMPLING}
         if sampling:
             request["options"] = sampling
         return asked

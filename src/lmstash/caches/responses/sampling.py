@@ -45,7 +45,7 @@ _BESIDE_N = frozenset(
 """Beside one of these `n` is how many answers; elsewhere it may count anything."""
 
 _ROWS = frozenset({"row", "record", "example", "item", "sample", "datum", "entry", "instance", "reading", "data"})
-_HOTTEST = 5
+HOTTEST = 5
 """No model is asked for more."""
 
 _CHAT = ("messages", "contents")
@@ -113,7 +113,7 @@ def is_row(name: str, value: Any) -> bool:
     ):
         return False
     temperature: Any = value.get("temperature")
-    return type(temperature) in (int, float) and not 0 <= temperature <= _HOTTEST
+    return type(temperature) in (int, float) and not 0 <= temperature <= HOTTEST
 
 
 def _is_true(value: Any) -> bool:
