@@ -38,6 +38,8 @@ _GIVES_ALL = frozenset(
     }
 )
 """By which an object gives more than what is named."""
+_TABLES = frozenset({"globals", "locals", "vars"})
+"""By which code has all that it names."""
 _TESTS = ("POP_JUMP", "IS_OP", "STORE_ATTR")
 _CLOSURES = frozenset({"MAKE_FUNCTION", "SET_FUNCTION_ATTRIBUTE"})
 _WRITTEN_BY_PACKAGES = ("<string>", "<attrs generated")
@@ -82,11 +84,13 @@ class Holders:
         self._called: list[tuple[str, CodeType, int | str]] = []
         self._read: dict[str, list[CodeType]] = defaultdict(list)
         self._known: dict[str, bool] = {}
+        self._all_handed = False
 
     def see(self, function: FunctionType) -> None:
         """Take what a function of your own does."""
         code, table = function.__code__, function.__globals__
         self._read[code.co_name].append(code)
+        self._all_handed |= not _TABLES.isdisjoint(names_in(code))
         self._known.clear()
         uses = _uses_in(code)
         self._handed |= uses.handed
@@ -109,6 +113,11 @@ class Holders:
         self._handed.add(name)
         self._known.clear()
 
+    def hand_on_all(self) -> None:
+        """Take it that all is handed on."""
+        self._all_handed = True
+        self._known.clear()
+
     def asks(self, name: str) -> bool:
         """Return whether any code asks for an attribute or entry of this name."""
         return name in self._asked
@@ -124,7 +133,7 @@ class Holders:
     def hands_on(self, name: str) -> bool:
         """Return whether code that was not read may be handed what goes by a name."""
         if name not in self._known:
-            self._known[name] = self._is_handed_on(name)
+            self._known[name] = self._all_handed or self._is_handed_on(name)
         return self._known[name]
 
     def _is_handed_on(self, name: str) -> bool:
@@ -212,7 +221,8 @@ def _used(code: CodeType, node: Node, name: str) -> Iterator[str | _Given | tupl
 def _only_asks(code: CodeType, node: Node, user: Node) -> bool:
     """Whether what is made of a value is only what it is asked for, or nothing."""
     if user.kind == ATTRIBUTE:
-        return user.name not in _GIVES_ALL
+        gets = user.users if user.name == "get" else []
+        return user.name not in _GIVES_ALL and all(each.kind == CALL and bool(_name_of(each)) for each in gets)
     if user.kind == ITEM:
         return user.parts[0] is node and bool(_text(user.parts[1]))
     if user.kind != OTHER:

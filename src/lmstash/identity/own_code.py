@@ -241,6 +241,8 @@ class OwnCode(OwnModules):
         if not self._is_own(defined_in(function)):
             return
         self._see_handed_on(function, name)
+        if self._handed:  # with whatever lies in a module
+            self.files.holders.hand_on_all()
         table, named = function.__globals__, {*names_in(function.__code__)}
         if not TABLES.isdisjoint(named):
             self._tables[id(table)] = table

@@ -102,6 +102,44 @@ READ = {
         "class Run(lst_lib.Base):\n def text(self): return self.read(cfg)\ndef ask(q): return Run().text()"
     ),
 }
+ALSO = {
+    "self": (
+        "class Run:\n def __init__(self): self.model, self.out = 'm', 'p.txt'\n"
+        " def text(self): return lst_lib.read(self)\nRUN = Run()\ndef ask(q): return RUN.text()"
+    ),
+    "self, in what it holds": (
+        "class Part:\n def __init__(self): self.out = 'p.txt'\n def text(self): return lst_lib.read(self)\n"
+        "class Run:\n def __init__(self): self.part = Part()\nRUN = Run()\ndef ask(q): return RUN.part.text()"
+    ),
+    "a partial": "def text(c): return lst_lib.read(c)\nRUN = functools.partial(text, cfg)\ndef ask(q): return RUN()",
+    "a bound method": (
+        "class Run:\n def __init__(self): self.cfg = cfg\n def text(self): return lst_lib.read(self.cfg)\n"
+        "RUN = Run().text\ndef ask(q): return RUN()"
+    ),
+    "by stars": "def text(**given): return lst_lib.read(given['c'])\ndef ask(q): return text(c=cfg)",
+    "an entry by a name": "KEY = 'ou' + 't'\ncfg = vars(cfg)\ndef ask(q): return open(cfg.get(KEY)).read()",
+    "its locals": "def ask(q):\n c = cfg\n return lst_lib.read(locals()['c'])",
+    "its module": "import sys\ndef ask(q): return lst_lib.read(sys.modules['program'], 'cfg')",
+    "one object twice": (
+        "class Run:\n def __init__(self, **held): vars(self).update(held)\nCFG = Run(out='p.txt', model='m')\n"
+        "RUN = Run(cfg=CFG, part=Run(also=CFG))\ndef ask(q): return RUN.cfg.model[:0] + lst_lib.read(RUN.part, 'also')"
+    ),
+    "in a list": "LIST = [cfg, cfg]\ndef ask(q): return ''.join(lst_lib.read(c) for c in LIST)[:3]",
+    "in a dict": "HELD = {'a': cfg}\ndef ask(q): return lst_lib.read(HELD['a'])",
+    "in a dict, all": "HELD = {'a': cfg}\ndef ask(q): return [lst_lib.read(c) for c in HELD.values()][0]",
+    "a property": (
+        "class Run:\n def __init__(self): self.model, self.out = 'm', 'p.txt'\n @property\n def text(self):\n"
+        "  return open(self.out).read()\nRUN = Run()\ndef ask(q): return RUN.text"
+    ),
+    "a base class": (
+        "class Base:\n out = 'p.txt'\n def text(self): return lst_lib.read(self)\nclass Run(Base): model = 'm'\n"
+        "RUN = Run()\ndef ask(q): return RUN.text()"
+    ),
+    "a base class of a library": (
+        "@dataclasses.dataclass\nclass Run(lst_lib.Settings):\n model: str = 'm'\n out: str = 'p.txt'\nRUN = Run()\n"
+        "def ask(q): return lst_lib.take(**RUN.as_given())"
+    ),
+}
 LIBRARY = """
 def read(cfg, name=None):
     cfg = cfg if name is None else getattr(cfg, name)
@@ -109,6 +147,8 @@ def read(cfg, name=None):
 def take(model, out): return open(out).read()
 class Base:
     def read(self, cfg): return read(cfg)
+class Settings:
+    def as_given(self): return self.__dict__
 """
 
 
@@ -166,6 +206,29 @@ def test_a_file_counts_that_is_asked_for_or_may_be(tmp_path: Path, holder: str, 
     write("two")
     assert answer() == ("two", 0)
     assert answer() == ("two", 1)
+
+
+@pytest.mark.parametrize("how", ALSO)
+def test_a_file_counts_wherever_its_name_may_be_asked_for(tmp_path: Path, how: str) -> None:
+    answer = functools.partial(asked, tmp_path, "a namespace", ALSO[how])
+    write("one")
+    assert answer() == ("one", 0)
+    write("two")
+    assert answer() == ("two", 0)
+    assert answer() == ("two", 1)
+
+
+def test_files_count_that_are_in_arguments_by_stars(responses: Responses) -> None:
+    for text in ("one", "two"):
+        write(text)
+        made = program("a namespace", "def ask(**given): return lst_lib.read(**given)")
+        assert responses.cached(made.ask)(cfg=made.cfg) == text
+        made = program(
+            "a namespace",
+            "def named(fn):\n @functools.wraps(fn)\n def called(*given): return lst_lib.read(given[0]) + fn(*given)\n"
+            " return called\n@named\ndef ask(cfg): return ''",
+        )
+        assert responses.cached(made.ask)(made.cfg) == text
 
 
 @pytest.mark.parametrize(

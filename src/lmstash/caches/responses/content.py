@@ -11,7 +11,7 @@ from typing import Any
 
 from lmstash.caches.between_runs import sources_of
 from lmstash.caches.responses.hiding import is_secret
-from lmstash.caches.responses.looks import Code, Look, is_name
+from lmstash.caches.responses.looks import Code, Look, is_name, parameters_of
 from lmstash.caches.responses.own_objects import SOURCE_TEXT, parts_told
 from lmstash.caches.responses.requests import read_request
 from lmstash.caches.responses.values import Values
@@ -31,7 +31,7 @@ class Content(Values):
         Raises:
             InvalidArgumentError: Nobody can tell something of it from another one of its kind.
         """
-        look = self.begin()
+        look = self.begin(parameters_of(fn))
         while True:
             code = self.code(fn)
             arguments = {name: self.argument(name, value) for name, value in named.items()}
@@ -39,10 +39,10 @@ class Content(Values):
             # Only now is all code known that may ask for what was left out.
             asked = {name for name in look.added if any(each.asks(name) for each in look.used.values())}
             asked |= {name for name in look.written if not look.only_writes(name)}
-            asked |= {path for path in look.left if not look.leaves(path)}
+            asked |= look.asked_after_all()
             if not asked:
                 return (Key({"code": code, "objects": objects}).hex if objects else code), arguments
-            look = self.begin(look.asked | asked)
+            look = self.begin(look.parameters, look.asked | asked)
 
     def environment(self, arguments: Any) -> str | None:
         """Return a digest of the variables of the environment that the code of a call may read; None for none.
@@ -96,7 +96,7 @@ class Content(Values):
         Args:
             before: How they were. The code is taken to be as it was then.
         """
-        look = self.begin(before.asked)
+        look = self.begin(before.parameters, before.asked)
         look.lenient = True
         look.used = dict(list(before.used.items())[: before.n_first])
         look.known = {(id(each.code), each.given): said for said, each in look.used.items()}
@@ -140,7 +140,7 @@ class Content(Values):
         """Return what an object that code names is made of now, as a key can hold it."""
         if isinstance(value, PurePath) and (path := self._path(known.name_of(place), value)) is not None:
             return path
-        self._look.path, self._look.seen, self._look.in_class = known.name_of(place), {}, ":" not in place
+        self._look.path, self._look.seen, self._look.is_whole = known.name_of(place), {}, ":" not in place
         if not self._is_its_attributes(type(value)) and (told := self._tool(value)) is not None:
             return told
         if isinstance(value, threading.local) and type(value).__module__ == "_thread":

@@ -76,6 +76,12 @@ class Look:
     """Names of attributes of objects that were left out, since their classes only add to them."""
     written: set[str] = dataclasses.field(default_factory=set)
     """Names of fields whose files code only writes to."""
+    parameters: frozenset[str] = frozenset()
+    """Names by which the function that is called knows arguments; others may go by another one there."""
+    first: dict[int, str] = dataclasses.field(default_factory=dict)
+    """What objects went by where they were met first, by `id`."""
+    again: set[tuple[str, str]] = dataclasses.field(default_factory=set)
+    """What objects went by where they were met first, and later."""
     met: dict[Any, set[str]] = dataclasses.field(default_factory=dict)
     """What objects go by, by their classes, and classes themselves."""
     harmless: set[str] = dataclasses.field(default_factory=set)
@@ -91,8 +97,8 @@ class Look:
     own: dict[int, bool] = dataclasses.field(default_factory=dict)
     path: str = ""
     """What is being read goes by it: `self.client`."""
-    in_class: bool = False
-    """Whether that lies in a class, of which base classes may ask anything."""
+    is_whole: bool = False
+    """Whether anybody may ask anything of it: it lies in a class, say, which has base classes."""
     lenient: bool = False
     """Whether what cannot be read stands by its class, since only what changed is asked for."""
     seen: dict[int, int] = dataclasses.field(default_factory=dict)
@@ -110,7 +116,20 @@ class Look:
         codes = self.used.values()
         if any(name in each.graph.told for each in codes):
             return False
-        return all(each.graph.files.leaves(holder, name) for each in codes for holder in holders)
+        # Methods may hand on the object that they are called of.
+        return all(each.graph.files.leaves(holder, name) for each in codes for holder in (*holders, "self"))
+
+    def asked_after_all(self) -> set[str]:
+        """Return those of the fields left out that count, now that all code is known."""
+        files = [each.graph.files for each in self.used.values()]
+        handed = {
+            first
+            for first, later in self.again
+            if any(each.any_name or each.holders.hands_on(name) for each in files for name in later.split("."))
+        }
+        return {
+            path for path in self.left if not self.leaves(path) or path.startswith(tuple(f"{at}." for at in handed))
+        }
 
     def _unasked(self, code: Code) -> frozenset[str]:
         """Return what a class and its constructors give to its objects, and no code asks these for.
@@ -122,7 +141,7 @@ class Look:
         if not (isinstance(code.code, type) and names):
             return frozenset()
         made_by = code.code.__name__, "cls", "__class__", "type"
-        held_by = {holder for path in self.met.get(code.code, ()) for holder in path.split(".")}
+        held_by = {"self", *(holder for path in self.met.get(code.code, ()) for holder in path.split("."))}
         for each in files:
             if each.any_name or any(map(each.holders.names, made_by)) or any(map(each.holders.hands_on, held_by)):
                 return frozenset()
@@ -157,6 +176,13 @@ class Look:
 def is_name(name: str) -> bool:
     """Whether a place goes by what code calls it, so that it may be said to be harmless."""
     return name.replace(".", "").isidentifier()
+
+
+def parameters_of(fn: FunctionType) -> frozenset[str]:
+    """Return what a function calls its arguments, but for those that it takes by stars; of a wrapper nobody knows."""
+    code = fn.__code__
+    names = () if "__wrapped__" in vars(fn) else code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    return frozenset(names)
 
 
 def _places_of_defaults(code: Any) -> dict[str, str]:

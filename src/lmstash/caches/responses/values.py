@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import functools
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import PurePath
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
@@ -63,9 +64,9 @@ class Values:
         self._modules = OwnModules(package)
         self._reading = threading.local()
 
-    def begin(self, asked: frozenset[str] = frozenset()) -> Look:
+    def begin(self, parameters: frozenset[str] = frozenset(), asked: frozenset[str] = frozenset()) -> Look:
         """Forget what was read last in this thread: a call is named next."""
-        self._reading.look = look = Look(asked=asked)
+        self._reading.look = look = Look(parameters=parameters, asked=asked)
         return look
 
     def last(self) -> Look:
@@ -82,7 +83,7 @@ class Values:
         Raises:
             InvalidArgumentError: Nobody can tell it from another one of its kind.
         """
-        self._look.path, self._look.seen, self._look.in_class = name, {}, False
+        self._look.path, self._look.seen, self._look.is_whole = name, {}, name not in self._look.parameters
         try:
             return self.plain(value, _MOST_NESTED)
         except InvalidArgumentError as error:
@@ -131,13 +132,15 @@ class Values:
         if isinstance(value, BuiltinFunctionType) and value.__module__ == "builtins":
             return {"code of": f"builtins.{value.__qualname__}", "is": "builtin"}
         if isinstance(value, functools.partial) and kind is functools.partial and not vars(value):
-            held = [value.func, value.args, value.keywords]
-            return {"partial": [self.plain(each, depth - 1) for each in held]}
+            with self._kept_whole():  # by whose name nobody knows what it is called with
+                held = [value.func, value.args, value.keywords]
+                return {"partial": [self.plain(each, depth - 1) for each in held]}
         if isinstance(value, functools._lru_cache_wrapper):
             more = {name: self.plain(each, depth - 1) for name, each in vars(value).items() if name not in _OF_WRAPPERS}
             return {"remembers": self.plain(vars(value).get("__wrapped__"), depth - 1), "beside": more}
         if isinstance(value, MethodType):
-            return {"method": self.plain(value.__func__, depth - 1), "of": self.plain(value.__self__, depth - 1)}
+            with self._kept_whole():
+                return {"method": self.plain(value.__func__, depth - 1), "of": self.plain(value.__self__, depth - 1)}
         known = parts_of_known(value)
         if known is not None:
             return {_IS: ["known", *(self.plain(each, depth - 1) for each in known)]}
@@ -145,7 +148,8 @@ class Values:
         if fields is not None:
             self._look.met.setdefault(kind, set()).add(self._look.path)
             is_, given = self.code(kind, given=True), fields_set(value)  # first: it says what is done with the fields
-            about = self._fields(fields, depth, is_kept=is_pydantic(value))  # which gives all that it holds
+            foreign = not all(base is object or self._modules.is_own(base.__module__) for base in kind.__mro__)
+            about = self._fields(fields, depth, is_kept=foreign or is_pydantic(value))  # which may give all it holds
             said = {"code of": f"{kind.__module__}.{kind.__qualname__}", "is": is_, "fields": about}
             return said if given is None else said | {"set": given}
         if isinstance(value, PATHS):
@@ -196,8 +200,10 @@ class Values:
         seen, kind = self._look.seen, type(value)
         self._look.met.setdefault(kind, set()).add(self._look.path)
         if id(value) in seen:  # a child names its parent, which holds it
+            self._look.again.add((self._look.first[id(value)], self._look.path))
             return {_IS: ["met before", seen[id(value)]]}
         seen[id(value)] = len(seen)
+        self._look.first[id(value)] = self._look.path
         said: dict[str, Any] = {"code of": f"{kind.__module__}.{kind.__qualname__}", "is": self.code(kind, given=True)}
         held, code = dict(attributes_in(value)), self._look.used[said["is"]]
         is_made = hasattr(kind, "__dataclass_fields__") or hasattr(kind, "__attrs_attrs__")  # others read all fields
@@ -231,6 +237,15 @@ class Values:
         self._look.path = path
         return out
 
+    @contextlib.contextmanager
+    def _kept_whole(self) -> Iterator[None]:
+        """Leave no field out of what is read."""
+        before, self._look.is_whole = self._look.is_whole, True
+        try:
+            yield
+        finally:
+            self._look.is_whole = before
+
     def _is_harmless(self, value: Any) -> bool:
         """Whether what is being read is said to change no answer; then a file that it names does not, either."""
         if self._look.path not in self.harmless:
@@ -244,7 +259,7 @@ class Values:
         if type(value) is str and "." in value and value in self.harmless:
             return _path_only(value)
         is_path = (type(value) is str and may_be_path(value)) or (isinstance(value, PurePath) and is_bare_path(value))
-        if not is_path or self._look.in_class or path in self._look.asked or not self._look.leaves(path):
+        if not is_path or self._look.is_whole or path in self._look.asked or not self._look.leaves(path):
             return None
         self._look.left.add(path)
         return _path_only(value)
