@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
+import random
 import re
 import threading
 import weakref
@@ -154,3 +156,31 @@ def test_a_member_of_an_enum_counts_by_more_than_its_name(what: str) -> None:
     again = steered(one)
     torch.manual_seed(0)
     assert first == again != steered(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"k": 2.0}.get, {"k": 3.0}.get),
+        (torch.ones(2).mul, torch.zeros(2).mul),
+        (["k", "j"].index, ["j", "k"].index),
+        (re.compile("a").sub, re.compile("b").sub),
+        ("<{}>".format, "({})".format),
+    ],
+)
+def test_methods_in_c_count_by_what_they_are_bound_to(one: Any, other: Any) -> None:
+    def digest(function: Any) -> bytes:
+        torch.manual_seed(0)
+        return lmstash.fingerprint(Steered(function)).digest
+
+    assert digest(one) == digest(one) != digest(other)
+
+
+@pytest.mark.parametrize("function", [random.random, math.sin, dict.fromkeys, torch.relu])
+def test_functions_of_modules_count_by_their_names(function: Any) -> None:
+    torch.manual_seed(0)
+    model = Steered(function)
+    before = lmstash.fingerprint(model).digest
+    random.random()
+
+    assert lmstash.fingerprint(model).digest == before

@@ -111,7 +111,9 @@ class Describer:
         if kind is set or kind is frozenset:
             return [kind.__name__, *sorted((self.value(each, path) for each in value), key=encode)]
         if isinstance(value, types.FunctionType | types.BuiltinFunctionType | type):
-            return self.code(value, path)
+            owner = bound_to(value)
+            told = self.code(value, path)
+            return told if owner is None else ["method", told, self.value(owner, f"{path}.__self__")]
         torch = self._torch
         if torch is not None:
             if isinstance(value, torch.Tensor):
@@ -281,6 +283,18 @@ class Describer:
                 "Replace it, or vouch for it: variant='...' (a new name whenever it changes)."
             ) from None
         return self.value(parts, path)
+
+
+def bound_to(value: Any) -> Any:
+    """Return the object that a method of Python's own, or of a library in C, is bound to; None for other code.
+
+    What lies in a module by its own name is a function of that, `random.random` too, which counts by that name.
+    """
+    owner = value.__self__ if isinstance(value, types.BuiltinFunctionType) else None
+    if owner is None or isinstance(owner, types.ModuleType | type):
+        return None
+    module = sys.modules.get(type(owner).__module__)
+    return None if getattr(module, value.__name__, None) == value else owner
 
 
 def _fields(value: Any, kind: type) -> dict[Any, Any]:

@@ -11,13 +11,13 @@ import types
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from lmstash.identity.describe import IMMUTABLE, WITHOUT_MEANING
+from lmstash.identity.describe import IMMUTABLE, WITHOUT_MEANING, bound_to
 
 if TYPE_CHECKING:
     import torch
 
 _MAX_CONTAINERS = 100_000
-_CONSTANT = (str, bytes, int, float, enum.Enum, type, types.BuiltinFunctionType, types.ModuleType, *WITHOUT_MEANING)
+_CONSTANT = (str, bytes, int, float, enum.Enum, type, types.ModuleType, *WITHOUT_MEANING)
 """What cannot change, or is not looked into by anybody: classes stand by their code."""
 _EXACT = frozenset({list, set, tuple, frozenset, dict, type, types.FunctionType, types.MethodType})
 """Objects of these types cannot be given another class."""
@@ -86,6 +86,8 @@ class Reached:
                 self._found.append(held)
         elif isinstance(value, types.MethodType):
             self._found += (value.__func__, value.__self__)
+        elif isinstance(value, types.BuiltinFunctionType):
+            self._found += [] if (owner := bound_to(value)) is None else [owner]
         elif not isinstance(value, self._constant):
             self._value(value)
         self.is_complete = len(self.dicts) + len(self.lists) <= _MAX_CONTAINERS

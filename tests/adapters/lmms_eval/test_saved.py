@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import datetime
+import enum
 import io
 import logging
 import math
 import pickle
+import re
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict, defaultdict, deque
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import lmstash
 from lmstash.adapters.lmms_eval import Record, Request, delete_cache, load_from_cache, save_to_cache
@@ -164,7 +168,9 @@ def test_programmatic_usage() -> None:
     [
         None, True, 1, 1 << 80, 0.5, "", "text \ud800", b"bytes", [], (), {}, [1, (2, [3])], {1: "a", "1": "b"},
         {"$tuple": [1]}, {1, 2}, frozenset({"a"}), Path("a/b"), datetime.datetime(2026, 1, 2, 3, 4), "x" * 10_000,
-        b"y" * 10_000, datetime.date(2026, 1, 2), [[]],
+        b"y" * 10_000, datetime.date(2026, 1, 2), [[]], OrderedDict(b=1, a=2), defaultdict(list, {"a": [1]}),
+        defaultdict(None, a=1), Counter("aab"), deque([1, 2], 3), Decimal("1.10"), datetime.timedelta(1, 2, 3), 1 + 2j,
+        bytearray(b"a"), range(1, 9, 2),
     ],
 )  # fmt: skip
 def test_values_come_back_with_their_types(value: Any, stash: Stash) -> None:
@@ -175,11 +181,18 @@ def test_values_come_back_with_their_types(value: Any, stash: Stash) -> None:
 
 
 def test_numbers_that_are_none_and_subclasses_come_back_plain(stash: Stash) -> None:
-    save_to_cache("v", [math.nan, OrderedDict(a=1), np.float32(0.5)], stash=stash)
+    save_to_cache("v", [math.nan, np.float32(0.5), {Topic.ART: Topic.ART}, Level.LOW], stash=stash)
     back = load_from_cache("v", stash=stash)
     assert math.isnan(back[0])
-    assert back[1:] == [{"a": 1}, np.float32(0.5)]
-    assert type(back[2]) is np.float32
+    assert back[1:] == [np.float32(0.5), {"art": "art"}, 1]
+    assert [type(each) for each in (back[1], *back[2], back[2]["art"], back[3])] == [np.float32, str, str, int]
+
+
+def test_a_dict_with_a_default_goes_on_as_one(stash: Stash) -> None:
+    save_to_cache("v", defaultdict(list), stash=stash)
+    load_from_cache("v", stash=stash)["new"].append(1)
+    save_to_cache("v", defaultdict(lambda: 1, a=2), stash=stash)
+    assert load_from_cache("v", stash=stash) == {"a": 2}
 
 
 def test_media_come_back_by_value_and_are_kept_once(stash: Stash) -> None:
@@ -307,6 +320,14 @@ def test_a_value_whose_media_were_evicted_is_a_miss(stash: Stash) -> None:
     assert stash.stats.misses["gone"] == 1
 
 
+class Topic(str, enum.Enum):  # noqa: UP042 (of another `str()`)
+    ART = "art"
+
+
+class Level(enum.IntEnum):
+    LOW = 1
+
+
 class Unknown:
     __slots__ = ("__dict__", "slotted")
 
@@ -380,6 +401,69 @@ def test_a_function_is_its_source_as_a_fingerprint() -> None:
         function.word = word
         assert load_from_cache("a", fingerprint=function) == before
         save_to_cache("a", [word], fingerprint=function)
+
+
+def weights(seed: int) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    return torch.nn.Linear(2, 2)
+
+
+def test_a_model_counts_by_its_weights_in_a_fingerprint() -> None:
+    save_to_cache("a", [1], fingerprint={"model": weights(1), "prompt": "p"})
+    assert load_from_cache("a", fingerprint={"model": weights(1), "prompt": "p"}) == [1]
+    assert load_from_cache("a", fingerprint={"model": weights(2), "prompt": "p"}) is None
+
+
+def test_a_tensor_that_a_function_holds_counts_in_a_fingerprint() -> None:
+    def holding(tensor: torch.Tensor) -> Any:
+        return lambda doc: [doc, tensor]
+
+    save_to_cache("a", [1], fingerprint=holding(torch.ones(2)))
+    assert load_from_cache("a", fingerprint=holding(torch.ones(2))) == [1]
+    assert load_from_cache("a", fingerprint=holding(torch.zeros(2))) is None
+
+
+@pytest.mark.parametrize("of", [re.compile("a").sub, "a{}".format, {"a": 1}.get, [1].index, torch.ones(2).mul])
+def test_what_a_method_is_bound_to_counts_in_a_fingerprint(of: Any) -> None:
+    others = {re.Pattern: re.compile("b").sub, str: "b{}".format, dict: {"a": 2}.get, list: [2].index}
+    other = others.get(type(of.__self__), torch.zeros(2).mul)
+    save_to_cache("a", [1], fingerprint=of)
+    assert load_from_cache("a", fingerprint=of) == [1]
+    assert load_from_cache("a", fingerprint=other) is None
+
+
+class Fails:
+    def __repr__(self) -> str:
+        raise RuntimeError("no")
+
+    __str__ = __hash__ = __repr__  # pyright: ignore[reportAssignmentType]
+
+    @property
+    def __dict__(self) -> Any:
+        raise RuntimeError("no")
+
+
+@pytest.mark.parametrize(
+    "fingerprint", [{"prompt": Path("none.txt")}, {1, 2}, weights(1).forward, Fails(), {"a": [Fails()]}]
+)
+def test_a_fingerprint_that_cannot_be_read_breaks_nothing(
+    stash: Stash, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, fingerprint: Any
+) -> None:
+    monkeypatch.setattr(stash.store, "strict", False)
+    assert not save_to_cache("a", [1], fingerprint=fingerprint, stash=stash)
+    save_to_cache("a", [1], fingerprint="f", stash=stash)
+    assert load_from_cache("a", fingerprint=fingerprint, stash=stash) is None
+    assert "a is not looked for" in caplog.text
+    assert load_from_cache("a", stash=stash) == [1]
+    monkeypatch.setattr(stash.store, "strict", True)
+    with pytest.raises(Exception):  # noqa: B017 (whatever it was)
+        load_from_cache("a", fingerprint=fingerprint, stash=stash)
+
+
+@pytest.mark.parametrize("value", [Fails(), [Fails()], {"a": Fails()}, {Path("a"): Fails()}])
+def test_objects_that_fail_when_looked_at_break_nothing(stash: Stash, value: Any) -> None:
+    assert not save_to_cache("a", value, stash=stash)
+    assert load_from_cache("a", stash=stash) is None
 
 
 def test_a_missing_folder_is_no_error(folder: Path) -> None:

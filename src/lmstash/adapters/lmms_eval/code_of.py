@@ -13,6 +13,7 @@ from lmstash.adapters.lmms_eval.pinned import harness_code
 from lmstash.errors import UnsupportedModelError
 from lmstash.identity.describe import Describer
 from lmstash.identity.encoding import Component, encode
+from lmstash.identity.media import media_of
 
 ROLES = ("doc_to_text", "doc_to_visual", "doc_to_messages", "doc_to_target", "doc_to_choice", "process_docs")
 """What a task's configuration may hold as functions that decide what a model is asked."""
@@ -25,7 +26,7 @@ def source_of(function: Callable[..., Any]) -> str:
     the rest of the task (its metrics, its data). Costs 1-100 ms, by how much code is reached.
 
     Raises:
-        UnsupportedModelError: It is bound to something that cannot be taken apart.
+        UnsupportedModelError: It is bound to something that cannot be taken apart, or to a torch module.
     """
     graph = harness_code()
     describer = Describer(graph, lenient=True)
@@ -35,6 +36,15 @@ def source_of(function: Callable[..., Any]) -> str:
         for place in left:
             told.append([place, describer.value(graph.objects[place], place)])  # noqa: PERF401 (it changes meanwhile)
         seen.update(left)
+    if describer.modules:
+        path, module = describer.modules[0]
+        raise UnsupportedModelError(
+            f"{path} is a torch module ({type(module).__qualname__}), whose weights nobody reads there: put "
+            "lmstash.fingerprint(model) beside the function, and have that take the model as an argument"
+        )
+    for path, tensor in sorted(describer.tensors.items()):
+        media = media_of(tensor)
+        told.append([path, media.digest if media is not None else repr(tensor)])
     said = variables([graph], told)
     return hashlib.sha256(encode([told, graph.components(), graph.packages(), *([said] if said else [])])).hexdigest()
 

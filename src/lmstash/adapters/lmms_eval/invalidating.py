@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,8 +30,8 @@ def fingerprint_of(value: Any) -> str:
     """Return 64 hex digits for what a value hangs on.
 
     Args:
-        value: A `lmstash.fingerprint`, a function (by its source), a task of the harness (by all that its requests are
-            made of), or any value that JSON can say, with media and with these in it.
+        value: A `lmstash.fingerprint`, a torch model (by that), a function (by its source), a task of the harness (by
+            all that its requests are made of), or any value that JSON can say, with media and with these in it.
 
     Raises:
         InvalidArgumentError: Nobody knows how to tell it from another one of its kind.
@@ -43,6 +44,11 @@ def _told(value: Any) -> Any:
         return ["fingerprint", value.hex]
     if hasattr(value, "config") and hasattr(value, "build_all_requests"):
         return ["task", task_fingerprint(value)]
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.nn.Module):
+        from lmstash.identity.model import fingerprint_model
+
+        return ["fingerprint", fingerprint_model(value).hex]
     if callable(value):
         return ["function", source_of(value)]
     if type(value) in (list, tuple):

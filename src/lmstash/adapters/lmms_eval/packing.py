@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import collections
 import datetime
+import decimal
 import functools
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import PurePath
 from typing import Any
@@ -22,7 +24,13 @@ _OF_HARNESS = {(INSTANCES, name): name for name in ("Instance", "GenerationResul
 _OF_HARNESS[_ANSWERED, "AnsweredInstance"] = "Instance"
 """Names that classes of the harness are kept under, and ours of such."""
 _MEDIA = frozenset({"image", "frames", "array", "scalar", "tensor"})
-_PLAIN: dict[type, Any] = {str: str, bytes: bytes, int: int, float: float}
+_PLAIN: dict[type, Any] = {
+    str: str.__str__,
+    bytes: lambda value: bytes.__getitem__(value, slice(None)),
+    int: int.__index__,
+    float: float.__float__,
+}
+"""What a value of a subclass says, whatever that makes of `str(value)`: of a member of an enum its text."""
 _FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, functools.partial)
 
 
@@ -58,6 +66,9 @@ class Packer:
             return "function", self._attaching.describe(value)
         if kind is set or kind is frozenset:
             return kind.__name__, sorted(value, key=repr)
+        known = _known(value)
+        if known is not None:
+            return known
         if isinstance(value, datetime.datetime | datetime.date | datetime.time):
             return kind.__name__, value.isoformat()
         if isinstance(value, PurePath):
@@ -90,6 +101,8 @@ class Packer:
             return set(made_of) if name == "set" else frozenset(made_of)
         if name in ("datetime", "date", "time"):
             return getattr(datetime, name).fromisoformat(made_of)
+        if name in _MAKERS:
+            return _MAKERS[name](made_of)
         if name == "path":
             from pathlib import Path
 
@@ -99,6 +112,44 @@ class Packer:
         if name == "object":
             return Record(*made_of)
         raise CorruptEntryError(f"a saved value holds a {name}, which this version does not know")
+
+
+def _known(value: Any) -> tuple[str, Any] | None:
+    """Return what an object of a class of Python's own is made of, which `_MAKERS` puts together; None for others."""
+    kind = type(value)
+    if kind is collections.defaultdict and value.default_factory in _FACTORIES.values():
+        return "defaultdict", [getattr(value.default_factory, "__name__", ""), dict(value)]
+    if kind is collections.OrderedDict or kind is collections.Counter:
+        return kind.__name__, dict(value)
+    if kind is collections.deque:
+        return "deque", [list(value), value.maxlen]
+    if kind is decimal.Decimal:
+        return "Decimal", str(value)
+    if kind is datetime.timedelta:
+        return "timedelta", [value.days, value.seconds, value.microseconds]
+    if kind is complex:
+        return "complex", [value.real, value.imag]
+    if kind is bytearray:
+        return "bytearray", bytes(value)
+    if kind is range:
+        return "range", [value.start, value.stop, value.step]
+    return None
+
+
+_FACTORIES: dict[str, Any] = {each.__name__: each for each in (list, dict, set, tuple, int, float, str, bool)} | {
+    "": None
+}
+_MAKERS: dict[str, Callable[[Any], Any]] = {
+    "defaultdict": lambda made_of: collections.defaultdict(_FACTORIES[made_of[0]], made_of[1]),
+    "OrderedDict": collections.OrderedDict,
+    "Counter": collections.Counter,
+    "deque": lambda made_of: collections.deque(*made_of),
+    "Decimal": decimal.Decimal,
+    "timedelta": lambda made_of: datetime.timedelta(*made_of),
+    "complex": lambda made_of: complex(*made_of),
+    "bytearray": bytearray,
+    "range": lambda made_of: range(*made_of),
+}
 
 
 def _of_harness(name: str, fields: Mapping[str, Any]) -> Any:

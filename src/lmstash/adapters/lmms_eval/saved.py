@@ -18,7 +18,7 @@ from lmstash.adapters.lmms_eval.packing import Packer
 from lmstash.adapters.lmms_eval.parts import Rounds, Run, are_of_one_run, stamp
 from lmstash.adapters.lmms_eval.places import SUBFOLDER, VARIABLE
 from lmstash.codecs.records import decode_record, encode_record
-from lmstash.errors import CorruptEntryError, FormatError, InvalidArgumentError, LmstashError
+from lmstash.errors import CorruptEntryError, FormatError, InvalidArgumentError
 from lmstash.events import DropReason, MissReason
 from lmstash.identity.keys import Key
 from lmstash.settings import settings_stamp
@@ -51,7 +51,17 @@ def load_from_cache(file_name: str, *, fingerprint: Any = None, stash: Stash | N
         return None
     place = stash or _place()
     _report_pickles(place, file_name)
-    return _load(place, file_name, _asked(fingerprint))
+    key = _key(place, file_name, 0)
+    try:
+        asked = _asked(fingerprint)
+    except Exception as error:  # a file that is gone, or whatever other people's objects do
+        if place.store.strict:
+            raise
+        text = "lmstash: %s is not looked for, since its fingerprint= cannot be read: %s"
+        place.store.events.warn_once(f"fingerprint {file_name}", text, file_name, error)
+        place.store.events.miss(NAMESPACE, key, MissReason.UNSUPPORTED)
+        return None
+    return _load(place, file_name, asked)
 
 
 def save_to_cache(
@@ -108,7 +118,7 @@ def save_to_cache(
         value = [_HEAD.pack(_FORM, len(head)), head, squeeze([body]) if squeeze else body]
         kept = blobs.flush()
         return store.put_many([Write(key, value, namespace=NAMESPACE, meta=meta)]) == 1 and kept
-    except (LmstashError, RecursionError) as error:
+    except Exception as error:  # LmstashError, or whatever other people's objects do when they are looked at
         if store.strict:
             raise
         events.drop(NAMESPACE, key, DropReason.UNSUPPORTED)
