@@ -7,6 +7,7 @@ import logging
 import math
 import random
 import re
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -176,7 +177,7 @@ def test_methods_in_c_count_by_what_they_are_bound_to(one: Any, other: Any) -> N
     assert digest(one) == digest(one) != digest(other)
 
 
-@pytest.mark.parametrize("function", [random.random, math.sin, dict.fromkeys, torch.relu])
+@pytest.mark.parametrize("function", [random.random, math.sin, dict.fromkeys, torch.relu, sys.stdout.write])
 def test_functions_of_modules_count_by_their_names(function: Any) -> None:
     torch.manual_seed(0)
     model = Steered(function)

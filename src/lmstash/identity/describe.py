@@ -285,6 +285,10 @@ class Describer:
         return self.value(parts, path)
 
 
+_WRITES = frozenset({"write", "writelines", "flush"})
+"""Of a file: `sys.stdout.write` says nothing."""
+
+
 def bound_to(value: Any) -> Any:
     """Return the object that a method of Python's own, or of a library in C, is bound to; None for other code.
 
@@ -292,6 +296,8 @@ def bound_to(value: Any) -> Any:
     """
     owner = value.__self__ if isinstance(value, types.BuiltinFunctionType) else None
     if owner is None or isinstance(owner, types.ModuleType | type):
+        return None
+    if isinstance(owner, io.IOBase) and value.__name__ in _WRITES:
         return None
     module = sys.modules.get(type(owner).__module__)
     return None if getattr(module, value.__name__, None) == value else owner

@@ -285,3 +285,9 @@ def test_other_pickles_are_refused(value):
 
     with pytest.raises(CorruptEntryError):
         read_plain(pickle.dumps(value))
+
+
+@pytest.mark.parametrize(("flag", "instead"), [("--no-cache", "run lm_eval itself"), ("--clear-cache", "--refresh")])
+def test_a_flag_of_the_other_harness_is_told_what_to_do_instead(tmp_path, flag, instead):
+    with pytest.raises(InvalidArgumentError, match=instead):
+        launching.run(["--tasks", "t_gen", flag], str(tmp_path))

@@ -246,6 +246,14 @@ def test_a_field_or_its_file_may_be_said_to_be_harmless(responses: Responses, ho
     assert responses.store.events.stats.hits == 1
 
 
+def test_any_part_of_an_argument_may_be_said_to_be_harmless(responses: Responses) -> None:
+    ask = responses.cached(lambda doc: doc["text"], harmless=["doc.id", "doc.about.seen"])
+    assert [ask({"text": "a", "id": n, "about": {"seen": str(n), "by": 1}}) for n in range(2)] == ["a", "a"]
+    assert responses.store.events.stats.hits == 1
+    ask({"text": "a", "id": 0, "about": {"seen": "0", "by": 2}})
+    assert responses.store.events.stats.hits == 1
+
+
 @pytest.mark.parametrize("holder", ["a namespace", "a dict", "an object", "a dataclass"])
 def test_arguments_count_likewise(responses: Responses, holder: str) -> None:
     def ask(code: str) -> Any:

@@ -26,6 +26,7 @@ SAMPLED = {
     "another word for it": "def ask(q): return create(do_sample=True)",
     "a helper": "def draw(q): return create(temperature=0.8, prompt=q)\ndef ask(q): return draw(q)",
     "within it": "def ask(q): return (lambda: create(temperature=0.8))()",
+    "beside another": "def ask(q, temperature=0): return create(temperature=0.8)",
     "no seed": "def ask(q): return create(temperature=0.8, seed=None)",
 }
 NOT = {

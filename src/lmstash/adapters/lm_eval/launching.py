@@ -15,7 +15,14 @@ import lm_eval.evaluator
 
 from lmstash.adapters.lm_eval.cached import Counts
 from lmstash.adapters.lm_eval.dropin import CachingLM, close_all, install, uninstall
+from lmstash.errors import InvalidArgumentError
 from lmstash.events import logger
+
+_OF_LMMS_EVAL = {
+    "--no-cache": "run lm_eval itself, without lmstash",
+    "--clear-cache": "`lmstash eval --refresh lm_eval ...` computes anew, `lmstash prune --task TASK` removes answers",
+}
+"""Flags that `lmstash eval lmms_eval` has, and what to do instead."""
 
 
 def run(argv: Sequence[str], place: str, **options: Any) -> tuple[int, dict[str, int]]:
@@ -25,9 +32,15 @@ def run(argv: Sequence[str], place: str, **options: Any) -> tuple[int, dict[str,
         argv: The harness's arguments, without its name.
         place: The stash to use where the arguments name none: a folder or a URI.
         **options: For each model, as `CachedLM` takes.
+
+    Raises:
+        InvalidArgumentError: A flag that only lmms-eval's command line has here.
     """
     from lm_eval.__main__ import cli_evaluate
 
+    for flag, instead in _OF_LMMS_EVAL.items():
+        if flag in argv:
+            raise InvalidArgumentError(f"lmstash eval lm_eval has no {flag}: {instead}")
     evaluate = lm_eval.evaluator.simple_evaluate
 
     def with_cache(*arguments: Any, **named: Any) -> Any:

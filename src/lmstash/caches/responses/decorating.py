@@ -19,7 +19,7 @@ from lmstash.caches.responses.changes import changed, files_named
 from lmstash.caches.responses.content import Content
 from lmstash.caches.responses.looks import Look
 from lmstash.caches.responses.requests import ARGUMENTS, EXACT, NUMBERS
-from lmstash.caches.responses.sampling import is_row
+from lmstash.caches.responses.sampling import is_row, note
 from lmstash.caches.responses.shelf import Unkept
 from lmstash.errors import InvalidArgumentError
 from lmstash.events import MissReason
@@ -242,9 +242,9 @@ class Calls:
         if files is not None:
             request["files"] = files
         # Said once more where requests say it, so that a call that samples is known for one.
-        in_code = [each.sampling for each in asked.look.used.values() if each.sampling]
-        sampling = dict[str, Any](in_code[0] if in_code else {})
-        sampling |= {name: value for name, value in arguments.items() if name in _SAYS_SAMPLING}
+        sampling = {name: value for name, value in arguments.items() if name in _SAYS_SAMPLING}
+        for each in asked.look.used.values():
+            note(sampling, each.sampling)
         if sampling:
             request["options"] = sampling
         return asked

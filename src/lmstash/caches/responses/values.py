@@ -59,6 +59,7 @@ class Values:
         self._package = package
         self._model = model
         self.harmless = harmless
+        self._names_parts = any("." in each for each in harmless)
         self._codes: dict[tuple[int, bool], Code] = {}
         self._lock = threading.RLock()
         self._modules = OwnModules(package)
@@ -228,7 +229,8 @@ class Values:
         """Return what stands for the entries of a dict, those left out that change no answer."""
         path, out = self._look.path, dict[Any, Any]()
         for key, each in held.items():
-            if type(key) is not str or (type(each) is str and "." not in each) or type(each) in _NUMBERS:
+            is_plain = type(each) in _NUMBERS or (type(each) is str and "." not in each)
+            if type(key) is not str or (is_plain and not self._names_parts):
                 out[key] = self.plain(each, depth - 1)
                 continue
             self._look.path = f"{path}.{key}"
