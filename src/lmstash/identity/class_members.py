@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lmstash.identity.named_texts import ANYBODY
+from lmstash.identity.stores import CONSTRUCTORS
 
 _NOISE = frozenset(
     {"__module__", "__qualname__", "__firstlineno__", "__static_attributes__", "__dict__", "__weakref__"}
@@ -36,3 +37,9 @@ def holder_of(cls: type, first: object, is_own: Callable[[str], bool]) -> str:
     if not all(base is object or is_own(base.__module__) for base in cls.__mro__):
         return ANYBODY
     return "" if cls is first else ANYBODY if type.__subclasses__(cls) else cls.__name__
+
+
+def is_constructor_of(cls: object, function: object) -> bool:
+    """Whether a function is the constructor of a class, or of one of its base classes."""
+    bases = cls.__mro__ if isinstance(cls, type) else ()
+    return any(vars(base).get(name) is function for base in bases for name in CONSTRUCTORS)

@@ -26,7 +26,6 @@ from lmstash.identity.holders import Holders, names_all_fields
 from lmstash.identity.named_texts import LONGEST_PATH, NamedTexts, may_be_path
 from lmstash.identity.path_parts import VARIABLE, Hole, Parts, without_places
 from lmstash.identity.path_places import Found, Place, behind_words, replaced_within, tail_of
-from lmstash.identity.stores import CONSTRUCTORS
 from lmstash.identity.uses import FILE, FOLDER, LOG, NAMED, READ, WRITTEN, PathUse, paths_in, replaced_in, uses_of
 
 _MOST_PATHS, _DEEP = 64, 6
@@ -63,10 +62,14 @@ class FilesInCode:
         self._joined: dict[str, set[str | None]] = {}
         """What is joined behind names that were asked for."""
 
-    def see(self, function: FunctionType) -> None:
-        """Take what a function of your own says."""
+    def see(self, function: FunctionType, *, is_first: bool = False) -> None:
+        """Take what a function of your own says.
+
+        Args:
+            function: It.
+            is_first: Whether it is the constructor of objects that were there before.
+        """
         code, self._found, self._joined = function.__code__, None, {}
-        is_first = code.co_name in CONSTRUCTORS
         file = os.path.abspath(code.co_filename)
         self._folders.add(os.path.dirname(file))
         self._of_code.add(os.path.dirname(file))
@@ -308,7 +311,9 @@ class FilesInCode:
     def _leaves(self, holder: str, entry: str) -> bool:
         if not holder:
             return entry in self._unasked
-        return self.leaves(holder, entry) and not self.holders.calls(holder)
+        if any(map(self.holders.calls, (holder, "cls"))):  # its own methods know a class by the latter
+            return False
+        return self.leaves(holder, entry) and not self.holders.hands_on("cls")
 
     def _led_to(self, name: str, value: Parts) -> Iterator[str]:
         """Yield the paths that a text leads to that goes by a name."""

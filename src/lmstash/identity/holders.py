@@ -8,11 +8,10 @@ taken for one, and what is not understood is taken to hand on.
 from __future__ import annotations
 
 import functools
-import inspect
 from collections import defaultdict
 from collections.abc import Iterator
 from types import CodeType, FunctionType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lmstash.identity.bytecode import names_in, texts_in
 from lmstash.identity.expressions import (
@@ -42,13 +41,13 @@ _TABLES = frozenset({"globals", "locals", "vars"})
 """By which code has all that it names."""
 _TESTS = ("POP_JUMP", "IS_OP", "STORE_ATTR")
 _CLOSURES = frozenset({"MAKE_FUNCTION", "SET_FUNCTION_ATTRIBUTE"})
-_WRITTEN_BY_PACKAGES = ("<string>", "<attrs generated")
-"""Begin what is said to be the file of a dataclass's `__repr__`, which names each field."""
+_OF_DATACLASSES, _OF_ATTRS = "__create_fn__.<locals>.", "<attrs generated"
+"""How the full name begins of a dataclass's `__repr__`, which names each field, and the file's of one by attrs."""
 
 
 def names_all_fields(code: CodeType) -> bool:
     """Whether code is what a package writes for each class, a dataclass's `__repr__` say, and goes by no field."""
-    return code.co_filename.startswith(_WRITTEN_BY_PACKAGES) and code.co_name.startswith("__")
+    return code.co_qualname.startswith(_OF_DATACLASSES) or code.co_filename.startswith(_OF_ATTRS)
 
 
 class _Given(NamedTuple):
@@ -100,13 +99,12 @@ class Holders:
         for name, other in uses.also:
             self._also[name].add(other)
         for each in uses.given:
-            called = inspect.unwrap(table[each.function]) if callable(table.get(each.function)) else None
             if each.is_method:
                 self._methods.add(each)
-            elif isinstance(called, FunctionType):
-                self._called.append((each.name, called.__code__, each.argument))
-            else:
-                self._handed.add(each.name)
+                continue
+            called = [*_wrapped_in(table.get(each.function))]  # a wrapper is handed it, too
+            self._called += [(each.name, one.__code__, each.argument) for one in called if one is not None]
+            self._handed.update([each.name] if None in called else ())
 
     def hand_on(self, name: str) -> None:
         """Take it that what goes by a name is handed on."""
@@ -127,33 +125,52 @@ class Holders:
         return name in self._named
 
     def calls(self, name: str) -> bool:
-        """Return whether any code calls what goes by a name."""
-        return name in self._calls
+        """Return whether any code calls what goes by a name, by whatever other name."""
+        return not self._calls.isdisjoint(names := self._names_of(name)) or "" in names
 
     def hands_on(self, name: str) -> bool:
         """Return whether code that was not read may be handed what goes by a name."""
         if name not in self._known:
-            self._known[name] = self._all_handed or self._is_handed_on(name)
+            names = self._names_of(name)
+            self._known[name] = self._all_handed or "" in names or not self._handed.isdisjoint(names)
         return self._known[name]
 
-    def _is_handed_on(self, name: str) -> bool:
+    def _names_of(self, name: str) -> set[str]:
+        """Return all names that what goes by one may go by; empty for one that nobody knows."""
         also = defaultdict(set, {each: {*names} for each, names in self._also.items()})
         for given, code, argument in self._called:
             also[given].add(_parameter(code, argument) if code in self._read[code.co_name] else "")
         for each in self._methods:
-            argument = each.argument if isinstance(each.argument, str) else each.argument + 1
             codes = self._read.get(each.function, [])
-            also[each.name].update([_parameter(code, argument) for code in codes] or [""])
+            also[each.name].update([_parameter(code, at) for code in codes for at in _places(code, each)] or [""])
         todo, seen = [name], set[str]()
         while todo:
             each = todo.pop()
-            if each in seen:
-                continue
-            if not each or each in self._handed:
-                return True
-            seen.add(each)
-            todo += also.get(each, ())
-        return False
+            if each not in seen:
+                seen.add(each)
+                todo += also.get(each, ())
+        return seen
+
+
+def _wrapped_in(function: Any) -> Iterator[FunctionType | None]:
+    """Yield a function, and those that it wraps; None for what is none."""
+    seen = set[int]()
+    while id(function) not in seen:
+        seen.add(id(function))
+        if isinstance(function, FunctionType):
+            yield function
+        elif not isinstance(function, functools._lru_cache_wrapper):
+            yield None
+            return
+        function = vars(function).get("__wrapped__", function)
+
+
+def _places(code: CodeType, given: _Given) -> list[int | str]:
+    """Return which argument of a method it may be: that of an object takes one before it, unless it is a static one."""
+    if isinstance(given.argument, str):
+        return [given.argument]
+    is_bound = code.co_varnames[:1] in (("self",), ("cls",)) and code.co_argcount > 0
+    return [given.argument + 1] if is_bound else [given.argument, given.argument + 1]
 
 
 def _parameter(code: CodeType, argument: int | str) -> str:
@@ -180,7 +197,7 @@ def _uses_in(code: CodeType) -> _Uses:
             called.update(names)
             continue
         asked.update(node.name for node in nodes if node.kind == ATTRIBUTE)
-        called.update(node.parts[0].name for node in nodes if node.kind == CALL)
+        called.update(filter(None, (_name_of(node.parts[0]) for node in nodes if node.kind == CALL)))
         for each in uses:
             if isinstance(each, str):
                 handed.add(each)

@@ -33,7 +33,7 @@ from lmstash.identity.bytecode import (
     plain_component,
     texts_in,
 )
-from lmstash.identity.class_members import counts_in_class, holder_of, is_word
+from lmstash.identity.class_members import counts_in_class, holder_of, is_constructor_of, is_word
 from lmstash.identity.closures import is_empty, variables_of
 from lmstash.identity.encoding import Component, encode
 from lmstash.identity.files_in_code import FilesInCode
@@ -203,7 +203,7 @@ class OwnCode(OwnModules):
     def _add_words(self, function: FunctionType, name: str) -> None:
         """Read what a function of your own says beside its code."""
         code, defaults = function.__code__, [function.__defaults__, function.__kwdefaults__]
-        self.files.see(function)
+        self.files.see(function, is_first=is_constructor_of(self._first, function))
         self._names.update(names_in(code))
         self._see_texts([*texts_in(code), defaults])
         self._also(f"{name} says", function.__doc__, function.__name__, in_order(plain_component(defaults)))
@@ -336,7 +336,9 @@ class OwnCode(OwnModules):
         self._touched.see(value)
         if "__dataclass_fields__" not in name:  # of which the class and its constructor say the same
             self.files.see_value(re.split("[:.]", name)[-1], value)
-        if isinstance(value, type) and not name.endswith(value.__name__):  # who asks of it does so by another name
+        if (
+            isinstance(value, type) and re.split("[:.]", name)[-1] != value.__name__
+        ):  # who asks of it does so by another name
             self.files.holders.hand_on(value.__name__)
         if isinstance(value, FunctionType | type) or self._encoded(value) is not None:
             self._see_texts(value)

@@ -135,6 +135,46 @@ ALSO = {
         "class Base:\n out = 'p.txt'\n def text(self): return lst_lib.read(self)\nclass Run(Base): model = 'm'\n"
         "RUN = Run()\ndef ask(q): return RUN.text()"
     ),
+    "an object that its method makes": (
+        "class Part:\n def __init__(self): self.out = 'p.txt'\nclass Run:\n def text(self): return lst_lib.read(Part())"
+        "\nRUN = Run()\ndef ask(q): return RUN.text()"
+    ),
+    "an object of its base class that its method makes": (
+        "class Base:\n def __init__(self): self.out = 'p.txt'\n def text(self): return lst_lib.read(Base())\n"
+        "class Run(Base): pass\nRUN = Run()\nRUN.out = ''\ndef ask(q): return RUN.text()"
+    ),
+    "an object of a class that a dict holds": (
+        "class Part:\n out = 'p.txt'\nclass Held: pass\nHELD = {'a': Part, 'b': Held()}\n"
+        "def ask(q): return lst_lib.read(HELD['a']())"
+    ),
+    "an object of a class that is handed": (
+        "class Part:\n def __init__(self): self.out = 'p.txt'\nclass Run:\n def __init__(self): self.make = Part\n"
+        "RUN = Run()\ndef ask(q): return lst_lib.read(RUN.make())"
+    ),
+    "an entry whose key has a dot": (
+        "class Run:\n def __init__(self): self.names = {'v1.2': 'p.txt'}\n"
+        " def text(self): return open(self.names['v1.2']).read()\nRUN = Run()\ndef ask(q): return RUN.text()"
+    ),
+    "a wrapper of a helper": (
+        "def named(fn):\n @functools.wraps(fn)\n def called(c, q): return lst_lib.read(c) + fn(c, q)\n return called\n"
+        "@named\ndef text(c, q): return c.model[:0]\ndef ask(q): return text(cfg, q)"
+    ),
+    "a static method": (
+        "class Run:\n def __init__(self): self.cfg = cfg\n @staticmethod\n def read(c, q): return lst_lib.read(c)\n"
+        " def text(self, q): return self.read(self.cfg, q)\nRUN = Run()\ndef ask(q): return RUN.text(q)"
+    ),
+    "a class that a helper makes one of": (
+        "class Part:\n out = 'p.txt'\ndef made(kind): return kind()\ndef ask(q): return lst_lib.read(made(Part))"
+    ),
+    "a class by a longer name": "class Part:\n out = 'p.txt'\nMyPart = Part\ndef ask(q): return lst_lib.read(MyPart)",
+    "a method of a class": (
+        "class Part:\n out = 'p.txt'\n @classmethod\n def text(cls): return lst_lib.read(cls)\n"
+        "def ask(q): return Part.text()"
+    ),
+    "another one of its class": (
+        "class Run:\n def __init__(self, out='p.txt'): self.out = out\n"
+        " def text(self): return lst_lib.read(self.__class__())\nRUN = Run('')\ndef ask(q): return RUN.text()"
+    ),
     "a base class of a library": (
         "@dataclasses.dataclass\nclass Run(lst_lib.Settings):\n model: str = 'm'\n out: str = 'p.txt'\nRUN = Run()\n"
         "def ask(q): return lst_lib.take(**RUN.as_given())"
@@ -216,6 +256,15 @@ def test_a_file_counts_wherever_its_name_may_be_asked_for(tmp_path: Path, how: s
     write("two")
     assert answer() == ("two", 0)
     assert answer() == ("two", 1)
+
+
+def test_a_constructor_that_reads_a_file_counts_wherever_it_was_written(responses: Responses) -> None:
+    source = "class Text:\n def __init__(self): self.text = open('p.txt').read()\ndef ask(q): return Text().text"
+    for text in ("one", "two"):
+        write(text)
+        made: dict[str, Any] = {"__name__": "program"}
+        exec(source, made)  # in a file of the name that dataclasses give to what they write, as in `python -c`
+        assert responses.cached(made["ask"])("q") == text
 
 
 def test_files_count_that_are_in_arguments_by_stars(responses: Responses) -> None:

@@ -140,10 +140,13 @@ class Look:
         own, names = code.graph.files, code.graph.files.set_first
         if not (isinstance(code.code, type) and names):
             return frozenset()
-        made_by = code.code.__name__, "cls", "__class__", "type"
+        made_by = {"cls", "__class__", "type", *(base.__name__ for base in code.code.__mro__[:-1])}
         held_by = {"self", *(holder for path in self.met.get(code.code, ()) for holder in path.split("."))}
         for each in files:
-            if each.any_name or any(map(each.holders.names, made_by)) or any(map(each.holders.hands_on, held_by)):
+            holders = each.holders
+            if each.any_name or any(map(holders.names, made_by)):
+                return frozenset()
+            if any(holders.hands_on(name) or holders.calls(name) for name in held_by):
                 return frozenset()
         asked = {name for name in names if own.holders.names(name) or any(each.holders.asks(name) for each in files)}
         asked = {name for name in asked if not self.only_writes(name)}

@@ -233,6 +233,10 @@ class Values:
             if type(key) is not str or (is_plain and not self._names_parts):
                 out[key] = self.plain(each, depth - 1)
                 continue
+            if "." in key:  # whose path would say something else
+                with self._kept_whole():
+                    out[key] = self.plain(each, depth - 1)
+                continue
             self._look.path = f"{path}.{key}"
             if not self._is_harmless(each):
                 out[key] = self._left(each) or self.plain(each, depth - 1)
