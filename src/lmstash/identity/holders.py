@@ -82,7 +82,7 @@ class Holders:
         self._methods: set[_Given] = set()
         self._called: list[tuple[str, CodeType, int | str]] = []
         self._read: dict[str, list[CodeType]] = defaultdict(list)
-        self._known: dict[str, bool] = {}
+        self._known: dict[str, set[str]] = {}
         self._all_handed = False
 
     def see(self, function: FunctionType) -> None:
@@ -130,13 +130,18 @@ class Holders:
 
     def hands_on(self, name: str) -> bool:
         """Return whether code that was not read may be handed what goes by a name."""
-        if name not in self._known:
-            names = self._names_of(name)
-            self._known[name] = self._all_handed or "" in names or not self._handed.isdisjoint(names)
-        return self._known[name]
+        if self._all_handed:
+            return True
+        return not self._handed.isdisjoint(names := self._names_of(name)) or "" in names
 
     def _names_of(self, name: str) -> set[str]:
         """Return all names that what goes by one may go by; empty for one that nobody knows."""
+        known = self._known.get(name)
+        if known is None:
+            known = self._known[name] = self._follow(name)
+        return known
+
+    def _follow(self, name: str) -> set[str]:
         also = defaultdict(set, {each: {*names} for each, names in self._also.items()})
         for given, code, argument in self._called:
             also[given].add(_parameter(code, argument) if code in self._read[code.co_name] else "")
