@@ -300,7 +300,8 @@ def bound_to(value: Any) -> Any:
     if isinstance(owner, io.IOBase) and value.__name__ in _WRITES:
         return None
     module = sys.modules.get(type(owner).__module__)
-    return None if getattr(module, value.__name__, None) == value else owner
+    named = getattr(module, value.__name__, None)
+    return None if type(named) is type(value) and named == value else owner
 
 
 def _fields(value: Any, kind: type) -> dict[Any, Any]:

@@ -33,6 +33,7 @@ _LOOKS = frozenset({"bool", "hasattr", "id", "isinstance", "len", "type"})
 _GIVES_ALL = frozenset(
     {
         *("items", "values", "copy", "pop", "popitem", "setdefault", "update", "_asdict", "_replace", "_get_kwargs"),
+        *("popleft", "maps", "elements", "most_common", "new_child", "union", "difference", "intersection"),
         *("__dict__", "__getstate__", "__iter__", "__getitem__"),
     }
 )

@@ -334,11 +334,10 @@ class OwnCode(OwnModules):
 
     def _follow(self, here: str, value: Any, name: str) -> None:
         self._touched.see(value)
+        called = re.split("[:.]", name)[-1]
         if "__dataclass_fields__" not in name:  # of which the class and its constructor say the same
-            self.files.see_value(re.split("[:.]", name)[-1], value)
-        if (
-            isinstance(value, type) and re.split("[:.]", name)[-1] != value.__name__
-        ):  # who asks of it does so by another name
+            self.files.see_value(called, value)
+        if isinstance(value, type) and called != value.__name__:  # who asks of it does so by another name
             self.files.holders.hand_on(value.__name__)
         if isinstance(value, FunctionType | type) or self._encoded(value) is not None:
             self._see_texts(value)

@@ -151,6 +151,18 @@ ALSO = {
         "class Part:\n def __init__(self): self.out = 'p.txt'\nclass Run:\n def __init__(self): self.make = Part\n"
         "RUN = Run()\ndef ask(q): return lst_lib.read(RUN.make())"
     ),
+    "one object, in a partial, too": (
+        "class Run:\n def __init__(self, **held): vars(self).update(held)\nCFG = Run(out='p.txt', model='m')\n"
+        "RUN = Run(cfg=CFG, call=functools.partial(lst_lib.read, CFG))\n"
+        "def ask(q): return RUN.cfg.model[:0] + RUN.call()"
+    ),
+    "a field whose name has a dot": (
+        "cfg = SimpleNamespace(**{'v1.two': 'p.txt'})\ndef ask(q): return open(getattr(cfg, 'v1.two')).read()"
+    ),
+    "one of a queue": (
+        "import collections\nQ = collections.deque([cfg])\n"
+        "def ask(q):\n c = Q.popleft()\n Q.append(c)\n return lst_lib.read(c)"
+    ),
     "an entry whose key has a dot": (
         "class Run:\n def __init__(self): self.names = {'v1.2': 'p.txt'}\n"
         " def text(self): return open(self.names['v1.2']).read()\nRUN = Run()\ndef ask(q): return RUN.text()"

@@ -201,7 +201,8 @@ class Values:
         seen, kind = self._look.seen, type(value)
         self._look.met.setdefault(kind, set()).add(self._look.path)
         if id(value) in seen:  # a child names its parent, which holds it
-            self._look.again.add((self._look.first[id(value)], self._look.path))
+            later = "" if self._look.is_whole else self._look.path  # by which anybody may have it
+            self._look.again.add((self._look.first[id(value)], later))
             return {_IS: ["met before", seen[id(value)]]}
         seen[id(value)] = len(seen)
         self._look.first[id(value)] = self._look.path
@@ -221,7 +222,7 @@ class Values:
         for name, each in held.items():
             self._look.path = f"{path}.{name}"
             if not self._is_harmless(each):
-                out[name] = (not is_kept and self._left(each)) or self._field(name, each, depth - 1)
+                out[name] = (not is_kept and "." not in name and self._left(each)) or self._field(name, each, depth - 1)
         self._look.path = path
         return out
 
