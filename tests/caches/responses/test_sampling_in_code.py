@@ -27,6 +27,62 @@ SAMPLED = {
     "a helper": "def draw(q): return create(temperature=0.8, prompt=q)\ndef ask(q): return draw(q)",
     "within it": "def ask(q): return (lambda: create(temperature=0.8))()",
     "beside another": "def ask(q, temperature=0): return create(temperature=0.8)",
+    "a global dict": "GIVEN = {'temperature': 0.8}\ndef ask(q): return create(prompt=q, **GIVEN)",
+    "a dict in a global": "ALL = {'gen': {'temperature': 0.8}}\ndef ask(q): return create(prompt=q, **ALL['gen'])",
+    "a dict that goes on": "GIVEN = {'temperature': 0.8}\ndef ask(q): return create(body={**GIVEN, 'prompt': q})",
+    "a body": "BODY = {'options': {'temperature': 0.8}}\ndef ask(q): return create(json=BODY)",
+    "an entry": "GIVEN = {'temperature': 0.8}\ndef ask(q): return create(temperature=GIVEN['temperature'])",
+    "an entry that is got": "GIVEN = {'t': 0.8}\ndef ask(q): return create(temperature=GIVEN.get('t', 0))",
+    "a default that is got": "GIVEN = {'u': 1}\ndef ask(q): return create(temperature=GIVEN.get('t', 0.8))",
+    "arguments of a program": (
+        "import argparse\nargs = argparse.Namespace(temperature=0.8)\n"
+        "def ask(q): return create(temperature=args.temperature)"
+    ),
+    "a setting of a class": "class C:\n HOT = 0.8\ndef ask(q): return create(temperature=C.HOT)",
+    "settings": (
+        "import dataclasses\n@dataclasses.dataclass\nclass C:\n temperature: float = 0.8\nCFG = C()\n"
+        "def ask(q): return create(temperature=CFG.temperature)"
+    ),
+    "parameters that are handed on": (
+        "class Parameters:\n __slots__ = ('temperature',)\n def __init__(self, hot): self.temperature = hot\n"
+        "P = Parameters(0.8)\ndef ask(q): return create(sampling=P)"
+    ),
+    "parameters made there, by place": (
+        "class Parameters:\n def __init__(self, temperature): self.temperature = temperature\n"
+        "def ask(q): return create(sampling=Parameters(0.8))"
+    ),
+    "a partial": (
+        "import functools\ndraw = functools.partial(create, temperature=0.8)\ndef ask(q): return draw(prompt=q)"
+    ),
+    "a closure": (
+        "def made(t):\n def draw(q): return create(temperature=t)\n return draw\ndraw = made(0.8)\n"
+        "def ask(q): return draw(q)"
+    ),
+    "a variable": "def ask(q):\n t = 0.8\n return create(temperature=t)",
+    "an entry that is set": "def ask(q):\n given = {}\n given['temperature'] = 0.8\n return create(**given)",
+    "a default": "def draw(q, temperature=0.8): return create(temperature=temperature)\ndef ask(q): return draw(q)",
+    "by place": "def draw(q, temperature): return create(temperature=temperature)\ndef ask(q): return draw(q, 0.8)",
+    "a method": "class M:\n def draw(self): return create(temperature=0.8)\nM = M()\ndef ask(q): return M.draw()",
+    "an object that is called": (
+        "class M:\n def __call__(self): return create(temperature=0.8)\nM = M()\ndef ask(q): return M()"
+    ),
+    "what an object holds": (
+        "class M:\n def __init__(self): self.hot = 0.8\n def draw(self): return create(temperature=self.hot)\n"
+        "M = M()\ndef ask(q): return M.draw()"
+    ),
+    "what an object was given": (
+        "class M:\n def __init__(self, **given): self.given = given\n def draw(self): return create(**self.given)\n"
+        "M = M(temperature=0.8)\ndef ask(q): return M.draw()"
+    ),
+    "an object in another": (
+        "class M:\n def __init__(self, hot): self.hot = hot\n def draw(self): return create(temperature=self.hot)\n"
+        "class Line:\n def __init__(self): self.llm = M(0.8)\n def go(self): return self.llm.draw()\n"
+        "LINE = Line()\ndef ask(q): return LINE.go()"
+    ),
+    "a method's default": (
+        "class M:\n def draw(self, q, temperature=0.8): return create(temperature=temperature)\n"
+        "M = M()\ndef ask(q): return M.draw(q)"
+    ),
     "no seed": "def ask(q): return create(temperature=0.8, seed=None)",
 }
 NOT = {
@@ -37,6 +93,32 @@ NOT = {
     "the weather": "def ask(q): return create(temperature=21.5)",
     "another word": "def ask(q): return create(do_sample=False, n=3)",
     "nobody knows": "def ask(q): return create(temperature=float('0.8'))",
+    "another dict": (
+        "ALL = {'gen': {'temperature': 0.8}, 'judge': {'temperature': 0}}\ndef ask(q): return create(**ALL['judge'])"
+    ),
+    "another setting": (
+        "import argparse\nargs = argparse.Namespace(temperature=0.8, judge='m')\n"
+        "def ask(q): return create(model=args.judge, temperature=0)"
+    ),
+    "a default that is not taken": (
+        "def draw(q, temperature=0.8): return create(temperature=temperature)\n"
+        "def ask(q): return draw(q, temperature=0)"
+    ),
+    "a default that is not taken, by place": (
+        "def draw(q, temperature=0.8): return create(temperature=temperature)\ndef ask(q): return draw(q, 0)"
+    ),
+    "a default that is not taken, by an argument": (
+        "def draw(q, temperature=0.8): return create(temperature=temperature)\n"
+        "def ask(q, temperature=0.0): return draw(q, temperature=temperature)"
+    ),
+    "a seed beside": "GIVEN = {'temperature': 0.8, 'seed': 1}\ndef ask(q): return create(**GIVEN)",
+    "another object": (
+        "class M:\n def __init__(self, hot): self.hot = hot\n def draw(self): return create(temperature=self.hot)\n"
+        "class Line:\n def __init__(self): self.vote, self.cold = M(0.8), M(0)\n"
+        " def go(self): return self.cold.draw()\n"
+        "LINE = Line()\ndef ask(q): return LINE.go()"
+    ),
+    "what is written": "def ask(q):\n said = create(prompt=q)\n note = {}\n note['temperature'] = 21.5\n return said",
     "another method": (
         "class M:\n def draw(self): return create(temperature=0.8)\n def best(self): return create(temperature=0)\n"
         "MODEL = M()\ndef ask(q): return MODEL.best()"
@@ -67,3 +149,23 @@ def test_samples_that_are_to_be_kept_are_several(tmp_path: Path) -> None:
             )
             assert [ask("a") for _ in range(3)] == [1, 2, 3]
     assert stash.stats.hits == 3
+
+
+def test_what_is_set_meanwhile_counts(responses: Responses) -> None:
+    """What objects hold is looked at when the function is called."""
+    table = made_program(
+        START + "class S: pass\nargs = S()\nargs.hot = 0.0\ndef ask(q): return create(temperature=args.hot)"
+    )
+    ask = responses.cached(table["ask"], harmless=["N"])
+    assert [ask("a"), ask("a")] == [1, 1]
+    table["args"].hot = 0.8
+    assert [ask("a"), ask("a")] == [2, 3]
+    table["args"].hot = 0.0
+    assert ask("a") == 1
+
+
+def test_what_says_nothing_of_sampling_may_be_said_so(responses: Responses) -> None:
+    """A temperature that scales scores, say."""
+    program = START + "def scaled(x, temperature=1.5): return x / temperature\ndef ask(q): return create(s=scaled(3.0))"
+    ask = responses.cached(made_program(program)["ask"], harmless=["N", "temperature"])
+    assert [ask("a"), ask("a")] == [1, 1]

@@ -9,7 +9,7 @@ import functools
 import inspect
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,9 +17,10 @@ from lmstash.caches.between_runs import listed, never_the_same
 from lmstash.caches.responses.asking import KIND
 from lmstash.caches.responses.changes import changed, files_named
 from lmstash.caches.responses.content import Content
-from lmstash.caches.responses.looks import Look
+from lmstash.caches.responses.looks import Code, Look
 from lmstash.caches.responses.requests import ARGUMENTS, EXACT, NUMBERS
 from lmstash.caches.responses.sampling import is_row, note
+from lmstash.caches.responses.sampling_in_code import SamplingInCode
 from lmstash.caches.responses.shelf import Unkept
 from lmstash.errors import InvalidArgumentError
 from lmstash.events import MissReason
@@ -114,6 +115,7 @@ class Calls:
         self._lock = threading.Lock()
         self._running: list[_Run] = []
         package, model = owner_of(inspect.unwrap(fn).__module__), getattr(cache.asker.who, "model", None)
+        self._sampling: tuple[list[Code], SamplingInCode | None] = [], None
         self._content = Content(package, self._harmless, model)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -224,6 +226,9 @@ class Calls:
         try:
             code, arguments = content.told(fn, named)
             environment, files = content.environment(arguments), content.files()
+            # Said once more where requests say it, so that a call that samples is known for one.
+            sampling = {name: value for name, value in arguments.items() if name in _SAYS_SAMPLING}
+            note(sampling, self._said_of_sampling(content.last(), sampling))
         except Exception as error:  # objects may do anything when they are looked at
             if isinstance(error, RecursionError):  # a second's work, and no other the next time
                 self._is_too_deep, error = True, _TOO_DEEP
@@ -241,13 +246,18 @@ class Calls:
             request["environment"] = environment
         if files is not None:
             request["files"] = files
-        # Said once more where requests say it, so that a call that samples is known for one.
-        sampling = {name: value for name, value in arguments.items() if name in _SAYS_SAMPLING}
-        for each in asked.look.used.values():
-            note(sampling, each.sampling)
         if sampling:
             request["options"] = sampling
         return asked
+
+    def _said_of_sampling(self, look: Look, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Return by what the code of a call asks for sampling, beside its arguments."""
+        codes = [*look.used.values()]
+        known, said = self._sampling
+        if codes != known:
+            said = SamplingInCode(self._fn, [(each.code, each.graph) for each in codes], self._harmless)
+            self._sampling = codes, said
+        return said.now(arguments) if said else {}
 
     def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | None:
         """Return the arguments by name, those of `**kwargs` among them, without those that do not count.

@@ -9,7 +9,6 @@ from types import FunctionType
 from typing import Any
 
 from lmstash.caches.responses.package_settings import settings_of
-from lmstash.caches.responses.sampling_in_code import sampling_in
 from lmstash.identity.keys import Key
 from lmstash.identity.only_added import is_addable
 from lmstash.identity.own_code import OwnCode
@@ -33,9 +32,6 @@ class Code:
                 self.graph.watch_names(vars(module), [*found])
         self.digest = Key({"code": self.units, "packages": self.graph.packages(), "settings": self.settings}).hex
         self._defaults = _places_of_defaults(code)
-        # Methods of a class are not looked at: nobody knows which of them a call leads to.
-        called = [each for each in self.graph.functions if each is code or "." not in each.__qualname__]
-        self.sampling = sampling_in(called if isinstance(code, FunctionType) else ())
         self.objects = {
             place: value
             for place, value in self.graph.objects.items()

@@ -1,33 +1,163 @@
-"""Whether functions ask a model for sampling by what they say themselves: `create(temperature=0.8, ...)`.
+"""Whether the code of a call asks a model for sampling by what it says itself: `create(temperature=0.8, ...)`.
 
-Told by keywords of calls, and keys of dicts, whose values are constants, or globals that hold a number.
+Told by keywords of calls, by keys of dicts, and by dicts and objects that calls are handed, of which the values can be
+told without running anything; and by defaults that no call says otherwise. Methods count if code asks anything for an
+attribute of their name.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping
-from types import CodeType, FunctionType
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-from lmstash.caches.responses.sampling import HOTTEST, is_sampled, seed_of
-from lmstash.identity.expressions import CALL, CONST, NAME, OTHER, Node, code_within, expressions
+from lmstash.caches.responses.sampling import HOTTEST, MAY_HOLD_ARGUMENTS, is_sampled, seed_of
+from lmstash.identity.expressions import (
+    ATTRIBUTE,
+    CALL,
+    CONST,
+    ITEM,
+    NAME,
+    OTHER,
+    STARRED,
+    Node,
+    code_within,
+    expressions,
+)
+from lmstash.identity.own_code import OwnCode
+from lmstash.identity.values_in_code import UNKNOWN, Scope, attribute
 
 _NAMES = frozenset({"temperature", "do_sample", "doSample", "seed", "random_seed"})
 """Of those of requests; `n=3` may count anything in code."""
-_UNKNOWN = object()
+_SAYS_NOTHING = (
+    str,
+    bytes,
+    int,
+    float,
+    list,
+    tuple,
+    set,
+    FunctionType,
+    BuiltinFunctionType,
+    MethodType,
+    ModuleType,
+    type,
+)
+_DEEP = 4
+_HANDED = ""
+"""Stands for the name of what is handed to a call whole."""
 
 
-def sampling_in(functions: Iterable[FunctionType]) -> dict[str, Any]:
-    """Return the arguments by which functions ask for answers by chance, from no seed; empty where none does."""
-    for function in functions:
-        for said in _said_in(function.__code__):
-            told = {name: _value(each, function.__globals__) for name, each in said.items()}
-            seed = seed_of(told)
-            known = {name: each for name, each in told.items() if each is not _UNKNOWN and _may_be(each)}
-            if seed is None and is_sampled(known):
-                return known
-    return {}
+@dataclass(frozen=True)
+class _Said:
+    """What one call or dict in code says of sampling."""
+
+    code: CodeType
+    nodes: Mapping[str, Node]
+
+
+class SamplingInCode:
+    """What the code of a call says of sampling. Looks anew at what objects hold each time; threads may share it."""
+
+    def __init__(self, first: FunctionType, graphs: Sequence[tuple[Any, OwnCode]], harmless: frozenset[str]) -> None:
+        """Read the code.
+
+        Args:
+            first: The function that is called: its arguments are told elsewhere.
+            graphs: Functions and classes, and all the code that each leads to.
+            harmless: Names of what changes no answer.
+        """
+        self._harmless = harmless
+        functions = {id(each): each for _, graph in graphs for each in graph.functions}
+        looked = {
+            id(each): each
+            for code, graph in graphs
+            if isinstance(code, FunctionType)
+            for each in graph.functions
+            if each is code or not _is_method(each)
+        }
+        left, named = [*looked.values()], {"__call__"}
+        while left:  # what they call, and so on
+            named.update(*[_names_in(each.__code__) for each in left])
+            left = [each for key, each in functions.items() if key not in looked and each.__name__ in named]
+            looked |= {id(each): each for each in left}
+        self._named = named
+        self._roots = [graph.objects for _, graph in graphs]
+        self._modules = {each.__module__ for each in looked.values()}
+        taking = [(each, *_goes_by(each), names) for each in functions.values() if (names := _taken_by(each))]
+        said = [(each, one) for each in looked.values() for one in _said_in(each.__code__)]
+        said += [(each, one) for each in looked.values() for one in _placed_in(each.__code__, taking)]
+        self._said = [(each, one) for each, one in said if _is_method(each) or self._counts(each, one)]
+        self._defaults = dict[str, Any]()
+        for each in looked.values():
+            if each is not first:
+                self._defaults |= _defaults_left(each, said)
+
+    @staticmethod
+    def _counts(function: FunctionType, said: _Said) -> bool:
+        if said.nodes.keys() != {_HANDED}:
+            return True
+        return any(_said_by(Scope(function).value(said.nodes[_HANDED], said.code)))
+
+    def now(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments by which the code asks for answers by chance, from no seed; empty where it does not.
+
+        Args:
+            arguments: What those of the call say.
+        """
+        objects = self._objects() if any(_is_method(each) for each, _ in self._said) else []
+        for function, said in self._said:
+            for me in _called_of(function, objects):
+                scope = Scope(function, me)
+                values = {name: scope.value(node, said.code) for name, node in said.nodes.items()}
+                for told in _said_by(values.pop(_HANDED)) if _HANDED in values else [values]:
+                    if sampled := _sampled({name: each for name, each in told.items() if name not in self._harmless}):
+                        return sampled
+        said = self._defaults.keys() & (arguments.keys() | self._harmless)
+        return {} if said else self._defaults
+
+    def _objects(self) -> list[Any]:
+        """Return the objects of somebody's own classes that code names, and those that lie in them."""
+        found: dict[int, Any] = {}
+        left = [inner for held in self._roots for each in held.values() for inner in _members(each)]
+        for _ in range(_DEEP):
+            own = [each for each in left if type(each).__module__ in self._modules and id(each) not in found]
+            found |= {id(each): each for each in own}
+            left = [
+                inner
+                for each in own
+                for name, value in [*getattr(each, "__dict__", {}).items()]
+                if name in self._named
+                for inner in _members(value)
+            ]
+        return [*found.values()]
+
+
+def _is_method(function: FunctionType) -> bool:
+    return "." in function.__qualname__.rpartition("<locals>.")[2]
+
+
+def _members(value: Any) -> list[Any]:
+    if type(value) is dict:
+        return [*value.values()]
+    return [*value] if type(value) in (list, tuple) else [value]
+
+
+def _called_of(function: FunctionType, objects: Iterable[Any]) -> list[Any]:
+    """Return what a method may be called of."""
+    if not _is_method(function):
+        return [UNKNOWN]
+    name = function.__name__
+    mine = [each for each in objects if any(vars(base).get(name) is function for base in type(each).__mro__)]
+    return mine or [UNKNOWN]
+
+
+def _sampled(told: Mapping[str, Any]) -> dict[str, Any]:
+    told = {name: each if isinstance(each, bool | int | float | None) else UNKNOWN for name, each in told.items()}
+    known = {name: each for name, each in told.items() if each is not UNKNOWN and _may_be(each)}
+    return known if seed_of(told) is None and is_sampled(known) else {}
 
 
 def _may_be(value: Any) -> bool:
@@ -35,24 +165,84 @@ def _may_be(value: Any) -> bool:
     return type(value) is bool or not isinstance(value, int | float) or 0 <= value <= HOTTEST
 
 
-def _value(node: Node, table: Mapping[str, Any]) -> Any:
-    value = node.value if node.kind == CONST else table.get(node.name, _UNKNOWN) if _is_global(node) else _UNKNOWN
-    return value if isinstance(value, bool | int | float | None) else _UNKNOWN
+def _said_by(value: Any) -> Iterator[dict[str, Any]]:
+    """Yield what a dict or object says of sampling that a call is handed, and dicts of generation arguments in it."""
+    if isinstance(value, functools.partial):
+        value = value.keywords
+    if isinstance(value, Mapping):
+        if type(value) is dict:
+            if found := {name: value[name] for name in _NAMES & value.keys()}:
+                yield found
+            for name in MAY_HOLD_ARGUMENTS & value.keys():
+                yield from _said_by(value[name])
+    elif value is not None and value is not UNKNOWN and not isinstance(value, _SAYS_NOTHING):
+        found = {name: attribute(value, name) for name in _NAMES}
+        if found := {name: each for name, each in found.items() if each is not UNKNOWN}:
+            yield found
 
 
-def _is_global(node: Node) -> bool:
-    return node.kind == NAME and not node.is_local
+def _goes_by(function: FunctionType) -> tuple[str, int]:
+    """Return by what name code calls a function, and which of its parameters is the first that it gives."""
+    of = function.__qualname__.rpartition("<locals>.")[2].split(".")
+    if len(of) > 1 and function.__name__ in ("__init__", "__new__"):
+        return of[-2], 1
+    return function.__name__, int(len(of) > 1)
+
+
+def _taken_by(function: FunctionType) -> dict[str, int]:
+    """Return which parameters of a function say sampling, and where they may be given by place."""
+    names = function.__code__.co_varnames[: function.__code__.co_argcount]
+    return {name: place for place, name in enumerate(names) if name in _NAMES}
+
+
+def _placed_in(code: CodeType, taking: Iterable[tuple[FunctionType, str, int, Mapping[str, int]]]) -> Iterator[_Said]:
+    """Yield what calls say of sampling to functions of your own by the place of an argument."""
+    for inner, node in _calls_in(code) if taking else ():
+        for _, called, first, places in taking:
+            given = node.arguments if node.parts[0].name == called else ()
+            said = {name: given[at - first] for name, at in places.items() if first <= at < len(given) + first}
+            if said:
+                yield _Said(inner, said)
+
+
+def _defaults_left(function: FunctionType, said: Iterable[tuple[FunctionType, _Said]]) -> dict[str, Any]:
+    """Return which defaults of a function ask for sampling, if no call says otherwise."""
+    code = function.__code__
+    names = code.co_varnames[: code.co_argcount]
+    given = dict(zip(names[::-1], (function.__defaults__ or ())[::-1], strict=False)) | (function.__kwdefaults__ or {})
+    found = _sampled({name: given[name] for name in _NAMES & given.keys()})
+    for each, one in said if found else ():
+        if any(name in one.nodes and not (each is function and one.nodes[name].name == name) for name in found):
+            return {}
+    return found
 
 
 @functools.lru_cache(maxsize=4096)
-def _said_in(code: CodeType) -> tuple[dict[str, Node], ...]:
-    """Return what each call and each dict in code says of sampling."""
-    found: list[dict[str, Node]] = []
+def _names_in(code: CodeType) -> frozenset[str]:
+    """Return the names of globals and attributes in code."""
+    return frozenset(code.co_names).union(*[_names_in(each) for each in code.co_consts if isinstance(each, CodeType)])
+
+
+@functools.lru_cache(maxsize=4096)
+def _calls_in(code: CodeType) -> tuple[tuple[CodeType, Node], ...]:
+    """Return the calls in code, and in which code within it each is."""
+    try:
+        found = [(inner, each) for inner in code_within(code) for each in expressions(inner)]
+    except Exception:  # bytecode of a kind that nobody has met
+        return ()
+    return tuple((inner, each) for inner, each in found if each.kind == CALL)
+
+
+@functools.lru_cache(maxsize=4096)
+def _said_in(code: CodeType) -> tuple[_Said, ...]:
+    """Return what each call and each dict in code says of sampling, and what calls are handed whole."""
+    found: list[_Said] = []
     try:
         for inner in code_within(code):
             for node in expressions(inner):
                 said = {name: each for name, each in _named(node) if name in _NAMES}
-                found += [said] if said else []
+                found += [_Said(inner, said)] if said else []
+                found += [_Said(inner, {_HANDED: each}) for each in _handed(node)]
     except Exception:  # bytecode of a kind that nobody has met
         return ()
     return tuple(found)
@@ -68,3 +258,16 @@ def _named(node: Node) -> Iterator[tuple[Any, Node]]:
         )
     elif node.kind == OTHER and node.value == "BUILD_CONST_KEY_MAP":
         yield from zip(node.parts[-1].value, node.parts[:-1], strict=True)
+    elif node.kind == CONST:
+        stored = [each.parts for each in node.users if each.value == "STORE_SUBSCR" and each.parts[-1] is node]
+        yield from ((node.value, each[0]) for each in stored)
+
+
+def _handed(node: Node) -> Iterator[Node]:
+    """Yield what a call or a dict is handed that may hold more than itself."""
+    if node.kind != CALL and not (node.kind == OTHER and node.value == "BUILD_MAP"):
+        return
+    for each in node.parts:
+        inner = each.parts[0] if each.kind == OTHER and each.value == STARRED else each
+        if inner.kind in (NAME, ATTRIBUTE, ITEM):
+            yield inner
