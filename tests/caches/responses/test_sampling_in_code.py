@@ -59,6 +59,21 @@ SAMPLED = {
         "def ask(q): return draw(q)"
     ),
     "a variable": "def ask(q):\n t = 0.8\n return create(temperature=t)",
+    "one of two": "HOT = True\ndef ask(q): return create(temperature=0.8 if HOT else 0)",
+    "more each time": "def ask(q):\n for i in range(1): said = create(temperature=0.7 + 0.1 * i)\n return said",
+    "text": "def ask(q): return create(temperature=float('0.8'))",
+    "the environment": "import os\ndef ask(q): return create(temperature=float(os.getenv('HEAT', '0.8')))",
+    "an argument": "def ask(q, t=0.8): return create(temperature=t)",
+    "arguments of a program, handed": (
+        "import argparse\ndef ask(q, args=argparse.Namespace(hot=0.8)): return create(temperature=args.hot)"
+    ),
+    "another name, by place": "def draw(q, t): return create(temperature=t)\ndef ask(q): return draw(q, 0.8)",
+    "another name": "def draw(q, t=0): return create(temperature=t)\ndef ask(q): return draw(q, t=0.8)",
+    "another name, twice": (
+        "def draw(q, t): return create(temperature=t)\ndef pick(q, hot): return draw(q, hot)\n"
+        "def ask(q): return pick(q, 0.8)"
+    ),
+    "a default by another name": "def draw(q, t=0.8): return create(temperature=t)\ndef ask(q): return draw(q)",
     "an entry that is set": "def ask(q):\n given = {}\n given['temperature'] = 0.8\n return create(**given)",
     "a default": "def draw(q, temperature=0.8): return create(temperature=temperature)\ndef ask(q): return draw(q)",
     "by place": "def draw(q, temperature): return create(temperature=temperature)\ndef ask(q): return draw(q, 0.8)",
@@ -92,7 +107,9 @@ NOT = {
     "a seed that is an argument": "def ask(q, number=1): return create(temperature=0.8, seed=number)",
     "the weather": "def ask(q): return create(temperature=21.5)",
     "another word": "def ask(q): return create(do_sample=False, n=3)",
-    "nobody knows": "def ask(q): return create(temperature=float('0.8'))",
+    "nobody knows": "def chosen(): return 0.8\ndef ask(q): return create(temperature=chosen())",
+    "zero under another name": "def draw(q, t): return create(temperature=t)\ndef ask(q, t=0): return draw(q, t)",
+    "zero from the environment": "import os\ndef ask(q): return create(temperature=float(os.getenv('HEAT', '0')))",
     "another dict": (
         "ALL = {'gen': {'temperature': 0.8}, 'judge': {'temperature': 0}}\ndef ask(q): return create(**ALL['judge'])"
     ),
@@ -149,6 +166,16 @@ def test_samples_that_are_to_be_kept_are_several(tmp_path: Path) -> None:
             )
             assert [ask("a") for _ in range(3)] == [1, 2, 3]
     assert stash.stats.hits == 3
+
+
+def test_a_method_is_told_by_its_object(responses: Responses) -> None:
+    """What its class holds, too."""
+    for held in ("T = 0.8\n def __init__(self): pass", "def __init__(self): self.T = 0.8"):
+        program = START + f"class J:\n {held}\n def ask(self, q): return create(temperature=self.T)\nJ = J()"
+        table = made_program(program)
+        kind = type(table["J"])
+        kind.ask = responses.cached(kind.ask, harmless=["N"])
+        assert [table["J"].ask("a"), table["J"].ask("a")] == [1, 2]
 
 
 def test_what_is_set_meanwhile_counts(responses: Responses) -> None:

@@ -8,6 +8,7 @@ attribute of their name.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
@@ -20,6 +21,7 @@ from lmstash.identity.expressions import (
     CONST,
     ITEM,
     NAME,
+    OPERATION,
     OTHER,
     STARRED,
     Node,
@@ -31,21 +33,10 @@ from lmstash.identity.values_in_code import UNKNOWN, Scope, attribute
 
 _NAMES = frozenset({"temperature", "do_sample", "doSample", "seed", "random_seed"})
 """Of those of requests; `n=3` may count anything in code."""
-_SAYS_NOTHING = (
-    str,
-    bytes,
-    int,
-    float,
-    list,
-    tuple,
-    set,
-    FunctionType,
-    BuiltinFunctionType,
-    MethodType,
-    ModuleType,
-    type,
-)
+_CODE = (FunctionType, BuiltinFunctionType, MethodType, ModuleType, type)
+_SAYS_NOTHING = (str, bytes, int, float, list, tuple, set, *_CODE)
 _DEEP = 4
+_MOST = 32
 _HANDED = ""
 """Stands for the name of what is handed to a call whole."""
 
@@ -65,11 +56,11 @@ class SamplingInCode:
         """Read the code.
 
         Args:
-            first: The function that is called: its arguments are told elsewhere.
+            first: The function that is called.
             graphs: Functions and classes, and all the code that each leads to.
             harmless: Names of what changes no answer.
         """
-        self._harmless = harmless
+        self._first, self._harmless = first, harmless
         functions = {id(each): each for _, graph in graphs for each in graph.functions}
         looked = {
             id(each): each
@@ -86,37 +77,59 @@ class SamplingInCode:
         self._named = named
         self._roots = [graph.objects for _, graph in graphs]
         self._modules = {each.__module__ for each in looked.values()}
-        taking = [(each, *_goes_by(each), names) for each in functions.values() if (names := _taken_by(each))]
         said = [(each, one) for each in looked.values() for one in _said_in(each.__code__)]
-        said += [(each, one) for each in looked.values() for one in _placed_in(each.__code__, taking)]
-        self._said = [(each, one) for each, one in said if _is_method(each) or self._counts(each, one)]
+        taken: dict[int, dict[str, str]] = {key: _taken_by(each) for key, each in functions.items()}
+        n_before = -1
+        while n_before != len(said):  # what one function is handed it may hand to another one
+            n_before, known = (
+                len(said),
+                {(id(each), id(node)) for each, one in said for name, node in one.nodes.items() if name},
+            )
+            for each, one in said:
+                inner = {
+                    node.name: name for name, node in one.nodes.items() if name and node.kind == NAME and node.is_local
+                }
+                taken.setdefault(id(each), {}).update(inner)
+            taking = [_Taking(each, names) for key, each in functions.items() if (names := taken[key])]
+            for each in looked.values():
+                placed = _placed_in(each.__code__, taking)
+                said += [
+                    (each, one)
+                    for one in placed
+                    if any((id(each), id(node)) not in known for node in one.nodes.values())
+                ]
+        self._said = [(each, one) for each, one in said if self._may_change(each, one) or self._counts(each, one)]
         self._defaults = dict[str, Any]()
-        for each in looked.values():
+        for key, each in looked.items():
             if each is not first:
-                self._defaults |= _defaults_left(each, said)
+                self._defaults |= _defaults_left(each, taken[key], said)
+
+    def _may_change(self, function: FunctionType, said: _Said) -> bool:
+        """Whether what is said may be another thing at each call: it hangs on arguments."""
+        is_told = function is self._first or _is_method(function)
+        return is_told and any(map(_has_variables, said.nodes.values()))
 
     @staticmethod
     def _counts(function: FunctionType, said: _Said) -> bool:
-        if said.nodes.keys() != {_HANDED}:
-            return True
-        return any(_said_by(Scope(function).value(said.nodes[_HANDED], said.code)))
+        values = [Scope(function, {}).values(node, said.code) for name, node in said.nodes.items() if name == _HANDED]
+        return not values or any(next(_said_by(each), None) for each in values[0])
 
-    def now(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    def now(self, named: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments by which the code asks for answers by chance, from no seed; empty where it does not.
 
         Args:
-            arguments: What those of the call say.
+            named: What the call is given.
+            arguments: What that says of sampling.
         """
         objects = self._objects() if any(_is_method(each) for each, _ in self._said) else []
         for function, said in self._said:
-            for me in _called_of(function, objects):
-                scope = Scope(function, me)
-                values = {name: scope.value(node, said.code) for name, node in said.nodes.items()}
-                for told in _said_by(values.pop(_HANDED)) if _HANDED in values else [values]:
+            for known in [named] if function is self._first else _given_to(function, objects):
+                scope = Scope(function, known)
+                for told in _told(scope, said):
                     if sampled := _sampled({name: each for name, each in told.items() if name not in self._harmless}):
                         return sampled
-        said = self._defaults.keys() & (arguments.keys() | self._harmless)
-        return {} if said else self._defaults
+        is_said = self._defaults.keys() & (arguments.keys() | self._harmless)
+        return {} if is_said else self._defaults
 
     def _objects(self) -> list[Any]:
         """Return the objects of somebody's own classes that code names, and those that lie in them."""
@@ -145,13 +158,36 @@ def _members(value: Any) -> list[Any]:
     return [*value] if type(value) in (list, tuple) else [value]
 
 
-def _called_of(function: FunctionType, objects: Iterable[Any]) -> list[Any]:
-    """Return what a method may be called of."""
-    if not _is_method(function):
-        return [UNKNOWN]
-    name = function.__name__
+def _given_to(function: FunctionType, objects: Iterable[Any]) -> list[dict[str, Any]]:
+    """Return what is known of the arguments of a function that others call: what a method may be called of."""
+    name, code = function.__name__, function.__code__
+    if not _is_method(function) or not code.co_argcount:
+        return [{}]
     mine = [each for each in objects if any(vars(base).get(name) is function for base in type(each).__mro__)]
-    return mine or [UNKNOWN]
+    return [{code.co_varnames[0]: each} for each in mine] or [{}]
+
+
+def _has_variables(node: Node) -> bool:
+    return (node.kind == NAME and node.is_local) or any(map(_has_variables, node.parts))
+
+
+def _told(scope: Scope, said: _Said) -> Iterator[dict[str, Any]]:
+    """Yield what may be said of sampling."""
+    if _HANDED in said.nodes:
+        for each in scope.values(said.nodes[_HANDED], said.code):
+            yield from _said_by(each)
+        return
+    values = [_made_of(scope, node, said.code) for node in said.nodes.values()]
+    for each in itertools.islice(itertools.product(*values), _MOST):
+        yield dict(zip(said.nodes, each, strict=True))
+
+
+def _made_of(scope: Scope, node: Node, code: CodeType) -> list[Any]:
+    """Return what an expression may give; of a sum of which a part is not known, the other part: `0.7 + 0.1 * i`."""
+    values = scope.values(node, code)
+    if node.kind == OPERATION and values == [UNKNOWN]:
+        return [value for each in node.parts for value in _made_of(scope, each, code)]
+    return values
 
 
 def _sampled(told: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,39 +217,50 @@ def _said_by(value: Any) -> Iterator[dict[str, Any]]:
             yield found
 
 
-def _goes_by(function: FunctionType) -> tuple[str, int]:
-    """Return by what name code calls a function, and which of its parameters is the first that it gives."""
-    of = function.__qualname__.rpartition("<locals>.")[2].split(".")
-    if len(of) > 1 and function.__name__ in ("__init__", "__new__"):
-        return of[-2], 1
-    return function.__name__, int(len(of) > 1)
+class _Taking:
+    """A function of your own that takes arguments that say sampling, and how it is called."""
+
+    def __init__(self, function: FunctionType, names: Mapping[str, str]) -> None:
+        """Take what its parameters are called, and by which names they say sampling."""
+        code = function.__code__
+        of = function.__qualname__.rpartition("<locals>.")[2].split(".")
+        is_made = len(of) > 1 and function.__name__ in ("__init__", "__new__")
+        self.called, self.names = of[-2] if is_made else function.__name__, names
+        first = int(len(of) > 1)  # `self`
+        places = enumerate(code.co_varnames[first : code.co_argcount])
+        self.places = {place: names[name] for place, name in places if name in names}
 
 
-def _taken_by(function: FunctionType) -> dict[str, int]:
-    """Return which parameters of a function say sampling, and where they may be given by place."""
-    names = function.__code__.co_varnames[: function.__code__.co_argcount]
-    return {name: place for place, name in enumerate(names) if name in _NAMES}
+def _taken_by(function: FunctionType) -> dict[str, str]:
+    """Return which parameters of a function say sampling by their names."""
+    code = function.__code__
+    return {each: each for each in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount] if each in _NAMES}
 
 
-def _placed_in(code: CodeType, taking: Iterable[tuple[FunctionType, str, int, Mapping[str, int]]]) -> Iterator[_Said]:
-    """Yield what calls say of sampling to functions of your own by the place of an argument."""
+def _placed_in(code: CodeType, taking: Iterable[_Taking]) -> Iterator[_Said]:
+    """Yield what calls say of sampling to functions of your own by the place of an argument, or by its name there."""
     for inner, node in _calls_in(code) if taking else ():
-        for _, called, first, places in taking:
-            given = node.arguments if node.parts[0].name == called else ()
-            said = {name: given[at - first] for name, at in places.items() if first <= at < len(given) + first}
-            if said:
-                yield _Said(inner, said)
+        for each in taking:
+            if node.parts[0].name == each.called:
+                given = dict(zip(itertools.count(), node.arguments, strict=False))
+                said = {name: given[place] for place, name in each.places.items() if place in given}
+                said |= {each.names[name]: value for name, value in _named(node) if name in each.names}
+                if said:
+                    yield _Said(inner, said)
 
 
-def _defaults_left(function: FunctionType, said: Iterable[tuple[FunctionType, _Said]]) -> dict[str, Any]:
+def _defaults_left(
+    function: FunctionType, taken: Mapping[str, str], said: Iterable[tuple[FunctionType, _Said]]
+) -> dict[str, Any]:
     """Return which defaults of a function ask for sampling, if no call says otherwise."""
     code = function.__code__
     names = code.co_varnames[: code.co_argcount]
     given = dict(zip(names[::-1], (function.__defaults__ or ())[::-1], strict=False)) | (function.__kwdefaults__ or {})
-    found = _sampled({name: given[name] for name in _NAMES & given.keys()})
+    found = _sampled({taken[name]: value for name, value in given.items() if name in taken})
     for each, one in said if found else ():
-        if any(name in one.nodes and not (each is function and one.nodes[name].name == name) for name in found):
-            return {}
+        for name in found.keys() & one.nodes.keys():
+            if each is not function or taken.get(one.nodes[name].name) != name:  # else it hands on what it was given
+                return {}
     return found
 
 
