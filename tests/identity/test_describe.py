@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import collections
+import datetime
+import functools
 import gc
 import logging
 import math
@@ -13,6 +16,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -185,3 +189,112 @@ def test_functions_of_modules_count_by_their_names(function: Any) -> None:
     random.random()
 
     assert lmstash.fingerprint(model).digest == before
+
+
+class Templates(dict[str, str]):
+    def __init__(self, style: str) -> None:
+        super().__init__(a="b")
+        self.style = style
+
+    def __missing__(self, name: str) -> str:
+        return self.style
+
+
+class Words(list[str]):
+    sep: str
+
+
+class Prompt(str):
+    stop: str
+
+
+class Rows(collections.UserDict[str, str]):
+    style: str
+
+
+class Array(np.ndarray):
+    unit: str
+
+
+class Row(collections.namedtuple("Row", "a")):
+    unit: str
+
+
+class Day(datetime.date):
+    unit: str
+
+
+class Adder:
+    def __init__(self, word: str) -> None:
+        self.word = word
+
+    def __call__(self, text: str) -> str:
+        return text + self.word
+
+    def method(self, text: str) -> str:
+        return text + self.word
+
+
+def bearing(made: Any, **attributes: Any) -> Any:
+    for name, value in attributes.items():
+        setattr(made, name, value)
+    return made
+
+
+def _adding(word: str) -> Callable[[str], str]:
+    return lambda text: text + word
+
+
+BEARING: dict[str, Callable[[str], Any]] = {
+    "a dict": Templates,
+    "a list": lambda word: bearing(Words(["a"]), sep=word),
+    "a text": lambda word: bearing(Prompt("Q"), stop=word),
+    "a mapping": lambda word: bearing(Rows({"a": "b"}), style=word),
+    "an ordered dict": lambda word: bearing(type("Ordered", (collections.OrderedDict,), {})(a=1), style=word),
+    "an array": lambda word: bearing(np.zeros(2).view(Array), unit=word),
+    "a named tuple": lambda word: bearing(Row(1), unit=word),
+    "a date": lambda word: bearing(Day(2026, 1, 1), unit=word),
+    "a partial": lambda word: bearing(functools.partial(str), word=word),
+    "a dict with a default": lambda word: collections.defaultdict(_adding(word)),
+    "a static method": lambda word: staticmethod(_adding(word)),
+    "a class method": lambda word: classmethod(functools.partial(Adder, word)),
+    "a remembered object": lambda word: functools.lru_cache(Adder(word)),
+    "a remembered method": lambda word: functools.cache(Adder(word).method),
+    "a remembered partial": lambda word: functools.cache(functools.partial(re.sub, "a", word)),
+    "a remembered method in C": lambda word: functools.cache(re.compile(word).sub),
+    "a remembered closure": lambda word: functools.cache(_adding(word)),
+}
+
+
+@pytest.mark.parametrize("what", BEARING)
+def test_what_an_object_bears_beside_what_it_holds_counts(what: str) -> None:
+    def digest(word: str) -> bytes:
+        torch.manual_seed(0)
+        return lmstash.fingerprint(Steered(BEARING[what](word))).digest
+
+    assert digest("x") == digest("x") != digest("y")
+
+
+def test_the_code_of_ones_own_dicts_and_texts_counts() -> None:
+    def digest(base: str, body: str) -> bytes:
+        scope: dict[str, Any] = {"__name__": __name__}
+        exec(f"class Own({base}):\n    def __missing__(self, name): return {body}", scope)
+        torch.manual_seed(0)
+        return lmstash.fingerprint(Steered(scope["Own"]())).digest
+
+    for base in ("dict", "list", "str", "tuple", "float"):
+        assert digest(base, "1") == digest(base, "1") != digest(base, "2")
+
+
+def test_what_a_librarys_dict_bears_refuses_nothing() -> None:
+    """Of those that lmstash cannot look into."""
+
+    class Held(dict[str, int]):
+        def __init__(self) -> None:
+            super().__init__(a=1)
+            self.frame = sys._getframe()
+
+    Held.__module__ = "numpy.own"
+    torch.manual_seed(0)
+    model = Steered(Held())
+    assert lmstash.fingerprint(model).hex == lmstash.fingerprint(model).hex

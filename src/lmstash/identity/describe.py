@@ -7,6 +7,7 @@ model vouches for it with `variant=`.
 
 from __future__ import annotations
 
+import collections
 import enum
 import functools
 import io
@@ -51,7 +52,7 @@ _EXACT: dict[type, Callable[[Any], Component]] = {
 }
 _OF_MEMBERS = frozenset({"_value_", "_name_", "__objclass__", "_sort_order_", "_inverted_"})
 """What each member of an enum bears."""
-_ORDER = ("order",)
+_ORDER, _BESIDE = ("order",), ("beside",)
 """Beside the fields of what is described; none of them goes by it."""
 TENSOR_MARKS = frozenset({"_is_hf_initialized", "_is_buffer", "persistent"})
 """What loading and registering leave on a tensor, without meaning."""
@@ -208,19 +209,23 @@ class Describer:
     def _object(self, value: Any, kind: type, path: str) -> Component:
         name = f"{kind.__module__}.{kind.__qualname__}"
         if isinstance(value, functools.partial):
-            return ["partial", self.value(value.func, path), self.value([value.args, value.keywords], path)]
+            beside = self._beside(value, kind, path)
+            return ["partial", self.value(value.func, path), self.value([value.args, value.keywords], path), *beside]
         if isinstance(value, functools._lru_cache_wrapper):
-            return ["cached", self.code(value.__wrapped__, path)]
+            return ["cached", self.value(value.__wrapped__, path)]
+        if kind in (staticmethod, classmethod):
+            return [name, self.value(value.__func__, path)]
         if isinstance(value, types.MethodType):
             return ["method", self.code(value.__func__, path), self.value(value.__self__, f"{path}.__self__")]
         if isinstance(value, Mapping):
             items = [(self.value(key, path), self.value(each, f"{path}.{key}")) for key, each in value.items()]
             plain = {key: each for key, each in items if type(key) is str}
+            beside = self._beside(value, kind, path)
             if len(plain) == len(items):
                 told = {"": name, **plain} if kind is not dict else plain
-                return {**told, **self._order(plain)}
+                return {**told, **self._order(plain), **({_BESIDE: beside} if beside else {})}
             pairs = [[key, each] for key, each in items]
-            return [name, *(pairs if self.in_order else sorted(pairs, key=encode))]
+            return [name, *beside, *(pairs if self.in_order else sorted(pairs, key=encode))]
         if kind.__module__.startswith("torch.") and kind.__name__ == "CustomOpDef":  # the rest is made of these
             return ["op", value._qualname, self.code(value._init_fn, path), self.value(value._backend_fns, path)]
         item = getattr(value, "item", None)
@@ -232,12 +237,13 @@ class Describer:
         if pil is not None and isinstance(value, pil.Image) and (seen := media_of(value)) is not None:
             return [name, seen.digest, list(seen.facts), value.format, self.value(value.info, f"{path}.info")]
         if isinstance(value, tuple | list):
-            return [name, *[self.value(each, f"{path}[{index}]") for index, each in enumerate(value)]]
+            held = [self.value(each, f"{path}[{index}]") for index, each in enumerate(value)]
+            return [name, *self._beside(value, kind, path), *held]
         for base, exact in _EXACT.items():
             if isinstance(value, base):
-                return [name, exact(value)]
+                return [name, exact(value), *self._beside(value, kind, path)]
         if not _is_transparent(kind):
-            return [name, self._reduced(value, name, path)]
+            return [name, self._reduced(value, name, path), *self._beside(value, kind, path)]
         fields = _fields(value, kind)
         if hasattr(kind, "model_type") and hasattr(kind, "to_dict"):
             if not self._whole_configs:
@@ -251,6 +257,20 @@ class Describer:
             for field, each in fields.items():
                 out[str(field)] = self.value(each, f"{path}.{field}")
             return {**out, **self._order(fields)}
+
+    def _beside(self, value: Any, kind: type, path: str) -> list[Component]:
+        """Return what an instance of a class made from one of Python's bears beside what that one holds."""
+        if isinstance(value, collections.defaultdict):
+            return [["default", self.value(value.default_factory, f"{path}.default_factory")]]
+        is_yours, fields = self.is_yours(kind), _fields(value, kind)
+        if not (is_yours or fields):
+            return []
+        lenient, self._lenient = self._lenient, self._lenient or not is_yours  # a library's may hold anything
+        try:
+            told = {str(name): self.value(each, f"{path}.{name}") for name, each in fields.items()}
+        finally:
+            self._lenient = lenient
+        return [["beside", self.code(kind) if is_yours else None, told]]
 
     def _order(self, fields: Mapping[Any, Any]) -> dict[Component, Component]:
         return {_ORDER: [*map(str, fields)]} if self.in_order and len(fields) > 1 else {}

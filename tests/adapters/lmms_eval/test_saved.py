@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import collections
+import copy
+import dataclasses
 import datetime
 import enum
 import io
@@ -432,6 +435,57 @@ def test_what_a_method_is_bound_to_counts_in_a_fingerprint(of: Any) -> None:
     assert load_from_cache("a", fingerprint=other) is None
 
 
+class Levels(enum.Enum):
+    LOW, HIGH = 1, 2
+
+
+class Templates(dict[str, str]):
+    def __init__(self, style: str) -> None:
+        super().__init__(a="b")
+        self.style = style
+
+
+class Prompt(str):
+    stop: str
+
+
+def prompt(stop: str) -> Prompt:
+    made = Prompt("Q: {}")
+    made.stop = stop
+    return made
+
+
+@dataclasses.dataclass
+class Step:
+    of: Any
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({1, 2}, {1, 3}),
+        (frozenset({"a"}), {"a"}),
+        (Levels.LOW, Levels.HIGH),
+        (1j, 2j),
+        ({"timeout": 1}, {"timeout": 2}),
+        ({"max_retries": 1}, {"max_retries": 2}),
+        (Templates("Q:"), Templates("Question:")),
+        (Templates("Q:"), {"a": "b"}),
+        (prompt("a"), prompt("b")),
+        (collections.defaultdict(list), collections.defaultdict(set)),
+        (Step(len), Step(max)),
+        (Step(lambda doc: [doc]), Step(lambda doc: doc)),
+    ],
+)
+def test_any_value_may_be_a_fingerprint(one: Any, other: Any) -> None:
+    save_to_cache("a", [1], fingerprint={"of": one})
+    assert load_from_cache("a", fingerprint={"of": one}) == [1]
+    assert load_from_cache("a", fingerprint={"of": other}) is None
+    save_to_cache("a", [1], fingerprint=one)
+    assert load_from_cache("a", fingerprint=copy.deepcopy(one)) == [1]
+    assert load_from_cache("a", fingerprint=other) is None
+
+
 class Fails:
     def __repr__(self) -> str:
         raise RuntimeError("no")
@@ -444,7 +498,7 @@ class Fails:
 
 
 @pytest.mark.parametrize(
-    "fingerprint", [{"prompt": Path("none.txt")}, {1, 2}, weights(1).forward, Fails(), {"a": [Fails()]}]
+    "fingerprint", [{"prompt": Path("none.txt")}, {object()}, weights(1).forward, Fails(), {"a": [Fails()]}]
 )
 def test_a_fingerprint_that_cannot_be_read_breaks_nothing(
     stash: Stash, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, fingerprint: Any

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import enum
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -36,7 +38,11 @@ def fingerprint_of(value: Any) -> str:
     Raises:
         InvalidArgumentError: Nobody knows how to tell it from another one of its kind.
     """
-    return Key({"what": "lmms_eval fingerprint", "of": read_request(_told(value)).text}).hex
+    told = _told(value)
+    if type(told) is dict and all(type(name) is str for name in told):  # settings, say: their order says nothing
+        told = dict(sorted(told.items()))
+    # In a list no field is taken for one of a request, of which some say nothing of the answer.
+    return Key({"what": "lmms_eval fingerprint", "of": read_request(["of", told]).text}).hex
 
 
 def _told(value: Any) -> Any:
@@ -51,11 +57,34 @@ def _told(value: Any) -> Any:
         return ["fingerprint", fingerprint_model(value).hex]
     if callable(value):
         return ["function", source_of(value)]
-    if type(value) in (list, tuple):
-        return type(value)(_told(each) for each in value)
-    if isinstance(value, Mapping):
+    kind = type(value)
+    if kind in (list, tuple):
+        return kind(_told(each) for each in value)
+    if kind is dict:
         return {name: _told(each) for name, each in value.items()}
+    if isinstance(value, set | frozenset):
+        return [kind.__name__, sorted(read_request([_told(each)]).text for each in value), _beside(value)]
+    if isinstance(value, enum.Enum):
+        return ["enum", f"{kind.__module__}.{kind.__qualname__}", value.name, _told(value.value)]
+    if kind is complex:
+        return ["complex", repr(value)]
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    if isinstance(value, Mapping):
+        factory = getattr(value, "default_factory", None)
+        made = factory.__qualname__ if isinstance(factory, type) else factory and _told(factory)
+        return [name, [[_told(key), _told(each)] for key, each in value.items()], made, _beside(value)]
+    if isinstance(value, list | tuple):  # one with names, say
+        return [name, [_told(each) for each in value], _beside(value)]
+    if kind is not str and isinstance(value, str):
+        return [name, plain(str.__getitem__(value, slice(None))), _beside(value)]
+    if dataclasses.is_dataclass(value):
+        return [name, {each.name: _told(getattr(value, each.name)) for each in dataclasses.fields(value)}]
     return plain(value)
+
+
+def _beside(value: Any) -> dict[str, Any]:
+    """Return the attributes of an instance of a class made from one of Python's."""
+    return {name: _told(each) for name, each in getattr(value, "__dict__", {}).items()}
 
 
 def task_fingerprint(task: Any, **told: Any) -> str:
