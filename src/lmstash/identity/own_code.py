@@ -69,7 +69,7 @@ class OwnCode(OwnModules):
     Attributes:
         words: Texts in the code that are words: each may name an attribute, or a variable of the environment.
         told: Words in texts that are templates or code, of which the same holds.
-        functions: Those of your own that were read.
+        functions, classes: Those of your own that were read.
         reads_environment: Whether any of it names the environment.
     """
 
@@ -84,7 +84,7 @@ class OwnCode(OwnModules):
         super().__init__(package)
         self._names: set[str] = set()
         self._met: list[tuple[FunctionType, str]] = []
-        self._mine: list[type] = []
+        self.classes: list[type] = []
         self._first = code
         self._said: list[tuple[FunctionType, str | None, str, Any]] = []
         self._taken: dict[int, str] = {}
@@ -97,7 +97,7 @@ class OwnCode(OwnModules):
         self._complete(code if given else None)
         self.functions = own = [each for each, _ in self._met if self._is_own(defined_in(each))]
         words = self.told if (ANY_NAME | TABLES).isdisjoint(self._names) else self.told | self.words
-        self._leave_out_added(own, self._mine, words)
+        self._leave_out_added(own, self.classes, words)
         self.reads_environment |= not ENVIRONMENT.isdisjoint(self._names | self.words)
 
     def unchanged(self) -> bool:
@@ -119,7 +119,7 @@ class OwnCode(OwnModules):
             more = self._add_asides(self._names, self.words | (self.told - ANY_NAME))
             self._follow_all(given)
         if "__subclasses__" in self._names | self.words:
-            for cls in self._mine:
+            for cls in self.classes:
                 self.watch(functools.partial(type.__subclasses__, cls))
 
     def _follow_all(self, given: Any) -> None:
@@ -136,7 +136,7 @@ class OwnCode(OwnModules):
                     self._add_attribute(function, each, f"{name}.{each}", own)
             self._add_asked(asked, self._names)
             if "__subclasses__" in asked:
-                for cls in list(self._mine):
+                for cls in list(self.classes):
                     for number, each in enumerate(type.__subclasses__(cls)):
                         self._link(f"{_name_of(cls)} has {number}", self.add(each))
 
@@ -295,7 +295,7 @@ class OwnCode(OwnModules):
         name = super()._add_class(cls)
         if not self._is_own(cls.__module__):
             return name
-        self._mine.append(cls)
+        self.classes.append(cls)
         variables = variables_of_settings(cls)
         self.reads_environment |= variables is not None
         self.words |= variables or set()

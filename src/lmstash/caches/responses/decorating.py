@@ -18,6 +18,7 @@ from lmstash.caches.responses.asking import KIND
 from lmstash.caches.responses.changes import changed, files_named
 from lmstash.caches.responses.content import Content
 from lmstash.caches.responses.looks import Code, Look
+from lmstash.caches.responses.memos import Memos
 from lmstash.caches.responses.requests import ARGUMENTS, EXACT, NUMBERS
 from lmstash.caches.responses.sampling import is_row, note
 from lmstash.caches.responses.sampling_in_code import SamplingInCode
@@ -37,6 +38,10 @@ _ARGUMENT: Final = (
 _OTHER: Final = (
     "lmstash: %s, which %s goes by, changes while it computes, so that %s. If it changes no answer (a counter, a "
     "memo), say harmless=%s"
+)
+_STALE: Final = (
+    "lmstash: %s remembers results (functools.lru_cache) from before something changed that they hang on, so that what "
+    "%s answers is not kept: call %s.cache_clear(), or start anew"
 )
 _TOO_DEEP: Final = "it leads to objects within objects without end. Put a function of your own around it"
 _NOT_KEPT: Final = "what it answers is not kept: an answer from the cache would not change it"
@@ -160,7 +165,8 @@ class Calls:
     @contextlib.contextmanager
     def _alone(self, asked: _Asked) -> Iterator[_Run]:
         """Note whether a call computes beside others: nobody knows then which of them changed something."""
-        run = _Run(files_named(asked.look), _here())
+        files = files_named(asked.look)
+        run = _Run(files, Memos(self._content, asked.look, asked.named, asked.arguments, files), _here())
         with self._lock:
             others = [each for each in self._running if each.where != run.where]  # else it is called by that one
             self._running.append(run)
@@ -168,12 +174,17 @@ class Calls:
                 each.is_alone = False
         try:
             yield run
+            run.memos.note()
         finally:
             with self._lock:
                 self._running.remove(run)
 
     def _may_be_kept(self, asked: _Asked, run: _Run) -> bool:
         """Whether a call left all as it was that it goes by; says once what it did not."""
+        if run.memos.stale:
+            stale = run.memos.stale
+            self._cache.store.events.warn_once(f"memos {self._name}", _STALE, listed(stale), self._name, stale[0])
+            return False
         if not run.is_alone:
             return True
         first, value = next(iter(asked.named.items()), ("", None))
@@ -304,6 +315,7 @@ class _Run:
     """A call that computes, and what the files held before that its arguments name."""
 
     files: dict[str, Any]
+    memos: Memos
     where: tuple[int, int]
     """Its thread and task."""
     is_alone: bool = True
