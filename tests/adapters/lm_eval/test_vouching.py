@@ -29,7 +29,7 @@ class Fickle:
 def test_what_a_changed_model_answered_is_taken_back(late):
     with lmstash.open("memory://", strict=True) as stash:
         who = Fickle()
-        vouched = Vouched(who, stash.store)
+        vouched = Vouched(who, stash.store, object())
         responses = stash.responses(vouched)
         model = vouched.look()
         vouched.begin(model)

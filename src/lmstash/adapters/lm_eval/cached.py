@@ -112,7 +112,7 @@ class CachedLM(LM):
             options: dict[str, Any] = {"model": model, "revision": revision, "variant": variant}
             self._who = who_answers(lm, strict_numerics=strict_numerics, harmless=frozenset(harmless), **options)
             empty = getattr(self._who, "keeps_empty", False) if keep_empty is None else keep_empty
-            self._vouched = Vouched(self._who, stash.store)
+            self._vouched = Vouched(self._who, stash.store, lm)
             self.responses = stash.responses(
                 self._vouched, keep_sampled=keep_sampled, keep_if=lambda answer: _is_kept(answer, empty)
             )

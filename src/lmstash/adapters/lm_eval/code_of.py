@@ -281,7 +281,10 @@ def described(
         except UnsupportedModelError:
             raise
         except Exception as error:  # whatever other people's objects do when they are looked at
-            raise UnsupportedModelError(f"{name} of the LM cannot be looked into: {error!r}") from error
+            raise UnsupportedModelError(
+                f"{name} of the LM cannot be looked into: {error!r}. If it changes no answer, say harmless=['{name}'] "
+                "(`CachedLM`); else declare the model: model='name and version'."
+            ) from error
     small = sum(each.nbytes for each in describer.tensors.values()) <= _READ_BYTES
     if not vouched and small and not describer.modules:
         from lmstash.identity.weights import content_digest

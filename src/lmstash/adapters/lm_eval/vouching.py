@@ -13,8 +13,10 @@ import re
 import threading
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from lmstash.adapters.lm_eval.made_in_calls import MadeInCalls
+from lmstash.adapters.lm_eval.remembered import Remembered
 from lmstash.caches.responses.asking import KIND, Asked
 from lmstash.caches.responses.who import Who
 from lmstash.errors import UnsupportedModelError
@@ -30,13 +32,19 @@ _NAMED_FILE = re.compile(r"files\.text:(.*?)(?:\[.*|\.\d+)*", re.DOTALL)
 _OBJECT = re.compile(r"[^:]+:\w+")
 """What code names, as `identity.code` calls it."""
 
+_STALE = (
+    "lmstash: %s, which the model's code names, remembers results (functools.lru_cache) from before something changed "
+    "that they hang on; what it answers is not kept: call %s.cache_clear(), or start anew"
+)
+
 
 class Vouched:
     """A `Who` that is trusted within a call. The call's thread looks; any thread may keep."""
 
-    def __init__(self, who: Who, store: Store) -> None:
-        """Take who answers, and where answers are kept."""
+    def __init__(self, who: Who, store: Store, lm: Any) -> None:
+        """Take who answers, where answers are kept, and the harness's model."""
         self._who = who
+        self._remembered = Remembered(lm)
         self._made: MadeInCalls | None = getattr(who, "made", None)
         self._store = store
         self._lock = threading.Lock()
@@ -64,7 +72,10 @@ class Vouched:
 
     def begin(self, model: Fingerprint) -> None:
         """A call to this model begins."""
-        self._model, self._good, self._unsure = model, True, []
+        stale = self._remembered.begin(model)
+        self._model, self._good, self._unsure = model, not stale, []
+        if stale:
+            self._store.events.warn_once("lm_eval memos", _STALE, ", ".join(stale), stale[0])
         if self._made is not None:
             self._made.begin(model)
         self._due = time.perf_counter() + self._cost_seconds / _SHARE
@@ -89,6 +100,7 @@ class Vouched:
             return True
         if self._good:
             self._check()
+        self._remembered.end()
         good, self._model = self._good, None
         if self._made is not None:
             self._made.end()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import FunctionType
 from typing import Any
 
@@ -23,15 +23,16 @@ _READING = ("open", "read", "load", "file", "path", "from_", "glob", "dir", "tem
 """In the names of what reads files."""
 
 
-def memos_in(look: Look) -> dict[str, Any]:
-    """Return the functions that remember results among what the code of a call leads to, by name."""
+def memos_in(look: Look, more: Iterable[Any] = ()) -> dict[str, Any]:
+    """Return the functions that remember results among what the code of a call leads to and `more`, by name."""
     found: dict[str, Any] = {}
+    held = [*more]
     for code in look.used.values():
-        held = [*code.graph.objects.values()]
+        held += [*code.graph.objects.values()]
         held += [inner for cls in code.graph.classes for inner in map(_within, vars(cls).values())]
-        for each in held:
-            if isinstance(each, functools._lru_cache_wrapper) and isinstance(each.__wrapped__, FunctionType):
-                found[each.__wrapped__.__qualname__] = each
+    for each in held:
+        if isinstance(each, functools._lru_cache_wrapper) and isinstance(each.__wrapped__, FunctionType):
+            found[each.__wrapped__.__qualname__] = each
     return found
 
 
@@ -48,6 +49,7 @@ class Memos:
         named: Mapping[str, Any],
         arguments: Mapping[str, Any],
         files: Mapping[str, Any],
+        more: Iterable[Any] = (),
     ) -> None:
         """Look at them before the call computes.
 
@@ -57,12 +59,13 @@ class Memos:
             named: The arguments of the call.
             arguments: What stands for these.
             files: What the files hold that they name.
+            more: Values that are reached, too.
         """
         self._harmless = content.harmless
         self._now: list[tuple[Any, dict[str, Any]]] = []
         self.stale: list[str] = []
         """Those that remember what was before something changed."""
-        for called, memo in memos_in(look).items():
+        for called, memo in memos_in(look, more).items():
             try:
                 world = _world(content, memo.__wrapped__)
             except Exception:  # objects may do anything when they are looked at

@@ -1,0 +1,54 @@
+"""What functions of a model's own code remember (`functools.lru_cache`) of how all was before.
+
+A prompt's file is edited in a notebook, and the evaluation is run again: the function that reads it returns what it
+read first. What is answered by that is none of the model as it is now.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from types import FunctionType
+from typing import Any
+
+from lmstash.caches.responses.content import Content
+from lmstash.caches.responses.memos import Memos
+from lmstash.identity.fingerprint import Fingerprint
+from lmstash.identity.held_files import content_of
+from lmstash.identity.named_texts import may_be_path
+from lmstash.identity.owners import is_installed, owner_of
+
+
+class Remembered:
+    """Looks at such functions when a call of the harness begins and ends. For the thread that calls."""
+
+    def __init__(self, lm: Any) -> None:
+        """Take the harness's model; of one that somebody installed there is nothing to see."""
+        module = type(lm).__module__
+        self._lm = lm
+        self._content = None if is_installed(module) else Content(owner_of(module), frozenset())
+        self._memos: Memos | None = None
+
+    def begin(self, model: Fingerprint) -> list[str]:
+        """A call to this model begins; returns the functions that remember what is of another one."""
+        content = self._content
+        if content is None:
+            return []
+        look = content.begin()
+        with contextlib.suppress(Exception):  # what cannot be looked into is told of elsewhere
+            content.code(type(self._lm), given=True)
+            for each in vars(self._lm).values():
+                if isinstance(each, FunctionType | functools._lru_cache_wrapper):
+                    content.plain(each)
+            content.objects()
+            content.files()
+        named = [each for each in vars(self._lm).values() if type(each) is str and may_be_path(each)]
+        files = {each: content_of(each) for each in named}
+        more = [each for each in vars(self._lm).values() if isinstance(each, functools._lru_cache_wrapper)]
+        self._memos = Memos(content, look, {"self": self._lm}, {"self": model.hex}, files, more)
+        return self._memos.stale
+
+    def end(self) -> None:
+        """The call is over."""
+        if self._memos is not None:
+            self._memos.note()
