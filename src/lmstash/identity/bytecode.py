@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dis
 import functools
 from collections.abc import Iterator
@@ -55,8 +56,13 @@ def texts_in(code: CodeType) -> Iterator[str | bytes]:
             yield each
 
 
+_IMPORTING = ("import_module", "__import__")
+
+
 def imports_in(code: CodeType, package: str | None) -> Iterator[str]:
     """Yield the full names of the modules that code imports when it runs, and of all that it takes from them.
+
+    Those that it hands to `import_module` as they stand there, too.
 
     Args:
         code: Of a function.
@@ -72,7 +78,11 @@ def imports_in(code: CodeType, package: str | None) -> Iterator[str]:
                 continue
             yield module
             yield from (f"{module}.{taken}" for taken in before[1] or ())
-        elif each.opname != "EXTENDED_ARG":
+        elif before[1] in _IMPORTING and each.opname == "LOAD_CONST" and isinstance(each.argval, str):
+            with contextlib.suppress(ImportError):
+                yield resolve_name(each.argval, package)
+            before = [None, None]
+        elif each.opname not in ("EXTENDED_ARG", "PUSH_NULL"):
             before = [before[1], each.argval]
     for inner in code.co_consts:
         if isinstance(inner, CodeType):

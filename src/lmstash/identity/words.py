@@ -42,7 +42,8 @@ def variables_under(names: Collection[str], without: Callable[[str], bool] = lam
     """Return digests of the environment's variables that are set under some names, by name. Costs some 50 us.
 
     Under what is put together of a name and something else (`f"{kind}_MODEL"`), too: a variable whose name begins with
-    one of those that end with `_`, or ends with one that begins with it.
+    one of those that end with `_`, or ends with one that begins with it; where `_` itself is a word, one whose name is
+    made of two of them, in capitals or not (`f"{kind}_{name.upper()}"`).
 
     Args:
         names: Words of the code that reads it.
@@ -50,12 +51,20 @@ def variables_under(names: Collection[str], without: Callable[[str], bool] = lam
     """
     beginnings = tuple(each for each in names if each[-1:] == "_" and each.strip("_"))
     endings = tuple(each for each in names if each[:1] == "_" and each.strip("_"))
+    pieces = {each.upper() for each in names} if "_" in names else set[str]()
     said = [
         (name, value)
         for name, value in sorted(os.environ.items())
-        if (name in names or name.startswith(beginnings) or name.endswith(endings)) and not without(name)
+        if (name in names or name.startswith(beginnings) or name.endswith(endings) or _is_made_of(name, pieces))
+        and not without(name)
     ]
     return {name: hashlib.sha256(os.fsencode(value)).hexdigest() for name, value in said}
+
+
+def _is_made_of(name: str, pieces: Collection[str]) -> bool:
+    """Whether a name is two pieces with `_` between them."""
+    cuts = [at for at, each in enumerate(name) if each == "_"] if pieces else ()
+    return any(name[:at].upper() in pieces and name[at + 1 :].upper() in pieces for at in cuts)
 
 
 def words_of(text: str | bytes) -> Iterable[str]:

@@ -277,6 +277,11 @@ READS = {
     "another name of the environment": "from os import environ as E\ndef ask(x): return E.get('LMSTASH_TEST_V')",
     "bytes": "def ask(x): return os.environb.get(b'LMSTASH_TEST_V').decode()",
     "a text with a dollar": "def ask(x): return os.path.expandvars('${LMSTASH_TEST_V}')",
+    "two pieces": "PREFIX = 'LMSTASH_TEST'\ndef ask(x, name='V'): return os.environ[f'{PREFIX}_{name}']",
+    "two pieces in lower case": (
+        "def named(*parts): return os.environ['_'.join(each.upper() for each in parts)]\n"
+        "def ask(x): return named('lmstash_test', 'v')"
+    ),
     "another name of getenv": "from os import getenv as get\ndef ask(x): return get('LMSTASH_TEST_V')",
 }
 

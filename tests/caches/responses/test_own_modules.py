@@ -126,3 +126,27 @@ def test_what_only_a_template_names_and_cannot_be_read_refuses_nothing(responses
     ask = responses.cached(made_program(source)["ask"])
     assert ask("x") == ask("x") == "1"
     assert dict(stash.stats.misses) == {"absent": 1}
+
+
+IMPORTED = {
+    "a statement": f"def ask(q):\n from {ONE} import say\n return say()",
+    "a module": f"def ask(q):\n import {ONE}\n return {ONE}.say()",
+    "a text": f"import importlib\ndef ask(q): return importlib.import_module('{ONE}').say()",
+    "a text, by another name": f"from importlib import import_module\ndef ask(q): return import_module('{ONE}').say()",
+    "a text, of old": f"def ask(q): return __import__('{ONE}').say()",
+    "a text, in a function within": (
+        f"import importlib\ndef ask(q):\n def inner(): return importlib.import_module('{ONE}').say()\n return inner()"
+    ),
+}
+
+
+@pytest.mark.parametrize("about", IMPORTED)
+def test_what_a_function_imports_when_it_runs_counts(
+    responses: Responses, stash: Stash, monkeypatch: pytest.MonkeyPatch, about: str
+) -> None:
+    for n in "121":
+        program = made_program(IMPORTED[about])
+        _module(monkeypatch, ONE, f"def say(): return '{n}'")
+        assert responses.cached(program["ask"])("x") == n
+    assert stash.stats.hits == 1
+    assert dict(stash.stats.misses) == {"absent": 2}
