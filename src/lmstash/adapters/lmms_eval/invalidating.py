@@ -39,10 +39,10 @@ def fingerprint_of(value: Any) -> str:
         InvalidArgumentError: Nobody knows how to tell it from another one of its kind.
     """
     told = _told(value)
-    if type(told) is dict and all(type(name) is str for name in told):  # settings, say: their order says nothing
-        told = dict(sorted(told.items()))
-    # In a list no field is taken for one of a request, of which some say nothing of the answer.
-    return Key({"what": "lmms_eval fingerprint", "of": read_request(["of", told]).text}).hex
+    if type(told) is dict:  # in a list no field is taken for one of a request, of which some say nothing of the answer
+        in_order = all(type(name) is str for name in told)  # settings, say: their order says nothing
+        told = ["of", dict(sorted(told.items())) if in_order else told]
+    return Key({"what": "lmms_eval fingerprint", "of": read_request(told).text}).hex
 
 
 def _told(value: Any) -> Any:
