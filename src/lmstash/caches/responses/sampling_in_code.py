@@ -62,42 +62,10 @@ class SamplingInCode:
         """
         self._first, self._harmless = first, harmless
         functions = {id(each): each for _, graph in graphs for each in graph.functions}
-        looked = {
-            id(each): each
-            for code, graph in graphs
-            if isinstance(code, FunctionType)
-            for each in graph.functions
-            if each is code or not _is_method(each)
-        }
-        left, named = [*looked.values()], {"__call__"}
-        while left:  # what they call, and so on
-            named.update(*[_names_in(each.__code__) for each in left])
-            left = [each for key, each in functions.items() if key not in looked and each.__name__ in named]
-            looked |= {id(each): each for each in left}
-        self._named = named
+        looked, self._named = _looked_at(graphs, functions)
         self._roots = [graph.objects for _, graph in graphs]
         self._modules = {each.__module__ for each in looked.values()}
-        said = [(each, one) for each in looked.values() for one in _said_in(each.__code__)]
-        taken: dict[int, dict[str, str]] = {key: _taken_by(each) for key, each in functions.items()}
-        n_before = -1
-        while n_before != len(said):  # what one function is handed it may hand to another one
-            n_before, known = (
-                len(said),
-                {(id(each), id(node)) for each, one in said for name, node in one.nodes.items() if name},
-            )
-            for each, one in said:
-                inner = {
-                    node.name: name for name, node in one.nodes.items() if name and node.kind == NAME and node.is_local
-                }
-                taken.setdefault(id(each), {}).update(inner)
-            taking = [_Taking(each, names) for key, each in functions.items() if (names := taken[key])]
-            for each in looked.values():
-                placed = _placed_in(each.__code__, taking)
-                said += [
-                    (each, one)
-                    for one in placed
-                    if any((id(each), id(node)) not in known for node in one.nodes.values())
-                ]
+        said, taken = _handed_on(functions, looked)
         self._said = [(each, one) for each, one in said if self._may_change(each, one) or self._counts(each, one)]
         self._defaults = dict[str, Any]()
         for key, each in looked.items():
@@ -146,6 +114,46 @@ class SamplingInCode:
                 for inner in _members(value)
             ]
         return [*found.values()]
+
+
+def _looked_at(
+    graphs: Sequence[tuple[Any, OwnCode]], functions: Mapping[int, FunctionType]
+) -> tuple[dict[int, FunctionType], set[str]]:
+    """Return, by `id`, the functions that a call may lead to, and the names that their code asks for."""
+    looked = {
+        id(each): each
+        for code, graph in graphs
+        if isinstance(code, FunctionType)
+        for each in graph.functions
+        if each is code or not _is_method(each)
+    }
+    left, named = [*looked.values()], {"__call__"}
+    while left:  # what they call, and so on
+        named.update(*[_names_in(each.__code__) for each in left])
+        left = [each for key, each in functions.items() if key not in looked and each.__name__ in named]
+        looked |= {id(each): each for each in left}
+    return looked, named
+
+
+def _handed_on(
+    functions: Mapping[int, FunctionType], looked: Mapping[int, FunctionType]
+) -> tuple[list[tuple[FunctionType, _Said]], dict[int, dict[str, str]]]:
+    """Return what functions say, and by function which of its parameters say sampling, and as what."""
+    said = [(each, one) for each in looked.values() for one in _said_in(each.__code__)]
+    taken = {key: _taken_by(each) for key, each in functions.items()}
+    n_before = -1
+    while n_before != len(said):  # what one function is handed it may hand to another one
+        n_before = len(said)
+        known = {(id(each), id(node)) for each, one in said for name, node in one.nodes.items() if name != _HANDED}
+        for each, one in said:
+            variables = {node.name: name for name, node in one.nodes.items() if node.kind == NAME and node.is_local}
+            taken[id(each)] |= {variable: name for variable, name in variables.items() if name != _HANDED}
+        taking = [_Taking(each, taken[key]) for key, each in functions.items() if taken[key]]
+        for each in looked.values():
+            placed = _placed_in(each.__code__, taking)
+            new = [one for one in placed if any((id(each), id(node)) not in known for node in one.nodes.values())]
+            said += [(each, one) for one in new]
+    return said, taken
 
 
 def _is_method(function: FunctionType) -> bool:
