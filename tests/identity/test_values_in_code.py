@@ -56,11 +56,11 @@ def values(code: str) -> list[Any]:
 
 
 def values_in(function: FunctionType, of: Any = UNKNOWN) -> list[Any]:
+    given = {} if of is UNKNOWN else {function.__code__.co_varnames[0]: [of]}
     for inner in code_within(function.__code__):
         for node in expressions(inner):
             if node.kind == CALL and node.parts[0].name == "told":
-                given = {} if of is UNKNOWN else {function.__code__.co_varnames[0]: of}
-                return Scope(function, given).values(node.parts[1], inner)
+                return Scope(function, lambda name: given.get(name, [UNKNOWN])).values(node.parts[1], inner)
     raise AssertionError("no call")
 
 

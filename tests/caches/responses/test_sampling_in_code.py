@@ -74,6 +74,38 @@ SAMPLED = {
         "def ask(q): return pick(q, 0.8)"
     ),
     "a default by another name": "def draw(q, t=0.8): return create(temperature=t)\ndef ask(q): return draw(q)",
+    "a copy": "GIVEN = {'temperature': 0.8}\ndef ask(q):\n given = GIVEN.copy()\n return create(**given)",
+    "a dict and more": "GIVEN = {'temperature': 0.8}\ndef ask(q): return create(**dict(GIVEN, prompt=q))",
+    "two dicts in one": "GIVEN = {'temperature': 0.8}\ndef ask(q): return create(**({'prompt': q} | GIVEN))",
+    "an ordered dict": (
+        "import collections\nGIVEN = collections.OrderedDict(temperature=0.8)\ndef ask(q): return create(**GIVEN)"
+    ),
+    "an attribute that is set": "class G: pass\ndef ask(q):\n g = G()\n g.temperature = 0.9\n return create(config=g)",
+    "a tuple with names": (
+        "import typing\nclass S(typing.NamedTuple):\n temperature: float = 0.8\nS = S()\n"
+        "def ask(q): return create(temperature=S.temperature)"
+    ),
+    "getattr": (
+        "import argparse\nargs = argparse.Namespace(temperature=0.8)\n"
+        "def ask(q): return create(temperature=getattr(args, 'temperature', 0))"
+    ),
+    "a loop": "def ask(q):\n for t in (0.8,): said = create(temperature=t)\n return said",
+    "a list of them": "HOT = [0.9]\ndef ask(q): return [create(temperature=t) for t in HOT][-1]",
+    "a number of numpy": "import numpy\nT = numpy.float32(0.8)\ndef ask(q): return create(temperature=T)",
+    "a thread": (
+        "from concurrent.futures import ThreadPoolExecutor\ndef draw(q, t): return create(temperature=t)\n"
+        "def ask(q):\n with ThreadPoolExecutor(1) as pool: return pool.submit(draw, q, 0.8).result()"
+    ),
+    "an object that is made there": (
+        "class M:\n def __init__(self, temperature=0.8): self.temperature = temperature\n"
+        " def draw(self): return create(temperature=self.temperature)\ndef ask(q): return M().draw()"
+    ),
+    "a default once": (
+        "def draw(q, temperature=0.8): return create(temperature=temperature)\n"
+        "def ask(q): return draw(q) if q else draw(q, temperature=0)"
+    ),
+    "a drawn seed": "import random\ndef ask(q): return create(temperature=0.8, seed=random.randint(0, 9))",
+    "the time as a seed": "import time\ndef ask(q): return create(temperature=0.8, seed=int(time.time() * 1e6))",
     "an entry that is set": "def ask(q):\n given = {}\n given['temperature'] = 0.8\n return create(**given)",
     "a default": "def draw(q, temperature=0.8): return create(temperature=temperature)\ndef ask(q): return draw(q)",
     "by place": "def draw(q, temperature): return create(temperature=temperature)\ndef ask(q): return draw(q, 0.8)",
@@ -135,6 +167,39 @@ NOT = {
         " def go(self): return self.cold.draw()\n"
         "LINE = Line()\ndef ask(q): return LINE.go()"
     ),
+    "what is handed to one's own code": (
+        "import argparse\nargs = argparse.Namespace(temperature=0.8, judge_temperature=0)\n"
+        "def judge(q, args): return create(temperature=args.judge_temperature)\ndef ask(q): return judge(q, args)"
+    ),
+    "what is printed": (
+        "import json, logging\nCFG = {'temperature': 0.8}\n"
+        "def ask(q):\n json.dumps(CFG)\n logging.info('%s', CFG)\n return create(temperature=0)"
+    ),
+    "a partial that is greedy": (
+        "import functools\ndef draw(q, temperature=0.8): return create(temperature=temperature)\n"
+        "greedy = functools.partial(draw, temperature=0)\ndef ask(q): return greedy(q)"
+    ),
+    "what is said otherwise in the call": (
+        "BASE = {'temperature': 0.8}\ndef ask(q): return create(**{**BASE, 'temperature': 0})"
+    ),
+    "an entry that is set otherwise": (
+        "BASE = {'temperature': 0.8}\n"
+        "def ask(q):\n given = dict(BASE)\n given['temperature'] = 0\n return create(**given)"
+    ),
+    "what stands for None": (
+        "class M:\n temperature = 0.8\n def draw(self, q, temperature=None):\n"
+        "  t = self.temperature if temperature is None else temperature\n  return create(temperature=t)\n"
+        "M = M()\ndef ask(q): return M.draw(q, temperature=0)"
+    ),
+    "one of two models": (
+        "class M:\n def __init__(self, hot): self.hot = hot\n def draw(self): return create(temperature=self.hot)\n"
+        "MODELS = {'writer': M(0.8), 'judge': M(0)}\ndef ask(q): return MODELS['judge'].draw()"
+    ),
+    "greedy in transformers": "def ask(q): return create(do_sample=False, temperature=0.7)",
+    "what scales scores": (
+        "def scaled(x, temperature=1.5): return x / temperature\ndef ask(q): return create(s=scaled(3.0))"
+    ),
+    "a seed of the question": "import zlib\ndef ask(q): return create(temperature=0.8, seed=zlib.crc32(q.encode()))",
     "what is written": "def ask(q):\n said = create(prompt=q)\n note = {}\n note['temperature'] = 21.5\n return said",
     "another method": (
         "class M:\n def draw(self): return create(temperature=0.8)\n def best(self): return create(temperature=0)\n"
@@ -189,10 +254,3 @@ def test_what_is_set_meanwhile_counts(responses: Responses) -> None:
     assert [ask("a"), ask("a")] == [2, 3]
     table["args"].hot = 0.0
     assert ask("a") == 1
-
-
-def test_what_says_nothing_of_sampling_may_be_said_so(responses: Responses) -> None:
-    """A temperature that scales scores, say."""
-    program = START + "def scaled(x, temperature=1.5): return x / temperature\ndef ask(q): return create(s=scaled(3.0))"
-    ask = responses.cached(made_program(program)["ask"], harmless=["N", "temperature"])
-    assert [ask("a"), ask("a")] == [1, 1]

@@ -21,7 +21,7 @@ KIND = "responses"
 _SAMPLED = (
     "lmstash: a request that is sampled (by %s) and has no seed is not cached: give it a seed, or open stash.responses "
     "with keep_sampled=True to keep each of its answers under its number. If that field says nothing of sampling, give "
-    "it another name; where the code of a cached function says it, harmless=['temperature'] will do"
+    "it another name"
 )
 _SILENT = (
     "lmstash: a request that says nothing of its temperature is not cached, since the model samples then: send "

@@ -239,7 +239,7 @@ class Calls:
             environment, files = content.environment(arguments), content.files()
             # Said once more where requests say it, so that a call that samples is known for one.
             sampling = {name: value for name, value in arguments.items() if name in _SAYS_SAMPLING}
-            note(sampling, self._said_of_sampling(content.last(), named, sampling))
+            note(sampling, self._said_of_sampling(content.last(), named))
         except Exception as error:  # objects may do anything when they are looked at
             if isinstance(error, RecursionError):  # a second's work, and no other the next time
                 self._is_too_deep, error = True, _TOO_DEEP
@@ -261,14 +261,14 @@ class Calls:
             request["options"] = sampling
         return asked
 
-    def _said_of_sampling(self, look: Look, named: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    def _said_of_sampling(self, look: Look, named: Mapping[str, Any]) -> dict[str, Any]:
         """Return by what the code of a call asks for sampling, beside its arguments."""
         codes = [*look.used.values()]
         known, said = self._sampling
         if codes != known:
             said = SamplingInCode(self._fn, [(each.code, each.graph) for each in codes], self._harmless)
             self._sampling = codes, said
-        return said.now(named, arguments) if said else {}
+        return said.now(named) if said else {}
 
     def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | None:
         """Return the arguments by name, those of `**kwargs` among them, without those that do not count.

@@ -1,0 +1,216 @@
+"""Who calls whom with what, among functions of your own, as far as it can be told without running anything."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from types import CodeType, FunctionType, MethodType
+from typing import Any
+
+from lmstash.identity.expressions import ATTRIBUTE, CALL, CONST, OTHER, STARRED, Node, code_within, expressions
+from lmstash.identity.values_in_code import UNKNOWN, Scope, parameters
+
+_DEEPEST = 6
+_VAR_KEYWORDS = 0x08
+
+
+@dataclass
+class Site:
+    """One call of a function of your own.
+
+    Attributes:
+        caller: The function that calls.
+        code: Its code, or code within it, in which the call stands.
+        placed: The arguments that are given by their place, `self` not among them.
+        named: Those that are given by name.
+        fixed: Those that a partial gives.
+        receiver: What a method is called of, where that is an expression.
+        spread: What is given by two stars.
+        is_open: Whether more may be given by place than can be told.
+    """
+
+    caller: Any  # a function, which pyright would bind
+    code: CodeType
+    placed: list[Node] = field(default_factory=list)
+    named: dict[str, Node] = field(default_factory=dict)
+    fixed: dict[str, Any] = field(default_factory=dict)
+    receiver: Node | None = None
+    spread: list[Node] = field(default_factory=list)
+    is_open: bool = False
+
+
+class Calls:
+    """The calls among some functions. Threads may share it.
+
+    Args:
+        functions: Of your own.
+        looked: Those among them that call.
+        first: The one that is called from elsewhere.
+        objects: Says which objects a method may be called of, where no call says it.
+    """
+
+    def __init__(
+        self,
+        functions: Iterable[FunctionType],
+        looked: Iterable[FunctionType],
+        first: FunctionType,
+        objects: Callable[[FunctionType], list[Any]],
+    ) -> None:
+        self._first, self._objects = first, objects
+        self._sites: dict[int, list[Site]] = {}
+        self._own: set[int] = set()
+        self._by_name: dict[str, list[FunctionType]] = {}
+        for each in functions:
+            self._own.add(id(each))
+            self._by_name.setdefault(called(each), []).append(each)
+        for caller in looked:
+            for code, node in calls_in(caller.__code__):
+                self._add(caller, code, node)
+
+    def targets(self, caller: FunctionType, code: CodeType, node: Node) -> list[FunctionType]:
+        """Return the functions of your own that a call may lead to."""
+        return [each for each, _ in self._called(Scope(caller), code, node.parts[0])]
+
+    def _called(self, scope: Scope, code: CodeType, callee: Node) -> list[tuple[FunctionType, dict[str, Any]]]:
+        found = [each for value in scope.values(callee, code) for each in self._behind(value)]
+        return found or [(each, {}) for each in self._by_name.get(callee.name, ())]
+
+    def _add(self, caller: FunctionType, code: CodeType, node: Node) -> None:
+        callee = node.parts[0]
+        receiver = callee.parts[0] if callee.kind == ATTRIBUTE and callee.parts else None
+        placed, named, spread, is_open = given_in(node)
+        scope = Scope(caller)
+        for function, fixed in self._called(scope, code, callee):
+            site = Site(caller, code, placed, named, fixed, receiver, spread, is_open)
+            self._sites.setdefault(id(function), []).append(site)
+        for place, each in enumerate(placed):  # `submit(ask, q, 0.8)`
+            for value in scope.values(each, code) if each.kind != CALL else ():
+                for function, fixed in self._behind(value):
+                    is_map = "map" in callee.name
+                    given = [] if is_map else placed[place + 1 :]
+                    site = Site(caller, code, given, named, fixed, None, spread, is_open or is_map)
+                    self._sites.setdefault(id(function), []).append(site)
+
+    def _behind(self, value: Any) -> list[tuple[FunctionType, dict[str, Any]]]:
+        """Return the function of your own that a value calls, and what it gives that."""
+        fixed: dict[str, Any] = {}
+        for _ in range(_DEEPEST):
+            if isinstance(value, functools.partial):
+                names = parameters(value.func.__code__) if isinstance(value.func, FunctionType) else ()
+                fixed = {**dict(zip(names, value.args, strict=False)), **value.keywords, **fixed}
+                value = value.func
+            elif isinstance(value, MethodType):
+                value, me = value.__func__, value.__self__
+                fixed |= dict.fromkeys(value.__code__.co_varnames[:1], me) if isinstance(value, FunctionType) else {}
+            elif isinstance(value, type):
+                value = vars(value).get("__init__")
+            elif isinstance(value, FunctionType):
+                return [(value, fixed)] if id(value) in self._own else []
+            else:
+                method = vars(type(value)).get("__call__")
+                if not isinstance(method, FunctionType):
+                    return []
+                fixed[method.__code__.co_varnames[0]] = value
+                value = method
+        return []
+
+    def of(self, function: FunctionType) -> list[Site]:
+        """Return the calls of a function."""
+        return self._sites.get(id(function), [])
+
+    def scope(self, function: FunctionType, named: Mapping[str, Any], depth: int = _DEEPEST) -> Scope:
+        """Return where the names of a function stand for something, whoever calls it.
+
+        Args:
+            function: Whose.
+            named: What the first one is called with.
+            depth: How far to go from a function to those that call it.
+        """
+        return Scope(function, lambda name: self.argument(function, name, named, depth))
+
+    def argument(self, function: FunctionType, name: str, named: Mapping[str, Any], depth: int = _DEEPEST) -> list[Any]:
+        """Return what one argument of a function may be; `UNKNOWN` where that cannot be told."""
+        if function is self._first:
+            return [named.get(name, UNKNOWN)]
+        if depth <= 0:
+            return [UNKNOWN]
+        names = parameters(function.__code__)
+        has_self = takes_self(function)
+        is_self = has_self and names[:1] == (name,)
+        if is_self and function.__name__ in ("__init__", "__new__"):
+            return [UNKNOWN]
+        found: list[Any] = []
+        for site in self.of(function):
+            scope = self.scope(site.caller, named, depth - 1)
+            place = names.index(name) - has_self
+            if name in site.fixed:
+                found.append(site.fixed[name])
+            elif is_self:
+                found += [] if site.receiver is None else scope.values(site.receiver, site.code)
+            elif name in site.named:
+                found += scope.values(site.named[name], site.code)
+            elif name in names[: function.__code__.co_argcount] and place < len(site.placed):
+                found += scope.values(site.placed[place], site.code)
+            elif site.spread:
+                for held in (each for node in site.spread for each in scope.values(node, site.code)):
+                    found.append(held.get(name, default(function, name)) if isinstance(held, dict) else UNKNOWN)
+            else:
+                found.append(UNKNOWN if site.is_open else default(function, name))
+        if is_self:
+            known = [each for each in found if _has(each, function)]
+            return known or self._objects(function) or [UNKNOWN]
+        return found or [default(function, name)]
+
+
+def called(function: FunctionType) -> str:
+    """Return by what name code calls a function, if by its own."""
+    of = function.__qualname__.rpartition("<locals>.")[2].split(".")
+    return of[-2] if len(of) > 1 and function.__name__ in ("__init__", "__new__") else function.__name__
+
+
+def takes_self(function: FunctionType) -> bool:
+    """Whether a function is a method."""
+    return "." in function.__qualname__.rpartition("<locals>.")[2]
+
+
+def takes_names(function: FunctionType, names: Iterable[str]) -> bool:
+    """Whether a function has parameters of some names; else it may take them by stars."""
+    known = parameters(function.__code__)
+    return all(each in known for each in names) and not function.__code__.co_flags & _VAR_KEYWORDS
+
+
+def default(function: FunctionType, name: str) -> Any:
+    """Return what an argument is that is not given; `UNKNOWN` if it must be."""
+    code = function.__code__
+    placed = dict(zip(code.co_varnames[: code.co_argcount][::-1], (function.__defaults__ or ())[::-1], strict=False))
+    return (placed | (function.__kwdefaults__ or {})).get(name, UNKNOWN)
+
+
+@functools.lru_cache(maxsize=4096)
+def calls_in(code: CodeType) -> tuple[tuple[CodeType, Node], ...]:
+    """Return the calls in code, and in which code within it each is."""
+    try:
+        found = [(inner, each) for inner in code_within(code) for each in expressions(inner)]
+    except Exception:  # bytecode of a kind that nobody has met
+        return ()
+    return tuple((inner, each) for inner, each in found if each.kind == CALL)
+
+
+def given_in(node: Node) -> tuple[list[Node], dict[str, Node], list[Node], bool]:
+    """Return what a call gives by place, by name and by two stars, and whether it may give more by place."""
+    stars = [each.parts[0] for each in node.parts[1:] if each.kind == OTHER and each.value == STARRED]
+    named = {name: each for name in node.value if (each := node.argument(name)) is not None}
+    if not stars:
+        return [*node.arguments], named, [], False
+    first, spread = stars[0], stars[1:]
+    if first.kind == CONST and type(first.value) is tuple:
+        return [Node(CONST, each) for each in first.value], named, spread, False
+    is_known = first.kind == OTHER and first.value in ("BUILD_TUPLE", "BUILD_LIST")
+    return ([*first.parts] if is_known else []), named, spread, not is_known
+
+
+def _has(value: Any, method: FunctionType) -> bool:
+    if value is UNKNOWN or value is None:
+        return False
+    return any(vars(base).get(method.__name__) is method for base in type(value).__mro__)
