@@ -59,14 +59,13 @@ def texts_in(code: CodeType) -> Iterator[str | bytes]:
 _IMPORTING = ("import_module", "__import__")
 
 
-def imports_in(code: CodeType, package: str | None) -> Iterator[str]:
+def imports_in(code: CodeType, package: str | None, *, by_call: bool = False) -> Iterator[str]:
     """Yield the full names of the modules that code imports when it runs, and of all that it takes from them.
-
-    Those that it hands to `import_module` as they stand there, too.
 
     Args:
         code: Of a function.
         package: Where relative names begin.
+        by_call: Whether to yield what `import_module` is handed as it stands there, too.
     """
     before: list[Any] = [None, None]
     for each in dis.get_instructions(code):
@@ -78,7 +77,7 @@ def imports_in(code: CodeType, package: str | None) -> Iterator[str]:
                 continue
             yield module
             yield from (f"{module}.{taken}" for taken in before[1] or ())
-        elif before[1] in _IMPORTING and each.opname == "LOAD_CONST" and isinstance(each.argval, str):
+        elif by_call and before[1] in _IMPORTING and each.opname == "LOAD_CONST" and isinstance(each.argval, str):
             with contextlib.suppress(ImportError):
                 yield resolve_name(each.argval, package)
             before = [None, None]
@@ -86,7 +85,7 @@ def imports_in(code: CodeType, package: str | None) -> Iterator[str]:
             before = [before[1], each.argval]
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
-            yield from imports_in(inner, package)
+            yield from imports_in(inner, package, by_call=by_call)
 
 
 def code_component(code: CodeType) -> Component:

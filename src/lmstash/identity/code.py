@@ -72,7 +72,7 @@ class CodeGraph:
             pin_of: Given a module's name, what stands for all its code, which is not followed then; None to follow it.
         """
         self._by_version = installed_by_version
-        self._pin_of = pin_of
+        self._pin_of, self._imports_by_call = pin_of, False
         self._units: dict[str, str] = {}
         self._seen: dict[int, str] = {}
         self._alive: list[Any] = []  # what was read, so that its id stays its own
@@ -269,7 +269,8 @@ class CodeGraph:
             elif callable(value) and not _is_usual(each, value):  # put there by somebody
                 self.objects[f"{name}:{each}"] = value
         if self._is_own(here):
-            imported = {*imports_in(function.__code__, function.__globals__.get("__package__"))}
+            package = function.__globals__.get("__package__")
+            imported = {*imports_in(function.__code__, package, by_call=self._imports_by_call)}
             for each in sorted(filter(self._is_foreign, imported)):
                 self._add_import(here, each, names, name)
 

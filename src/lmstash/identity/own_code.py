@@ -212,7 +212,7 @@ class OwnCode(OwnModules):
             if table is not None:
                 self._watch_table(table)
         self._add_annotations(function, name)
-        for each in {*imports_in(code, function.__globals__.get("__package__"))}:
+        for each in {*imports_in(code, function.__globals__.get("__package__"), by_call=True)}:
             self._place(sys.modules, each, sys.modules.get(each))
             self._touched.see_import(each)
         for each in SOURCE & {*names_in(code)}:

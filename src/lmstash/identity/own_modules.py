@@ -39,6 +39,7 @@ class OwnModules(CodeGraph):
             package: Never taken by its version.
         """
         super().__init__(installed_by_version=True)
+        self._imports_by_call = True
         self._package = package
         self._touched = TouchedPackages()
         self._modules: dict[int, ModuleType] = {}

@@ -45,7 +45,7 @@ class Remembered:
         named = [each for each in vars(self._lm).values() if type(each) is str and may_be_path(each)]
         files = {each: content_of(each) for each in named}
         more = [each for each in vars(self._lm).values() if isinstance(each, functools._lru_cache_wrapper)]
-        self._memos = Memos(content, look, {"self": self._lm}, {"self": model.hex}, files, more)
+        self._memos = Memos(content, look, {"self": self._lm}, files, more)
         return self._memos.stale
 
     def end(self) -> None:

@@ -166,7 +166,7 @@ class Calls:
     def _alone(self, asked: _Asked) -> Iterator[_Run]:
         """Note whether a call computes beside others: nobody knows then which of them changed something."""
         files = files_named(asked.look)
-        run = _Run(files, Memos(self._content, asked.look, asked.named, asked.arguments, files), _here())
+        run = _Run(files, Memos(self._content, asked.look, asked.named, files), _here())
         with self._lock:
             others = [each for each in self._running if each.where != run.where]  # else it is called by that one
             self._running.append(run)

@@ -6,14 +6,17 @@ comes of that must not be kept under the file as it is now.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import weakref
 from collections.abc import Iterable, Mapping
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import Any
 
 from lmstash.caches.responses.content import Content
 from lmstash.caches.responses.looks import Look
+from lmstash.identity.calls_in_code import calls_in
+from lmstash.identity.expressions import CONST
 
 _FILLED: weakref.WeakKeyDictionary[Any, dict[frozenset[str], dict[str, Any]]] = weakref.WeakKeyDictionary()
 """What functions go by, as it was when they began to remember, by what is said to be harmless."""
@@ -21,19 +24,44 @@ _FILLED: weakref.WeakKeyDictionary[Any, dict[frozenset[str], dict[str, Any]]] = 
 
 _READING = ("open", "read", "load", "file", "path", "from_", "glob", "dir", "template", "import", "data", "source")
 """In the names of what reads files."""
+_DEEP, _MOST = 4, 1000
 
 
 def memos_in(look: Look, more: Iterable[Any] = ()) -> dict[str, Any]:
     """Return the functions that remember results among what the code of a call leads to and `more`, by name."""
-    found: dict[str, Any] = {}
-    held = [*more]
+    left = [*more]
     for code in look.used.values():
-        held += [*code.graph.objects.values()]
-        held += [inner for cls in code.graph.classes for inner in map(_within, vars(cls).values())]
-    for each in held:
-        if isinstance(each, functools._lru_cache_wrapper) and isinstance(each.__wrapped__, FunctionType):
-            found[each.__wrapped__.__qualname__] = each
+        left += code.graph.objects.values()
+        left += [getattr(each, "__func__", each) for cls in code.graph.classes for each in vars(cls).values()]
+    found: dict[str, Any] = {}
+    seen = set[int]()
+    for _ in range(_DEEP):
+        left = [each for each in left if id(each) not in seen]
+        seen.update(map(id, left))
+        memos = [each for each in left if isinstance(each, functools._lru_cache_wrapper)]
+        found |= {each.__qualname__: each for each in memos if _function_of(each) is not None}
+        left = [inner for each in left for inner in _within(each)]
     return found
+
+
+def _within(value: Any) -> Iterable[Any]:
+    """Return what may remember in what code names: members of containers, attributes of objects, what is wrapped."""
+    if isinstance(value, dict):
+        return [*value.values()][:_MOST]
+    if isinstance(value, list | tuple):
+        return value[:_MOST]
+    if isinstance(value, functools.partial):
+        return [value.func]
+    if isinstance(value, property):
+        return [value.fget]
+    held = [] if isinstance(value, type | ModuleType | FunctionType) else getattr(value, "__dict__", {})
+    return [*held.values()][:_MOST] if type(held) is dict else []
+
+
+def _function_of(memo: Any) -> FunctionType | None:
+    """Return the function whose results are remembered."""
+    wrapped = getattr(memo.__wrapped__, "__func__", memo.__wrapped__)
+    return wrapped if isinstance(wrapped, FunctionType) else None
 
 
 class Memos:
@@ -47,7 +75,6 @@ class Memos:
         content: Content,
         look: Look,
         named: Mapping[str, Any],
-        arguments: Mapping[str, Any],
         files: Mapping[str, Any],
         more: Iterable[Any] = (),
     ) -> None:
@@ -57,7 +84,6 @@ class Memos:
             content: Reads the function that is called.
             look: How all was when the call was named.
             named: The arguments of the call.
-            arguments: What stands for these.
             files: What the files hold that they name.
             more: Values that are reached, too.
         """
@@ -65,17 +91,23 @@ class Memos:
         self._now: list[tuple[Any, dict[str, Any]]] = []
         self.stale: list[str] = []
         """Those that remember what was before something changed."""
-        for called, memo in memos_in(look, more).items():
+        memos = memos_in(look, more)
+        functions = [each for code in look.used.values() for each in code.graph.functions] if memos else []
+        objects = [each for code in look.used.values() for each in code.objects.values()] if memos else []
+        for called, memo in memos.items():
+            function = _function_of(memo)
+            assert function is not None
             try:
-                world = _world(content, memo.__wrapped__)
+                world = _world(content, function)
+                if function.__code__.co_argcount:  # it may be handed what the call names
+                    names = _names_in(content.last())
+                    held = [*objects, *named.values(), getattr(memo.__wrapped__, "__self__", None)]
+                    world |= {name: each for value in held for name, each in _attributes(content, value, names).items()}
+                    if any(word in name.lower() for name in names for word in _READING):
+                        world |= {f"file {text}": each for text, each in look.files.items()}
+                        world |= files if _is_handed_more(memo, functions) else {}
             except Exception:  # objects may do anything when they are looked at
                 continue
-            if memo.__wrapped__.__code__.co_argcount:  # it may be handed what the call names
-                if _may_read(content.last()):
-                    world |= {f"file {text}": held for text, held in [*look.files.items(), *files.items()]}
-                objects = {at: look.used[at[0]].objects.get(at[1]) for at in look.held}
-                world |= {f"object {at[1]}": look.held[at] for at, each in objects.items() if _bears(each, memo)}
-                world |= {f"of {id(each)}": arguments.get(name) for name, each in named.items() if _bears(each, memo)}
             self._now.append((memo, world))
             if not memo.cache_info().currsize:
                 _FILLED.pop(memo, None)
@@ -96,20 +128,27 @@ class Memos:
                 self._differs(memo, world)
 
 
-def _within(member: Any) -> Any:
-    """Return the function of a member of a class."""
-    return getattr(member, "__func__", getattr(member, "fget", member))
+def _names_in(look: Look) -> set[str]:
+    """Return the names that the code asks for that was read last."""
+    return {name for code in look.used.values() for each in code.graph.functions for name in each.__code__.co_names}
 
 
-def _may_read(look: Look) -> bool:
-    """Whether code may read the file that it is handed the name of."""
-    names = {name for code in look.used.values() for each in code.graph.functions for name in each.__code__.co_names}
-    return any(word in name.lower() for name in names for word in _READING)
+def _attributes(content: Content, value: Any, names: set[str]) -> dict[str, Any]:
+    """Return what stands for those attributes of an object that code may ask for."""
+    held = getattr(value, "__dict__", None)
+    if type(held) is not dict or isinstance(value, type | ModuleType | FunctionType):
+        return {}
+    found: dict[str, Any] = {}
+    for name in sorted(names & held.keys()):
+        with contextlib.suppress(Exception):
+            found[f"attribute {name} of {id(value)}"] = content.argument(name, held[name])
+    return found
 
 
-def _bears(value: Any, memo: Any) -> bool:
-    """Whether a method that remembers may be called of an object."""
-    return getattr(type(value), memo.__name__, None) is not None
+def _is_handed_more(memo: Any, functions: Iterable[FunctionType]) -> bool:
+    """Whether a function that remembers may be called with something that no call writes out."""
+    calls = [node for each in functions for _, node in calls_in(each.__code__) if node.parts[0].name == memo.__name__]
+    return not calls or any(each.kind != CONST for node in calls for each in node.parts[1:])
 
 
 def _world(content: Content, function: FunctionType) -> dict[str, Any]:
