@@ -9,7 +9,7 @@ from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 from lmstash.identity.expressions import ATTRIBUTE, CALL, CONST, OTHER, STARRED, Node, code_within, expressions
-from lmstash.identity.values_in_code import UNKNOWN, Scope, parameters
+from lmstash.identity.values_in_code import UNKNOWN, Partly, Scope, parameters
 
 _DEEPEST = 6
 _VAR_KEYWORDS = 0x08
@@ -143,18 +143,21 @@ class Calls:
         found: list[Any] = []
         for site in self.of(function):
             scope = self.scope(site.caller, named, depth - 1)
-            place = names.index(name) - has_self
-            if name in site.fixed:
+            # What a partial gives comes first.
+            place = names.index(name) - sum(each in site.fixed for each in names[: names.index(name)])
+            place -= has_self and names[0] not in site.fixed
+            if name in site.named:
+                found += scope.values(site.named[name], site.code)
+            elif name in site.fixed:
                 found.append(site.fixed[name])
             elif is_self:
                 found += [] if site.receiver is None else scope.values(site.receiver, site.code)
-            elif name in site.named:
-                found += scope.values(site.named[name], site.code)
             elif name in names[: function.__code__.co_argcount] and place < len(site.placed):
                 found += scope.values(site.placed[place], site.code)
             elif site.spread:
                 for held in (each for node in site.spread for each in scope.values(node, site.code)):
-                    found.append(held.get(name, default(function, name)) if isinstance(held, dict) else UNKNOWN)
+                    otherwise = UNKNOWN if type(held) is Partly else default(function, name)
+                    found.append(held.get(name, otherwise) if isinstance(held, dict) else UNKNOWN)
             else:
                 found.append(UNKNOWN if site.is_open else default(function, name))
         if is_self:

@@ -31,7 +31,6 @@ UNKNOWN: Any = type("Unknown", (), {"__repr__": lambda _: "UNKNOWN"})()
 """Stands for what cannot be told."""
 _DEEPEST = 12
 _MOST = 16
-_DICTS = (dict, OrderedDict)
 _SIGNS: dict[str, Callable[[Any, Any], Any]] = {
     "+": operator.add,
     "-": operator.sub,
@@ -42,6 +41,13 @@ _COPIES = frozenset({"copy", "model_dump", "dict", "_asdict", "to_dict"})
 """Methods that give what an object holds."""
 _COPYING = frozenset({"vars", "asdict", "dict", "copy", "deepcopy", "replace"})
 """Functions that do."""
+
+
+class Partly(dict[Any, Any]):
+    """What is known of a dict that may hold more."""
+
+
+_DICTS = (dict, OrderedDict, Partly)
 
 
 def nothing_known(name: str) -> list[Any]:
@@ -112,7 +118,9 @@ class Scope:
             found = [{**one, key: value} for one in found for value in self.values(each, code, depth)][:_MOST]
         for each in merged:
             more = self.values(each, code, depth)
-            found = [{**one, **(held if _is_dict(held) else {})} for one in found for held in more][:_MOST]
+            found = [_operated("|", one, held if _is_dict(held) else Partly()) for one in found for held in more][
+                :_MOST
+            ]
         return found
 
     def _called(self, node: Node, code: CodeType, depth: int) -> list[Any]:
@@ -164,7 +172,7 @@ class Scope:
             if name in parameters(code):
                 found += self._argument(name) if code == self._code else [UNKNOWN]
             entries = [(key, value) for key, each in _set_in(code, name) for value in self.values(each, code, depth)]
-            return [{**each, **dict(entries)} if entries and _is_dict(each) else each for each in found]
+            return [_operated("|", each, dict(entries)) if entries and _is_dict(each) else each for each in found]
         if name in code.co_freevars:
             try:
                 return [self._cells[name].cell_contents]
@@ -250,7 +258,7 @@ def _asked(value: Any, name: Any, default: Any = UNKNOWN) -> Any:
 
 def _entry(held: Any, key: Any, default: Any = UNKNOWN) -> Any:
     if (_is_dict(held) or held is os.environ) and isinstance(key, str | int):
-        return held.get(key, default)
+        return held.get(key, UNKNOWN if type(held) is Partly else default)
     if type(held) in (list, tuple) and type(key) is int and -len(held) <= key < len(held):
         return held[key]
     return UNKNOWN
@@ -258,7 +266,7 @@ def _entry(held: Any, key: Any, default: Any = UNKNOWN) -> Any:
 
 def _operated(sign: str, left: Any, right: Any) -> Any:
     if sign == "|" and _is_dict(left) and _is_dict(right):
-        return {**left, **right}
+        return (Partly if Partly in (type(left), type(right)) else dict)({**left, **right})
     if sign not in _SIGNS or not {type(left), type(right)} <= {int, float}:
         return UNKNOWN
     try:

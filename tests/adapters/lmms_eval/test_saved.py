@@ -13,10 +13,12 @@ import math
 import pickle
 import re
 import threading
+from argparse import Namespace
 from collections import Counter, OrderedDict, defaultdict, deque
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ import torch
 
 import lmstash
 from lmstash.adapters.lmms_eval import Record, Request, delete_cache, load_from_cache, save_to_cache
+from lmstash.errors import InvalidArgumentError
 from lmstash.stash import Stash
 
 
@@ -474,6 +477,8 @@ class Step:
         (prompt("a"), prompt("b")),
         (collections.defaultdict(list), collections.defaultdict(set)),
         (Step(len), Step(max)),
+        (SimpleNamespace(a=1), SimpleNamespace(a=2)),
+        (Namespace(a=1), SimpleNamespace(a=1)),
         (Step(lambda doc: [doc]), Step(lambda doc: doc)),
     ],
 )
@@ -484,6 +489,14 @@ def test_any_value_may_be_a_fingerprint(one: Any, other: Any) -> None:
     save_to_cache("a", [1], fingerprint=one)
     assert load_from_cache("a", fingerprint=copy.deepcopy(one)) == [1]
     assert load_from_cache("a", fingerprint=other) is None
+
+
+def test_a_fingerprint_that_holds_itself_is_refused(stash: Stash, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stash.store, "strict", True)
+    held: dict[str, Any] = {}
+    held["a"] = held
+    with pytest.raises(InvalidArgumentError, match="holds itself"):
+        load_from_cache("a", fingerprint=held, stash=stash)
 
 
 class Fails:

@@ -28,11 +28,29 @@ GOES_BY_A_FILE = {
     "a file that it is handed": (
         "@functools.cache\ndef said(name): return (HERE / f'{name}.txt').read_text()\ndef ask(q): return said('p')"
     ),
+    "a method of a package": "said = functools.cache(pathlib.Path.read_text)\ndef ask(q): return said(HERE / 'p.txt')",
+    "a partial": (
+        "@functools.cache\ndef said(name): return (HERE / name).read_text()\none = functools.partial(said, 'p.txt')\n"
+        "def ask(q): return one()"
+    ),
+    "a dict of them": (
+        "@functools.cache\ndef said(): return (HERE / 'p.txt').read_text()\nBY = {'a': said}\n"
+        "def ask(q): return BY['a']()"
+    ),
+    "an attribute": (
+        "class R:\n def __init__(self): self.load = functools.lru_cache(self._load)\n"
+        " def _load(self, name): return (HERE / name).read_text()\nR = R()\nsaid = R.load\n"
+        "def ask(q): return R.load('p.txt')"
+    ),
 }
 GOES_BY_A_VALUE = {
     "a global": "@functools.cache\ndef said(): return STYLE\ndef ask(q): return said()",
     "a static method": "def ask(q): return Held.static()",
     "a method": "def ask(q): return HELD.said()",
+    "an attribute of what it is handed": (
+        "class R:\n style = 'one'\n def __init__(self): self.style = 'one'\nOTHER = R()\n"
+        "@functools.cache\ndef said(held): return held.style\ndef ask(q): return said(HELD)"
+    ),
     "a method of an argument": "def ask(q, held=HELD): return held.said()",
     "the environment": ("@functools.cache\ndef said(): return os.environ['EVAL_STYLE']\ndef ask(q): return said()"),
 }
@@ -94,3 +112,19 @@ def test_what_does_not_hang_on_the_edit_goes_on(stash: Stash, responses: Respons
     hits = stash.stats.hits
     assert ask("a") == "twotwotwo"
     assert stash.stats.hits == hits + 1
+
+
+def test_what_a_memo_does_not_read_may_change(responses: Responses, stash: Stash, program: Any) -> None:
+    """Counters of the object that bears it, files that are written each time."""
+    made = program(
+        "class Runner:\n def __init__(self): self.done, self.name = 0, 'p'\n"
+        " @functools.lru_cache\n def load(self, name): return name.upper()\n"
+        " def ask(self, q): return self.load('a') + q + pathlib.Path(HERE, 'log.txt').read_text()\nRUNNER = Runner()"
+    )
+    runner = made["RUNNER"]
+    type(runner).ask = responses.cached(type(runner).ask)
+    for n in range(3):
+        runner.done = n
+        Path(made["HERE"], "log.txt").write_text(str(n))
+        assert [runner.ask("q"), runner.ask("q")] == [f"Aq{n}"] * 2
+    assert stash.stats.hits == 3

@@ -12,7 +12,9 @@ from lmstash.adapters.lm_eval.own_names import variables
 from lmstash.adapters.lmms_eval.asking import plain
 from lmstash.adapters.lmms_eval.code_of import source_of, task_functions
 from lmstash.adapters.lmms_eval.pinned import harness_code
+from lmstash.caches.responses.everyday import NAMESPACES
 from lmstash.caches.responses.requests import read_request
+from lmstash.errors import InvalidArgumentError
 from lmstash.identity.describe import Describer
 from lmstash.identity.encoding import encode
 from lmstash.identity.fingerprint import Fingerprint
@@ -38,7 +40,10 @@ def fingerprint_of(value: Any) -> str:
     Raises:
         InvalidArgumentError: Nobody knows how to tell it from another one of its kind.
     """
-    told = _told(value)
+    try:
+        told = _told(value)
+    except RecursionError:
+        raise InvalidArgumentError("fingerprint= holds itself: name what counts of it") from None
     if type(told) is dict:  # in a list no field is taken for one of a request, of which some say nothing of the answer
         in_order = all(type(name) is str for name in told)  # settings, say: their order says nothing
         told = ["of", dict(sorted(told.items())) if in_order else told]
@@ -78,7 +83,10 @@ def _told(value: Any) -> Any:
     if kind is not str and isinstance(value, str):
         return [name, plain(str.__getitem__(value, slice(None))), _beside(value)]
     if dataclasses.is_dataclass(value):
-        return [name, {each.name: _told(getattr(value, each.name)) for each in dataclasses.fields(value)}]
+        fields = {each.name: _told(getattr(value, each.name)) for each in dataclasses.fields(value)}
+        return [name, fields, {key: each for key, each in _beside(value).items() if key not in fields}]
+    if kind in NAMESPACES:
+        return [name, _beside(value)]
     return plain(value)
 
 

@@ -100,7 +100,7 @@ class Memos:
             try:
                 world = _world(content, function)
                 if function.__code__.co_argcount:  # it may be handed what the call names
-                    names = _names_in(content.last())
+                    names = _names_in(content.last()) or {function.__name__, *function.__code__.co_names}
                     held = [*objects, *named.values(), getattr(memo.__wrapped__, "__self__", None)]
                     world |= {name: each for value in held for name, each in _attributes(content, value, names).items()}
                     if any(word in name.lower() for name in names for word in _READING):
