@@ -53,7 +53,7 @@ def calls(body: str) -> tuple[dict[str, Any], Calls, list[FunctionType]]:
 @pytest.mark.parametrize("body", OF_TOLD)
 def test_arguments(body: str) -> None:
     table, known, _ = calls(body)
-    found = [known.argument(table["told"], name, {"q": "q"}) for name in "xyz"]
+    found = [known.during({"q": "q"}).argument(table["told"], name) for name in "xyz"]
     for each, wanted in zip(found, OF_TOLD[body], strict=True):
         assert set(each) <= set(wanted), body
         assert each[0] == wanted[0]
@@ -66,15 +66,15 @@ def test_arguments(body: str) -> None:
 def test_what_a_method_is_called_of(body: str, of: str) -> None:
     table, known, _ = calls(body)
     method = table["M"].__call__ if "TWO(" in body else table["M"].method
-    assert known.argument(method, "self", {"q": "q"}) == [table[of]]
+    assert known.during({"q": "q"}).argument(method, "self") == [table[of]]
 
 
 def test_constructors() -> None:
     table, known, _ = calls("M(4).method()")
-    assert known.argument(table["M"].__init__, "n", {"q": "q"}) == [4]
-    assert known.argument(table["M"].method, "self", {"q": "q"}) == [UNKNOWN]
+    assert known.during({"q": "q"}).argument(table["M"].__init__, "n") == [4]
+    assert known.during({"q": "q"}).argument(table["M"].method, "self") == [UNKNOWN]
     table, known, _ = calls("M()")
-    assert known.argument(table["M"].__init__, "n", {"q": "q"}) == [1]
+    assert known.during({"q": "q"}).argument(table["M"].__init__, "n") == [1]
 
 
 def test_functions_that_call_each_other_come_to_an_end() -> None:
@@ -82,4 +82,4 @@ def test_functions_that_call_each_other_come_to_an_end() -> None:
     exec("def a(x): b(x)\ndef b(x): a(x)\ndef ask(q): a(q)", table)
     functions = [table["a"], table["b"], table["ask"]]
     known = Calls(functions, functions, table["ask"], lambda _: [])
-    assert "q" in known.argument(table["a"], "x", {"q": "q"})
+    assert "q" in known.during({"q": "q"}).argument(table["a"], "x")

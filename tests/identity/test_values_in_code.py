@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lmstash.identity.expressions import CALL, code_within, expressions
-from lmstash.identity.values_in_code import UNKNOWN, Scope, attribute
+from lmstash.identity.values_in_code import UNKNOWN, Nothing, Scope, attribute
 
 START = """
 import math
@@ -47,6 +47,13 @@ UNTOLD = [
 ]
 
 
+class Known(Nothing):
+    of: Any = UNKNOWN
+
+    def argument(self, function: FunctionType, name: str) -> list[Any]:
+        return [self.of]
+
+
 def values(code: str) -> list[Any]:
     """Return what the first argument of `told` may be in the code of a function."""
     table: dict[str, Any] = {}
@@ -56,11 +63,12 @@ def values(code: str) -> list[Any]:
 
 
 def values_in(function: FunctionType, of: Any = UNKNOWN) -> list[Any]:
-    given = {} if of is UNKNOWN else {function.__code__.co_varnames[0]: [of]}
+    known = Known()
+    known.of = of
     for inner in code_within(function.__code__):
         for node in expressions(inner):
             if node.kind == CALL and node.parts[0].name == "told":
-                return Scope(function, lambda name: given.get(name, [UNKNOWN])).values(node.parts[1], inner)
+                return Scope(function, known).values(node.parts[1], inner)
     raise AssertionError("no call")
 
 

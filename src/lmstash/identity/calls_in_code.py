@@ -9,9 +9,10 @@ from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 from lmstash.identity.expressions import ATTRIBUTE, CALL, CONST, OTHER, STARRED, Node, code_within, expressions
-from lmstash.identity.values_in_code import UNKNOWN, Partly, Scope, parameters
+from lmstash.identity.values_in_code import UNKNOWN, Nothing, Partly, Scope, parameters
 
-_DEEPEST = 6
+_DEEPEST = 12
+_NUMBERS = (bool, int, float, str)
 _VAR_KEYWORDS = 0x08
 
 
@@ -57,7 +58,7 @@ class Calls:
         first: FunctionType,
         objects: Callable[[FunctionType], list[Any]],
     ) -> None:
-        self._first, self._objects = first, objects
+        self.first, self.objects = first, objects
         self._sites: dict[int, list[Site]] = {}
         self._own: set[int] = set()
         self._by_name: dict[str, list[FunctionType]] = {}
@@ -119,51 +120,88 @@ class Calls:
         """Return the calls of a function."""
         return self._sites.get(id(function), [])
 
-    def scope(self, function: FunctionType, named: Mapping[str, Any], depth: int = _DEEPEST) -> Scope:
-        """Return where the names of a function stand for something, whoever calls it.
+    def during(self, named: Mapping[str, Any] | None = None) -> Arguments:
+        """Return what the arguments of all functions may be while the first one is called.
 
         Args:
-            function: Whose.
-            named: What the first one is called with.
-            depth: How far to go from a function to those that call it.
+            named: With what; None where that is not known yet.
         """
-        return Scope(function, lambda name: self.argument(function, name, named, depth))
+        return Arguments(self, named)
 
-    def argument(self, function: FunctionType, name: str, named: Mapping[str, Any], depth: int = _DEEPEST) -> list[Any]:
-        """Return what one argument of a function may be; `UNKNOWN` where that cannot be told."""
-        if function is self._first:
-            return [named.get(name, UNKNOWN)]
-        if depth <= 0:
-            return [UNKNOWN]
+
+class Arguments(Nothing):
+    """What arguments may be during one call. Each is looked for once."""
+
+    def __init__(self, calls: Calls, named: Mapping[str, Any] | None) -> None:
+        """Take the calls, and what the first function is called with."""
+        self._calls, self._named = calls, named or {}
+        self._known: dict[tuple[int, str], tuple[list[Any], bool]] = {}
+        self._depth = 0
+
+    def scope(self, function: FunctionType) -> Scope:
+        """Return where the names of a function stand for something, whoever calls it."""
+        return Scope(function, self)
+
+    def argument(self, function: FunctionType, name: str) -> list[Any]:
+        """Return what one argument of a function may be; `UNKNOWN` among it where that cannot be told."""
+        if function is self._calls.first:
+            self.hangs = True
+            return [self._named.get(name, UNKNOWN)]
+        known = self._known.get((id(function), name))
+        if known is None:
+            if self._depth >= _DEEPEST:
+                return [UNKNOWN]
+            before, self.hangs, self._depth = self.hangs, False, self._depth + 1
+            self._known[id(function), name] = [UNKNOWN], False  # for whom it hands it to, and gets it from
+            known = self._known[id(function), name] = self._found(function, name), self.hangs
+            self.hangs, self._depth = before, self._depth - 1
+        self.hangs = self.hangs or known[1]
+        return known[0]
+
+    def _found(self, function: FunctionType, name: str) -> list[Any]:
         names = parameters(function.__code__)
-        has_self = takes_self(function)
-        is_self = has_self and names[:1] == (name,)
-        if is_self and function.__name__ in ("__init__", "__new__"):
+        if takes_self(function) and names[:1] == (name,):
+            return self._receivers(function, name)
+        found: dict[Any, Any] = {}
+        for site in self._calls.of(function):
+            for each in self._given(site, function, name):
+                found.setdefault((type(each), each) if type(each) in _NUMBERS else id(each), each)
+        return [*found.values()] or [default(function, name)]
+
+    def _given(self, site: Site, function: FunctionType, name: str) -> list[Any]:
+        """Return what one call gives for an argument."""
+        scope, names = self.scope(site.caller), parameters(function.__code__)
+        if name in site.named:
+            return scope.values(site.named[name], site.code)
+        if name in site.fixed:
+            return [site.fixed[name]]
+        # What a partial gives comes first.
+        place = names.index(name) - sum(each in site.fixed for each in names[: names.index(name)])
+        place -= takes_self(function) and names[0] not in site.fixed
+        if name in names[: function.__code__.co_argcount] and place < len(site.placed):
+            return scope.values(site.placed[place], site.code)
+        otherwise = default(function, name)
+        if not site.spread:
+            return [UNKNOWN if site.is_open else otherwise]
+        held = [each for node in site.spread for each in scope.values(node, site.code)]
+        return [
+            each.get(name, UNKNOWN if type(each) is Partly else otherwise) if isinstance(each, dict) else UNKNOWN
+            for each in held
+        ]
+
+    def _receivers(self, method: FunctionType, name: str) -> list[Any]:
+        """Return what a method is called of."""
+        if method.__name__ in ("__init__", "__new__"):
             return [UNKNOWN]
         found: list[Any] = []
-        for site in self.of(function):
-            scope = self.scope(site.caller, named, depth - 1)
-            # What a partial gives comes first.
-            place = names.index(name) - sum(each in site.fixed for each in names[: names.index(name)])
-            place -= has_self and names[0] not in site.fixed
-            if name in site.named:
-                found += scope.values(site.named[name], site.code)
-            elif name in site.fixed:
+        for site in self._calls.of(method):
+            if name in site.fixed:
                 found.append(site.fixed[name])
-            elif is_self:
-                found += [] if site.receiver is None else scope.values(site.receiver, site.code)
-            elif name in names[: function.__code__.co_argcount] and place < len(site.placed):
-                found += scope.values(site.placed[place], site.code)
-            elif site.spread:
-                for held in (each for node in site.spread for each in scope.values(node, site.code)):
-                    otherwise = UNKNOWN if type(held) is Partly else default(function, name)
-                    found.append(held.get(name, otherwise) if isinstance(held, dict) else UNKNOWN)
-            else:
-                found.append(UNKNOWN if site.is_open else default(function, name))
-        if is_self:
-            known = [each for each in found if _has(each, function)]
-            return known or self._objects(function) or [UNKNOWN]
-        return found or [default(function, name)]
+            elif site.receiver is not None:
+                found += self.scope(site.caller).values(site.receiver, site.code)
+        known = {id(each): each for each in found if _has(each, method)}
+        self.hangs = True
+        return [*known.values()] or self._calls.objects(method) or [UNKNOWN]
 
 
 def called(function: FunctionType) -> str:

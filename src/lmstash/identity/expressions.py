@@ -83,7 +83,7 @@ class Node:
 _NULL = Node("null")
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=512)
 def expressions(code: CodeType) -> tuple[Node, ...]:
     """Return all values that code handles, in the order in which they are made; not those of functions within it."""
     return tuple(_Reading(code).made)

@@ -29,6 +29,7 @@ from lmstash.identity.expressions import (
 
 UNKNOWN: Any = type("Unknown", (), {"__repr__": lambda _: "UNKNOWN"})()
 """Stands for what cannot be told."""
+_PLAIN = (type(None), bool, int, float, str, bytes)
 _DEEPEST = 12
 _MOST = 16
 _SIGNS: dict[str, Callable[[Any, Any], Any]] = {
@@ -50,17 +51,24 @@ class Partly(dict[Any, Any]):
 _DICTS = (dict, OrderedDict, Partly)
 
 
-def nothing_known(name: str) -> list[Any]:
-    """Stand for the arguments of a call of which nothing is known."""
-    return [UNKNOWN]
+class Nothing:
+    """Stands for a call of which nothing is known."""
+
+    hangs = False
+    """Whether what was told may be another thing the next time: it hangs on objects, the environment or arguments."""
+
+    def argument(self, function: FunctionType, name: str) -> list[Any]:
+        """Return what an argument of a function may be."""
+        return [UNKNOWN]
 
 
 class Scope:
     """Where the names of one function stand for something. Looks anew at each question."""
 
-    def __init__(self, function: FunctionType, argument: Callable[[str], list[Any]] = nothing_known) -> None:
-        """Take a function, and what says by its name what one of its arguments may be."""
-        self._code, self._globals, self._argument = function.__code__, function.__globals__, argument
+    def __init__(self, function: FunctionType, call: Nothing | None = None) -> None:
+        """Take a function, and what is known of the call that it runs in."""
+        self._function, self._call = function, call or Nothing()
+        self._code, self._globals = function.__code__, function.__globals__
         self._cells = dict(zip(self._code.co_freevars, function.__closure__ or (), strict=False))
 
     def values(self, node: Node, code: CodeType, depth: int = _DEEPEST) -> list[Any]:
@@ -89,9 +97,9 @@ class Scope:
                     return known
             return [value for each in node.parts for value in self.values(each, code, depth)]
         if node.kind == ATTRIBUTE and len(node.parts) == 1:
-            return [attribute(each, node.name) for each in self.values(node.parts[0], code, depth)]
+            return [attribute(each, node.name) for each in self._looked_into(self.values(node.parts[0], code, depth))]
         if node.kind in (ITEM, OPERATION) and len(node.parts) == 2:
-            pairs = _products(self.values(each, code, depth) for each in node.parts)
+            pairs = _products(self._looked_into(self.values(each, code, depth)) for each in node.parts)
             return [_entry(*each) if node.kind == ITEM else _operated(node.value, *each) for each in pairs]
         if node.kind == CALL:
             return self._called(node, code, depth)
@@ -138,19 +146,19 @@ class Scope:
         if node.value:
             return [UNKNOWN]
         if name in _COPYING and len(given) == 1:
-            return [_held(each) for each in self.values(given[0], code, depth)]
-        arguments = _products(self.values(each, code, depth) for each in given)
+            return [_held(each) for each in self._looked_into(self.values(given[0], code, depth))]
+        arguments = _products(self._looked_into(self.values(each, code, depth)) for each in given)
         if function.kind == NAME and name in ("float", "int") and name not in self._globals:
             return [_number(name, *each) if len(each) == 1 else UNKNOWN for each in arguments]
         if function.kind == NAME and name == "getattr":
             return [_asked(*each) if 2 <= len(each) <= 3 else UNKNOWN for each in arguments]
         if function.kind != ATTRIBUTE or not function.parts:
             return [UNKNOWN]
-        held = self.values(function.parts[0], code, depth)
+        held = self._looked_into(self.values(function.parts[0], code, depth))
         if name in _COPIES and not given:
             return [_held(each) for each in held]
         if name == "getenv" and held == [os]:
-            held = [os.environ]
+            held = self._looked_into([os.environ])
         elif name != "get":
             return [UNKNOWN]
         return [_entry(one, *each) if 1 <= len(each) <= 2 else UNKNOWN for one in held for each in arguments]
@@ -179,6 +187,14 @@ class Scope:
             except (KeyError, ValueError):  # a variable of the function around it, or none yet
                 return self._argument(name) if name in parameters(self._code) else [UNKNOWN]
         return [self._globals.get(name, UNKNOWN)]
+
+    def _argument(self, name: str) -> list[Any]:
+        return self._call.argument(self._function, name)
+
+    def _looked_into(self, values: list[Any]) -> list[Any]:
+        """Return the same; notes whether what lies in one of them may be another thing the next time."""
+        self._call.hangs = self._call.hangs or any(map(_may_change, values))
+        return values
 
     def _given(self, name: str, code: CodeType) -> list[Any]:
         """Return what an argument is that code asks whether it is None, if it is known not to be; else nothing."""
@@ -233,6 +249,16 @@ def _products(parts: Iterable[list[Any]]) -> list[tuple[Any, ...]]:
     for each in parts:
         found = [(*before, value) for before in found for value in each][:_MOST]
     return found
+
+
+def _may_change(value: Any) -> bool:
+    """Whether what lies in a value is not watched: plain values are, classes, modules and functions."""
+    if type(value) in (dict, list, tuple):
+        held = value.values() if type(value) is dict else value
+        return any(type(each) not in _PLAIN and _may_change(each) for each in held)
+    return (
+        type(value) not in _PLAIN and not isinstance(value, type | ModuleType | FunctionType) and value is not UNKNOWN
+    )
 
 
 def _is_dict(value: Any) -> bool:

@@ -55,7 +55,12 @@ def variables_under(names: Collection[str], without: Callable[[str], bool] = lam
     said = [
         (name, value)
         for name, value in sorted(os.environ.items())
-        if (name in names or name.startswith(beginnings) or name.endswith(endings) or _is_made_of(name, pieces))
+        if (
+            name in names
+            or name.startswith(beginnings)
+            or name.endswith(endings)
+            or (pieces and _is_made_of(name, pieces))
+        )
         and not without(name)
     ]
     return {name: hashlib.sha256(os.fsencode(value)).hexdigest() for name, value in said}
@@ -63,7 +68,7 @@ def variables_under(names: Collection[str], without: Callable[[str], bool] = lam
 
 def _is_made_of(name: str, pieces: Collection[str]) -> bool:
     """Whether a name is two pieces with `_` between them."""
-    cuts = [at for at, each in enumerate(name) if each == "_"] if pieces else ()
+    cuts = [at for at, each in enumerate(name) if each == "_"]
     return any(name[:at].upper() in pieces and name[at + 1 :].upper() in pieces for at in cuts)
 
 

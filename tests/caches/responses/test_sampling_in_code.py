@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 
 import pytest
@@ -254,3 +255,19 @@ def test_what_is_set_meanwhile_counts(responses: Responses) -> None:
     assert [ask("a"), ask("a")] == [2, 3]
     table["args"].hot = 0.0
     assert ask("a") == 1
+
+
+def test_a_program_of_many_functions_costs_no_more_at_a_hit(responses: Responses) -> None:
+    """What hangs on no argument and no object is told once."""
+    lines = [START, "CFG = {'a': {'temperature': 0}}"]
+    for i in range(100):
+        calls = "; ".join(f"f{j}(q, t=t, x=CFG)" for j in range(max(0, i - 4), i)) or "pass"
+        lines.append(f"def f{i}(q, t=0, x=None):\n {calls}\n return create(temperature=t, **CFG['a'])")
+    table = made_program("\n".join([*lines, "def ask(q): return f99(q) if q == 'all' else 1"]))
+    ask = responses.cached(table["ask"], harmless=["N"])
+    ask("a")
+    started = time.process_time()
+    for _ in range(20):
+        ask("a")
+    assert time.process_time() - started < 0.2
+    assert responses.store.events.stats.hits == 20

@@ -16,7 +16,7 @@ from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, Modul
 from typing import Any
 
 from lmstash.caches.responses.sampling import HOTTEST, MAY_HOLD_ARGUMENTS, is_sampled, seed_of
-from lmstash.identity.calls_in_code import Calls, calls_in, given_in, takes_names, takes_self
+from lmstash.identity.calls_in_code import Arguments, Calls, calls_in, given_in, takes_names, takes_self
 from lmstash.identity.expressions import CALL, CONST, NAME, OPERATION, OTHER, STORED, Node, code_within, expressions
 from lmstash.identity.own_code import OwnCode
 from lmstash.identity.values_in_code import UNKNOWN, Scope, attribute, parameters
@@ -69,14 +69,26 @@ class SamplingInCode:
         self._roots = [graph.objects for _, graph in graphs]
         self._modules = {each.__module__ for each in functions.values()}
         self._calls = Calls(functions.values(), looked.values(), first, self._objects_of)
-        self._said = [(each, one) for each in looked.values() for one in self._said_in(each)]
+        said = [(each, one) for each in looked.values() for one in self._said_in(each)]
         taking = {key: each for key, each in functions.items() if key in looked or self._calls.of(each)}
-        self._taking = [
+        takes = [
             (each, names)
             for each in taking.values()
             if each is not first and (names := [*_NAMES.intersection(parameters(each.__code__))])
             if not all(_only_counted_with(each.__code__, name) for name in names)
         ]
+        during = self._calls.during()
+        self._always: dict[str, Any] = {}
+        self._said = [(each, one) for each, one in said if self._hangs(during, self._told(during, each, one))]
+        self._taking = [(each, names) for each, names in takes if self._hangs(during, _taken(during, each, names))]
+
+    def _hangs(self, during: Arguments, told: Iterator[dict[str, Any]]) -> bool:
+        """Whether what is told has to be looked at in each call; notes it if it asks for sampling in each."""
+        during.hangs = False
+        sampled = [found for each in told if (found := self._sampled(each))]
+        if not during.hangs and sampled:
+            self._always = sampled[0]
+        return during.hangs
 
     def _said_in(self, function: FunctionType) -> Iterator[_Said]:
         """Yield what a function says, but for what is handed whole and says nothing, whoever calls."""
@@ -110,17 +122,27 @@ class SamplingInCode:
         Args:
             named: What the call is given.
         """
-        for function, said in self._said:
-            scope = self._calls.scope(function, named)
-            for told in _told(scope, said):
-                if sampled := self._sampled(told):
-                    return sampled
-        for function, names in self._taking:
-            values = [self._calls.argument(function, name, named) for name in names]
-            for each in itertools.islice(itertools.product(*values), _MOST):
-                if sampled := self._sampled(dict(zip(names, each, strict=True))):
-                    return sampled
-        return {}
+        if self._always or not (self._said or self._taking):
+            return self._always
+        during = self._calls.during(named)
+        told = itertools.chain(
+            (each for function, said in self._said for each in self._told(during, function, said)),
+            (each for function, names in self._taking for each in _taken(during, function, names)),
+        )
+        return next((found for each in told if (found := self._sampled(each))), {})
+
+    @staticmethod
+    def _told(during: Arguments, function: FunctionType, said: _Said) -> Iterator[dict[str, Any]]:
+        """Yield what may be said of sampling."""
+        scope = during.scope(function)
+        if _HANDED in said.nodes:
+            for each in scope.values(said.nodes[_HANDED], said.code):
+                during.hangs = during.hangs or not (each is UNKNOWN or isinstance(each, (dict, *_SAYS_NOTHING)))
+                yield from _said_by(each)
+            return
+        values = [_made_of(scope, name, node, said.code) for name, node in said.nodes.items()]
+        for each in itertools.islice(itertools.product(*values), _MOST):
+            yield dict(zip(said.nodes, each, strict=True))
 
     def _sampled(self, told: Mapping[str, Any]) -> dict[str, Any]:
         told = {name: _number(each) for name, each in told.items() if name not in self._harmless}
@@ -172,15 +194,11 @@ def _members(value: Any) -> list[Any]:
     return [*value] if type(value) in (list, tuple) else [value]
 
 
-def _told(scope: Scope, said: _Said) -> Iterator[dict[str, Any]]:
-    """Yield what may be said of sampling."""
-    if _HANDED in said.nodes:
-        for each in scope.values(said.nodes[_HANDED], said.code):
-            yield from _said_by(each)
-        return
-    values = [_made_of(scope, name, node, said.code) for name, node in said.nodes.items()]
+def _taken(during: Arguments, function: FunctionType, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield what a function may be handed that is named for sampling."""
+    values = [during.argument(function, name) for name in names]
     for each in itertools.islice(itertools.product(*values), _MOST):
-        yield dict(zip(said.nodes, each, strict=True))
+        yield dict(zip(names, each, strict=True))
 
 
 def _made_of(scope: Scope, name: str, node: Node, code: CodeType) -> list[Any]:
