@@ -9,7 +9,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from inspect import getattr_static
-from types import CodeType, FunctionType, MemberDescriptorType, ModuleType
+from types import CodeType, FunctionType, GetSetDescriptorType, MemberDescriptorType, ModuleType
 from typing import Any
 
 from lmstash.identity.expressions import (
@@ -226,6 +226,16 @@ def attribute(value: Any, name: str) -> Any:
     return UNKNOWN if hasattr(type(found), "__get__") else found
 
 
+def attributes_lying_in(value: Any) -> dict[str, Any]:
+    """Return the `__dict__` of an object, without running any of its code."""
+    for base in type(value).__mro__:
+        descriptor = vars(base).get("__dict__")
+        if isinstance(descriptor, GetSetDescriptorType):
+            held = descriptor.__get__(value)
+            return held if type(held) is dict else {}
+    return {}
+
+
 @functools.lru_cache(maxsize=4096)
 def _asks_for_none(code: CodeType, name: str) -> bool:
     asked = [each for each in expressions(code) if each.kind == NAME and each.value == name]
@@ -273,8 +283,7 @@ def _held(value: Any) -> Any:
         return {name: attribute(value, name) for name in type(value)._fields}  # pyright: ignore[reportAttributeAccessIssue]
     if dataclasses.is_dataclass(value):
         return {each.name: attribute(value, each.name) for each in dataclasses.fields(value)}
-    held = getattr_static(value, "__dict__", None) and getattr(value, "__dict__", None)
-    return dict(held) if type(held) is dict else UNKNOWN
+    return dict(held) if (held := attributes_lying_in(value)) else UNKNOWN
 
 
 def _asked(value: Any, name: Any, default: Any = UNKNOWN) -> Any:

@@ -17,6 +17,7 @@ from lmstash.caches.responses.content import Content
 from lmstash.caches.responses.looks import Look
 from lmstash.identity.calls_in_code import calls_in
 from lmstash.identity.expressions import CONST
+from lmstash.identity.values_in_code import attributes_lying_in
 
 _FILLED: weakref.WeakKeyDictionary[Any, dict[frozenset[str], dict[str, Any]]] = weakref.WeakKeyDictionary()
 """What functions go by, as it was when they began to remember, by what is said to be harmless."""
@@ -54,8 +55,8 @@ def _within(value: Any) -> Iterable[Any]:
         return [value.func]
     if isinstance(value, property):
         return [value.fget]
-    held = [] if isinstance(value, type | ModuleType | FunctionType) else getattr(value, "__dict__", {})
-    return [*held.values()][:_MOST] if type(held) is dict else []
+    held = {} if isinstance(value, type | ModuleType | FunctionType) else attributes_lying_in(value)
+    return [*held.values()][:_MOST]
 
 
 def _function_of(memo: Any) -> FunctionType | None:
@@ -91,28 +92,36 @@ class Memos:
         self._now: list[tuple[Any, dict[str, Any]]] = []
         self.stale: list[str] = []
         """Those that remember what was before something changed."""
-        memos = memos_in(look, more)
-        functions = [each for code in look.used.values() for each in code.graph.functions] if memos else []
-        objects = [each for code in look.used.values() for each in code.objects.values()] if memos else []
+        memos: dict[str, Any] = {}
+        with contextlib.suppress(Exception):  # objects may do anything when they are looked at
+            memos = memos_in(look, more)
         for called, memo in memos.items():
-            function = _function_of(memo)
-            assert function is not None
-            try:
-                world = _world(content, function)
-                if function.__code__.co_argcount:  # it may be handed what the call names
-                    names = _names_in(content.last()) or {function.__name__, *function.__code__.co_names}
-                    held = [*objects, *named.values(), getattr(memo.__wrapped__, "__self__", None)]
-                    world |= {name: each for value in held for name, each in _attributes(content, value, names).items()}
-                    if any(word in name.lower() for name in names for word in _READING):
-                        world |= {f"file {text}": each for text, each in look.files.items()}
-                        world |= files if _is_handed_more(memo, functions) else {}
-            except Exception:  # objects may do anything when they are looked at
-                continue
-            self._now.append((memo, world))
-            if not memo.cache_info().currsize:
-                _FILLED.pop(memo, None)
-            elif self._differs(memo, world):
-                self.stale.append(called)
+            with contextlib.suppress(Exception):
+                world = self._world(content, look, named, files, memo)
+                self._now.append((memo, world))
+                if not memo.cache_info().currsize:
+                    _FILLED.pop(memo, None)
+                elif self._differs(memo, world):
+                    self.stale.append(called)
+
+    @staticmethod
+    def _world(
+        content: Content, look: Look, named: Mapping[str, Any], files: Mapping[str, Any], memo: Any
+    ) -> dict[str, Any]:
+        """Return what the results of a function hang on that remembers, by what it goes by."""
+        function = _function_of(memo)
+        assert function is not None
+        world = _world(content, function)
+        if function.__code__.co_argcount:  # it may be handed what the call names
+            names = _names_in(content.last()) or {function.__name__, *function.__code__.co_names}
+            objects = [each for code in look.used.values() for each in code.objects.values()]
+            for value in [*objects, *named.values(), getattr(memo.__wrapped__, "__self__", None)]:
+                world |= _attributes(content, value, names)
+            if any(word in name.lower() for name in names for word in _READING):
+                functions = [each for code in look.used.values() for each in code.graph.functions]
+                given = files if _is_handed_more(memo, functions) else {}
+                world |= {f"file {text}": each for text, each in [*given.items(), *look.files.items()]}
+        return world
 
     def _differs(self, memo: Any, world: dict[str, Any]) -> bool:
         """Whether something was another thing when a function began to remember; notes what was not seen then."""
@@ -124,8 +133,9 @@ class Memos:
     def note(self) -> None:
         """The call has computed: what is remembered from now on is of now."""
         for memo, world in self._now:
-            if memo.cache_info().currsize:
-                self._differs(memo, world)
+            with contextlib.suppress(Exception):
+                if memo.cache_info().currsize:
+                    self._differs(memo, world)
 
 
 def _names_in(look: Look) -> set[str]:
@@ -135,9 +145,7 @@ def _names_in(look: Look) -> set[str]:
 
 def _attributes(content: Content, value: Any, names: set[str]) -> dict[str, Any]:
     """Return what stands for those attributes of an object that code may ask for."""
-    held = getattr(value, "__dict__", None)
-    if type(held) is not dict or isinstance(value, type | ModuleType | FunctionType):
-        return {}
+    held = {} if isinstance(value, type | ModuleType | FunctionType) else attributes_lying_in(value)
     found: dict[str, Any] = {}
     for name in sorted(names & held.keys()):
         with contextlib.suppress(Exception):

@@ -19,7 +19,7 @@ from lmstash.caches.responses.sampling import HOTTEST, MAY_HOLD_ARGUMENTS, is_sa
 from lmstash.identity.calls_in_code import Arguments, Calls, calls_in, given_in, takes_names, takes_self
 from lmstash.identity.expressions import CALL, CONST, NAME, OPERATION, OTHER, STORED, Node, code_within, expressions
 from lmstash.identity.own_code import OwnCode
-from lmstash.identity.values_in_code import UNKNOWN, Scope, attribute, parameters
+from lmstash.identity.values_in_code import UNKNOWN, Scope, attribute, attributes_lying_in, parameters
 
 _NAMES = frozenset({"temperature", "do_sample", "doSample", "seed", "random_seed"})
 """Of those of requests; `n=3` may count anything in code."""
@@ -161,7 +161,7 @@ class SamplingInCode:
             left = [
                 inner
                 for each in own
-                for name, value in [*getattr(each, "__dict__", {}).items()]
+                for name, value in [*attributes_lying_in(each).items()]
                 if name in self._named
                 for inner in _members(value)
             ]
