@@ -30,11 +30,11 @@ class Remembered:
         self._memos: Memos | None = None
 
     def begin(self, model: Fingerprint) -> list[str]:
-        """A call to this model begins; returns the functions that remember what is of another one."""
+        """A call to this model begins; returns the functions that remember what is of another."""
         content = self._content
         if content is None:
             return []
-        look = content.begin()
+        look, self._memos = content.begin(), None
         with contextlib.suppress(Exception):  # what cannot be looked into is told of elsewhere
             content.code(type(self._lm), given=True)
             for each in vars(self._lm).values():
@@ -42,11 +42,11 @@ class Remembered:
                     content.plain(each)
             content.objects()
             content.files()
-        named = [each for each in vars(self._lm).values() if type(each) is str and may_be_path(each)]
-        files = {each: content_of(each) for each in named}
-        more = [each for each in vars(self._lm).values() if isinstance(each, functools._lru_cache_wrapper)]
-        self._memos = Memos(content, look, {"self": self._lm}, files, more)
-        return self._memos.stale
+        with contextlib.suppress(Exception):
+            held = [*vars(self._lm).values()]
+            files = {each: content_of(each) for each in held if type(each) is str and may_be_path(each)}
+            self._memos = Memos(content, look, {"self": self._lm}, files, held)
+        return [] if self._memos is None else self._memos.stale
 
     def end(self) -> None:
         """The call is over."""
