@@ -256,6 +256,9 @@ BEARING: dict[str, Callable[[str], Any]] = {
     "a date": lambda word: bearing(Day(2026, 1, 1), unit=word),
     "a partial": lambda word: bearing(functools.partial(str), word=word),
     "a dict with a default": lambda word: collections.defaultdict(_adding(word)),
+    "a class of dicts with a default": (
+        lambda word: bearing(type("D", (collections.defaultdict,), {"__module__": __name__})(list), word=word)
+    ),
     "a static method": lambda word: staticmethod(_adding(word)),
     "a class method": lambda word: classmethod(functools.partial(Adder, word)),
     "a remembered object": lambda word: functools.lru_cache(Adder(word)),

@@ -104,6 +104,15 @@ def test_what_a_function_is_called_with() -> None:
     assert values_in(table["Mine"].method) == [UNKNOWN]
 
 
+def test_an_argument_that_stands_for_none() -> None:
+    table: dict[str, Any] = {}
+    exec(START + "def ask(t=None):\n if t is None: t = X\n return told(t)", table)
+    assert values_in(table["ask"], 0) == [0]
+    assert values_in(table["ask"], None) == [3, None]
+    exec(START + "def ask(t=None):\n if t is None: t = X\n if X: t = 8\n return told(t)", table)
+    assert values_in(table["ask"], 0) == [3, 8, 0]
+
+
 def test_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEAT", "0.8")
     said = [

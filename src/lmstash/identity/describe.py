@@ -260,17 +260,18 @@ class Describer:
 
     def _beside(self, value: Any, kind: type, path: str) -> list[Component]:
         """Return what an instance of a class made from one of Python's bears beside what that one holds."""
+        made: list[Component] = []
         if isinstance(value, collections.defaultdict):
-            return [["default", self.value(value.default_factory, f"{path}.default_factory")]]
+            made.append(["default", self.value(value.default_factory, f"{path}.default_factory")])
         is_yours, fields = self.is_yours(kind), _fields(value, kind)
         if not (is_yours or fields):
-            return []
+            return made
         lenient, self._lenient = self._lenient, self._lenient or not is_yours  # a library's may hold anything
         try:
             told = {str(name): self.value(each, f"{path}.{name}") for name, each in fields.items()}
         finally:
             self._lenient = lenient
-        return [["beside", self.code(kind) if is_yours else None, told]]
+        return [*made, ["beside", self.code(kind) if is_yours else None, told]]
 
     def _order(self, fields: Mapping[Any, Any]) -> dict[Component, Component]:
         return {_ORDER: [*map(str, fields)]} if self.in_order and len(fields) > 1 else {}

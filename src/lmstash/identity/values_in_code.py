@@ -139,7 +139,7 @@ class Scope:
             return [UNKNOWN]
         n_placed = len(given) - len(node.value)
         if name == "dict" and function.kind == NAME and node.value and n_placed <= 1:
-            products = _products(self.values(each, code, depth) for each in given)
+            products = _products(self._looked_into(self.values(each, code, depth)) for each in given)
             named = [dict(zip(node.value, each[n_placed:], strict=True)) for each in products]
             pairs = zip(products, named, strict=True)
             return [_operated("|", _held(each[0]), one) if n_placed else one for each, one in pairs]
@@ -157,7 +157,7 @@ class Scope:
         held = self._looked_into(self.values(function.parts[0], code, depth))
         if name in _COPIES and not given:
             return [_held(each) for each in held]
-        if name == "getenv" and held == [os]:
+        if name == "getenv" and held[0] is os:
             held = self._looked_into([os.environ])
         elif name != "get":
             return [UNKNOWN]
@@ -199,6 +199,8 @@ class Scope:
     def _given(self, name: str, code: CodeType) -> list[Any]:
         """Return what an argument is that code asks whether it is None, if it is known not to be; else nothing."""
         if code != self._code or name not in parameters(code) or not _asks_for_none(code, name):
+            return []
+        if len(_stored(code, name)) > 1:  # not only where it was None
             return []
         given = self._argument(name)
         return [] if any(each is None or each is UNKNOWN for each in given) else given

@@ -128,3 +128,15 @@ def test_what_a_memo_does_not_read_may_change(responses: Responses, stash: Stash
         Path(made["HERE"], "log.txt").write_text(str(n))
         assert [runner.ask("q"), runner.ask("q")] == [f"Aq{n}"] * 2
     assert stash.stats.hits == 3
+
+
+def test_each_of_two_of_one_name_is_looked_at(responses: Responses, stash: Stash, program: Any) -> None:
+    made = program(
+        "def made(style):\n @functools.cache\n def said(): return style or STYLE\n return said\n"
+        "FIRST, LAST = made(''), made('fixed')\ndef ask(q): return FIRST() + LAST()"
+    )
+    ask = responses.cached(made["ask"])
+    assert [ask("a"), ask("a")] == ["onefixed"] * 2
+    made["edit"]("two")
+    assert [ask("a"), ask("a")] == ["onefixed"] * 2  # as without a cache
+    assert stash.stats.hits == 1

@@ -13,7 +13,6 @@ from typing import Any
 
 from lmstash.caches.responses.content import Content
 from lmstash.caches.responses.memos import Memos
-from lmstash.identity.fingerprint import Fingerprint
 from lmstash.identity.held_files import content_of
 from lmstash.identity.named_texts import may_be_path
 from lmstash.identity.owners import is_installed, owner_of
@@ -29,8 +28,8 @@ class Remembered:
         self._content = None if is_installed(module) else Content(owner_of(module), frozenset())
         self._memos: Memos | None = None
 
-    def begin(self, model: Fingerprint) -> list[str]:
-        """A call to this model begins; returns the functions that remember what is of another."""
+    def begin(self) -> list[str]:
+        """A call begins; returns the functions that remember what is of another model."""
         content = self._content
         if content is None:
             return []

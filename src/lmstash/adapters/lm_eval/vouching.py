@@ -72,7 +72,7 @@ class Vouched:
 
     def begin(self, model: Fingerprint) -> None:
         """A call to this model begins."""
-        stale = self._remembered.begin(model)
+        stale = self._remembered.begin()
         self._model, self._good, self._unsure = model, not stale, []
         if stale:
             self._store.events.warn_once("lm_eval memos", _STALE, ", ".join(stale), stale[0])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import weakref
 from collections.abc import Iterable, Mapping
 from types import FunctionType, ModuleType
@@ -25,23 +26,24 @@ _FILLED: weakref.WeakKeyDictionary[Any, dict[frozenset[str], dict[str, Any]]] = 
 
 _READING = ("open", "read", "load", "file", "path", "from_", "glob", "dir", "template", "import", "data", "source")
 """In the names of what reads files."""
+_PLAIN = (type(None), bool, int, float, str, bytes)
 _DEEP, _MOST = 4, 1000
 
 
-def memos_in(look: Look, more: Iterable[Any] = ()) -> dict[str, Any]:
-    """Return the functions that remember results among what the code of a call leads to and `more`, by name."""
+def memos_in(look: Look, more: Iterable[Any] = ()) -> list[Any]:
+    """Return the functions that remember results among what the code of a call leads to and `more`."""
     left = [*more]
     for code in look.used.values():
         left += code.graph.objects.values()
         left += [getattr(each, "__func__", each) for cls in code.graph.classes for each in vars(cls).values()]
-    found: dict[str, Any] = {}
+    found: list[Any] = []
     seen = set[int]()
     for _ in range(_DEEP):
-        left = [each for each in left if id(each) not in seen]
-        seen.update(map(id, left))
-        memos = [each for each in left if isinstance(each, functools._lru_cache_wrapper)]
-        found |= {each.__qualname__: each for each in memos if _function_of(each) is not None}
-        left = [inner for each in left for inner in _within(each)]
+        new = {id(each): each for each in left if type(each) not in _PLAIN and id(each) not in seen}
+        seen.update(new)
+        memos = [each for each in new.values() if isinstance(each, functools._lru_cache_wrapper)]
+        found += [each for each in memos if _function_of(each) is not None]
+        left = [inner for each in itertools.islice(new.values(), _MOST) for inner in _within(each)]
     return found
 
 
@@ -92,17 +94,17 @@ class Memos:
         self._now: list[tuple[Any, dict[str, Any]]] = []
         self.stale: list[str] = []
         """Those that remember what was before something changed."""
-        memos: dict[str, Any] = {}
+        memos: list[Any] = []
         with contextlib.suppress(Exception):  # objects may do anything when they are looked at
             memos = memos_in(look, more)
-        for called, memo in memos.items():
+        for memo in memos:
             with contextlib.suppress(Exception):
                 world = self._world(content, look, named, files, memo)
                 self._now.append((memo, world))
                 if not memo.cache_info().currsize:
                     _FILLED.pop(memo, None)
                 elif self._differs(memo, world):
-                    self.stale.append(called)
+                    self.stale.append(memo.__qualname__)
 
     @staticmethod
     def _world(

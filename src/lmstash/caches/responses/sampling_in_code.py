@@ -190,8 +190,8 @@ def _looked_at(
 
 def _members(value: Any) -> list[Any]:
     if type(value) is dict:
-        return [*value.values()]
-    return [*value] if type(value) in (list, tuple) else [value]
+        return [*itertools.islice(value.values(), _MOST)]
+    return [*value[:_MOST]] if type(value) in (list, tuple) else [value]
 
 
 def _taken(during: Arguments, function: FunctionType, names: Sequence[str]) -> Iterator[dict[str, Any]]:
