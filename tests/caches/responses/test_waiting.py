@@ -216,7 +216,7 @@ def test_a_slow_computation_that_uses_a_pool_is_waited_for(
     calls: list[str] = []
     leading = threading.Event()
     if broken:
-        monkeypatch.setattr(blocking.sys, "_current_frames", lambda: {0: None, threading.get_ident(): object()})
+        monkeypatch.setattr(blocking, "_stacks", lambda _since: {threading.get_ident(): object(), 0: None})
 
     def slow(request: str) -> str:
         leading.set()
@@ -292,7 +292,7 @@ def look():
 def deep(n):
     if n:
         return deep(n - 1)
-    for _ in range(3000):
+    for _ in range(100):
         Garbage()
         leads_back(leader, True)
 
@@ -434,3 +434,17 @@ def test_a_long_wait_for_a_process_is_told(tmp_path: Path, lines: Callable[[], l
         elsewhere.end(flight)
     (line,) = lines()
     assert "another process" in line
+
+
+def test_the_stacks_of_many_threads_are_looked_at_once_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[float] = []
+    written = blocking._written
+    monkeypatch.setattr(blocking, "_written", lambda: looked.append(time.monotonic()) or written())
+    monkeypatch.setattr(blocking, "_last", (-1.0, -1.0, {}))
+    monkeypatch.setattr(blocking, "_REST", 1e6)
+    began = time.monotonic()
+    for _ in range(8):
+        assert not blocking.leads_back(-1, True, began)
+    assert len(looked) == 1
+    assert not blocking.leads_back(-1, True, time.monotonic())
+    assert len(looked) == 2, "what was before somebody waited is not good enough"

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import TYPE_CHECKING, Any
 
-from lmstash.caches.responses.blocking import leads_back, pool_of_this_thread
+from lmstash.caches.responses.blocking import leads_back, pool_of_this_thread, waits_for
 
 if TYPE_CHECKING:
     from lmstash.caches.responses.flights import Flight
@@ -34,11 +34,12 @@ def wait_here(flight: Flight, seconds: float) -> bytes | None:
     landed = flight.landed
     if landed is None or flight.thread == threading.get_ident():
         return None
-    for span in _spans(flight, seconds, wholly=True):
-        try:
-            return landed.result(span)
-        except FutureTimeoutError:
-            continue
+    with waits_for(flight):
+        for span in _spans(flight, seconds, wholly=True):
+            try:
+                return landed.result(span)
+            except FutureTimeoutError:
+                continue
     return landed.result() if landed.done() else None
 
 
@@ -86,7 +87,7 @@ def _spans(flight: Flight, seconds: float, *, wholly: bool) -> Iterator[float]:
     started, look_after = time.monotonic(), _FIRST_LOOK
     looks = flight.thread != threading.get_ident()
     while (left := seconds - (time.monotonic() - started)) > 0:
-        if looks and _is_in_vain(flight, wholly):
+        if looks and _is_in_vain(flight, wholly, started):
             return
         untold = _TELL_AFTER - (seconds - left)
         if untold <= 0:
@@ -98,13 +99,13 @@ def _spans(flight: Flight, seconds: float, *, wholly: bool) -> Iterator[float]:
         flight.work.waited_in_vain = max(flight.work.waited_in_vain, seconds)
 
 
-def _is_in_vain(flight: Flight, wholly: bool) -> bool:
+def _is_in_vain(flight: Flight, wholly: bool, since: float) -> bool:
     work = flight.work
     pool = pool_of_this_thread() if work is not None and work.size > 1 else None
     # Others of this pool wait for other answers of the same batch; the computation will wait for them in turn.
     if work is not None and pool is not None and id(pool) in work.pools:
         return True
-    if not leads_back(flight.thread, wholly):
+    if not leads_back(flight.thread, wholly, since):
         return False
     if work is not None and pool is not None:
         work.pools.add(id(pool))
