@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lmstash.identity.calls_in_code import Calls
-from lmstash.identity.values_in_code import UNKNOWN
+from lmstash.identity.lying_in import UNKNOWN, Made
 
 START = """
 import functools
@@ -36,7 +36,8 @@ OF_TOLD = {
     "hand(3)": ([3], [5], [6]),
     "told(1); told(2, 3)": ([1, 2], [5, 3], [6, 6]),
     "pool.submit(told, 1, z=2)": ([1], [5], [2]),
-    "pool.map(told, q)": ([UNKNOWN], [UNKNOWN], [UNKNOWN]),
+    "pool.map(told, q)": ([UNKNOWN], [5], [6]),
+    "pool.map(told, [1, 2], (3, 4))": ([1, 2], [3, 4], [6]),
     "pass": ([UNKNOWN], [5], [6]),
 }
 
@@ -72,7 +73,9 @@ def test_what_a_method_is_called_of(body: str, of: str) -> None:
 def test_constructors() -> None:
     table, known, _ = calls("M(4).method()")
     assert known.during({"q": "q"}).argument(table["M"].__init__, "n") == [4]
-    assert known.during({"q": "q"}).argument(table["M"].method, "self") == [UNKNOWN]
+    (made,) = known.during({"q": "q"}).argument(table["M"].method, "self")
+    assert isinstance(made, Made)
+    assert (made.of, made.held) == (table["M"], {"n": 4})
     table, known, _ = calls("M()")
     assert known.during({"q": "q"}).argument(table["M"].__init__, "n") == [1]
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from lmstash.identity.expressions import CALL, code_within, expressions
-from lmstash.identity.values_in_code import UNKNOWN, Nothing, Scope, attribute
+from lmstash.identity.lying_in import UNKNOWN, Partly, attribute
+from lmstash.identity.values_in_code import Nothing, Scope
 
 START = """
 import math
@@ -132,3 +133,39 @@ def test_nothing_is_run_for_an_attribute() -> None:
     assert attribute(table["MINE"], "asked") is UNKNOWN
     assert attribute(table["MINE"], "other") is UNKNOWN
     assert attribute(UNKNOWN, "other") is UNKNOWN
+
+
+def test_dicts_behind_keywords() -> None:
+    assert values("def ask(**k): return told({'a': 1, 'b': X, **HELD})") == [{"a": 1, "b": 3, "c": 9, 1: 2}]
+    (held,) = values("def ask(**k): return told({'a': 1, 'b': X, **k})")
+    assert held == {"a": 1, "b": 3}
+    assert type(held) is Partly
+    assert values("def ask(): return told({X: 4})") == [{3: 4}]
+
+
+def test_comprehensions() -> None:
+    assert values("def ask(): return told({k: v for k, v in HELD.items() if v})") == [{"c": 9, 1: 2}]
+    assert values("def ask(): return told([each for each in (X,)])") == [(3,)]
+
+
+def test_what_is_unpacked() -> None:
+    assert values("def ask():\n a, b = (X, 8)\n return told(a)") == [3]
+    assert values("def ask():\n a, b = (X, 8)\n return told(b)") == [8]
+    assert values("def ask():\n for i, (a, b) in enumerate([(X, 8)]): told(b)") == [8]
+
+
+def test_what_functions_within_are_called_with() -> None:
+    assert values("def ask():\n def one(a, b=5): return told(b)\n return one(1) + one(2, b=6) + one(3, 7)") == [5, 6, 7]
+    assert values("def ask(): return map(lambda a: told(a), [X, 4])") == [3, 4]
+    assert values("def ask():\n x = 4\n return (lambda: told(x))()") == [4]
+
+
+def test_an_attribute_is_no_variable_of_that_name() -> None:
+    assert values("def ask(x=1):\n MINE.x = 5\n return told(x)") == [UNKNOWN]
+
+
+def test_of_what_is_calculated_the_parts_that_are_known() -> None:
+    table: dict[str, Any] = {}
+    exec(START + "def ask(i):\n t = 0.7 + 0.1 * i\n return told(0 if i else t)", table)
+    node = next(each for each in expressions(table["ask"].__code__) if each.kind == CALL)
+    assert {0, 0.7, 0.1} <= set(Scope(table["ask"]).near(node.parts[1], table["ask"].__code__))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 
-from lmstash.identity.expressions import ATTRIBUTE, CALL, CONST, OTHER, STARRED, Node, code_within, expressions
-from lmstash.identity.values_in_code import UNKNOWN, Nothing, Partly, Scope, parameters
+from lmstash.identity.expressions import ATTRIBUTE, CALL, STORED, Node, code_within, expressions, given_in
+from lmstash.identity.lying_in import MOST, UNKNOWN, Made, Partly, class_of, items_of, operated
+from lmstash.identity.values_in_code import Nothing, Scope
+from lmstash.identity.variables import parameters, takes_all_by
 
 _DEEPEST = 12
 _NUMBERS = (bool, int, float, str)
@@ -29,6 +31,7 @@ class Site:
         receiver: What a method is called of, where that is an expression.
         spread: What is given by two stars.
         is_open: Whether more may be given by place than can be told.
+        is_map: Whether the arguments are what containers hold that are given: `map(ask, questions, temperatures)`.
     """
 
     caller: Any  # a function, which pyright would bind
@@ -39,6 +42,7 @@ class Site:
     receiver: Node | None = None
     spread: list[Node] = field(default_factory=list)
     is_open: bool = False
+    is_map: bool = False
 
 
 class Calls:
@@ -60,6 +64,8 @@ class Calls:
     ) -> None:
         self.first, self.objects = first, objects
         self._sites: dict[int, list[Site]] = {}
+        self.classes: set[type] = set()
+        """Those of which the code makes objects."""
         self._own: set[int] = set()
         self._by_name: dict[str, list[FunctionType]] = {}
         for each in functions:
@@ -75,6 +81,9 @@ class Calls:
 
     def _called(self, scope: Scope, code: CodeType, callee: Node) -> list[tuple[FunctionType, dict[str, Any]]]:
         found = [each for value in scope.values(callee, code) for each in self._behind(value)]
+        if not found and callee.name == "__init__":  # of `super()`
+            above = scope.around.__mro__[1:] if isinstance(scope.around, type) else ()
+            found = [(each, {}) for each in inherited(above, "__init__") if id(each) in self._own][:1]
         return found or [(each, {}) for each in self._by_name.get(callee.name, ())]
 
     def _add(self, caller: FunctionType, code: CodeType, node: Node) -> None:
@@ -82,15 +91,15 @@ class Calls:
         receiver = callee.parts[0] if callee.kind == ATTRIBUTE and callee.parts else None
         placed, named, spread, is_open = given_in(node)
         scope = Scope(caller)
+        self.classes.update(each for each in scope.values(callee, code) if isinstance(each, type))
         for function, fixed in self._called(scope, code, callee):
             site = Site(caller, code, placed, named, fixed, receiver, spread, is_open)
             self._sites.setdefault(id(function), []).append(site)
         for place, each in enumerate(placed):  # `submit(ask, q, 0.8)`
             for value in scope.values(each, code) if each.kind != CALL else ():
                 for function, fixed in self._behind(value):
-                    is_map = "map" in callee.name
-                    given = [] if is_map else placed[place + 1 :]
-                    site = Site(caller, code, given, named, fixed, None, spread, is_open or is_map)
+                    given, is_map = placed[place + 1 :], "map" in callee.name
+                    site = Site(caller, code, given, named, fixed, None, spread, is_open, is_map)
                     self._sites.setdefault(id(function), []).append(site)
 
     def _behind(self, value: Any) -> list[tuple[FunctionType, dict[str, Any]]]:
@@ -105,16 +114,20 @@ class Calls:
                 value, me = value.__func__, value.__self__
                 fixed |= dict.fromkeys(value.__code__.co_varnames[:1], me) if isinstance(value, FunctionType) else {}
             elif isinstance(value, type):
-                value = vars(value).get("__init__")
+                value = next(inherited(value.__mro__, "__init__"), None)
             elif isinstance(value, FunctionType):
                 return [(value, fixed)] if id(value) in self._own else []
             else:
-                method = vars(type(value)).get("__call__")
+                method = vars(class_of(value)).get("__call__")
                 if not isinstance(method, FunctionType):
                     return []
                 fixed[method.__code__.co_varnames[0]] = value
                 value = method
         return []
+
+    def is_own(self, function: FunctionType) -> bool:
+        """Whether a function is one of your own."""
+        return id(function) in self._own
 
     def of(self, function: FunctionType) -> list[Site]:
         """Return the calls of a function."""
@@ -135,7 +148,8 @@ class Arguments(Nothing):
     def __init__(self, calls: Calls, named: Mapping[str, Any] | None) -> None:
         """Take the calls, and what the first function is called with."""
         self._calls, self._named = calls, named or {}
-        self._known: dict[tuple[int, str], tuple[list[Any], bool]] = {}
+        self._known: dict[Any, tuple[list[Any], bool]] = {}
+        self._bound: dict[int, Any] = {}
         self._depth = 0
 
     def scope(self, function: FunctionType) -> Scope:
@@ -144,16 +158,66 @@ class Arguments(Nothing):
 
     def argument(self, function: FunctionType, name: str) -> list[Any]:
         """Return what one argument of a function may be; `UNKNOWN` among it where that cannot be told."""
+        if id(function) in self._bound and parameters(function.__code__)[:1] == (name,):
+            return [self._bound[id(function)]]
         if function is self._calls.first:
             self.hangs = True
+            if name == takes_all_by(function.__code__) and name not in self._named:
+                return [
+                    Partly({key: each for key, each in self._named.items() if key not in parameters(function.__code__)})
+                ]
             return [self._named.get(name, UNKNOWN)]
-        known = self._known.get((id(function), name))
+        return self._once((id(function), name), lambda: self._found(function, name)) or [UNKNOWN]
+
+    def returned(self, caller: FunctionType, code: CodeType, node: Node) -> list[Any]:
+        """Return what a call of functions of your own may give; nothing where it is of others."""
+        found: list[Any] = []
+        for each in self._calls.targets(caller, code, node):
+            if each.__name__ != "__init__":
+                found += self._once(id(each), self.scope(each).returned) or [UNKNOWN]
+        return found
+
+    def asked(self, value: Any, name: str) -> list[Any]:
+        """Return what a property of your own may give; nothing where it is of others."""
+        found = (vars(each)[name] for each in class_of(value).__mro__ if name in vars(each))
+        getter = getter_of(next(found, None))
+        if not isinstance(getter, FunctionType) or not self._calls.is_own(getter) or id(getter) in self._bound:
+            return []
+        self.hangs = True
+        self._bound[id(getter)] = value
+        try:
+            return self.scope(getter).returned()
+        finally:
+            del self._bound[id(getter)]
+
+    def set_in(self, cls: type) -> list[dict[str, Any]]:
+        """Return what the objects of a class of your own may bear when they are made, each alternative among them."""
+        own = [each for each in inherited(cls.__mro__, "__init__") if self._calls.is_own(each)]
+        if not own:
+            return []
+        held = self._once(cls, lambda: [self._set_by(own)])
+        known: dict[str, list[Any]] = held[0] if held else {}
+        most = min(MOST, max(map(len, known.values()), default=1))
+        return [{name: each[min(at, len(each) - 1)] for name, each in known.items()} for at in range(most)]
+
+    def _set_by(self, functions: Iterable[FunctionType]) -> dict[str, list[Any]]:
+        found: dict[str, list[Any]] = {}
+        for function in functions:
+            code, scope = function.__code__, self.scope(function)
+            for node in expressions(code):
+                if node.kind == STORED and not node.is_local and node.parts:
+                    found.setdefault(node.name, []).extend(scope.values(node.parts[0], code))
+        return found
+
+    def _once(self, key: Any, find: Callable[[], list[Any]]) -> list[Any]:
+        """Return what is found, looked for once; nothing while it is looked for, and where that leads too far."""
+        known = self._known.get(key)
         if known is None:
             if self._depth >= _DEEPEST:
-                return [UNKNOWN]
+                return []
             before, self.hangs, self._depth = self.hangs, False, self._depth + 1
-            self._known[id(function), name] = [UNKNOWN], False  # for whom it hands it to, and gets it from
-            known = self._known[id(function), name] = self._found(function, name), self.hangs
+            self._known[key] = [], False  # for whom it hands it to, and gets it from
+            known = self._known[key] = find(), self.hangs
             self.hangs, self._depth = before, self._depth - 1
         self.hangs = self.hangs or known[1]
         return known[0]
@@ -175,11 +239,18 @@ class Arguments(Nothing):
             return scope.values(site.named[name], site.code)
         if name in site.fixed:
             return [site.fixed[name]]
+        if name == takes_all_by(function.__code__):
+            more = scope.by_name(
+                {key: each for key, each in site.named.items() if key not in names}, site.spread, site.code
+            )
+            fixed = {key: each for key, each in site.fixed.items() if key not in names}
+            return [operated("|", fixed, each) for each in more]
         # What a partial gives comes first.
         place = names.index(name) - sum(each in site.fixed for each in names[: names.index(name)])
         place -= takes_self(function) and names[0] not in site.fixed
         if name in names[: function.__code__.co_argcount] and place < len(site.placed):
-            return scope.values(site.placed[place], site.code)
+            given = scope.values(site.placed[place], site.code)
+            return [each for held in given for each in items_of(held)] if site.is_map else given
         otherwise = default(function, name)
         if not site.spread:
             return [UNKNOWN if site.is_open else otherwise]
@@ -199,9 +270,14 @@ class Arguments(Nothing):
                 found.append(site.fixed[name])
             elif site.receiver is not None:
                 found += self.scope(site.caller).values(site.receiver, site.code)
-        known = {id(each): each for each in found if _has(each, method)}
+        known = {id(each): each for each in found if has(each, method)}
         self.hangs = True
-        return [*known.values()] or self._calls.objects(method) or [UNKNOWN]
+        return [*known.values()] or [*self._calls.objects(method), *self._made(method)] or [UNKNOWN]
+
+    def _made(self, method: FunctionType) -> list[Any]:
+        """Return the objects that code makes that have a method."""
+        made = [each for each in self._calls.classes if has(Made(each, {}), method)]
+        return [Made(each, held) for each in made for held in self.set_in(each)]
 
 
 def called(function: FunctionType) -> str:
@@ -238,20 +314,24 @@ def calls_in(code: CodeType) -> tuple[tuple[CodeType, Node], ...]:
     return tuple((inner, each) for inner, each in found if each.kind == CALL)
 
 
-def given_in(node: Node) -> tuple[list[Node], dict[str, Node], list[Node], bool]:
-    """Return what a call gives by place, by name and by two stars, and whether it may give more by place."""
-    stars = [each.parts[0] for each in node.parts[1:] if each.kind == OTHER and each.value == STARRED]
-    named = {name: each for name in node.value if (each := node.argument(name)) is not None}
-    if not stars:
-        return [*node.arguments], named, [], False
-    first, spread = stars[0], stars[1:]
-    if first.kind == CONST and type(first.value) is tuple:
-        return [Node(CONST, each) for each in first.value], named, spread, False
-    is_known = first.kind == OTHER and first.value in ("BUILD_TUPLE", "BUILD_LIST")
-    return ([*first.parts] if is_known else []), named, spread, not is_known
+def inherited(classes: Iterable[type], name: str) -> Iterator[FunctionType]:
+    """Yield what classes define under a name, one after the other; of properties what they ask."""
+    for each in classes:
+        found = vars(each).get(name)
+        found = getter_of(found) or found
+        if isinstance(found, FunctionType):
+            yield found
 
 
-def _has(value: Any, method: FunctionType) -> bool:
+def getter_of(value: Any) -> Any:
+    """Return the function that a property asks; None for what is no property."""
+    if isinstance(value, property):
+        return value.fget
+    return value.func if isinstance(value, functools.cached_property) else None
+
+
+def has(value: Any, method: FunctionType) -> bool:
+    """Whether a method, or what a property asks, is one of an object's class."""
     if value is UNKNOWN or value is None:
         return False
-    return any(vars(base).get(method.__name__) is method for base in type(value).__mro__)
+    return any(each is method for each in inherited(class_of(value).__mro__, method.__name__))

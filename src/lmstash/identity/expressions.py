@@ -19,6 +19,9 @@ CONST, NAME, ATTRIBUTE, CALL, OPERATION, TEXT, ITEM, EITHER, STORED, OTHER = (
 )
 STARRED = "*"
 """The value of what stands for the arguments that a container holds: `f(*names)`."""
+MERGED, ENTRY, RETURNED, COMPARED = "**", ":", "return", "COMPARE_OP "
+"""The values of what stands in a dict display for another dict, of a key and what a comprehension puts under it, and of
+what takes a result; how that of a comparison begins."""
 _METHODS_LAST = sys.version_info < (3, 13)
 """Whether what a call is bound to lies below the function, and not above it."""
 _IDLE = frozenset(
@@ -97,6 +100,19 @@ def code_within(code: CodeType) -> Iterator[CodeType]:
             yield from code_within(each)
 
 
+def given_in(node: Node) -> tuple[list[Node], dict[str, Node], list[Node], bool]:
+    """Return what a call gives by place, by name and by two stars, and whether it may give more by place."""
+    stars = [each.parts[0] for each in node.parts[1:] if each.kind == OTHER and each.value == STARRED]
+    named = {name: each for name in node.value if (each := node.argument(name)) is not None}
+    if not stars:
+        return [*node.arguments], named, [], False
+    first, spread = stars[0], stars[1:]
+    if first.kind == CONST and type(first.value) is tuple:
+        return [Node(CONST, each) for each in first.value], named, spread, False
+    is_known = first.kind == OTHER and first.value in ("BUILD_TUPLE", "BUILD_LIST")
+    return ([*first.parts] if is_known else []), named, spread, not is_known
+
+
 class _Reading:
     """One way through a function's instructions."""
 
@@ -134,19 +150,24 @@ class _Reading:
         elif step.opname in _FIXED_SIZES:
             self._push(OTHER, step.opname, self._pop_many(_FIXED_SIZES[step.opname] * (step.arg or 0)))
         elif step.opname in _ADDED_TO:
-            added, place = self._pop(), -(step.arg or 1)
-            if len(self._stack) >= -place:
-                self._stack[place].parts.append(added)
-                added.users.append(self._stack[place])
+            added = self._pop()
+            self._add(Node(OTHER, MERGED, [added]) if step.opname.startswith("DICT_") else added, step)
         elif step.opname.startswith(_POPPING):
             Node(OTHER, step.opname, self._pop_many(max(0, -_effect(step, jumps=False))))
         elif step.opname not in _IDLE:
             self._unknown(step)
 
+    def _add(self, added: Node, step: dis.Instruction) -> None:
+        """Put something into a container that lies below."""
+        place = step.arg or 1
+        if len(self._stack) >= place:
+            self._stack[-place].parts.append(added)
+            added.users.append(self._stack[-place])
+
     def _unknown(self, step: dis.Instruction) -> None:
         effect = _effect(step, jumps=False)
         if effect > 0:
-            below = [self._stack[-1]] if step.opname in ("FOR_ITER", "UNPACK_SEQUENCE") and self._stack else []
+            below = [self._stack[-1]] if step.opname == "FOR_ITER" and self._stack else []
             for _ in range(effect):
                 self._push(OTHER, step.opname, [*below])
         else:
@@ -246,6 +267,9 @@ class _Reading:
         sign = step.argrepr
         self._push(ITEM if sign == "[]" else OPERATION, sign, [left, right])
 
+    def _compare(self, step: dis.Instruction) -> None:
+        self._push(OTHER, COMPARED + step.argrepr, self._pop_many(2))
+
     def _item(self, step: dis.Instruction) -> None:
         self._push(ITEM, "[]", self._pop_many(2))
 
@@ -261,7 +285,22 @@ class _Reading:
         """`!r` and such: what is put into the text is still made of it."""
 
     def _map(self, step: dis.Instruction) -> None:
-        self._push(OTHER, step.opname, self._pop_many((step.arg or 0) + 1))
+        """A dict display of which all keys are constants: they lie in a tuple, above the values."""
+        keys, values = self._pop(), self._pop_many(step.arg or 0)
+        names = keys.value if keys.kind == CONST else [None] * len(values)
+        parts = [part for name, each in zip(names, values, strict=True) for part in (Node(CONST, name), each)]
+        self._push(OTHER, "BUILD_MAP", parts)
+        keys.users.append(self._stack[-1])
+
+    def _entry(self, step: dis.Instruction) -> None:
+        """One entry of a dict that a comprehension makes."""
+        self._add(Node(OTHER, ENTRY, self._pop_many(2)), step)
+
+    def _unpack(self, step: dis.Instruction) -> None:
+        """Each variable gets an item of what is unpacked."""
+        held = self._pop()
+        for place in reversed(range(step.arg or 0)):
+            self._push(ITEM, "[]", [held, Node(CONST, place)])
 
     def _copy(self, step: dis.Instruction) -> None:
         place = step.arg or 1
@@ -281,7 +320,7 @@ class _Reading:
         self._pop()
 
     def _return(self, step: dis.Instruction) -> None:
-        Node(OTHER, None, [self._pop()])
+        Node(OTHER, RETURNED, [self._pop()])
 
     def _return_constant(self, step: dis.Instruction) -> None:
         self._push(CONST, step.argval)
@@ -307,6 +346,7 @@ _STEPS: dict[str, Callable[[_Reading, dis.Instruction], None]] = {
     "CALL_KW": _Reading._call,
     "CALL_FUNCTION_EX": _Reading._call_with_all,
     "BINARY_OP": _Reading._operate,
+    "COMPARE_OP": _Reading._compare,
     "BINARY_SUBSCR": _Reading._item,
     "BUILD_STRING": _Reading._text,
     "FORMAT_VALUE": _Reading._format,
@@ -314,6 +354,8 @@ _STEPS: dict[str, Callable[[_Reading, dis.Instruction], None]] = {
     "FORMAT_WITH_SPEC": _Reading._format,
     "CONVERT_VALUE": _Reading._converted,
     "BUILD_CONST_KEY_MAP": _Reading._map,
+    "MAP_ADD": _Reading._entry,
+    "UNPACK_SEQUENCE": _Reading._unpack,
     "COPY": _Reading._copy,
     "SWAP": _Reading._swap,
     "STORE_ATTR": _Reading._store_attribute,

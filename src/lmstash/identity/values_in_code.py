@@ -2,53 +2,61 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import operator
 import os
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from inspect import getattr_static
-from types import CodeType, FunctionType, GetSetDescriptorType, MemberDescriptorType, ModuleType
+from collections.abc import Iterator
+from types import CodeType, FunctionType
 from typing import Any
 
 from lmstash.identity.expressions import (
     ATTRIBUTE,
     CALL,
+    COMPARED,
     CONST,
     EITHER,
+    ENTRY,
     ITEM,
+    MERGED,
     NAME,
     OPERATION,
     OTHER,
-    STARRED,
     STORED,
     Node,
+    code_within,
     expressions,
+    given_in,
 )
+from lmstash.identity.lying_in import (
+    CALCULATING,
+    MOST,
+    UNKNOWN,
+    Made,
+    Partly,
+    asked,
+    attribute,
+    calculated,
+    compared,
+    entries_of,
+    entry,
+    fields_of,
+    is_dict,
+    items_of,
+    looped,
+    may_change,
+    method,
+    operated,
+    products,
+)
+from lmstash.identity.variables import asks_for_none, code_made, entries_set, parameters, returns, stored, takes_all_by
 
-UNKNOWN: Any = type("Unknown", (), {"__repr__": lambda _: "UNKNOWN"})()
-"""Stands for what cannot be told."""
-_PLAIN = (type(None), bool, int, float, str, bytes)
 _DEEPEST = 12
-_MOST = 16
-_SIGNS: dict[str, Callable[[Any, Any], Any]] = {
-    "+": operator.add,
-    "-": operator.sub,
-    "*": operator.mul,
-    "/": operator.truediv,
-}
 _COPIES = frozenset({"copy", "model_dump", "dict", "_asdict", "to_dict"})
 """Methods that give what an object holds."""
-_COPYING = frozenset({"vars", "asdict", "dict", "copy", "deepcopy", "replace"})
+_COPYING = frozenset({"vars", "asdict", "dict"})
 """Functions that do."""
-
-
-class Partly(dict[Any, Any]):
-    """What is known of a dict that may hold more."""
-
-
-_DICTS = (dict, OrderedDict, Partly)
+_SAME = frozenset({"copy", "deepcopy", "replace"})
+"""Functions that give an object that bears the same, but for what they are given by name."""
+_DISPLAYS = frozenset({"BUILD_TUPLE", "BUILD_LIST", "BUILD_SET"})
 
 
 class Nothing:
@@ -61,6 +69,18 @@ class Nothing:
         """Return what an argument of a function may be."""
         return [UNKNOWN]
 
+    def returned(self, caller: FunctionType, code: CodeType, node: Node) -> list[Any]:
+        """Return what a call of functions of your own may give; nothing where it is of others."""
+        return []
+
+    def asked(self, value: Any, name: str) -> list[Any]:
+        """Return what a property of your own may give; nothing where it is of others."""
+        return []
+
+    def set_in(self, cls: type) -> list[dict[str, Any]]:
+        """Return what the objects of a class of your own may bear when they are made."""
+        return []
+
 
 class Scope:
     """Where the names of one function stand for something. Looks anew at each question."""
@@ -70,6 +90,14 @@ class Scope:
         self._function, self._call = function, call or Nothing()
         self._code, self._globals = function.__code__, function.__globals__
         self._cells = dict(zip(self._code.co_freevars, function.__closure__ or (), strict=False))
+
+    @property
+    def around(self) -> Any:
+        """The class whose methods above it the function asks `super()` for; `UNKNOWN` where it does not ask."""
+        try:
+            return self._cells["__class__"].cell_contents
+        except (KeyError, ValueError):
+            return UNKNOWN
 
     def values(self, node: Node, code: CodeType, depth: int = _DEEPEST) -> list[Any]:
         """Return what an expression may give, `UNKNOWN` among it where that cannot be told.
@@ -86,7 +114,24 @@ class Scope:
         found: list[Any] = []
         for each in self._of(node, code, depth - 1):
             found += [] if any(each is other for other in found) else [each]
-        return found[:_MOST] or [UNKNOWN]
+        return found[:MOST] or [UNKNOWN]
+
+    def near(self, node: Node, code: CodeType, depth: int = 4) -> list[Any]:
+        """Return what an expression may give; of what is calculated, the parts that can be told: `0.7 + 0.1 * i`."""
+        values = self.values(node, code)
+        if depth <= 0 or not any(each is UNKNOWN for each in values):
+            return values
+        within = node.parts if node.kind in (OPERATION, EITHER) else []
+        if node.kind == CALL and node.parts[0].kind == NAME and node.parts[0].name in CALCULATING:
+            within = node.parts[1:]
+        elif node.kind == NAME and node.is_local:
+            within = stored(code, node.name)
+        return [*values, *(value for each in within for value in self.near(each, code, depth - 1))]
+
+    def returned(self) -> list[Any]:
+        """Return what the function may give."""
+        nodes = returns(self._code)
+        return [value for each in nodes for value in self.values(each, self._code)] or [UNKNOWN]
 
     def _of(self, node: Node, code: CodeType, depth: int) -> list[Any]:
         if node.kind == NAME:
@@ -97,78 +142,142 @@ class Scope:
                     return known
             return [value for each in node.parts for value in self.values(each, code, depth)]
         if node.kind == ATTRIBUTE and len(node.parts) == 1:
-            return [attribute(each, node.name) for each in self._looked_into(self.values(node.parts[0], code, depth))]
+            held = self._looked_into(self.values(node.parts[0], code, depth))
+            return [found for each in held for found in self._attribute(each, node.name)]
         if node.kind in (ITEM, OPERATION) and len(node.parts) == 2:
-            pairs = _products(self._looked_into(self.values(each, code, depth)) for each in node.parts)
-            return [_entry(*each) if node.kind == ITEM else _operated(node.value, *each) for each in pairs]
+            pairs = products(self._looked_into(self.values(each, code, depth)) for each in node.parts)
+            return [entry(*each) if node.kind == ITEM else operated(node.value, *each) for each in pairs]
         if node.kind == CALL:
             return self._called(node, code, depth)
-        if node.kind == OTHER and node.value in ("BUILD_MAP", "BUILD_CONST_KEY_MAP"):
+        if node.kind == OTHER and str(node.value).startswith(COMPARED) and len(node.parts) == 2:
+            pairs = products(self._looked_into(self.values(each, code, depth)) for each in node.parts)
+            return [compared(node.value.removeprefix(COMPARED), *each) for each in pairs]
+        if node.kind == OTHER and node.value == "BUILD_MAP":
             return self._dict(node, code, depth)
-        if node.kind == OTHER and node.value in ("BUILD_TUPLE", "BUILD_LIST"):
-            return [tuple(each) for each in _products(self.values(part, code, depth) for part in node.parts)]
+        if node.kind == OTHER and node.value in _DISPLAYS:
+            return [tuple(each) for each in products(self.values(part, code, depth) for part in node.parts)]
         if node.kind == OTHER and node.value == "FOR_ITER" and node.parts:
-            many = self._iterated(node.parts[0], code, depth)
-            return [each for held in many for each in (held if type(held) in (list, tuple) else [UNKNOWN])]
+            return [each for held in self._iterated(node.parts[0], code, depth) for each in items_of(held)]
         return [UNKNOWN]
 
+    def _attribute(self, value: Any, name: str) -> list[Any]:
+        found = attribute(value, name)
+        return [found] if found is not UNKNOWN else self._call.asked(value, name) or [UNKNOWN]
+
+    # --- dicts -------------------------------------------------------------------------------------------------------
+
     def _dict(self, node: Node, code: CodeType, depth: int) -> list[Any]:
-        """Return what a dict display may give, with `UNKNOWN` where a value cannot be told."""
-        made: dict[Any, Any] = {}
-        if node.value == "BUILD_CONST_KEY_MAP":
-            pairs, merged = list(zip(node.parts[-1].value, node.parts[:-1], strict=True)), []
-        else:
-            n_pairs = next((at for at, each in enumerate(node.parts[::2]) if each.kind != CONST), len(node.parts) // 2)
-            pairs = [(node.parts[2 * at].value, node.parts[2 * at + 1]) for at in range(n_pairs)]
-            merged = node.parts[2 * n_pairs :]
-        found = [made]
-        for key, each in pairs:
-            found = [{**one, key: value} for one in found for value in self.values(each, code, depth)][:_MOST]
-        for each in merged:
-            more = self.values(each, code, depth)
-            found = [_operated("|", one, held if _is_dict(held) else Partly()) for one in found for held in more][
-                :_MOST
-            ]
-        return found
+        """Return what a dict display or comprehension may give, with `UNKNOWN` where a value cannot be told."""
+        more = [each for each in node.parts if each.kind == OTHER and each.value in (MERGED, ENTRY)]
+        pairs = node.parts[: len(node.parts) - len(more)]
+        parts = [self._entry(*pair, code, depth) for pair in zip(pairs[::2], pairs[1::2], strict=False)]
+        for each in more:
+            if each.value == ENTRY:
+                parts.append(self._each_entry(each.parts[0], each.parts[1], code, depth))
+            else:
+                parts.append([held if is_dict(held) else Partly() for held in self.values(each.parts[0], code, depth)])
+        return [functools.reduce(functools.partial(operated, "|"), each, {}) for each in products(parts)]
+
+    def _entry(self, key: Node, value: Node, code: CodeType, depth: int) -> list[Any]:
+        """Return what one entry may be, as dicts of one."""
+        pairs = products([self.values(key, code, depth), self.values(value, code, depth)])
+        return [{one: other} if isinstance(one, str | int) else Partly() for one, other in pairs]
+
+    def _each_entry(self, key: Node, value: Node, code: CodeType, depth: int) -> list[Any]:
+        """Return the entries that a comprehension makes: `{k: v for k, v in settings.items() if v is not None}`."""
+        one, other = (stored(code, each.name) if each.kind == NAME else [] for each in (key, value))
+        if len(one) == len(other) == 1 and one[0].kind == other[0].kind == ITEM:
+            (pair, first), (same, second) = one[0].parts, other[0].parts
+            if pair is same and (first.value, second.value) == (0, 1):
+                found = [each for each in self.values(pair, code, depth) if type(each) is tuple and len(each) == 2]
+                return [{name: each for name, each in found if isinstance(name, str | int)}]
+        return self._entry(key, value, code, depth)
+
+    # --- calls -------------------------------------------------------------------------------------------------------
 
     def _called(self, node: Node, code: CodeType, depth: int) -> list[Any]:
-        """Return what a call gives that changes nothing and runs nobody's code."""
-        function, *given = node.parts
-        name = function.name
-        if given and any(each.kind == OTHER and each.value == STARRED for each in given):
-            return [UNKNOWN]
-        n_placed = len(given) - len(node.value)
-        if name == "dict" and function.kind == NAME and node.value and n_placed <= 1:
-            products = _products(self._looked_into(self.values(each, code, depth)) for each in given)
-            named = [dict(zip(node.value, each[n_placed:], strict=True)) for each in products]
-            pairs = zip(products, named, strict=True)
-            return [_operated("|", _held(each[0]), one) if n_placed else one for each, one in pairs]
-        if node.value:
-            return [UNKNOWN]
-        if name in _COPYING and len(given) == 1:
-            return [_held(each) for each in self._looked_into(self.values(given[0], code, depth))]
-        arguments = _products(self._looked_into(self.values(each, code, depth)) for each in given)
-        if function.kind == NAME and name in ("float", "int") and name not in self._globals:
-            return [_number(name, *each) if len(each) == 1 else UNKNOWN for each in arguments]
+        """Return what a call gives: of functions of your own, of classes, and of others that run nobody's code."""
+        found = self._known_call(node, code, depth)
+        if found and not all(each is UNKNOWN for each in found):
+            return found
+        return self._call.returned(self._function, code, node) or [UNKNOWN]
+
+    def _known_call(self, node: Node, code: CodeType, depth: int) -> list[Any]:
+        function, name = node.parts[0], node.parts[0].name
+        if (inner := code_made(function)) is not None:  # a comprehension
+            made = [each for each in expressions(inner) if each.kind == OTHER and str(each.value).startswith("BUILD_")]
+            return self.values(made[0], inner, depth) if made and "comp>" in inner.co_name else []
+        placed, named, spread, is_open = given_in(node)
+        if is_open:
+            return []
+        if made := self._made(node, code, depth):
+            return made
+        arguments = products(self._looked_into(self.values(each, code, depth)) for each in placed)
+        if name == "dict" and function.kind == NAME and len(placed) <= 1:
+            more = self.by_name(named, spread, code, depth)
+            firsts = [entries_of(each[0]) if each else {} for each in arguments]
+            return [operated("|", first, each) for first in firsts for each in more]
+        if name in _SAME and len(placed) == 1 and function.kind in (NAME, ATTRIBUTE):
+            more = self.by_name(named, spread, code, depth)
+            return [_changed(value, each) for (value,) in arguments for each in more]
+        if named or spread:
+            return []
+        if name in _COPYING and len(placed) == 1:
+            return [entries_of(each) for (each,) in arguments]
+        if function.kind == NAME and name in CALCULATING and name not in self._globals:
+            return [calculated(name, each) for each in arguments]
         if function.kind == NAME and name == "getattr":
-            return [_asked(*each) if 2 <= len(each) <= 3 else UNKNOWN for each in arguments]
-        if function.kind != ATTRIBUTE or not function.parts:
-            return [UNKNOWN]
-        held = self._looked_into(self.values(function.parts[0], code, depth))
-        if name in _COPIES and not given:
-            return [_held(each) for each in held]
+            return [asked(*each) if 2 <= len(each) <= 3 else UNKNOWN for each in arguments]
+        found = [looped(name, each) for each in arguments]
+        if function.kind != ATTRIBUTE or not function.parts or not all(each is UNKNOWN for each in found):
+            return found
+        return self._method(function, arguments, code, depth)
+
+    def _method(self, function: Node, arguments: list[tuple[Any, ...]], code: CodeType, depth: int) -> list[Any]:
+        """Return what a method gives that runs nobody's code."""
+        name, held = function.name, self._looked_into(self.values(function.parts[0], code, depth))
+        if arguments == [()]:
+            return [entries_of(each) if name in _COPIES else method(name, each) for each in held]
         if name == "getenv" and held[0] is os:
             held = self._looked_into([os.environ])
         elif name != "get":
-            return [UNKNOWN]
-        return [_entry(one, *each) if 1 <= len(each) <= 2 else UNKNOWN for one in held for each in arguments]
+            return []
+        return [entry(one, *each) if 1 <= len(each) <= 2 else UNKNOWN for one in held for each in arguments]
+
+    def by_name(self, named: dict[str, Node], spread: list[Node], code: CodeType, depth: int = _DEEPEST) -> list[Any]:
+        """Return what a call gives by name, as dicts."""
+        parts = [[{name: value} for value in self.values(each, code, depth)] for name, each in named.items()]
+        parts += [[held if is_dict(held) else Partly() for held in self.values(each, code, depth)] for each in spread]
+        return [functools.reduce(functools.partial(operated, "|"), each, {}) for each in products(parts)]
+
+    def _made(self, node: Node, code: CodeType, depth: int) -> list[Any]:
+        """Return the objects that a call makes, if it is one of a class."""
+        found: list[Any] = []
+        placed, named, spread, _ = given_in(node)
+        for cls in self.values(node.parts[0], code, depth) if node.parts[0].kind in (NAME, ATTRIBUTE) else ():
+            if not isinstance(cls, type):
+                continue
+            if fields := dict(fields_of(cls)):
+                by_name = {**dict(zip(fields, placed, strict=False)), **named}
+                for each in self.by_name(by_name, spread, code, depth):
+                    known = dict.fromkeys(fields, UNKNOWN) if type(each) is Partly else fields
+                    found.append(Made(cls, {**known, **each}))
+            else:
+                found += [Made(cls, each) for each in self._call.set_in(cls)]
+        return found
+
+    # --- names -------------------------------------------------------------------------------------------------------
 
     def _iterated(self, node: Node, code: CodeType, depth: int) -> list[Any]:
         """Return what a loop goes through; a comprehension is a function that is called with it."""
         if node.kind == NAME and node.value == ".0" and code != self._code:
-            made = [user for each in expressions(self._code) if each.value == code for user in each.users]
-            given = [call.parts[1] for each in made for call in each.users if call.kind == CALL and len(call.parts) > 1]
-            return [value for each in given for value in self._iterated(each, self._code, depth)] or [UNKNOWN]
+            given = [
+                (call.parts[1], outer)
+                for made, outer in self._makings(code)
+                for call in made.users
+                if call.kind == CALL and len(call.parts) > 1
+            ]
+            return [value for each, outer in given for value in self._iterated(each, outer, depth)] or [UNKNOWN]
         return self.values(node.parts[0], code, depth) if node.value == "GET_ITER" and node.parts else [UNKNOWN]
 
     def _variable(self, node: Node, code: CodeType, depth: int) -> list[Any]:
@@ -176,146 +285,88 @@ class Scope:
         if node.is_local or name in code.co_cellvars:
             if known := self._given(name, code):
                 return known
-            found = [value for each in _stored(code, name) for value in self.values(each, code, depth)]
-            if name in parameters(code):
-                found += self._argument(name) if code == self._code else [UNKNOWN]
-            entries = [(key, value) for key, each in _set_in(code, name) for value in self.values(each, code, depth)]
-            return [_operated("|", each, dict(entries)) if entries and _is_dict(each) else each for each in found]
+            found = [value for each in stored(code, name) for value in self.values(each, code, depth)]
+            if name in (*parameters(code), takes_all_by(code)):
+                found += self._argument(name) if code == self._code else self._of_inner(code, name, depth)
+            entries = [
+                (key, value) for key, each in entries_set(code, name) for value in self.values(each, code, depth)
+            ]
+            return [operated("|", each, dict(entries)) if entries and is_dict(each) else each for each in found]
         if name in code.co_freevars:
-            try:
-                return [self._cells[name].cell_contents]
-            except (KeyError, ValueError):  # a variable of the function around it, or none yet
-                return self._argument(name) if name in parameters(self._code) else [UNKNOWN]
+            if name in self._cells:
+                try:
+                    return [self._cells[name].cell_contents]
+                except ValueError:  # none yet
+                    return [UNKNOWN]
+            around = next((each for each in code_within(self._code) if name in each.co_cellvars), None)
+            if around is None or around == code:
+                return [UNKNOWN]
+            return self._variable(Node(NAME, name, is_local=True), around, depth)
         return [self._globals.get(name, UNKNOWN)]
 
     def _argument(self, name: str) -> list[Any]:
         return self._call.argument(self._function, name)
 
+    def _makings(self, inner: CodeType) -> Iterator[tuple[Node, CodeType]]:
+        """Yield where a function is made of code within the function, and in which code."""
+        for outer in code_within(self._code):
+            yield from ((each, outer) for each in expressions(outer) if code_made(each) is inner)
+
+    def _of_inner(self, inner: CodeType, name: str, depth: int) -> list[Any]:
+        """Return what an argument may be of a function within the function, by its default and its calls."""
+        if name not in parameters(inner):
+            return [UNKNOWN]
+        place = parameters(inner).index(name)
+        found: list[Any] = []
+        for made, outer in self._makings(inner):
+            defaults = [value for each in made.parts[:-1] for value in self.values(each, outer, depth)]
+            for each in defaults:
+                if type(each) is tuple:
+                    names = inner.co_varnames[: inner.co_argcount][::-1]
+                    found += [value for at, value in zip(names, each[::-1], strict=False) if at == name]
+                elif is_dict(each) and name in each:
+                    found.append(each[name])
+            called = {str(each.value) for each in made.users if each.kind == STORED}
+            meant = [(made, outer)] + [
+                (each, code)
+                for code in code_within(outer)
+                for each in expressions(code)
+                if each.kind == NAME and each.value in called
+            ]
+            for me, code in meant:
+                for call in me.users:
+                    if call.kind == CALL:
+                        found += self._given_to(call, me, place, name, code, depth)
+        return found or [UNKNOWN]
+
+    def _given_to(self, call: Node, me: Node, place: int, name: str, code: CodeType, depth: int) -> list[Any]:
+        """Return what a call gives for an argument of a function that it calls, or that it hands on to be called."""
+        placed, named, _, _ = given_in(call)
+        if call.parts[0] is not me:
+            placed = placed[placed.index(me) + 1 :] if me in placed else []
+        given = [named[name]] if name in named else placed[place : place + 1]
+        values = [value for each in given for value in self.values(each, code, depth)]
+        is_map = call.parts[0] is not me and "map" in call.parts[0].name
+        return [one for each in values for one in items_of(each)] if is_map else values
+
     def _looked_into(self, values: list[Any]) -> list[Any]:
         """Return the same; notes whether what lies in one of them may be another thing the next time."""
-        self._call.hangs = self._call.hangs or any(map(_may_change, values))
+        self._call.hangs = self._call.hangs or any(map(may_change, values))
         return values
 
     def _given(self, name: str, code: CodeType) -> list[Any]:
         """Return what an argument is that code asks whether it is None, if it is known not to be; else nothing."""
-        if code != self._code or name not in parameters(code) or not _asks_for_none(code, name):
+        if code != self._code or name not in parameters(code) or not asks_for_none(code, name):
             return []
-        if len(_stored(code, name)) > 1:  # not only where it was None
+        if len(stored(code, name)) > 1:  # not only where it was None
             return []
         given = self._argument(name)
         return [] if any(each is None or each is UNKNOWN for each in given) else given
 
 
-def parameters(code: CodeType) -> tuple[str, ...]:
-    """Return what code calls its arguments, but for those that it takes by stars."""
-    return code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-
-
-def attribute(value: Any, name: str) -> Any:
-    """Return what lies in an object, class or module under a name; `UNKNOWN` where code would have to say it."""
-    if value is UNKNOWN:
-        return UNKNOWN
-    if isinstance(value, ModuleType):
-        return vars(value).get(name, UNKNOWN)
-    if isinstance(value, tuple) and name in getattr(type(value), "_fields", ()):
-        return tuple.__getitem__(value, type(value)._fields.index(name))  # pyright: ignore[reportAttributeAccessIssue]
-    found = getattr_static(value, name, UNKNOWN)
-    if isinstance(found, MemberDescriptorType) and not isinstance(value, type):  # of `__slots__`, or written in C
-        try:
-            return found.__get__(value, type(value))
-        except AttributeError:
-            return UNKNOWN
-    return UNKNOWN if hasattr(type(found), "__get__") else found
-
-
-def attributes_lying_in(value: Any) -> dict[str, Any]:
-    """Return the `__dict__` of an object, without running any of its code."""
-    for base in type(value).__mro__:
-        descriptor = vars(base).get("__dict__")
-        if isinstance(descriptor, GetSetDescriptorType):
-            held = descriptor.__get__(value)
-            return held if type(held) is dict else {}
-    return {}
-
-
-@functools.lru_cache(maxsize=4096)
-def _asks_for_none(code: CodeType, name: str) -> bool:
-    asked = [each for each in expressions(code) if each.kind == NAME and each.value == name]
-    return any("NONE" in str(user.value) for each in asked for user in each.users if user.kind == OTHER)
-
-
-def _stored(code: CodeType, name: str) -> list[Node]:
-    """Return what code puts into a variable of its own."""
-    return [each.parts[0] for each in expressions(code) if each.kind == STORED and each.value == name and each.parts]
-
-
-def _set_in(code: CodeType, name: str) -> list[tuple[Any, Node]]:
-    """Return what code puts under constant keys into what a variable holds."""
-    users = [user for each in expressions(code) if each.kind == NAME and each.value == name for user in each.users]
-    stores = [each.parts for each in users if each.value == "STORE_SUBSCR" and len(each.parts) == 3]
-    return [(key.value, value) for value, held, key in stores if key.kind == CONST and held.name == name]
-
-
-def _products(parts: Iterable[list[Any]]) -> list[tuple[Any, ...]]:
-    found: list[tuple[Any, ...]] = [()]
-    for each in parts:
-        found = [(*before, value) for before in found for value in each][:_MOST]
-    return found
-
-
-def _may_change(value: Any) -> bool:
-    """Whether what lies in a value is not watched: plain values are, classes, modules and functions."""
-    if type(value) in (dict, list, tuple):
-        held = value.values() if type(value) is dict else value
-        return any(type(each) not in _PLAIN and _may_change(each) for each in held)
-    return (
-        type(value) not in _PLAIN and not isinstance(value, type | ModuleType | FunctionType) and value is not UNKNOWN
-    )
-
-
-def _is_dict(value: Any) -> bool:
-    return type(value) in _DICTS
-
-
-def _held(value: Any) -> Any:
-    """Return what an object holds, as a dict."""
-    if _is_dict(value) or value is UNKNOWN:
+def _changed(value: Any, others: dict[str, Any]) -> Any:
+    """Return an object that bears the same but for some attributes."""
+    held = entries_of(value)
+    if not others or not is_dict(held):
         return value
-    if isinstance(value, tuple) and hasattr(type(value), "_fields"):
-        return {name: attribute(value, name) for name in type(value)._fields}  # pyright: ignore[reportAttributeAccessIssue]
-    if dataclasses.is_dataclass(value):
-        return {each.name: attribute(value, each.name) for each in dataclasses.fields(value)}
-    return dict(held) if (held := attributes_lying_in(value)) else UNKNOWN
-
-
-def _asked(value: Any, name: Any, default: Any = UNKNOWN) -> Any:
-    found = attribute(value, name) if isinstance(name, str) else UNKNOWN
-    return default if found is UNKNOWN else found
-
-
-def _entry(held: Any, key: Any, default: Any = UNKNOWN) -> Any:
-    if (_is_dict(held) or held is os.environ) and isinstance(key, str | int):
-        return held.get(key, UNKNOWN if type(held) is Partly else default)
-    if type(held) in (list, tuple) and type(key) is int and -len(held) <= key < len(held):
-        return held[key]
-    return UNKNOWN
-
-
-def _operated(sign: str, left: Any, right: Any) -> Any:
-    if sign == "|" and _is_dict(left) and _is_dict(right):
-        return (Partly if Partly in (type(left), type(right)) else dict)({**left, **right})
-    if sign not in _SIGNS or not {type(left), type(right)} <= {int, float}:
-        return UNKNOWN
-    try:
-        return _SIGNS[sign](left, right)
-    except ArithmeticError:
-        return UNKNOWN
-
-
-def _number(kind: str, value: Any) -> Any:
-    if type(value) not in (int, float, str):
-        return UNKNOWN
-    try:
-        return {"float": float, "int": int}[kind](value)
-    except (ValueError, OverflowError):
-        return UNKNOWN
+    return {**held, **others} if is_dict(value) else Made(type(value), {**held, **others})

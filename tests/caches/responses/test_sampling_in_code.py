@@ -132,15 +132,144 @@ SAMPLED = {
         "M = M()\ndef ask(q): return M.draw(q)"
     ),
     "no seed": "def ask(q): return create(temperature=0.8, seed=None)",
+    "a dict behind two keywords": (
+        "def ask(q):\n gen = {'temperature': 0.8}\n return create(prompt=q, model='m', **gen)"
+    ),
+    "a dict behind three keywords": (
+        "class C:\n def __init__(self): self.opts = {'a': 1}\n"
+        " def draw(self, q): return create(model='m', temperature=0.8, prompt=q, **self.opts)\n"
+        "C = C()\ndef ask(q): return C.draw(q)"
+    ),
+    "a display around a dict": "gen = {'temperature': 0.8}\ndef ask(q): return create(json={'a': 1, 'b': q, **gen})",
+    "what an object is made with there": (
+        "class M:\n def __init__(self): self.given = dict(model='m', temperature=0.8)\n"
+        " def draw(self): return create(**self.given)\ndef ask(q): return M().draw()"
+    ),
+    "an attribute that is made there": (
+        "class M:\n def __init__(self): self.hot = 0.8\n def draw(self): return create(temperature=self.hot)\n"
+        "def ask(q):\n m = M()\n return m.draw()"
+    ),
+    "the class above": (
+        "class Top:\n def __init__(self, hot): self.hot = hot\n def draw(self): return create(temperature=self.hot)\n"
+        "class M(Top):\n def __init__(self): super().__init__(0.8)\ndef ask(q): return M().draw()"
+    ),
+    "what is entered": (
+        "class M:\n def __enter__(self):\n  self.said = create(temperature=0.8)\n  return self\n"
+        " def __exit__(self, *_): pass\ndef ask(q):\n with M() as m: return m.said"
+    ),
+    "settings made there": (
+        "import dataclasses\n@dataclasses.dataclass\nclass C:\n model: str = 'm'\n temperature: float = 0.8\n"
+        "def ask(q):\n c = C()\n return create(temperature=c.temperature)"
+    ),
+    "settings of pydantic made there": (
+        "import pydantic\nclass C(pydantic.BaseModel):\n prompt: str = ''\n temperature: float = 0.8\n"
+        "def ask(q): return create(json=C(prompt=q).model_dump())"
+    ),
+    "changed settings": (
+        "import dataclasses\n@dataclasses.dataclass\nclass C:\n model: str = 'm'\n hot: float = 0.8\nC = C()\n"
+        "def ask(q): return create(temperature=dataclasses.replace(C, model='n').hot)"
+    ),
+    "what a function gives": "def chosen(): return 0.8\ndef ask(q): return create(temperature=chosen())",
+    "a dict that a function gives": (
+        "def given(hot): return {'temperature': hot}\ndef ask(q): return create(prompt=q, **given(0.8))"
+    ),
+    "what a property gives": (
+        "class M:\n def __init__(self): self._hot = 0.8\n @property\n def hot(self): return self._hot\n"
+        " def draw(self): return create(temperature=self.hot)\nM = M()\ndef ask(q): return M.draw()"
+    ),
+    "a dict that a property gives": (
+        "class M:\n def __init__(self): self.hot = 0.8\n @property\n"
+        " def given(self): return {'temperature': self.hot}\n"
+        " def draw(self): return create(**self.given)\nM = M()\ndef ask(q): return M.draw()"
+    ),
+    "a loop over pairs": (
+        "BY = {'m': 0.8}\ndef ask(q): return [create(model=m, temperature=t) for m, t in BY.items()][0]"
+    ),
+    "a loop over values": (
+        "BY = {'m': 0.8}\ndef ask(q):\n for t in BY.values(): said = create(temperature=t)\n return said"
+    ),
+    "a numbered loop": (
+        "HOT = [0.8]\ndef ask(q):\n for i, t in enumerate(HOT): said = create(temperature=t)\n return said"
+    ),
+    "a loop over two": (
+        "HOT = [0.8]\ndef ask(q):\n for m, t in zip([q], HOT): said = create(temperature=t)\n return said"
+    ),
+    "each with each": (
+        "import itertools\nHOT = [0.8]\n"
+        "def ask(q):\n for m, t in itertools.product([q], HOT): said = create(temperature=t)\n return said"
+    ),
+    "what is unpacked": (
+        "PAIR = ('m', 0.8)\ndef ask(q):\n model, hot = PAIR\n return create(model=model, temperature=hot)"
+    ),
+    "threads that map": (
+        "from concurrent.futures import ThreadPoolExecutor\nHOT = [0.8]\n"
+        "def ask(q):\n with ThreadPoolExecutor(1) as pool:\n"
+        "  return [*pool.map(lambda t: create(temperature=t), HOT)][0]"
+    ),
+    "a text of it that is sent": (
+        "import json\nBASE = {'temperature': 0.8}\n"
+        "def ask(q):\n body = dict(BASE)\n body['prompt'] = q\n return create(data=json.dumps(body).encode())"
+    ),
+    "what is not None of it": (
+        "GIVEN = {'temperature': 0.8, 'top_p': None}\n"
+        "def ask(q): return create(**{k: v for k, v in GIVEN.items() if v is not None})"
+    ),
+    "a dict and what is given": (
+        "GIVEN = {'temperature': 0.8}\ndef ask(q, **more): return create(prompt=q, **(GIVEN | more))"
+    ),
+    "what is set if nothing is": (
+        "def ask(q, **given):\n given.setdefault('temperature', 0.8)\n return create(prompt=q, **given)"
+    ),
+    "hotter when it fails": (
+        "def ask(q):\n for i in range(1):\n  t = 0.0 if q else 0.3 * i\n  said = create(temperature=t)\n return said"
+    ),
+    "a default within it": "def ask(q):\n def draw(t=0.8): return create(temperature=t)\n return draw()",
+    "an argument within it": "def ask(q):\n draw = lambda t: create(temperature=t)\n return draw(0.8)",
+    "a variable around it": "def ask(q):\n t = 0.8\n def draw(): return create(temperature=t)\n return draw()",
+    "the larger one": "T = 0.8\ndef ask(q): return create(temperature=max(T, 0.1))",
+    "rounded": "T = 0.81\ndef ask(q): return create(temperature=round(T, 1))",
+    "whether it is hot": "T = 0.8\ndef ask(q): return create(do_sample=T > 0)",
+    "a text with spaces": "T = ' 0.8 '\ndef ask(q): return create(temperature=float(T.strip()))",
+    "one of a class's words": (
+        "import enum\nclass Heat(enum.Enum):\n HOT = 0.8\ndef ask(q): return create(temperature=Heat.HOT.value)"
+    ),
+    "a key by name": "KEY = 'temperature'\ndef ask(q): return create(json={KEY: 0.8, 'prompt': q})",
+    "a dict with defaults": (
+        "import collections\nGIVEN = collections.defaultdict(int, temperature=0.8)\ndef ask(q): return create(**GIVEN)"
+    ),
 }
 NOT = {
+    "a dict behind keywords": "def ask(q, **more): return create(temperature=0, prompt=q, **more)",
+    "a helper that hands on": (
+        "def draw(q, model='m', **more): return create(model=model, temperature=0, prompt=q, **more)\n"
+        "def ask(q): return draw(q)"
+    ),
+    "a helper with defaults": (
+        "GIVEN = {'temperature': 0.8}\ndef draw(q, **more): return create(prompt=q, **{**GIVEN, **more})\n"
+        "def ask(q): return draw(q, temperature=0)"
+    ),
+    "an object that is made greedy": (
+        "class M:\n def __init__(self, temperature=0.8): self.temperature = temperature\n"
+        " def draw(self): return create(temperature=self.temperature)\ndef ask(q): return M(temperature=0).draw()"
+    ),
+    "a class that is only looked at": (
+        "class M:\n def __init__(self, hot=0.8): self.said = create(temperature=hot)\n"
+        "def ask(q): return create(temperature=0) if not isinstance(q, M) else 0"
+    ),
+    "what is logged": (
+        "import json\nCFG = {'temperature': 0.8}\n"
+        "def ask(q):\n name = json.dumps(CFG, sort_keys=True)\n return create(temperature=0, prompt=name)"
+    ),
+    "a loop over cold ones": "BY = {'m': 0}\ndef ask(q): return [create(temperature=t) for m, t in BY.items()][0]",
+    "whether it is cold": "T = 0\ndef ask(q): return create(do_sample=T > 0)",
+    "what a greedy function gives": "def chosen(): return 0\ndef ask(q): return create(temperature=chosen())",
     "greedy": "def ask(q): return create(temperature=0)",
     "greedy, by a global": "T = 0.0\ndef ask(q): return create(temperature=T)",
     "a seed": "def ask(q): return create(temperature=0.8, seed=3)",
     "a seed that is an argument": "def ask(q, number=1): return create(temperature=0.8, seed=number)",
     "the weather": "def ask(q): return create(temperature=21.5)",
     "another word": "def ask(q): return create(do_sample=False, n=3)",
-    "nobody knows": "def chosen(): return 0.8\ndef ask(q): return create(temperature=chosen())",
+    "nobody knows": "import random\ndef ask(q): return create(temperature=random.choice([0, 0]))",
     "zero under another name": "def draw(q, t): return create(temperature=t)\ndef ask(q, t=0): return draw(q, t)",
     "zero from the environment": "import os\ndef ask(q): return create(temperature=float(os.getenv('HEAT', '0')))",
     "another dict": (

@@ -16,10 +16,23 @@ from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, Modul
 from typing import Any
 
 from lmstash.caches.responses.sampling import HOTTEST, MAY_HOLD_ARGUMENTS, is_sampled, seed_of
-from lmstash.identity.calls_in_code import Arguments, Calls, calls_in, given_in, takes_names, takes_self
-from lmstash.identity.expressions import CALL, CONST, NAME, OPERATION, OTHER, STORED, Node, code_within, expressions
+from lmstash.identity.calls_in_code import Arguments, Calls, calls_in, has, inherited, takes_names, takes_self
+from lmstash.identity.expressions import (
+    CALL,
+    CONST,
+    NAME,
+    OPERATION,
+    OTHER,
+    STORED,
+    Node,
+    code_within,
+    expressions,
+    given_in,
+)
+from lmstash.identity.lying_in import UNKNOWN, attribute, attributes_lying_in
 from lmstash.identity.own_code import OwnCode
-from lmstash.identity.values_in_code import UNKNOWN, Scope, attribute, attributes_lying_in, parameters
+from lmstash.identity.values_in_code import Scope
+from lmstash.identity.variables import parameters
 
 _NAMES = frozenset({"temperature", "do_sample", "doSample", "seed", "random_seed"})
 """Of those of requests; `n=3` may count anything in code."""
@@ -37,7 +50,11 @@ _LOOKING = frozenset(
 """Functions that ask no model for anything."""
 _CODE = (FunctionType, BuiltinFunctionType, MethodType, ModuleType, type)
 _SAYS_NOTHING = (str, bytes, int, float, list, tuple, set, *_CODE)
-_DISPLAYS = ("BUILD_MAP", "BUILD_CONST_KEY_MAP")
+_MAKING = ("__init__", "__new__", "__post_init__", "__enter__", "__aenter__")
+"""Methods that run where an object is made."""
+_BODIES = frozenset({"data", "content", "body", "json", "input"})
+"""What libraries of HTTP call the body of a request."""
+_SENDING = frozenset({"post", "put", "request", "Request", "urlopen", "send", "invoke_model", "invoke"})
 _DEEP = 4
 _MOST = 32
 _HANDED = ""
@@ -108,7 +125,7 @@ class SamplingInCode:
         for value in Scope(function).values(callee, code):
             if isinstance(value, functools.partial):
                 yield Node(CONST, value)
-        if callee.name in _LOOKING:
+        if callee.name in _LOOKING and not (callee.name == "dumps" and _is_sent(node)):
             return
         own = self._calls.targets(function, code, node)
         if not own:
@@ -165,8 +182,7 @@ class SamplingInCode:
                 if name in self._named
                 for inner in _members(value)
             ]
-        name = method.__name__
-        return [each for each in found.values() if any(vars(b).get(name) is method for b in type(each).__mro__)]
+        return [each for each in found.values() if has(each, method)]
 
 
 def _looked_at(
@@ -180,10 +196,23 @@ def _looked_at(
         for each in graph.functions
         if each is code or not takes_self(each)
     }
-    left, named = [*looked.values()], {"__call__"}
+    classes = [each for _, graph in graphs for each in graph.classes]
+    left, named, called = [*looked.values()], {"__call__"}, set[str]()
     while left:  # what they call, and so on
         named.update(*[_names_in(each.__code__) for each in left])
-        left = [each for key, each in functions.items() if key not in looked and each.__name__ in named]
+        called.update(node.parts[0].name for each in left for _, node in calls_in(each.__code__))
+        making = {
+            id(each)
+            for cls in classes
+            if cls.__name__ in called
+            for name in _MAKING
+            for each in inherited(cls.__mro__, name)
+        }
+        left = [
+            each
+            for key, each in functions.items()
+            if key not in looked and (key in making or (each.__name__ in named and each.__name__ not in _MAKING))
+        ]
         looked |= {id(each): each for each in left}
     return looked, named
 
@@ -202,13 +231,10 @@ def _taken(during: Arguments, function: FunctionType, names: Sequence[str]) -> I
 
 
 def _made_of(scope: Scope, name: str, node: Node, code: CodeType) -> list[Any]:
-    """Return what an argument may be; of a sum of which a part is not known, the other part: `0.7 + 0.1 * i`."""
-    values = scope.values(node, code)
+    """Return what an argument may be; of a seed that is another one each time, that there is none."""
     if name in _SEEDS:
-        return [None] if _is_chance(node) else values
-    if node.kind == OPERATION and values == [UNKNOWN]:
-        return [value for each in node.parts for value in _made_of(scope, name, each, code)]
-    return values
+        return [None] if _is_chance(node) else scope.values(node, code)
+    return scope.near(node, code)
 
 
 def _is_chance(node: Node) -> bool:
@@ -268,21 +294,32 @@ def _said_in(code: CodeType) -> tuple[_Said, ...]:
             for node in expressions(inner):
                 said = {name: each for name, each in _named(node, inner) if name in _NAMES}
                 found += [_Said(inner, said)] if said else []
-                if node.kind == OTHER and node.value in _DISPLAYS and not any(map(_is_display, node.users)):
+                if _is_display(node) and not any(map(_is_display, node.users)):
                     found.append(_Said(inner, {_HANDED: node}))
     except Exception:  # bytecode of a kind that nobody has met
         return ()
     return tuple(found)
 
 
+def _is_sent(node: Node) -> bool:
+    """Whether a text is the body of a request."""
+    calls = [each for each in node.users if each.kind == CALL]
+    if any(_BODIES.intersection(each.value) or each.parts[0].name in _SENDING for each in calls):
+        return True
+    encoding = [each for each in node.users if each.name == "encode"]
+    return any(_is_sent(call) for each in encoding for call in each.users if call.kind == CALL)
+
+
 def _is_display(node: Node) -> bool:
-    return node.kind == OTHER and node.value in _DISPLAYS
+    return node.kind == OTHER and node.value == "BUILD_MAP"
 
 
 def _named(node: Node, code: CodeType) -> Iterator[tuple[Any, Node]]:
     """Yield the keywords of a call, what is set under a key or as an attribute, and what is given for each."""
     if node.kind == CALL:
         yield from zip(node.value, node.parts[len(node.parts) - len(node.value) :], strict=True)
+        if node.parts[0].name == "setdefault" and len(node.arguments) == 2 and node.arguments[0].kind == CONST:
+            yield node.arguments[0].value, node.arguments[1]
     elif node.kind == CONST:
         stored = [each.parts for each in node.users if each.value == "STORE_SUBSCR" and each.parts[-1] is node]
         yield from ((node.value, each[0]) for each in stored)

@@ -1,0 +1,64 @@
+"""What a function's code does with its own variables: its arguments, what it puts into them, what it returns."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from types import CodeType
+from typing import Any
+
+from lmstash.identity.expressions import CONST, NAME, OTHER, RETURNED, STORED, Node, expressions
+
+_MAKING = frozenset({"MAKE_FUNCTION", "SET_FUNCTION_ATTRIBUTE"})
+
+
+def parameters(code: CodeType) -> tuple[str, ...]:
+    """Return what code calls its arguments, but for those that it takes by stars."""
+    return code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+
+
+def takes_all_by(code: CodeType) -> str | None:
+    """Return what code calls the arguments that it takes by two stars."""
+    if not code.co_flags & inspect.CO_VARKEYWORDS:
+        return None
+    return code.co_varnames[code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & inspect.CO_VARARGS)]
+
+
+@functools.lru_cache(maxsize=4096)
+def asks_for_none(code: CodeType, name: str) -> bool:
+    """Return whether code asks if an argument is None."""
+    asked = [each for each in expressions(code) if each.kind == NAME and each.value == name]
+    return any("NONE" in str(user.value) for each in asked for user in each.users if user.kind == OTHER)
+
+
+def returns(code: CodeType) -> list[Node]:
+    """Return what code returns; nothing of generators and coroutines."""
+    if code.co_flags & (inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR):
+        return []
+    return [each for each in expressions(code) if any(_takes_result(user) for user in each.users)]
+
+
+def _takes_result(user: Node) -> bool:
+    return user.kind == OTHER and user.value == RETURNED
+
+
+def code_made(node: Node) -> CodeType | None:
+    """Return the code of which a function is made."""
+    while node.kind == OTHER and node.value in _MAKING and node.parts:
+        node = node.parts[-1]
+    return node.value if node.kind == CONST and isinstance(node.value, CodeType) else None
+
+
+def stored(code: CodeType, name: str) -> list[Node]:
+    """Return what code puts into a variable of its own, but not into an attribute of that name."""
+    is_local = name not in code.co_cellvars + code.co_freevars
+    stores = [each for each in expressions(code) if each.kind == STORED and each.value == name and each.parts]
+    found = [each.parts[0] for each in stores if each.is_local == is_local]
+    return [each for each in found if each.kind != NAME or each.value != name]  # what a comprehension gives back
+
+
+def entries_set(code: CodeType, name: str) -> list[tuple[Any, Node]]:
+    """Return what code puts under constant keys into what a variable holds."""
+    users = [user for each in expressions(code) if each.kind == NAME and each.value == name for user in each.users]
+    stores = [each.parts for each in users if each.value == "STORE_SUBSCR" and len(each.parts) == 3]
+    return [(key.value, value) for value, held, key in stores if key.kind == CONST and held.name == name]
