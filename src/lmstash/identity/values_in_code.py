@@ -185,8 +185,8 @@ class Scope:
 
     def _each_entry(self, key: Node, value: Node, code: CodeType, depth: int) -> list[Any]:
         """Return the entries that a comprehension makes: `{k: v for k, v in settings.items() if v is not None}`."""
-        one, other = (stored(code, each.name) if each.kind == NAME else [] for each in (key, value))
-        if len(one) == len(other) == 1 and one[0].kind == other[0].kind == ITEM:
+        one, other = ([at for at in stored(code, each.name) if at.kind == ITEM] for each in (key, value))
+        if len(one) == len(other) == 1:
             (pair, first), (same, second) = one[0].parts, other[0].parts
             if pair is same and (first.value, second.value) == (0, 1):
                 found = [each for each in self.values(pair, code, depth) if type(each) is tuple and len(each) == 2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -139,4 +140,30 @@ def test_each_of_two_of_one_name_is_looked_at(responses: Responses, stash: Stash
     assert [ask("a"), ask("a")] == ["onefixed"] * 2
     made["edit"]("two")
     assert [ask("a"), ask("a")] == ["onefixed"] * 2  # as without a cache
+    assert stash.stats.hits == 1
+
+
+def test_what_was_remembered_before_anybody_looked_is_not_kept_if_a_file_changed_since_the_program_began(
+    stash: Stash, responses: Responses, caplog: pytest.LogCaptureFixture, program: Any
+) -> None:
+    made = program(GOES_BY_A_FILE["a file"])
+    ask = responses.cached(made["ask"])
+    assert made["said"]() == "one"
+    made["edit"]("two")
+    assert [ask("a"), ask("a")] == ["one"] * 2
+    assert "cache_clear()" in caplog.text
+    assert stash.stats.hits == 0
+    made["clear"]()
+    assert [ask("a"), ask("a")] == ["two"] * 2
+    assert stash.stats.hits == 1
+
+
+def test_what_was_remembered_before_anybody_looked_is_kept_if_no_file_changed(
+    stash: Stash, responses: Responses, program: Any, tmp_path: Path
+) -> None:
+    made = program(GOES_BY_A_FILE["a file"])
+    os.utime(tmp_path / "p.txt", (0, 0))
+    ask = responses.cached(made["ask"])
+    made["said"]()
+    assert [ask("a"), ask("a")] == ["one"] * 2
     assert stash.stats.hits == 1

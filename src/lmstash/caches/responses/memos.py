@@ -9,8 +9,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import os
+import time
 import weakref
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -103,7 +106,7 @@ class Memos:
                 self._now.append((memo, world))
                 if not memo.cache_info().currsize:
                     _FILLED.pop(memo, None)
-                elif self._differs(memo, world):
+                elif self._differs(memo, world, filled=True):
                     self.stale.append(memo.__qualname__)
 
     @staticmethod
@@ -125,9 +128,12 @@ class Memos:
                 world |= {f"file {text}": each for text, each in [*given.items(), *look.files.items()]}
         return world
 
-    def _differs(self, memo: Any, world: dict[str, Any]) -> bool:
+    def _differs(self, memo: Any, world: dict[str, Any], *, filled: bool) -> bool:
         """Whether something was another thing when a function began to remember; notes what was not seen then."""
-        before = _FILLED.setdefault(memo, {}).setdefault(self._harmless, {})
+        by_harmless = _FILLED.setdefault(memo, {})
+        if self._harmless not in by_harmless:  # nobody has seen it fill: what is younger than the program may be new
+            by_harmless[self._harmless] = dict.fromkeys(filter(_is_younger, world)) if filled else {}
+        before = by_harmless[self._harmless]
         differs = any(name in before and before[name] != held for name, held in world.items())
         before.update({name: held for name, held in world.items() if name not in before})
         return differs
@@ -137,7 +143,30 @@ class Memos:
         for memo, world in self._now:
             with contextlib.suppress(Exception):
                 if memo.cache_info().currsize:
-                    self._differs(memo, world)
+                    self._differs(memo, world, filled=False)
+
+
+def _is_younger(name: str) -> bool:
+    """Whether what a function goes by is a file that changed while the program ran."""
+    kind, _, path = name.partition(" ")
+    try:
+        return kind == "file" and os.stat(path).st_mtime > _BEGAN
+    except (OSError, ValueError):  # none of that name here
+        return False
+
+
+def _began() -> float:
+    """Return when the program began; where the system does not say it, when this was imported."""
+    now = time.time()
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        up = float(Path("/proc/uptime").read_text().split()[0])
+        return min(now, now - up + ticks / os.sysconf("SC_CLK_TCK"))
+    except (OSError, ValueError, IndexError, AttributeError):
+        return now
+
+
+_BEGAN = _began()
 
 
 def _names_in(look: Look) -> set[str]:
