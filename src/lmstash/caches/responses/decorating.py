@@ -121,7 +121,7 @@ class Calls:
         self._running: list[_Run] = []
         package, model = owner_of(inspect.unwrap(fn).__module__), getattr(cache.asker.who, "model", None)
         self._sampling: tuple[list[Code], SamplingInCode | None] = [], None
-        self._content = Content(package, self._harmless, model)
+        self._content = Content(package, self._harmless, model, leaves_settings=True)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Be pickled by libraries that carry a script's functions to other processes."""

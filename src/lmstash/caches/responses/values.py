@@ -53,10 +53,14 @@ class Values:
         package: The one that the function lies in.
         harmless: Names of objects that change no answer.
         model: Whose answers are kept: keys say it already.
+        leaves_settings: Whether settings of a program (`args.limit`) do not count that no code asks for.
     """
 
-    def __init__(self, package: str, harmless: frozenset[str], model: Any = None) -> None:
+    def __init__(
+        self, package: str, harmless: frozenset[str], model: Any = None, *, leaves_settings: bool = False
+    ) -> None:
         self._package = package
+        self.leaves_settings = leaves_settings
         self._model = model
         self.harmless = harmless
         self._names_parts = any("." in each for each in harmless)
@@ -120,7 +124,7 @@ class Values:
         if self._is_its_attributes(kind):
             return self._object(value, depth)
         if kind in NAMESPACES:
-            return {_IS: [kind.__qualname__, [*map(list, self._fields(vars(value), depth).items())]]}
+            return {_IS: [kind.__qualname__, [*map(list, self._settings(vars(value), depth).items())]]}
         everyday = parts_of_everyday(value)
         if everyday is not None:
             return {_IS: [kind.__qualname__, *(self.plain(each, depth - 1) for each in everyday)]}
@@ -226,6 +230,17 @@ class Values:
         self._look.path = path
         return out
 
+    def _settings(self, held: Mapping[str, Any], depth: int) -> dict[str, Any]:
+        """Return what stands for the settings of a program, and only the names of those that no code asks for."""
+        path, unasked = self._look.path, set[str]()
+        for name in held:
+            self._look.path = f"{path}.{name}"
+            if self.leaves_settings and "." not in name and self._is_unasked():
+                unasked.add(name)
+        self._look.path = path
+        out = self._fields({name: each for name, each in held.items() if name not in unasked}, depth)
+        return out | dict.fromkeys(sorted(unasked), {_IS: ["unasked"]})
+
     def _entries(self, held: Mapping[Any, Any], depth: int) -> dict[Any, Any]:
         """Return what stands for the entries of a dict, those left out that change no answer."""
         path, out = self._look.path, dict[Any, Any]()
@@ -262,14 +277,18 @@ class Values:
 
     def _left(self, value: Any) -> Any:
         """Return what stands for a field that names a file which does not count, since nobody reads it there."""
-        path = self._look.path
         if type(value) is str and "." in value and value in self.harmless:
             return _path_only(value)
         is_path = (type(value) is str and may_be_path(value)) or (isinstance(value, PurePath) and is_bare_path(value))
-        if not is_path or self._look.is_whole or path in self._look.asked or not self._look.leaves(path):
-            return None
+        return _path_only(value) if is_path and self._is_unasked() else None
+
+    def _is_unasked(self) -> bool:
+        """Whether no code that is known by now asks for what is being read; notes that it is left out."""
+        path = self._look.path
+        if self._look.is_whole or path in self._look.asked or not self._look.leaves(path):
+            return False
         self._look.left.add(path)
-        return _path_only(value)
+        return True
 
     def _field(self, name: str, value: Any, depth: int) -> Any:
         """Return what stands for a field of an object."""
