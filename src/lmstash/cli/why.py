@@ -54,7 +54,8 @@ def run(arguments: argparse.Namespace) -> int:
         print_json("why", **answer)
     else:
         print(style(answer["answer"], "green" if answer["hit"] else "yellow"))
-        shown = [("nearest kept entry", answer["nearest"][:16])] if answer.get("nearest") else []
+        which = "entry" if answer["hit"] else "nearest kept entry"
+        shown = [(which, answer["nearest"][:16])] if answer.get("nearest") else []
         shown += [(each["name"], f"asked {each['asked']}; kept {each['kept']}") for each in answer["differences"]]
         if shown:
             print(facts(shown))
