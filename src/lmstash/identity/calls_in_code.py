@@ -10,10 +10,11 @@ from typing import Any
 
 from lmstash.identity.expressions import ATTRIBUTE, CALL, STORED, Node, code_within, expressions, given_in
 from lmstash.identity.lying_in import MOST, UNKNOWN, Made, Partly, class_of, items_of, operated
-from lmstash.identity.values_in_code import Nothing, Scope
+from lmstash.identity.values_in_code import WHOLE, Known, Nothing, Scope
 from lmstash.identity.variables import parameters, takes_all_by
 
 _DEEPEST = 12
+_MOST_ROUNDS, _MOST_LOOKS = 4, 2000
 _NUMBERS = (bool, int, float, str)
 _VAR_KEYWORDS = 0x08
 
@@ -81,9 +82,9 @@ class Calls:
 
     def _called(self, scope: Scope, code: CodeType, callee: Node) -> list[tuple[FunctionType, dict[str, Any]]]:
         found = [each for value in scope.values(callee, code) for each in self._behind(value)]
-        if not found and callee.name == "__init__":  # of `super()`
-            above = scope.around.__mro__[1:] if isinstance(scope.around, type) else ()
-            found = [(each, {}) for each in inherited(above, "__init__") if id(each) in self._own][:1]
+        if not found and _is_of_super(callee) and isinstance(scope.around, type):
+            above = inherited(scope.around.__mro__[1:], callee.name)
+            found = [(each, {}) for each in above if id(each) in self._own][:1]
         return found or [(each, {}) for each in self._by_name.get(callee.name, ())]
 
     def _add(self, caller: FunctionType, code: CodeType, node: Node) -> None:
@@ -147,10 +148,17 @@ class Arguments(Nothing):
 
     def __init__(self, calls: Calls, named: Mapping[str, Any] | None) -> None:
         """Take the calls, and what the first function is called with."""
+        super().__init__()
         self._calls, self._named = calls, named or {}
-        self._known: dict[Any, tuple[list[Any], bool]] = {}
+        self._open: dict[Any, int] = {}
         self._bound: dict[int, Any] = {}
-        self._depth = 0
+        self._so_far: dict[Any, Known] = {}
+        self._round = 0
+        self._deep: list[Any] = []
+
+    def keeps(self, function: FunctionType) -> bool:
+        """Return whether an expression of a function gives the same for as long as the call lasts."""
+        return id(function) not in self._bound
 
     def scope(self, function: FunctionType) -> Scope:
         """Return where the names of a function stand for something, whoever calls it."""
@@ -172,9 +180,13 @@ class Arguments(Nothing):
     def returned(self, caller: FunctionType, code: CodeType, node: Node) -> list[Any]:
         """Return what a call of functions of your own may give; nothing where it is of others."""
         found: list[Any] = []
-        for each in self._calls.targets(caller, code, node):
-            if each.__name__ != "__init__":
-                found += self._once(id(each), self.scope(each).returned) or [UNKNOWN]
+        targets = [each for each in self._calls.targets(caller, code, node) if each.__name__ != "__init__"]
+        callee = node.parts[0]
+        if len(targets) > 1 and callee.kind == ATTRIBUTE and len(callee.parts) == 1:
+            receivers = self.scope(caller).values(callee.parts[0], code)
+            targets = [each for each in targets if _may_be_of(receivers, each)]
+        for each in targets:
+            found += self._once(id(each), self.scope(each).returned) or [UNKNOWN]
         return found
 
     def asked(self, value: Any, name: str) -> list[Any]:
@@ -184,6 +196,9 @@ class Arguments(Nothing):
         if not isinstance(getter, FunctionType) or not self._calls.is_own(getter) or id(getter) in self._bound:
             return []
         self.hangs = True
+        return self._once((id(getter), id(value), "asked"), lambda: self._asked(getter, value), value)
+
+    def _asked(self, getter: FunctionType, value: Any) -> list[Any]:
         self._bound[id(getter)] = value
         try:
             return self.scope(getter).returned()
@@ -209,28 +224,84 @@ class Arguments(Nothing):
                     found.setdefault(node.name, []).extend(scope.values(node.parts[0], code))
         return found
 
-    def _once(self, key: Any, find: Callable[[], list[Any]]) -> list[Any]:
-        """Return what is found, looked for once; nothing while it is looked for, and where that leads too far."""
-        known = self._known.get(key)
-        if known is None:
-            if self._depth >= _DEEPEST:
-                return []
-            before, self.hangs, self._depth = self.hangs, False, self._depth + 1
-            self._known[key] = [], False  # for whom it hands it to, and gets it from
-            known = self._known[key] = find(), self.hangs
-            self.hangs, self._depth = before, self._depth - 1
-        self.hangs = self.hangs or known[1]
-        return known[0]
+    def _once(self, key: Any, find: Callable[[], list[Any]], of: Any = None) -> list[Any]:
+        """Return what is found, looked for once; nothing while it is looked for.
+
+        Who leads too far down is looked for first by itself, and then the first one once more.
+        """
+        if self._open:
+            return self._look(key, find, of)
+        todo, found = [(key, find, of)], list[Any]()
+        for _ in range(_MOST_LOOKS):
+            self._deep = []
+            found, asked = self._look(*todo[-1]), {each[0] for each in todo}
+            if deeper := [each for each in self._deep if each[0] not in asked]:
+                todo += deeper
+                continue
+            if todo[-1][0] not in self.known:  # it leads back to itself from far
+                self.known[todo[-1][0]] = Known(found, self.hangs, WHOLE, (todo[-1][2], 0))
+            todo.pop()
+            if not todo:
+                return found
+        return found
+
+    def _look(self, key: Any, find: Callable[[], list[Any]], of: Any) -> list[Any]:
+        """Return what is found; of what leads back to itself, what was found until then.
+
+        The first of several that lead to each other is looked for again with what was found so far, a few times.
+        """
+        so_far, place = self.known.get(key) or self._so_far.get(key), len(self._open)
+        if so_far is not None and (so_far.depth == WHOLE or key in self._open or so_far.of[1] == self._round):
+            self.hangs = self.hangs or so_far.hangs
+            self.hangs_on = min(self.hangs_on, self._open.get(key, so_far.depth))
+            return so_far.values
+        if key in self._open or place >= _DEEPEST:
+            if key not in self._open:
+                self._deep.append((key, find, of))
+            self.hangs_on = min(self.hangs_on, self._open.get(key, -1))
+            return []
+        before = self.hangs, self.hangs_on
+        self._open[key] = place
+        found: list[Any] = []
+        for n in range(_MOST_ROUNDS):
+            self.hangs, self.hangs_on, n_before = False, WHOLE, len(found)
+            found = find()
+            self._so_far[key] = Known(found, self.hangs, self.hangs_on, (of, self._round))
+            if self.hangs_on != place or (n > 0 and n_before == len(found)):
+                break
+            self._round += 1
+        del self._open[key]
+        if self.hangs_on >= place:  # and those that lead to this one alone
+            self.hangs_on = WHOLE
+            for other in [each for each, one in self._so_far.items() if one.depth >= place]:
+                one = self._so_far.pop(other)
+                if one.of[1] == self._round:
+                    self.known[other] = one._replace(depth=WHOLE)
+        if not place:
+            self._so_far.clear()
+            self._round += 1
+        self.hangs, self.hangs_on = before[0] or self.hangs, min(before[1], self.hangs_on)
+        return found
 
     def _found(self, function: FunctionType, name: str) -> list[Any]:
         names = parameters(function.__code__)
         if takes_self(function) and names[:1] == (name,):
             return self._receivers(function, name)
         found: dict[Any, Any] = {}
-        for site in self._calls.of(function):
+        sites = self._calls.of(function)
+        if takes_self(function) and function.__name__ not in ("__init__", "__new__"):
+            of = [each for each in sites if each.receiver is None or _may_be_of(self._received(each), function)]
+            if sites and not of:
+                return []
+            sites = of
+        for site in sites:
             for each in self._given(site, function, name):
                 found.setdefault((type(each), each) if type(each) in _NUMBERS else id(each), each)
         return [*found.values()] or [default(function, name)]
+
+    def _received(self, site: Site) -> list[Any]:
+        assert site.receiver is not None
+        return self.scope(site.caller).values(site.receiver, site.code)
 
     def _given(self, site: Site, function: FunctionType, name: str) -> list[Any]:
         """Return what one call gives for an argument."""
@@ -312,6 +383,22 @@ def calls_in(code: CodeType) -> tuple[tuple[CodeType, Node], ...]:
     except Exception:  # bytecode of a kind that nobody has met
         return ()
     return tuple((inner, each) for inner, each in found if each.kind == CALL)
+
+
+def _is_of_super(callee: Node) -> bool:
+    """Whether a method is asked of `super()`, which Python 3.12 has an instruction for."""
+    if callee.kind != ATTRIBUTE or not callee.parts:
+        return False
+    of = callee.parts[0]
+    return of.name == "super" or (of.kind == CALL and of.parts[0].name == "super")
+
+
+def _may_be_of(receivers: Iterable[Any], method: FunctionType) -> bool:
+    """Whether a method may be called of one of some objects; of what is not known any may."""
+    return any(
+        each is UNKNOWN or next(inherited(class_of(each).__mro__, method.__name__), method) is method
+        for each in receivers
+    )
 
 
 def inherited(classes: Iterable[type], name: str) -> Iterator[FunctionType]:

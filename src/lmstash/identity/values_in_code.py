@@ -6,7 +6,7 @@ import functools
 import os
 from collections.abc import Iterator
 from types import CodeType, FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 from lmstash.identity.expressions import (
     ATTRIBUTE,
@@ -59,11 +59,38 @@ _SAME = frozenset({"copy", "deepcopy", "replace"})
 _DISPLAYS = frozenset({"BUILD_TUPLE", "BUILD_LIST", "BUILD_SET"})
 
 
-class Nothing:
-    """Stands for a call of which nothing is known."""
+WHOLE = 1 << 30
 
-    hangs = False
-    """Whether what was told may be another thing the next time: it hangs on objects, the environment or arguments."""
+
+class Known(NamedTuple):
+    """What was told of something."""
+
+    values: list[Any]
+    hangs: bool
+    depth: int = 0
+    of: Any = None
+    """What it was told of, which is alive for as long."""
+
+
+class Nothing:
+    """Stands for a call of which nothing is known.
+
+    Attributes:
+        hangs: Whether what was told may be another thing the next time: it hangs on objects, the environment or
+            arguments.
+        hangs_on: Of what is being told already, what was asked for meanwhile, by the place of the first of these; what
+            was told then is not all of it.
+        known: What was told of expressions, by the function and the node.
+    """
+
+    def __init__(self) -> None:
+        """Nothing was told yet."""
+        self.hangs, self.hangs_on = False, WHOLE
+        self.known: dict[Any, Known] = {}
+
+    def keeps(self, function: FunctionType) -> bool:
+        """Return whether an expression of a function gives the same for as long as the call lasts."""
+        return False
 
     def argument(self, function: FunctionType, name: str) -> list[Any]:
         """Return what an argument of a function may be."""
@@ -111,10 +138,23 @@ class Scope:
             return [node.value]
         if depth <= 0:
             return [UNKNOWN]
+        call, key = self._call, (id(self._function), id(node))
+        known = call.known.get(key)
+        if known is not None and known.depth >= depth:
+            call.hangs = call.hangs or known.hangs
+            return known.values
+        before, call.hangs, call.hangs_on = (call.hangs, call.hangs_on), False, WHOLE
         found: list[Any] = []
         for each in self._of(node, code, depth - 1):
-            found += [] if any(each is other for other in found) else [each]
-        return found[:MOST] or [UNKNOWN]
+            if not any(each is other for other in found):
+                found.append(each)
+                if len(found) == MOST:
+                    break
+        found = found or [UNKNOWN]
+        if call.hangs_on == WHOLE and call.keeps(self._function):
+            call.known[key] = Known(found, call.hangs, depth, node)
+        call.hangs, call.hangs_on = before[0] or call.hangs, min(before[1], call.hangs_on)
+        return found
 
     def near(self, node: Node, code: CodeType, depth: int = 4) -> list[Any]:
         """Return what an expression may give; of what is calculated, the parts that can be told: `0.7 + 0.1 * i`."""

@@ -239,7 +239,7 @@ class Values:
                 unasked.add(name)
         self._look.path = path
         out = self._fields({name: each for name, each in held.items() if name not in unasked}, depth)
-        return out | dict.fromkeys(sorted(unasked), {_IS: ["unasked"]})
+        return out | {name: {_IS: ["unasked"]} for name in sorted(unasked)}
 
     def _entries(self, held: Mapping[Any, Any], depth: int) -> dict[Any, Any]:
         """Return what stands for the entries of a dict, those left out that change no answer."""
