@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 
-from lmstash.identity.expressions import ATTRIBUTE, CALL, STORED, Node, code_within, expressions, given_in
-from lmstash.identity.lying_in import MOST, UNKNOWN, Made, Partly, class_of, items_of, operated
+from lmstash.identity.expressions import ATTRIBUTE, CALL, CONST, OTHER, STORED, Node, code_within, expressions, given_in
+from lmstash.identity.lying_in import MOST, UNKNOWN, Made, Partly, class_of, entry, items_of, operated
 from lmstash.identity.values_in_code import WHOLE, Known, Nothing, Scope
 from lmstash.identity.variables import parameters, takes_all_by
 
@@ -33,6 +33,7 @@ class Site:
         spread: What is given by two stars.
         is_open: Whether more may be given by place than can be told.
         is_map: Whether the arguments are what containers hold that are given: `map(ask, questions, temperatures)`.
+        is_starmap: Whether they are what the members of one container hold: `starmap(ask, [(question, 0.8)])`.
     """
 
     caller: Any  # a function, which pyright would bind
@@ -44,6 +45,7 @@ class Site:
     spread: list[Node] = field(default_factory=list)
     is_open: bool = False
     is_map: bool = False
+    is_starmap: bool = False
 
 
 class Calls:
@@ -96,11 +98,22 @@ class Calls:
         for function, fixed in self._called(scope, code, callee):
             site = Site(caller, code, placed, named, fixed, receiver, spread, is_open)
             self._sites.setdefault(id(function), []).append(site)
+        for key in ("target", "func"):  # of a thread
+            for value in scope.values(named[key], code) if key in named else ():
+                for function, fixed in self._behind(value):
+                    given = _listed(named.get("args"))
+                    more = [named["kwargs"]] if "kwargs" in named else []
+                    site = Site(caller, code, given or [], {}, fixed, None, more, given is None)
+                    self._sites.setdefault(id(function), []).append(site)
         for place, each in enumerate(placed):  # `submit(ask, q, 0.8)`
             for value in scope.values(each, code) if each.kind != CALL else ():
                 for function, fixed in self._behind(value):
                     given, is_map = placed[place + 1 :], "map" in callee.name
-                    site = Site(caller, code, given, named, fixed, None, spread, is_open, is_map)
+                    if callee.name in ("apply", "apply_async"):
+                        given = _listed(given[0] if given else None) or []
+                    site = Site(
+                        caller, code, given, named, fixed, None, spread, is_open, is_map, "starmap" in callee.name
+                    )
                     self._sites.setdefault(id(function), []).append(site)
 
     def _behind(self, value: Any) -> list[tuple[FunctionType, dict[str, Any]]]:
@@ -319,6 +332,9 @@ class Arguments(Nothing):
         # What a partial gives comes first.
         place = names.index(name) - sum(each in site.fixed for each in names[: names.index(name)])
         place -= takes_self(function) and names[0] not in site.fixed
+        if site.is_starmap and site.placed:
+            many = scope.values(site.placed[0], site.code)
+            return [entry(each, place) for held in many for each in items_of(held)]
         if name in names[: function.__code__.co_argcount] and place < len(site.placed):
             given = scope.values(site.placed[place], site.code)
             return [each for held in given for each in items_of(held)] if site.is_map else given
@@ -399,6 +415,15 @@ def _may_be_of(receivers: Iterable[Any], method: FunctionType) -> bool:
         each is UNKNOWN or next(inherited(class_of(each).__mro__, method.__name__), method) is method
         for each in receivers
     )
+
+
+def _listed(node: Node | None) -> list[Node] | None:
+    """Return what a display of a tuple or list holds; nothing where there is none, None for others."""
+    if node is None:
+        return []
+    if node.kind == CONST and type(node.value) is tuple:
+        return [Node(CONST, each) for each in node.value]
+    return [*node.parts] if node.kind == OTHER and node.value in ("BUILD_TUPLE", "BUILD_LIST") else None
 
 
 def inherited(classes: Iterable[type], name: str) -> Iterator[FunctionType]:

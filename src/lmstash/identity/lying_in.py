@@ -64,6 +64,17 @@ class Made:
         self.of, self.held = of, held
 
 
+class Factory:
+    """Stands for what makes the default of a field.
+
+    Attributes:
+        of: A function or class that takes nothing.
+    """
+
+    def __init__(self, of: Any) -> None:
+        self.of = of
+
+
 def class_of(value: Any) -> type:
     """Return the class of an object, also of one that is only made in code."""
     return value.of if isinstance(value, Made) else type(value)
@@ -127,6 +138,15 @@ def entries_of(value: Any) -> Any:
     return dict(held) if (held := attributes_lying_in(value)) else UNKNOWN
 
 
+def dict_of(value: Any) -> Any:
+    """Return what `dict` makes of a value: of what an object holds, or of pairs."""
+    if type(value) not in (list, tuple):
+        return entries_of(value)
+    pairs = [each for each in value[:_MANY] if type(each) in (list, tuple) and len(each) == 2]
+    known = {key: each for key, each in pairs if isinstance(key, str | int)}
+    return known if len(known) == len(value) else Partly(known)
+
+
 def asked(value: Any, name: Any, default: Any = UNKNOWN) -> Any:
     """Return what `getattr` gives."""
     found = attribute(value, name) if isinstance(name, str) else UNKNOWN
@@ -184,6 +204,8 @@ def calculated(name: str, given: tuple[Any, ...]) -> Any:
 
 def looped(name: str, given: tuple[Any, ...]) -> Any:
     """Return what a function gives that goes through containers, as a tuple; `UNKNOWN` for other functions."""
+    if name == "range":
+        return tuple(range(*given)[:_MANY]) if 1 <= len(given) <= 3 and _are_whole(given) else UNKNOWN
     known = [items_of(each) if is_dict(each) or type(each) in (list, tuple, set, frozenset) else None for each in given]
     if not any(known):
         return UNKNOWN
@@ -197,6 +219,10 @@ def looped(name: str, given: tuple[Any, ...]) -> Any:
     if name in ("list", "tuple", "sorted", "reversed", "iter", "set", "cycle", "chain"):
         return tuple(each for some in known for each in some or [UNKNOWN])
     return UNKNOWN
+
+
+def _are_whole(values: tuple[Any, ...]) -> bool:
+    return all(type(each) is int for each in values) and values[2:] != (0,)
 
 
 def method(name: str, held: Any) -> Any:
@@ -220,11 +246,15 @@ def fields_of(cls: type) -> Iterator[tuple[str, Any]]:
     if dataclasses.is_dataclass(cls):
         for each in dataclasses.fields(cls):
             if each.init:
-                yield each.name, UNKNOWN if each.default is dataclasses.MISSING else each.default
+                made = each.default_factory
+                default = UNKNOWN if made is dataclasses.MISSING else Factory(made)
+                yield each.name, default if each.default is dataclasses.MISSING else each.default
     elif isinstance(names := vars(cls).get("_fields"), tuple):
         defaults = vars(cls).get("_field_defaults", {})
         yield from ((name, defaults.get(name, UNKNOWN)) for name in names)
     elif type(known := vars(cls).get("__pydantic_fields__")) is dict:
         for name, each in known.items():
-            default = attribute(each, "default")
-            yield name, default if type(default) in (*PLAIN, list, tuple, dict) else UNKNOWN
+            default, made = attribute(each, "default"), attribute(each, "default_factory")
+            is_missing = default is UNKNOWN or type(default).__name__ == "PydanticUndefinedType"
+            otherwise = UNKNOWN if made in (None, UNKNOWN) else Factory(made)
+            yield name, otherwise if is_missing else default

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from lmstash.identity.expressions import (
     NAME,
     OPERATION,
     OTHER,
+    STARRED,
     STORED,
     Node,
     code_within,
@@ -30,12 +31,14 @@ from lmstash.identity.lying_in import (
     CALCULATING,
     MOST,
     UNKNOWN,
+    Factory,
     Made,
     Partly,
     asked,
     attribute,
     calculated,
     compared,
+    dict_of,
     entries_of,
     entry,
     fields_of,
@@ -47,7 +50,16 @@ from lmstash.identity.lying_in import (
     operated,
     products,
 )
-from lmstash.identity.variables import asks_for_none, code_made, entries_set, parameters, returns, stored, takes_all_by
+from lmstash.identity.variables import (
+    asks_for_none,
+    code_made,
+    entries_set,
+    methods_called,
+    parameters,
+    returns,
+    stored,
+    takes_all_by,
+)
 
 _DEEPEST = 12
 _COPIES = frozenset({"copy", "model_dump", "dict", "_asdict", "to_dict"})
@@ -249,21 +261,25 @@ class Scope:
             return self.values(made[0], inner, depth) if made and "comp>" in inner.co_name else []
         placed, named, spread, is_open = given_in(node)
         if is_open:
-            return []
+            stars = [each.parts[0] for each in node.parts[1:] if each.kind == OTHER and each.value == STARRED]
+            held = [each for each in self.values(stars[0], code, depth) if type(each) in (list, tuple)]
+            return [looped(name, tuple(each)) for each in held] if len(stars) == 1 else []
         if made := self._made(node, code, depth):
             return made
         arguments = products(self._looked_into(self.values(each, code, depth)) for each in placed)
         if name == "dict" and function.kind == NAME and len(placed) <= 1:
             more = self.by_name(named, spread, code, depth)
-            firsts = [entries_of(each[0]) if each else {} for each in arguments]
+            firsts = [dict_of(each[0]) if each else {} for each in arguments]
             return [operated("|", first, each) for first in firsts for each in more]
         if name in _SAME and len(placed) == 1 and function.kind in (NAME, ATTRIBUTE):
             more = self.by_name(named, spread, code, depth)
             return [_changed(value, each) for (value,) in arguments for each in more]
+        if name in _COPYING and len(placed) == 1:
+            return [_some_of(each, named) for (each,) in arguments]
+        if name in _COPIES and not placed and function.kind == ATTRIBUTE and function.parts:
+            return [_some_of(each, named) for each in self._looked_into(self.values(function.parts[0], code, depth))]
         if named or spread:
             return []
-        if name in _COPYING and len(placed) == 1:
-            return [entries_of(each) for (each,) in arguments]
         if function.kind == NAME and name in CALCULATING and name not in self._globals:
             return [calculated(name, each) for each in arguments]
         if function.kind == NAME and name == "getattr":
@@ -277,10 +293,10 @@ class Scope:
         """Return what a method gives that runs nobody's code."""
         name, held = function.name, self._looked_into(self.values(function.parts[0], code, depth))
         if arguments == [()]:
-            return [entries_of(each) if name in _COPIES else method(name, each) for each in held]
+            return [one for each in held for one in (items_of(each) if name == "pop" else [method(name, each)])]
         if name == "getenv" and held[0] is os:
             held = self._looked_into([os.environ])
-        elif name != "get":
+        elif name not in ("get", "pop"):
             return []
         return [entry(one, *each) if 1 <= len(each) <= 2 else UNKNOWN for one in held for each in arguments]
 
@@ -297,7 +313,7 @@ class Scope:
         for cls in self.values(node.parts[0], code, depth) if node.parts[0].kind in (NAME, ATTRIBUTE) else ():
             if not isinstance(cls, type):
                 continue
-            if fields := dict(fields_of(cls)):
+            if fields := {name: self._default(each) for name, each in fields_of(cls)}:
                 by_name = {**dict(zip(fields, placed, strict=False)), **named}
                 for each in self.by_name(by_name, spread, code, depth):
                     known = dict.fromkeys(fields, UNKNOWN) if type(each) is Partly else fields
@@ -305,6 +321,17 @@ class Scope:
             else:
                 found += [Made(cls, each) for each in self._call.set_in(cls)]
         return found
+
+    def _default(self, value: Any) -> Any:
+        """Return what a field is that is not given: also what its factory makes."""
+        if not isinstance(value, Factory):
+            return value
+        if isinstance(value.of, FunctionType):
+            return Scope(value.of, self._call).returned()[0]
+        if value.of in (dict, list):
+            return value.of()
+        is_made = isinstance(value.of, type) and any(fields_of(value.of))
+        return Made(value.of, {name: self._default(each) for name, each in fields_of(value.of)}) if is_made else UNKNOWN
 
     # --- names -------------------------------------------------------------------------------------------------------
 
@@ -328,10 +355,14 @@ class Scope:
             found = [value for each in stored(code, name) for value in self.values(each, code, depth)]
             if name in (*parameters(code), takes_all_by(code)):
                 found += self._argument(name) if code == self._code else self._of_inner(code, name, depth)
-            entries = [
-                (key, value) for key, each in entries_set(code, name) for value in self.values(each, code, depth)
+            if not any(map(is_dict, found)):
+                return found
+            more = self._set_in(code, name, depth)
+            return [
+                operated("|", operated("|", before, each), after) if is_dict(each) and (before or after) else each
+                for each in found
+                for before, after in more
             ]
-            return [operated("|", each, dict(entries)) if entries and is_dict(each) else each for each in found]
         if name in code.co_freevars:
             if name in self._cells:
                 try:
@@ -343,6 +374,27 @@ class Scope:
                 return [UNKNOWN]
             return self._variable(Node(NAME, name, is_local=True), around, depth)
         return [self._globals.get(name, UNKNOWN)]
+
+    def _set_in(self, code: CodeType, name: str, depth: int) -> list[tuple[Any, Any]]:
+        """Return what code may put into the dict that a variable holds: if nothing is there, and whatever is."""
+        after = [
+            [{key.value: value} for value in self.values(each, code, depth)]
+            if key.kind == CONST
+            else found
+            if len(found := self._each_entry(key, each, code, depth)) == 1
+            else [Partly()]
+            for key, each in entries_set(code, name)
+        ]
+        before: list[list[Any]] = []
+        for call in methods_called(code, name, "update", "setdefault"):
+            placed, named, spread, is_open = given_in(call)
+            if call.parts[0].name == "setdefault":
+                before += [self._entry(placed[0], placed[1], code, depth)] if len(placed) == 2 else []
+                continue
+            after += [[dict_of(one) for one in self.values(each, code, depth)] for each in placed]
+            after += [self.by_name(named, spread, code, depth), [Partly()] if is_open else [{}]]
+        merged = functools.partial(functools.reduce, functools.partial(operated, "|"))
+        return products([[merged(each, {}) for each in products(parts)] for parts in (before, after)])
 
     def _argument(self, name: str) -> list[Any]:
         return self._call.argument(self._function, name)
@@ -402,6 +454,12 @@ class Scope:
             return []
         given = self._argument(name)
         return [] if any(each is None or each is UNKNOWN for each in given) else given
+
+
+def _some_of(value: Any, options: Iterable[str]) -> Any:
+    """Return what an object holds; only part of it where somebody says which part."""
+    held = entries_of(value)
+    return Partly(held) if options and is_dict(held) else held
 
 
 def _changed(value: Any, others: dict[str, Any]) -> Any:

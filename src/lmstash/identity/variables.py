@@ -5,9 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 from types import CodeType
-from typing import Any
 
-from lmstash.identity.expressions import CONST, NAME, OTHER, RETURNED, STORED, Node, expressions
+from lmstash.identity.expressions import ATTRIBUTE, CALL, CONST, NAME, OTHER, RETURNED, STORED, Node, expressions
 
 _MAKING = frozenset({"MAKE_FUNCTION", "SET_FUNCTION_ATTRIBUTE"})
 
@@ -57,8 +56,15 @@ def stored(code: CodeType, name: str) -> list[Node]:
     return [each for each in found if each.kind != NAME or each.value != name]  # what a comprehension gives back
 
 
-def entries_set(code: CodeType, name: str) -> list[tuple[Any, Node]]:
-    """Return what code puts under constant keys into what a variable holds."""
+def entries_set(code: CodeType, name: str) -> list[tuple[Node, Node]]:
+    """Return what code puts under which keys into what a variable holds."""
     users = [user for each in expressions(code) if each.kind == NAME and each.value == name for user in each.users]
     stores = [each.parts for each in users if each.value == "STORE_SUBSCR" and len(each.parts) == 3]
-    return [(key.value, value) for value, held, key in stores if key.kind == CONST and held.name == name]
+    return [(key, value) for value, held, key in stores if held.name == name]
+
+
+def methods_called(code: CodeType, name: str, *methods: str) -> list[Node]:
+    """Return the calls of methods of what a variable holds."""
+    users = [user for each in expressions(code) if each.kind == NAME and each.value == name for user in each.users]
+    asked = [each for each in users if each.kind == ATTRIBUTE and each.value in methods]
+    return [call for each in asked for call in each.users if call.kind == CALL and call.parts[0] is each]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from pathlib import Path
 
@@ -221,7 +222,7 @@ SAMPLED = {
         "def ask(q, **given):\n given.setdefault('temperature', 0.8)\n return create(prompt=q, **given)"
     ),
     "hotter when it fails": (
-        "def ask(q):\n for i in range(1):\n  t = 0.0 if q else 0.3 * i\n  said = create(temperature=t)\n return said"
+        "def ask(q):\n for i in range(1, 2):\n  t = 0.0 if q else 0.3 * i\n  said = create(temperature=t)\n return said"
     ),
     "a default within it": "def ask(q):\n def draw(t=0.8): return create(temperature=t)\n return draw()",
     "an argument within it": "def ask(q):\n draw = lambda t: create(temperature=t)\n return draw(0.8)",
@@ -233,12 +234,68 @@ SAMPLED = {
     "one of a class's words": (
         "import enum\nclass Heat(enum.Enum):\n HOT = 0.8\ndef ask(q): return create(temperature=Heat.HOT.value)"
     ),
+    "some of a pydantic model": (
+        "import pydantic\nclass C(pydantic.BaseModel):\n temperature: float = 0.8\nC = C()\n"
+        "def ask(q): return create(**C.model_dump(exclude_none=True))"
+    ),
+    "what is taken out, or else": (
+        "def draw(q, **given):\n t = given.pop('temperature', 0.8)\n return create(prompt=q, temperature=t, **given)\n"
+        "def ask(q): return draw(q)"
+    ),
+    "pairs": "KEYS = ('temperature',)\ndef ask(q): return create(**dict(zip(KEYS, (0.8,))))",
+    "a grid": (
+        "import itertools\nGRID = {'temperature': [0.8], 'top_p': [1]}\n"
+        "def ask(q): return [create(**dict(zip(GRID, c))) for c in itertools.product(*GRID.values())][0]"
+    ),
+    "a dict that is filled": (
+        "CFG = {'temperature': 0.8}\ndef ask(q):\n p = {}\n for k, v in CFG.items():\n  if v is not None: p[k] = v\n"
+        " return create(**p)"
+    ),
+    "a dict that is made hot": "def ask(q):\n p = {'temperature': 0}\n p.update(temperature=0.8)\n return create(**p)",
+    "a thread of its own": (
+        "import threading\ndef draw(q, t, out): out.append(create(temperature=t))\n"
+        "def ask(q):\n out = []\n one = threading.Thread(target=draw, args=(q, 0.8, out))\n one.start()\n one.join()\n"
+        " return out[0]"
+    ),
+    "threads that map pairs": (
+        "from multiprocessing.pool import ThreadPool\ndef draw(q, t): return create(temperature=t)\n"
+        "def ask(q):\n with ThreadPool(1) as pool: return pool.starmap(draw, [(q, 0.8)])[0]"
+    ),
+    "a field by its factory": (
+        "import dataclasses\n@dataclasses.dataclass\nclass C:\n"
+        " given: dict = dataclasses.field(default_factory=lambda: {'temperature': 0.8})\n"
+        "def ask(q): return create(**C().given)"
+    ),
+    "a range": "def ask(q): return [create(temperature=i / 10) for i in range(1, 2)][0]",
+    "from far": "".join(f"def f{i}(q, t): return f{i + 1}(q, t)\n" for i in range(40))
+    + "def f40(q, t): return create(temperature=t)\ndef ask(q): return f0(q, 0.8)",
+    "in a circle": (
+        "def a(q, t, n=0): return b(q, t, n)\ndef b(q, t, n):\n said = create(temperature=t)\n"
+        " return a(q, t, n + 1) if n > 9 else said\ndef ask(q): return a(q, 0.8)"
+    ),
     "a key by name": "KEY = 'temperature'\ndef ask(q): return create(json={KEY: 0.8, 'prompt': q})",
     "a dict with defaults": (
         "import collections\nGIVEN = collections.defaultdict(int, temperature=0.8)\ndef ask(q): return create(**GIVEN)"
     ),
 }
 NOT = {
+    "a dict that is made greedy": (
+        "OVER = {'temperature': 0}\ndef ask(q):\n p = dict(model='m', temperature=0.7)\n p.update(OVER)\n"
+        " return create(**p)"
+    ),
+    "a display that is made greedy": (
+        "def ask(q):\n p = {'temperature': 0.7}\n p.update(temperature=0)\n return create(json=p)"
+    ),
+    "what is set if nothing is, greedily given": (
+        "def draw(q, **given):\n given.setdefault('temperature', 0.7)\n return create(prompt=q, **given)\n"
+        "def ask(q): return draw(q, temperature=0)"
+    ),
+    "another object's method of that name": (
+        "class A:\n def draw(self, t=0.9): return create(temperature=t)\n"
+        "class B:\n def draw(self, t=0): return create(temperature=t)\n"
+        "class App:\n def __init__(self): self.a, self.b = A(), B()\n def judge(self): return self.b.draw()\n"
+        " def write(self): return self.a.draw()\nAPP = App()\ndef ask(q): return APP.judge()"
+    ),
     "a dict behind keywords": "def ask(q, **more): return create(temperature=0, prompt=q, **more)",
     "a helper that hands on": (
         "def draw(q, model='m', **more): return create(model=model, temperature=0, prompt=q, **more)\n"
@@ -342,7 +399,8 @@ NOT = {
 def test_nothing_is_kept_of_what_samples(responses: Responses, caplog: pytest.LogCaptureFixture, how: str) -> None:
     ask = responses.cached(made_program(START + SAMPLED[how])["ask"], harmless=["N"])
     assert [ask("a"), ask("a")] == [1, 2]
-    [said] = [each.getMessage() for each in caplog.records if each.levelno == logging.WARNING]
+    where, said = [each.getMessage() for each in caplog.records if each.levelno == logging.WARNING]
+    assert re.search(r"`\w+(\.\w+)*(\.<locals>\.\w+)?` does \(<\w+>, line \d+\): .*=", where), where
     assert "keep_sampled=True" in said
     assert ("do_sample" if "do_sample" in SAMPLED[how] else "temperature") in said
 

@@ -20,7 +20,7 @@ from lmstash.caches.responses.content import Content
 from lmstash.caches.responses.looks import Code, Look
 from lmstash.caches.responses.memos import Memos
 from lmstash.caches.responses.requests import ARGUMENTS, EXACT, NUMBERS
-from lmstash.caches.responses.sampling import is_row, note
+from lmstash.caches.responses.sampling import is_row, note, seed_of
 from lmstash.caches.responses.sampling_in_code import SamplingInCode
 from lmstash.caches.responses.shelf import Unkept
 from lmstash.errors import InvalidArgumentError
@@ -46,6 +46,9 @@ _STALE: Final = (
 _TOO_DEEP: Final = "it leads to objects within objects without end. Put a function of your own around it"
 _NOT_KEPT: Final = "what it answers is not kept: an answer from the cache would not change it"
 _ANOTHER: Final = "the next call is another one and may not be found again"
+_BY_CHANCE: Final = (
+    "lmstash: calls of %s are not cached where its code may ask a model for answers by chance, as `%s` does (%s): %s"
+)
 _SAYS_SAMPLING: Final = NUMBERS | ARGUMENTS | {"do_sample", "seed", "random_seed"}
 
 
@@ -239,7 +242,10 @@ class Calls:
             environment, files = content.environment(arguments), content.files()
             # Said once more where requests say it, so that a call that samples is known for one.
             sampling = {name: value for name, value in arguments.items() if name in _SAYS_SAMPLING}
-            note(sampling, self._said_of_sampling(content.last(), named))
+            found = self._said_of_sampling(content.last(), named)
+            note(sampling, found)
+            if found and seed_of(sampling) is None:
+                self._tell_of_sampling()
         except Exception as error:  # objects may do anything when they are looked at
             if isinstance(error, RecursionError):  # a second's work, and no other the next time
                 self._is_too_deep, error = True, _TOO_DEEP
@@ -269,6 +275,18 @@ class Calls:
             said = SamplingInCode(self._fn, [(each.code, each.graph) for each in codes], self._harmless)
             self._sampling = codes, said
         return said.now(named) if said else {}
+
+    def _tell_of_sampling(self) -> None:
+        """Say once where the code asks for answers by chance: the call itself may say otherwise."""
+        said = self._sampling[1]
+        if said is None or said.by is None or self._cache.asker.keep_sampled:
+            return
+        name, code = said.by.__qualname__, said.by.__code__
+        place = f"{os.path.basename(code.co_filename)}, line {code.co_firstlineno}"
+        fields = ", ".join(f"{field}={value!r}" for field, value in sorted(said.found.items()))
+        self._cache.store.events.warn_once(
+            f"by chance {self._name} {name}", _BY_CHANCE, self._name, name, place, fields
+        )
 
     def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | None:
         """Return the arguments by name, those of `**kwargs` among them, without those that do not count.

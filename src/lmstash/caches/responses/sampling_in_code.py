@@ -18,11 +18,14 @@ from typing import Any
 from lmstash.caches.responses.sampling import HOTTEST, MAY_HOLD_ARGUMENTS, is_sampled, seed_of
 from lmstash.identity.calls_in_code import Arguments, Calls, calls_in, has, inherited, takes_names, takes_self
 from lmstash.identity.expressions import (
+    ATTRIBUTE,
     CALL,
     CONST,
+    MERGED,
     NAME,
     OPERATION,
     OTHER,
+    STARRED,
     STORED,
     Node,
     code_within,
@@ -96,15 +99,22 @@ class SamplingInCode:
         ]
         during = self._calls.during()
         self._always: dict[str, Any] = {}
-        self._said = [(each, one) for each, one in said if self._hangs(during, self._told(during, each, one))]
-        self._taking = [(each, names) for each, names in takes if self._hangs(during, _taken(during, each, names))]
+        self.found: dict[str, Any] = {}
+        """By what answers were asked for by chance, the last time that they were."""
+        self.by: FunctionType | None = None
+        """In which function that was found."""
+        self._said = [(each, one) for each, one in said if self._hangs(during, each, self._told(during, each, one))]
+        self._taking = [
+            (each, names) for each, names in takes if self._hangs(during, each, _taken(during, each, names))
+        ]
 
-    def _hangs(self, during: Arguments, told: Iterator[dict[str, Any]]) -> bool:
+    def _hangs(self, during: Arguments, function: FunctionType, told: Iterator[dict[str, Any]]) -> bool:
         """Whether what is told has to be looked at in each call; notes it if it asks for sampling in each."""
         during.hangs = False
         sampled = [found for each in told if (found := self._sampled(each))]
         if not during.hangs and sampled:
-            self._always = sampled[0]
+            self._always = self.found = sampled[0]
+            self.by = function
         return during.hangs
 
     def _said_in(self, function: FunctionType) -> Iterator[_Said]:
@@ -143,10 +153,14 @@ class SamplingInCode:
             return self._always
         during = self._calls.during(named)
         told = itertools.chain(
-            (each for function, said in self._said for each in self._told(during, function, said)),
-            (each for function, names in self._taking for each in _taken(during, function, names)),
+            ((function, each) for function, said in self._said for each in self._told(during, function, said)),
+            ((function, each) for function, names in self._taking for each in _taken(during, function, names)),
         )
-        return next((found for each in told if (found := self._sampled(each))), {})
+        for function, each in told:
+            if found := self._sampled(each):
+                self.found, self.by = found, function
+                return found
+        return {}
 
     @staticmethod
     def _told(during: Arguments, function: FunctionType, said: _Said) -> Iterator[dict[str, Any]]:
@@ -292,6 +306,8 @@ def _said_in(code: CodeType) -> tuple[_Said, ...]:
     try:
         for inner in code_within(code):
             for node in expressions(inner):
+                if _is_judged_later(node, inner):
+                    continue
                 said = {name: each for name, each in _named(node, inner) if name in _NAMES}
                 found += [_Said(inner, said)] if said else []
                 if _is_display(node) and not any(map(_is_display, node.users)):
@@ -299,6 +315,31 @@ def _said_in(code: CodeType) -> tuple[_Said, ...]:
     except Exception:  # bytecode of a kind that nobody has met
         return ()
     return tuple(found)
+
+
+def _is_variable(node: Node, code: CodeType) -> bool:
+    return node.kind == NAME and node.is_local and node.value not in code.co_cellvars
+
+
+def _is_judged_later(node: Node, code: CodeType) -> bool:
+    """Whether a dict lies in a variable and is only handed to calls, where what was put into it since counts, too."""
+    is_dict = _is_display(node) or (node.kind == CALL and node.parts[0].kind == NAME and node.parts[0].name == "dict")
+    if not is_dict or not node.users or not all(each.kind == STORED and each.is_local for each in node.users):
+        return False
+    names = {each.value for each in node.users}
+    meant = [each for each in expressions(code) if each.kind == NAME and each.value in names]
+    return names.isdisjoint(code.co_cellvars) and all(_is_handed(each, user) for each in meant for user in each.users)
+
+
+def _is_handed(node: Node, user: Node) -> bool:
+    """Whether what uses a dict hands it whole to a call, or puts something into it."""
+    if user.kind == CALL:
+        return user.parts[0] is not node
+    if user.kind == ATTRIBUTE:
+        return user.value in ("update", "setdefault") and all(each.kind == CALL for each in user.users)
+    if user.value == "STORE_SUBSCR":
+        return len(user.parts) == 3 and user.parts[1] is node
+    return user.kind == OTHER and user.value in (STARRED, MERGED)
 
 
 def _is_sent(node: Node) -> bool:
@@ -318,7 +359,8 @@ def _named(node: Node, code: CodeType) -> Iterator[tuple[Any, Node]]:
     """Yield the keywords of a call, what is set under a key or as an attribute, and what is given for each."""
     if node.kind == CALL:
         yield from zip(node.value, node.parts[len(node.parts) - len(node.value) :], strict=True)
-        if node.parts[0].name == "setdefault" and len(node.arguments) == 2 and node.arguments[0].kind == CONST:
+        is_default = node.parts[0].name == "setdefault" and len(node.arguments) == 2
+        if is_default and node.arguments[0].kind == CONST and not _is_variable(node.parts[0].parts[0], code):
             yield node.arguments[0].value, node.arguments[1]
     elif node.kind == CONST:
         stored = [each.parts for each in node.users if each.value == "STORE_SUBSCR" and each.parts[-1] is node]
