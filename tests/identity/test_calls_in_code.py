@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from lmstash.identity.arguments_in_code import Arguments
 from lmstash.identity.calls_in_code import Calls
 from lmstash.identity.lying_in import UNKNOWN, Made
 
@@ -54,7 +55,7 @@ def calls(body: str) -> tuple[dict[str, Any], Calls, list[FunctionType]]:
 @pytest.mark.parametrize("body", OF_TOLD)
 def test_arguments(body: str) -> None:
     table, known, _ = calls(body)
-    found = [known.during({"q": "q"}).argument(table["told"], name) for name in "xyz"]
+    found = [Arguments(known, {"q": "q"}).argument(table["told"], name) for name in "xyz"]
     for each, wanted in zip(found, OF_TOLD[body], strict=True):
         assert set(each) <= set(wanted), body
         assert each[0] == wanted[0]
@@ -67,17 +68,17 @@ def test_arguments(body: str) -> None:
 def test_what_a_method_is_called_of(body: str, of: str) -> None:
     table, known, _ = calls(body)
     method = table["M"].__call__ if "TWO(" in body else table["M"].method
-    assert known.during({"q": "q"}).argument(method, "self") == [table[of]]
+    assert Arguments(known, {"q": "q"}).argument(method, "self") == [table[of]]
 
 
 def test_constructors() -> None:
     table, known, _ = calls("M(4).method()")
-    assert known.during({"q": "q"}).argument(table["M"].__init__, "n") == [4]
-    (made,) = known.during({"q": "q"}).argument(table["M"].method, "self")
+    assert Arguments(known, {"q": "q"}).argument(table["M"].__init__, "n") == [4]
+    (made,) = Arguments(known, {"q": "q"}).argument(table["M"].method, "self")
     assert isinstance(made, Made)
     assert (made.of, made.held) == (table["M"], {"n": 4})
     table, known, _ = calls("M()")
-    assert known.during({"q": "q"}).argument(table["M"].__init__, "n") == [1]
+    assert Arguments(known, {"q": "q"}).argument(table["M"].__init__, "n") == [1]
 
 
 def test_functions_that_call_each_other_come_to_an_end() -> None:
@@ -85,4 +86,4 @@ def test_functions_that_call_each_other_come_to_an_end() -> None:
     exec("def a(x): b(x)\ndef b(x): a(x)\ndef ask(q): a(q)", table)
     functions = [table["a"], table["b"], table["ask"]]
     known = Calls(functions, functions, table["ask"], lambda _: [])
-    assert "q" in known.during({"q": "q"}).argument(table["a"], "x")
+    assert "q" in Arguments(known, {"q": "q"}).argument(table["a"], "x")

@@ -9,7 +9,8 @@ import pytest
 
 from lmstash.identity.expressions import CALL, code_within, expressions
 from lmstash.identity.lying_in import UNKNOWN, Partly, attribute
-from lmstash.identity.values_in_code import Nothing, Scope
+from lmstash.identity.told import Nothing
+from lmstash.identity.values_in_code import Scope
 
 START = """
 import math

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Iterable, Iterator
 from types import CodeType, FunctionType
-from typing import Any, NamedTuple
+from typing import Any
 
+from lmstash.identity.dicts_in_code import DEEPEST, Dicts
 from lmstash.identity.expressions import (
     ATTRIBUTE,
     CALL,
     COMPARED,
     CONST,
     EITHER,
-    ENTRY,
     ITEM,
-    MERGED,
     NAME,
     OPERATION,
     OTHER,
@@ -50,18 +48,16 @@ from lmstash.identity.lying_in import (
     operated,
     products,
 )
+from lmstash.identity.told import WHOLE, Known, Nothing
 from lmstash.identity.variables import (
     asks_for_none,
     code_made,
-    entries_set,
-    methods_called,
     parameters,
     returns,
     stored,
     takes_all_by,
 )
 
-_DEEPEST = 12
 _COPIES = frozenset({"copy", "model_dump", "dict", "_asdict", "to_dict"})
 """Methods that give what an object holds."""
 _COPYING = frozenset({"vars", "asdict", "dict"})
@@ -71,57 +67,7 @@ _SAME = frozenset({"copy", "deepcopy", "replace"})
 _DISPLAYS = frozenset({"BUILD_TUPLE", "BUILD_LIST", "BUILD_SET"})
 
 
-WHOLE = 1 << 30
-
-
-class Known(NamedTuple):
-    """What was told of something."""
-
-    values: list[Any]
-    hangs: bool
-    depth: int = 0
-    of: Any = None
-    """What it was told of, which is alive for as long."""
-
-
-class Nothing:
-    """Stands for a call of which nothing is known.
-
-    Attributes:
-        hangs: Whether what was told may be another thing the next time: it hangs on objects, the environment or
-            arguments.
-        hangs_on: Of what is being told already, what was asked for meanwhile, by the place of the first of these; what
-            was told then is not all of it.
-        known: What was told of expressions, by the function and the node.
-    """
-
-    def __init__(self) -> None:
-        """Nothing was told yet."""
-        self.hangs, self.hangs_on = False, WHOLE
-        self.known: dict[Any, Known] = {}
-
-    def keeps(self, function: FunctionType) -> bool:
-        """Return whether an expression of a function gives the same for as long as the call lasts."""
-        return False
-
-    def argument(self, function: FunctionType, name: str) -> list[Any]:
-        """Return what an argument of a function may be."""
-        return [UNKNOWN]
-
-    def returned(self, caller: FunctionType, code: CodeType, node: Node) -> list[Any]:
-        """Return what a call of functions of your own may give; nothing where it is of others."""
-        return []
-
-    def asked(self, value: Any, name: str) -> list[Any]:
-        """Return what a property of your own may give; nothing where it is of others."""
-        return []
-
-    def set_in(self, cls: type) -> list[dict[str, Any]]:
-        """Return what the objects of a class of your own may bear when they are made."""
-        return []
-
-
-class Scope:
+class Scope(Dicts):
     """Where the names of one function stand for something. Looks anew at each question."""
 
     def __init__(self, function: FunctionType, call: Nothing | None = None) -> None:
@@ -138,7 +84,7 @@ class Scope:
         except (KeyError, ValueError):
             return UNKNOWN
 
-    def values(self, node: Node, code: CodeType, depth: int = _DEEPEST) -> list[Any]:
+    def values(self, node: Node, code: CodeType, depth: int = DEEPEST) -> list[Any]:
         """Return what an expression may give, `UNKNOWN` among it where that cannot be told.
 
         Args:
@@ -205,7 +151,7 @@ class Scope:
             pairs = products(self._looked_into(self.values(each, code, depth)) for each in node.parts)
             return [compared(node.value.removeprefix(COMPARED), *each) for each in pairs]
         if node.kind == OTHER and node.value == "BUILD_MAP":
-            return self._dict(node, code, depth)
+            return self.of_display(node, code, depth)
         if node.kind == OTHER and node.value in _DISPLAYS:
             return [tuple(each) for each in products(self.values(part, code, depth) for part in node.parts)]
         if node.kind == OTHER and node.value == "FOR_ITER" and node.parts:
@@ -215,35 +161,6 @@ class Scope:
     def _attribute(self, value: Any, name: str) -> list[Any]:
         found = attribute(value, name)
         return [found] if found is not UNKNOWN else self._call.asked(value, name) or [UNKNOWN]
-
-    # --- dicts -------------------------------------------------------------------------------------------------------
-
-    def _dict(self, node: Node, code: CodeType, depth: int) -> list[Any]:
-        """Return what a dict display or comprehension may give, with `UNKNOWN` where a value cannot be told."""
-        more = [each for each in node.parts if each.kind == OTHER and each.value in (MERGED, ENTRY)]
-        pairs = node.parts[: len(node.parts) - len(more)]
-        parts = [self._entry(*pair, code, depth) for pair in zip(pairs[::2], pairs[1::2], strict=False)]
-        for each in more:
-            if each.value == ENTRY:
-                parts.append(self._each_entry(each.parts[0], each.parts[1], code, depth))
-            else:
-                parts.append([held if is_dict(held) else Partly() for held in self.values(each.parts[0], code, depth)])
-        return [functools.reduce(functools.partial(operated, "|"), each, {}) for each in products(parts)]
-
-    def _entry(self, key: Node, value: Node, code: CodeType, depth: int) -> list[Any]:
-        """Return what one entry may be, as dicts of one."""
-        pairs = products([self.values(key, code, depth), self.values(value, code, depth)])
-        return [{one: other} if isinstance(one, str | int) else Partly() for one, other in pairs]
-
-    def _each_entry(self, key: Node, value: Node, code: CodeType, depth: int) -> list[Any]:
-        """Return the entries that a comprehension makes: `{k: v for k, v in settings.items() if v is not None}`."""
-        one, other = ([at for at in stored(code, each.name) if at.kind == ITEM] for each in (key, value))
-        if len(one) == len(other) == 1:
-            (pair, first), (same, second) = one[0].parts, other[0].parts
-            if pair is same and (first.value, second.value) == (0, 1):
-                found = [each for each in self.values(pair, code, depth) if type(each) is tuple and len(each) == 2]
-                return [{name: each for name, each in found if isinstance(name, str | int)}]
-        return self._entry(key, value, code, depth)
 
     # --- calls -------------------------------------------------------------------------------------------------------
 
@@ -300,12 +217,6 @@ class Scope:
             return []
         return [entry(one, *each) if 1 <= len(each) <= 2 else UNKNOWN for one in held for each in arguments]
 
-    def by_name(self, named: dict[str, Node], spread: list[Node], code: CodeType, depth: int = _DEEPEST) -> list[Any]:
-        """Return what a call gives by name, as dicts."""
-        parts = [[{name: value} for value in self.values(each, code, depth)] for name, each in named.items()]
-        parts += [[held if is_dict(held) else Partly() for held in self.values(each, code, depth)] for each in spread]
-        return [functools.reduce(functools.partial(operated, "|"), each, {}) for each in products(parts)]
-
     def _made(self, node: Node, code: CodeType, depth: int) -> list[Any]:
         """Return the objects that a call makes, if it is one of a class."""
         found: list[Any] = []
@@ -357,7 +268,7 @@ class Scope:
                 found += self._argument(name) if code == self._code else self._of_inner(code, name, depth)
             if not any(map(is_dict, found)):
                 return found
-            more = self._set_in(code, name, depth)
+            more = self.put_into(code, name, depth)
             return [
                 operated("|", operated("|", before, each), after) if is_dict(each) and (before or after) else each
                 for each in found
@@ -374,27 +285,6 @@ class Scope:
                 return [UNKNOWN]
             return self._variable(Node(NAME, name, is_local=True), around, depth)
         return [self._globals.get(name, UNKNOWN)]
-
-    def _set_in(self, code: CodeType, name: str, depth: int) -> list[tuple[Any, Any]]:
-        """Return what code may put into the dict that a variable holds: if nothing is there, and whatever is."""
-        after = [
-            [{key.value: value} for value in self.values(each, code, depth)]
-            if key.kind == CONST
-            else found
-            if len(found := self._each_entry(key, each, code, depth)) == 1
-            else [Partly()]
-            for key, each in entries_set(code, name)
-        ]
-        before: list[list[Any]] = []
-        for call in methods_called(code, name, "update", "setdefault"):
-            placed, named, spread, is_open = given_in(call)
-            if call.parts[0].name == "setdefault":
-                before += [self._entry(placed[0], placed[1], code, depth)] if len(placed) == 2 else []
-                continue
-            after += [[dict_of(one) for one in self.values(each, code, depth)] for each in placed]
-            after += [self.by_name(named, spread, code, depth), [Partly()] if is_open else [{}]]
-        merged = functools.partial(functools.reduce, functools.partial(operated, "|"))
-        return products([[merged(each, {}) for each in products(parts)] for parts in (before, after)])
 
     def _argument(self, name: str) -> list[Any]:
         return self._call.argument(self._function, name)

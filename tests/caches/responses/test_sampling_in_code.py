@@ -251,6 +251,10 @@ SAMPLED = {
         "CFG = {'temperature': 0.8}\ndef ask(q):\n p = {}\n for k, v in CFG.items():\n  if v is not None: p[k] = v\n"
         " return create(**p)"
     ),
+    "a dict that is given back": (
+        "def given(**over):\n p = dict(model='m', temperature=0.7)\n p.update(over)\n return p\n"
+        "def ask(q): return create(json=given(top_p=1))"
+    ),
     "a dict that is made hot": "def ask(q):\n p = {'temperature': 0}\n p.update(temperature=0.8)\n return create(**p)",
     "a thread of its own": (
         "import threading\ndef draw(q, t, out): out.append(create(temperature=t))\n"
@@ -282,6 +286,10 @@ NOT = {
     "a dict that is made greedy": (
         "OVER = {'temperature': 0}\ndef ask(q):\n p = dict(model='m', temperature=0.7)\n p.update(OVER)\n"
         " return create(**p)"
+    ),
+    "a dict that is made greedy and given back": (
+        "def given(**over):\n p = dict(model='m', temperature=0.7)\n p.update(over)\n return p\n"
+        "def ask(q): return create(**given(temperature=0))"
     ),
     "a display that is made greedy": (
         "def ask(q):\n p = {'temperature': 0.7}\n p.update(temperature=0)\n return create(json=p)"

@@ -26,7 +26,9 @@ from lmstash.identity.lying_in import attributes_lying_in
 _FILLED: weakref.WeakKeyDictionary[Any, dict[frozenset[str], dict[str, Any]]] = weakref.WeakKeyDictionary()
 """What functions go by, as it was when they began to remember, by what is said to be harmless."""
 
-
+_SEEN_EMPTY: weakref.WeakSet[Any] = weakref.WeakSet()
+_STARTING_SECONDS = 0.1
+"""So long a program takes to begin, at least; how exactly its own time is known, too."""
 _READING = ("open", "read", "load", "file", "path", "from_", "glob", "dir", "template", "import", "data", "source")
 """In the names of what reads files."""
 _PLAIN = (type(None), bool, int, float, str, bytes)
@@ -106,6 +108,7 @@ class Memos:
                 self._now.append((memo, world))
                 if not memo.cache_info().currsize:
                     _FILLED.pop(memo, None)
+                    _SEEN_EMPTY.add(memo)
                 elif self._differs(memo, world, filled=True):
                     self.stale.append(memo.__qualname__)
 
@@ -132,7 +135,8 @@ class Memos:
         """Whether something was another thing when a function began to remember; notes what was not seen then."""
         by_harmless = _FILLED.setdefault(memo, {})
         if self._harmless not in by_harmless:  # nobody has seen it fill: what is younger than the program may be new
-            by_harmless[self._harmless] = dict.fromkeys(filter(_is_younger, world)) if filled else {}
+            unseen = filled and memo not in _SEEN_EMPTY
+            by_harmless[self._harmless] = dict.fromkeys(filter(_is_younger, world)) if unseen else {}
         before = by_harmless[self._harmless]
         differs = any(name in before and before[name] != held for name, held in world.items())
         before.update({name: held for name, held in world.items() if name not in before})
@@ -150,7 +154,7 @@ def _is_younger(name: str) -> bool:
     """Whether what a function goes by is a file that changed while the program ran."""
     kind, _, path = name.partition(" ")
     try:
-        return kind == "file" and os.stat(path).st_mtime > _BEGAN
+        return kind == "file" and os.stat(path).st_mtime > _BEGAN + _STARTING_SECONDS
     except (OSError, ValueError):  # none of that name here
         return False
 

@@ -16,7 +16,8 @@ from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, Modul
 from typing import Any
 
 from lmstash.caches.responses.sampling import HOTTEST, MAY_HOLD_ARGUMENTS, is_sampled, seed_of
-from lmstash.identity.calls_in_code import Arguments, Calls, calls_in, has, inherited, takes_names, takes_self
+from lmstash.identity.arguments_in_code import Arguments
+from lmstash.identity.calls_in_code import Calls, calls_in, has, inherited, takes_names, takes_self
 from lmstash.identity.expressions import (
     ATTRIBUTE,
     CALL,
@@ -25,6 +26,7 @@ from lmstash.identity.expressions import (
     NAME,
     OPERATION,
     OTHER,
+    RETURNED,
     STARRED,
     STORED,
     Node,
@@ -97,7 +99,7 @@ class SamplingInCode:
             if each is not first and (names := [*_NAMES.intersection(parameters(each.__code__))])
             if not all(_only_counted_with(each.__code__, name) for name in names)
         ]
-        during = self._calls.during()
+        during = Arguments(self._calls, None)
         self._always: dict[str, Any] = {}
         self.found: dict[str, Any] = {}
         """By what answers were asked for by chance, the last time that they were."""
@@ -151,7 +153,7 @@ class SamplingInCode:
         """
         if self._always or not (self._said or self._taking):
             return self._always
-        during = self._calls.during(named)
+        during = Arguments(self._calls, named)
         told = itertools.chain(
             ((function, each) for function, said in self._said for each in self._told(during, function, said)),
             ((function, each) for function, names in self._taking for each in _taken(during, function, names)),
@@ -322,7 +324,7 @@ def _is_variable(node: Node, code: CodeType) -> bool:
 
 
 def _is_judged_later(node: Node, code: CodeType) -> bool:
-    """Whether a dict lies in a variable and is only handed to calls, where what was put into it since counts, too."""
+    """Whether a dict lies in a variable and is only handed on, where what was put into it since counts, too."""
     is_dict = _is_display(node) or (node.kind == CALL and node.parts[0].kind == NAME and node.parts[0].name == "dict")
     if not is_dict or not node.users or not all(each.kind == STORED and each.is_local for each in node.users):
         return False
@@ -332,14 +334,14 @@ def _is_judged_later(node: Node, code: CodeType) -> bool:
 
 
 def _is_handed(node: Node, user: Node) -> bool:
-    """Whether what uses a dict hands it whole to a call, or puts something into it."""
+    """Whether what uses a dict hands it on whole, or puts something into it."""
     if user.kind == CALL:
         return user.parts[0] is not node
     if user.kind == ATTRIBUTE:
         return user.value in ("update", "setdefault") and all(each.kind == CALL for each in user.users)
     if user.value == "STORE_SUBSCR":
         return len(user.parts) == 3 and user.parts[1] is node
-    return user.kind == OTHER and user.value in (STARRED, MERGED)
+    return user.kind == OTHER and user.value in (STARRED, MERGED, RETURNED)
 
 
 def _is_sent(node: Node) -> bool:
