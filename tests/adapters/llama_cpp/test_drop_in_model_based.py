@@ -120,7 +120,8 @@ class Caches(RuleBasedStateMachine):
             model.logits(ids[:n_tokens]).tobytes() if model._logits_all else bytes(state.scores.nbytes)
         )
         longest = max((len(each) for each in self.usable(model) if each == tuple(ids[: len(each)])), default=0)
-        assert self.lost or n_tokens >= longest
+        # Pointers are kept after 1, 16, 32, ... tokens of a block; the last one that was put there is found.
+        assert self.lost or n_tokens > longest - 16
         assert tuple(ids[:n_tokens]) in {each[:n_tokens] for each in self.kept[model.name]}
 
     def usable(self, model):
