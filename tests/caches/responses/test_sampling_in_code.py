@@ -255,6 +255,30 @@ SAMPLED = {
         "def given(**over):\n p = dict(model='m', temperature=0.7)\n p.update(over)\n return p\n"
         "def ask(q): return create(json=given(top_p=1))"
     ),
+    "a dict that a thread gives back": (
+        "from concurrent.futures import ThreadPoolExecutor\ndef given():\n p = {'temperature': 0.8}\n return p\n"
+        "def ask(q):\n with ThreadPoolExecutor(1) as pool: return create(**pool.submit(given).result())"
+    ),
+    "a dict that is awaited": (
+        "import asyncio\nasync def given():\n p = {'temperature': 0.8}\n return p\n"
+        "async def draw(): return create(**(await given()))\ndef ask(q): return asyncio.run(draw())"
+    ),
+    "a dict of a register": (
+        "BY = {}\ndef add(f):\n BY[f.__name__] = f\n return f\n@add\ndef hot():\n p = {'temperature': 0.8}\n return p\n"
+        "def ask(q, name='hot'): return create(**BY[name]())"
+    ),
+    "a dict that a property gives once": (
+        "import functools\nclass M:\n @functools.cached_property\n def given(self):\n"
+        "  p = {'temperature': 0.8}\n  return p\n"
+        " def draw(self): return create(**self.given)\ndef ask(q): return M().draw()"
+    ),
+    "a dict in a list": "def ask(q):\n all = []\n p = {'temperature': 0.8}\n all.append(p)\n return create(**all[0])",
+    "a text of it, later": (
+        "import json\ndef ask(q):\n p = {'temperature': 0.8}\n body = json.dumps(p)\n return create(data=body)"
+    ),
+    "a method by its name": (
+        "class M:\n def hot(self): return create(temperature=0.8)\nM = M()\ndef ask(q): return getattr(M, 'hot')()"
+    ),
     "a dict that is made hot": "def ask(q):\n p = {'temperature': 0}\n p.update(temperature=0.8)\n return create(**p)",
     "a thread of its own": (
         "import threading\ndef draw(q, t, out): out.append(create(temperature=t))\n"

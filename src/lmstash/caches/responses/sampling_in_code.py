@@ -53,6 +53,13 @@ _LOOKING = frozenset(
     }
 )
 """Functions that ask no model for anything."""
+_SHOWING = frozenset(
+    {
+        *("print", "repr", "str", "len", "format", "info", "debug", "warning", "error", "exception", "log", "critical"),
+        *("hash", "id", "type", "isinstance", "bool", "pprint"),
+    }
+)
+"""Those among them that carry nothing on."""
 _CODE = (FunctionType, BuiltinFunctionType, MethodType, ModuleType, type)
 _SAYS_NOTHING = (str, bytes, int, float, list, tuple, set, *_CODE)
 _MAKING = ("__init__", "__new__", "__post_init__", "__enter__", "__aenter__")
@@ -216,7 +223,11 @@ def _looked_at(
     left, named, called = [*looked.values()], {"__call__"}, set[str]()
     while left:  # what they call, and so on
         named.update(*[_names_in(each.__code__) for each in left])
-        called.update(node.parts[0].name for each in left for _, node in calls_in(each.__code__))
+        calls = [node for each in left for _, node in calls_in(each.__code__)]
+        called.update(node.parts[0].name for node in calls)
+        named.update(
+            str(each.value) for node in calls if node.parts[0].name == "getattr" for each in node.arguments[1:2]
+        )
         making = {
             id(each)
             for cls in classes
@@ -308,7 +319,8 @@ def _said_in(code: CodeType) -> tuple[_Said, ...]:
     try:
         for inner in code_within(code):
             for node in expressions(inner):
-                if _is_judged_later(node, inner):
+                if (later := _judged_later(node, inner)) is not None:
+                    found += [_Said(inner, {_HANDED: each}) for each in later]
                     continue
                 said = {name: each for name, each in _named(node, inner) if name in _NAMES}
                 found += [_Said(inner, said)] if said else []
@@ -323,20 +335,27 @@ def _is_variable(node: Node, code: CodeType) -> bool:
     return node.kind == NAME and node.is_local and node.value not in code.co_cellvars
 
 
-def _is_judged_later(node: Node, code: CodeType) -> bool:
-    """Whether a dict lies in a variable and is only handed on, where what was put into it since counts, too."""
+def _judged_later(node: Node, code: CodeType) -> list[Node] | None:
+    """Return where a dict is given back that lies in a variable and is only handed on; None for others.
+
+    Where it is handed on, what was put into it since counts, too.
+    """
     is_dict = _is_display(node) or (node.kind == CALL and node.parts[0].kind == NAME and node.parts[0].name == "dict")
     if not is_dict or not node.users or not all(each.kind == STORED and each.is_local for each in node.users):
-        return False
+        return None
     names = {each.value for each in node.users}
     meant = [each for each in expressions(code) if each.kind == NAME and each.value in names]
-    return names.isdisjoint(code.co_cellvars) and all(_is_handed(each, user) for each in meant for user in each.users)
+    if not names.isdisjoint(code.co_cellvars) or not all(
+        _is_handed(each, user) for each in meant for user in each.users
+    ):
+        return None
+    return [each for each in meant if any(user.value == RETURNED for user in each.users)]
 
 
 def _is_handed(node: Node, user: Node) -> bool:
-    """Whether what uses a dict hands it on whole, or puts something into it."""
+    """Whether what uses a dict hands it on whole, looks at it, or puts something into it."""
     if user.kind == CALL:
-        return user.parts[0] is not node
+        return user.parts[0] is not node and (user.parts[0].name not in _LOOKING or user.parts[0].name in _SHOWING)
     if user.kind == ATTRIBUTE:
         return user.value in ("update", "setdefault") and all(each.kind == CALL for each in user.users)
     if user.value == "STORE_SUBSCR":
