@@ -47,6 +47,15 @@ COUNTS = {
     "a list": "ALL = [args]\ndef ask(q): return q + str(ALL[0].limit)",
     "another name": "also = args\ndef ask(q): return q + args.model + str(also.limit)",
     "what a function gives": "def ask(q): return q + json.dumps(vars(given()))",
+    "a star": "ALL = [args]\ndef ask(q):\n held, *rest = ALL\n return repr(held)",
+    "a star in a method": (
+        "class T:\n def __init__(self): self.all = [args, 1]\n"
+        " def go(self):\n  held, *rest = self.all\n  return f'{held}'\n"
+        "T = T()\ndef ask(q): return T.go()"
+    ),
+    "a match of a list": "ALL = [args]\ndef ask(q):\n match ALL:\n  case [held, *rest]: return f'{held}'",
+    "a match of a dict": "ALL = {'k': args}\ndef ask(q):\n match ALL:\n  case {'k': held}: return f'{held}'",
+    "a special method": "def ask(q): return args.__str__()",
     "a match": "def ask(q):\n match args:\n  case argparse.Namespace(limit=n): return str(n)",
     "a getter": "get = operator.attrgetter('limit')\ndef ask(q): return str(get(args))",
     "globals": "def ask(q): return str(globals()['args'].limit)",
