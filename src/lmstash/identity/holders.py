@@ -49,7 +49,7 @@ _GIVES_ALL = frozenset(
     }
 )
 """By which an object gives more than what is named."""
-_TABLES = frozenset({"globals", "locals", "vars"})
+_TABLES = frozenset({"globals", "locals", "vars", "eval", "exec"})
 """By which code has all that it names."""
 _TESTS = ("POP_JUMP", "IS_OP", "STORE_ATTR")
 _CLOSURES = frozenset({"MAKE_FUNCTION", "SET_FUNCTION_ATTRIBUTE"})

@@ -148,7 +148,8 @@ class Values:
                 return {"method": self.plain(value.__func__, depth - 1), "of": self.plain(value.__self__, depth - 1)}
         known = parts_of_known(value)
         if known is not None:
-            return {_IS: ["known", *(self.plain(each, depth - 1) for each in known)]}
+            with self._kept_whole():  # a method of something may give all of it
+                return {_IS: ["known", *(self.plain(each, depth - 1) for each in known)]}
         fields = fields_of(value)
         if fields is not None:
             self._look.met.setdefault(kind, set()).add(self._look.path)
