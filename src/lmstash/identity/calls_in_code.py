@@ -14,8 +14,6 @@ from lmstash.identity.values_in_code import Scope
 from lmstash.identity.variables import parameters
 
 _DEEPEST = 12
-_MOST_ROUNDS, _MOST_LOOKS = 4, 2000
-_NUMBERS = (bool, int, float, str)
 _VAR_KEYWORDS = 0x08
 
 

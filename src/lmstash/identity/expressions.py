@@ -306,6 +306,15 @@ class _Reading:
         for place in reversed(range(step.arg or 0)):
             self._push(ITEM, "[]", [held, Node(CONST, place)])
 
+    def _unpack_rest(self, step: dis.Instruction) -> None:
+        """As before, but one variable gets what the others leave: a part of what is unpacked."""
+        held, before, after = self._pop(), (step.arg or 0) & 0xFF, (step.arg or 0) >> 8
+        for place in reversed(range(after)):
+            self._push(ITEM, "[]", [held, Node(CONST, place - after)])
+        self._push(OTHER, step.opname, [held, Node(CONST, before), Node(CONST, after)])
+        for place in reversed(range(before)):
+            self._push(ITEM, "[]", [held, Node(CONST, place)])
+
     def _copy(self, step: dis.Instruction) -> None:
         place = step.arg or 1
         self._stack.append(self._stack[-place] if len(self._stack) >= place else Node(OTHER))
@@ -360,6 +369,7 @@ _STEPS: dict[str, Callable[[_Reading, dis.Instruction], None]] = {
     "BUILD_CONST_KEY_MAP": _Reading._map,
     "MAP_ADD": _Reading._entry,
     "UNPACK_SEQUENCE": _Reading._unpack,
+    "UNPACK_EX": _Reading._unpack_rest,
     "COPY": _Reading._copy,
     "SWAP": _Reading._swap,
     "STORE_ATTR": _Reading._store_attribute,

@@ -56,6 +56,8 @@ from lmstash.identity.variables import (
     returns,
     stored,
     takes_all_by,
+    yields,
+    yields_all,
 )
 
 _COPIES = frozenset({"copy", "model_dump", "dict", "_asdict", "to_dict"})
@@ -64,6 +66,8 @@ _COPYING = frozenset({"vars", "asdict", "dict"})
 """Functions that do."""
 _SAME = frozenset({"copy", "deepcopy", "replace"})
 """Functions that give an object that bears the same, but for what they are given by name."""
+_ONE_OF = frozenset({"next", "anext", "choice"})
+"""Functions that give one of those that a container holds."""
 _DISPLAYS = frozenset({"BUILD_TUPLE", "BUILD_LIST", "BUILD_SET"})
 
 
@@ -127,7 +131,9 @@ class Scope(Dicts):
         return [*values, *(value for each in within for value in self.near(each, code, depth - 1))]
 
     def returned(self) -> list[Any]:
-        """Return what the function may give."""
+        """Return what the function may give; of a generator what it goes through."""
+        if yields_all(self._code):
+            return [self._yielded(self._code, DEEPEST)]
         nodes = returns(self._code)
         return [value for each in nodes for value in self.values(each, self._code)] or [UNKNOWN]
 
@@ -154,6 +160,10 @@ class Scope(Dicts):
             return self.of_display(node, code, depth)
         if node.kind == OTHER and node.value in _DISPLAYS:
             return [tuple(each) for each in products(self.values(part, code, depth) for part in node.parts)]
+        if node.kind == OTHER and node.value == "UNPACK_EX":
+            return [
+                _rest(each, *(at.value for at in node.parts[1:])) for each in self.values(node.parts[0], code, depth)
+            ]
         if node.kind == OTHER and node.value == "FOR_ITER" and node.parts:
             return [each for held in self._iterated(node.parts[0], code, depth) for each in items_of(held)]
         return [UNKNOWN]
@@ -161,6 +171,10 @@ class Scope(Dicts):
     def _attribute(self, value: Any, name: str) -> list[Any]:
         found = attribute(value, name)
         return [found] if found is not UNKNOWN else self._call.asked(value, name) or [UNKNOWN]
+
+    def _yielded(self, code: CodeType, depth: int) -> tuple[Any, ...]:
+        found = ((value, is_many) for each, is_many in yields(code) for value in self.values(each, code, depth))
+        return tuple(one for value, is_many in found for one in (items_of(value) if is_many else [value]))
 
     # --- calls -------------------------------------------------------------------------------------------------------
 
@@ -174,6 +188,8 @@ class Scope(Dicts):
     def _known_call(self, node: Node, code: CodeType, depth: int) -> list[Any]:
         function, name = node.parts[0], node.parts[0].name
         if (inner := code_made(function)) is not None:  # a comprehension
+            if "<genexpr>" in inner.co_name:
+                return [self._yielded(inner, depth)]
             made = [each for each in expressions(inner) if each.kind == OTHER and str(each.value).startswith("BUILD_")]
             return self.values(made[0], inner, depth) if made and "comp>" in inner.co_name else []
         placed, named, spread, is_open = given_in(node)
@@ -197,6 +213,8 @@ class Scope(Dicts):
             return [_some_of(each, named) for each in self._looked_into(self.values(function.parts[0], code, depth))]
         if named or spread:
             return []
+        if name in _ONE_OF and arguments != [()]:
+            return [one for each in arguments for one in items_of(each[0])]
         if function.kind == NAME and name in CALCULATING and name not in self._globals:
             return [calculated(name, each) for each in arguments]
         if function.kind == NAME and name == "getattr":
@@ -344,6 +362,11 @@ class Scope(Dicts):
             return []
         given = self._argument(name)
         return [] if any(each is None or each is UNKNOWN for each in given) else given
+
+
+def _rest(held: Any, before: int, after: int) -> Any:
+    """Return what is left of what is unpacked: `first, *rest = held`."""
+    return [*held[before : len(held) - after]] if type(held) in (list, tuple) else UNKNOWN
 
 
 def _some_of(value: Any, options: Iterable[str]) -> Any:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Iterator
 from types import CodeType
 
 from lmstash.identity.expressions import ATTRIBUTE, CALL, CONST, NAME, OTHER, RETURNED, STORED, Node, expressions
 
+_WRAPPING = frozenset({"ASYNC_GEN_WRAP", "CALL_INTRINSIC_1"})
+"""What is done to what an asynchronous generator gives."""
 _MAKING = frozenset({"MAKE_FUNCTION", "SET_FUNCTION_ATTRIBUTE"})
 
 
@@ -32,13 +35,31 @@ def asks_for_none(code: CodeType, name: str) -> bool:
 
 def returns(code: CodeType) -> list[Node]:
     """Return what code returns; nothing of generators and coroutines."""
-    if code.co_flags & (inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR):
+    if yields_all(code) or code.co_flags & inspect.CO_COROUTINE:
         return []
     return [each for each in expressions(code) if any(_takes_result(user) for user in each.users)]
 
 
 def _takes_result(user: Node) -> bool:
     return user.kind == OTHER and user.value == RETURNED
+
+
+def yields_all(code: CodeType) -> bool:
+    """Whether code is that of a generator."""
+    return bool(code.co_flags & (inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR))
+
+
+def yields(code: CodeType) -> Iterator[tuple[Node, bool]]:
+    """Yield what a generator gives, and whether that is what goes through it (`yield from`) and not it itself."""
+    for each in expressions(code):
+        if each.kind == OTHER and each.value == "GET_YIELD_FROM_ITER":
+            yield each.parts[0], True
+        elif each.kind == OTHER and each.value == "YIELD_VALUE":
+            given = each.parts[0]
+            while given.kind == OTHER and given.value in _WRAPPING and given.parts:
+                given = given.parts[0]
+            if given.value != "SEND":  # what `yield from` gets
+                yield given, False
 
 
 def code_made(node: Node) -> CodeType | None:

@@ -326,7 +326,7 @@ def test_who_waited_for_one_that_failed_computes_at_once_with_the_others(stash: 
 
     def slow() -> str:
         calls.append(1)
-        time.sleep(0.2)
+        time.sleep(0.5)
         return "mine"
 
     with ThreadPoolExecutor(9) as pool:
@@ -337,7 +337,7 @@ def test_who_waited_for_one_that_failed_computes_at_once_with_the_others(stash: 
         assert [each.result() for each in rest] == ["mine"] * 8
         with pytest.raises(ConnectionError):
             first.result()
-    assert time.monotonic() - started < 1.0
+    assert time.monotonic() - started < 3.0, "one after the other it takes 4 s"
     assert 1 <= len(calls) <= 8
 
 
@@ -346,7 +346,7 @@ def test_a_function_that_asks_the_same_again_does_not_wait_for_itself(stash: Sta
     started = time.monotonic()
     got = responses.get_or_compute("q", lambda: responses.get_or_compute("q", Counted("inner")))
     assert got == "inner"
-    assert time.monotonic() - started < 1.0
+    assert time.monotonic() - started < 4.0
 
 
 def _ask(folder: str, gate: Any, counter: Any) -> None:

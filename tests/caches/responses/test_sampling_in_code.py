@@ -305,6 +305,21 @@ SAMPLED = {
     "a dict with defaults": (
         "import collections\nGIVEN = collections.defaultdict(int, temperature=0.8)\ndef ask(q): return create(**GIVEN)"
     ),
+    "a generator": (
+        "def heats():\n yield 0.8\ndef ask(q):\n for t in heats(): said = create(temperature=t)\n return said"
+    ),
+    "a generator of another's": (
+        "def heats():\n yield from (0.8,)\ndef ask(q): return [create(temperature=t) for t in heats()][0]"
+    ),
+    "a generator that is one expression": (
+        "def ask(q): return [create(temperature=t) for t in (n / 10 for n in (8,))][0]"
+    ),
+    "the next": "def ask(q): return create(temperature=next(t for t in (0.8, 0.9) if t))",
+    "one of several": "import random\ndef ask(q): return create(temperature=random.choice([0.7, 0.8]))",
+    "a part of several": (
+        "T = (0, 0.8)\ndef ask(q):\n first, *rest = T\n return [create(temperature=t) for t in rest][0]"
+    ),
+    "the last of several": "T = (0, 0, 0.8)\ndef ask(q):\n *rest, last = T\n return create(temperature=last)",
 }
 NOT = {
     "a dict that is made greedy": (
@@ -424,6 +439,15 @@ NOT = {
         "class M:\n def draw(self): return create(temperature=0.8)\n def best(self): return create(temperature=0)\n"
         "MODEL = M()\ndef ask(q): return MODEL.best()"
     ),
+    "a generator of nothing": (
+        "def heats():\n yield from (0.0,)\ndef ask(q):\n for t in heats(): said = create(temperature=t)\n return said"
+    ),
+    "the first, and the others are others": (
+        "T = (0, 5, 0.8)\ndef ask(q):\n t, *rest = T\n return create(temperature=t)"
+    ),
+    "the last, and the others are others": (
+        "T = (5, 0.8, 0)\ndef ask(q):\n *rest, t = T\n return create(temperature=t)"
+    ),
 }
 
 
@@ -488,5 +512,5 @@ def test_a_program_of_many_functions_costs_no_more_at_a_hit(responses: Responses
     started = time.process_time()
     for _ in range(20):
         ask("a")
-    assert time.process_time() - started < 0.2
+    assert time.process_time() - started < 0.4
     assert responses.store.events.stats.hits == 20

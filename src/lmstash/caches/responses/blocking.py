@@ -47,8 +47,8 @@ _MODULES = frozenset({"lib/threading.py", "futures/_base.py", "futures/thread.py
 _HEADLINE = re.compile(r"^(?:Current thread|Thread) 0x([0-9a-f]+)")
 _LINE = re.compile(r'^  File "([^"]*)", line \S+ in (\S+)')
 
-_REST = 20
-"""So many times as long as it took, how the stacks were is good enough for others who look."""
+_REST, _AT_MOST = 20, 0.25
+"""So many times as long as it took to compute, how the stacks were is good enough for others who look; seconds."""
 
 Stacks = dict[int, list[tuple[str, str]]]
 
@@ -129,11 +129,11 @@ def _stacks(since: float) -> Stacks:
     global _last
     with _looking:
         at, until, found = _last
-        started = time.monotonic()
+        started, computed = time.monotonic(), time.thread_time()
         if at < since or started > until:
             found = _read(_written())
-            at, taken = time.monotonic(), time.monotonic() - started
-            _last = started, at + _REST * taken, found
+            rest = min(_REST * (time.thread_time() - computed), _AT_MOST)  # on a busy machine it takes longer than that
+            _last = started, time.monotonic() + rest, found
     return found
 
 
