@@ -14,6 +14,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import PurePath
 from types import FunctionType
@@ -24,6 +25,7 @@ from lmstash.identity.handed_on import asks_by_any_name
 from lmstash.identity.held_files import ANY, files_like, held_at
 from lmstash.identity.holders import Holders, names_all_fields
 from lmstash.identity.named_texts import LONGEST_PATH, NamedTexts, may_be_path
+from lmstash.identity.owners import is_installed
 from lmstash.identity.path_parts import VARIABLE, Hole, Parts, without_places
 from lmstash.identity.path_places import Found, Place, behind_words, replaced_within, tail_of
 from lmstash.identity.uses import FILE, FOLDER, LOG, NAMED, READ, WRITTEN, PathUse, paths_in, replaced_in, uses_of
@@ -289,6 +291,10 @@ class FilesInCode:
         if is_package:
             yield from _folders_of(package)
             return
+        package, is_own, _ = hole.name.partition(":modules")
+        if is_own:
+            yield from () if is_installed(package.partition(".")[0]) else _folders_of(package)
+            return
         values = self._named.values.get(hole.name, set()) if depth else set[Parts]()
         if hole.name.startswith(VARIABLE):
             value = os.environ.get(hole.name.removeprefix(VARIABLE), "")
@@ -384,7 +390,11 @@ def _says(path: str, opens: str) -> bool:
 
 
 def _folders_of(package: str) -> Iterator[str]:
-    """Yield the folders of a package, which need not be loaded as long as one that it lies in is."""
+    """Yield the folders of a package, which need not be loaded."""
     root, *rest = package.split(".")
-    for each in getattr(sys.modules.get(root), "__path__", ()):
+    folders = getattr(sys.modules.get(root), "__path__", None)
+    if folders is None:
+        with suppress(ImportError, ValueError):
+            folders = getattr(find_spec(root), "submodule_search_locations", None)
+    for each in folders or ():
         yield os.path.join(each, *rest)

@@ -115,6 +115,10 @@ class Paths:
             self._depth -= 1
         return known
 
+    def of_modules(self, node: Node) -> list[Parts]:
+        """Return the folders of modules of whose name a value is only the beginning: `f"tasks.{name}"`."""
+        return [found for parts in self.of(node) if (found := _folder_of_modules(parts))]
+
     def _read(self, node: Node) -> list[Parts]:
         of = self.of
         if node.kind == CONST:
@@ -256,6 +260,19 @@ def _package_of(node: Node) -> str | None:
         return None
     name = given[0].value
     return name if isinstance(name, str) and all(map(str.isidentifier, name.split("."))) else None
+
+
+def _folder_of_modules(parts: Parts) -> Parts | None:
+    """Return the files of the package that the name of a module begins with, if it goes on with something unknown."""
+    begins = parts[0]
+    if len(parts) < 2 or not isinstance(begins, str) or "." not in begins:
+        return None
+    level = len(begins) - len(begins.lstrip("."))
+    package = begins[level:].rpartition(".")[0]
+    if not level:
+        return (Hole(f"{package}:modules"), "/", Hole())
+    within = f"/{package.replace('.', '/')}" if package else ""
+    return (Hole("__file__"), "/.." * level + within + "/", Hole())
 
 
 def _begun(parts: Parts) -> Parts:

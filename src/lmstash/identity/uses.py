@@ -11,7 +11,8 @@ from types import CodeType
 from typing import NamedTuple
 
 from lmstash.identity.expressions import ATTRIBUTE, CALL, CONST, NAME, OPERATION, STORED, Node, code_within, expressions
-from lmstash.identity.path_parts import METHODS, Hole, Parts, Paths, goes_on
+from lmstash.identity.named_modules import IMPORTS
+from lmstash.identity.path_parts import METHODS, Hole, Parts, Paths, called, goes_on
 
 READ, COUNTED, WRITTEN = "read", "counted", "written"
 FILE, FOLDER, LOG, NAMED = "file", "folder", "log", "named"
@@ -113,6 +114,9 @@ def _paths_in(code: CodeType) -> tuple[PathUse, ...]:
         arguments = frozenset(inner.co_varnames[: inner.co_argcount + inner.co_kwonlyargcount])
         read = Paths(arguments)
         for node in expressions(inner):
+            if called(node) in IMPORTS and node.arguments:
+                for parts in read.of_modules(_said(inner, node.arguments[0])):
+                    found[PathUse(parts, READ, FILE, "")] = None
             if not _may_be_path(node):
                 continue
             ends = [user for user in node.users if not goes_on(node, user)]
@@ -120,6 +124,14 @@ def _paths_in(code: CodeType) -> tuple[PathUse, ...]:
                 for parts in read.of(node):
                     found[PathUse(parts, use, opens, stored_as)] = None
     return tuple(found)
+
+
+def _said(code: CodeType, node: Node) -> Node:
+    """Return what a local variable holds, if that is one thing; else the same."""
+    if node.kind != NAME or not node.is_local:
+        return node
+    stored = [each for each in expressions(code) if each.kind == STORED and each.value == node.value and each.parts]
+    return stored[0].parts[0] if len(stored) == 1 else node
 
 
 def _may_be_path(node: Node) -> bool:

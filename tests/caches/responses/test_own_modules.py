@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import time
 import types
@@ -150,3 +151,53 @@ def test_what_a_function_imports_when_it_runs_counts(
         assert responses.cached(program["ask"])("x") == n
     assert stash.stats.hits == 1
     assert dict(stash.stats.misses) == {"absent": 2}
+
+
+PUT_TOGETHER = {
+    "a text with a place": "def ask(q): return import_module(f'lmstash_tasks.{q}').say()",
+    "a sum": "def ask(q): return import_module('lmstash_tasks.' + q).say()",
+    "the beginning of a module's name": "def ask(q): return import_module(f'lmstash_tasks.q{q[1:]}').say()",
+    "a global": "T = 'qa'\ndef ask(q): return import_module(f'lmstash_tasks.{T}').say()",
+    "a helper": "def load(t): return import_module(f'lmstash_tasks.{t}')\ndef ask(q): return load(q).say()",
+    "a variable": "def ask(q):\n name = f'lmstash_tasks.{q}'\n return import_module(name).say()",
+    "a template": "def ask(q): return import_module('lmstash_tasks.{}'.format(q)).say()",
+    "of old": "def ask(q): return __import__(f'lmstash_tasks.{q}', fromlist=['say']).say()",
+    "from the package": "def ask(q): return import_module(f'.{q}', 'lmstash_tasks').say()",
+    "from a package beside it": "def ask(q): return import_module(f'..{q}', 'lmstash_tasks.deep').say()",
+}
+
+
+@pytest.mark.parametrize("inner", [False, True])
+@pytest.mark.parametrize("about", PUT_TOGETHER)
+def test_modules_of_which_code_says_how_their_names_begin_count(
+    responses: Responses, stash: Stash, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, about: str, inner: bool
+) -> None:
+    package = tmp_path / "lmstash_tasks"
+    place = package / "deep" if "beside" in about else package
+    place.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for n in "121":
+        for each in [each for each in sys.modules if each.startswith("lmstash_tasks")]:
+            monkeypatch.delitem(sys.modules, each)
+        (package / "common.py").write_text(f"N = '{n}'")
+        (package / "qa.py").write_text(
+            "from .common import N\ndef say(): return N" if inner else f"def say(): return '{n}'"
+        )
+        importlib.invalidate_caches()
+        program: dict[str, Any] = {"__name__": "program"}
+        source = "from importlib import import_module\n" + PUT_TOGETHER[about]
+        exec(compile(source, str(place / "program.py"), "exec", dont_inherit=True), program)
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "dont_write_bytecode", True)
+            ask = responses.cached(program["ask"])
+            assert [ask("qa"), ask("qa")] == [n, n]
+    assert stash.stats.hits == 4
+    assert dict(stash.stats.misses) == {"absent": 2}
+
+
+def test_of_installed_packages_no_folder_counts(responses: Responses, stash: Stash) -> None:
+    program = made_program("import importlib\ndef ask(q): return importlib.import_module(f'torch.nn.{q}').__name__")
+    ask = responses.cached(program["ask"])
+    assert ask("init") == ask("init") == "torch.nn.init"
+    assert dict(stash.stats.misses) == {"absent": 1}
