@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import PurePath
 from types import CodeType, FunctionType
 from typing import Any
 
 from lmstash.identity.calls_in_code import Calls, Site, getter_of, has, inherited, takes_self
 from lmstash.identity.expressions import ATTRIBUTE, STORED, Node, expressions
 from lmstash.identity.lying_in import MOST, UNKNOWN, Made, Partly, class_of, entry, items_of, operated
+from lmstash.identity.settings_files import held_in
 from lmstash.identity.told import WHOLE, Known, Nothing
 from lmstash.identity.values_in_code import Scope
 from lmstash.identity.variables import parameters, takes_all_by
@@ -89,6 +91,12 @@ class Arguments(Nothing):
         known: dict[str, list[Any]] = held[0] if held else {}
         most = min(MOST, max(map(len, known.values()), default=1))
         return [{name: each[min(at, len(each) - 1)] for name, each in known.items()} for at in range(most)]
+
+    def loaded(self, endings: tuple[str, ...]) -> list[Any]:
+        """Return what the files of settings may hold that code loads: those that it or the first call names."""
+        self.hangs = True
+        given = [str(each) for each in self._named.values() if isinstance(each, str | PurePath)]
+        return [*held_in(dict.fromkeys([*self._calls.settings(), *given]), endings)][:MOST]
 
     def _set_by(self, functions: Iterable[FunctionType]) -> dict[str, list[Any]]:
         found: dict[str, list[Any]] = {}

@@ -54,6 +54,7 @@ class Calls:
         looked: Those among them that call.
         first: The one that is called from elsewhere.
         objects: Says which objects a method may be called of, where no call says it.
+        settings: Says which files of settings code names.
     """
 
     def __init__(
@@ -62,8 +63,9 @@ class Calls:
         looked: Iterable[FunctionType],
         first: FunctionType,
         objects: Callable[[FunctionType], list[Any]],
+        settings: Callable[[], list[str]],
     ) -> None:
-        self.first, self.objects = first, objects
+        self.first, self.objects, self.settings = first, objects, settings
         self._sites: dict[int, list[Site]] = {}
         self.classes: set[type] = set()
         """Those of which the code makes objects."""

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
-from importlib.util import find_spec
 from itertools import islice
 from pathlib import PurePath
 from types import FunctionType
@@ -27,7 +25,7 @@ from lmstash.identity.holders import Holders, names_all_fields
 from lmstash.identity.named_texts import LONGEST_PATH, NamedTexts, may_be_path
 from lmstash.identity.owners import is_installed
 from lmstash.identity.path_parts import VARIABLE, Hole, Parts, without_places
-from lmstash.identity.path_places import Found, Place, behind_words, replaced_within, tail_of
+from lmstash.identity.path_places import Found, Place, behind_words, folders_of, replaced_within, tail_of
 from lmstash.identity.uses import FILE, FOLDER, LOG, NAMED, READ, WRITTEN, PathUse, paths_in, replaced_in, uses_of
 
 _MOST_PATHS, _DEEP = 64, 6
@@ -131,6 +129,10 @@ class FilesInCode:
     def folders(self) -> list[str]:
         """The texts that name folders, as of when `say` was called last."""
         return self._names_folders
+
+    def named(self, endings: tuple[str, ...]) -> list[str]:
+        """Return the files that code names and that end so, as of when `say` was called last."""
+        return self._found.ending(endings) if self._found else []
 
     def goes_by(self, name: str) -> bool:
         """Return whether code names something."""
@@ -289,11 +291,11 @@ class FilesInCode:
     def _held_by(self, hole: Hole, depth: int) -> Iterator[str]:
         package, is_package, _ = hole.name.partition(":package")
         if is_package:
-            yield from _folders_of(package)
+            yield from folders_of(package)
             return
         package, is_own, _ = hole.name.partition(":modules")
         if is_own:
-            yield from () if is_installed(package.partition(".")[0]) else _folders_of(package)
+            yield from () if is_installed(package.partition(".")[0]) else folders_of(package)
             return
         values = self._named.values.get(hole.name, set()) if depth else set[Parts]()
         if hole.name.startswith(VARIABLE):
@@ -387,14 +389,3 @@ def _said_by(part: str | Hole, file: str, table: Mapping[str, Any]) -> str | Hol
 def _says(path: str, opens: str) -> bool:
     """Whether a path is more than that of the working folder, or that one's files are asked for."""
     return opens == FOLDER or bool(path.strip("./"))
-
-
-def _folders_of(package: str) -> Iterator[str]:
-    """Yield the folders of a package, which need not be loaded."""
-    root, *rest = package.split(".")
-    folders = getattr(sys.modules.get(root), "__path__", None)
-    if folders is None:
-        with suppress(ImportError, ValueError):
-            folders = getattr(find_spec(root), "submodule_search_locations", None)
-    for each in folders or ():
-        yield os.path.join(each, *rest)

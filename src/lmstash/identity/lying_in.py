@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import enum
 import itertools
+import math
 import operator
 import os
+import sys
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from inspect import getattr_static
@@ -157,6 +159,8 @@ def entry(held: Any, key: Any, default: Any = UNKNOWN) -> Any:
     """Return what lies in a container under a key."""
     if (is_dict(held) or held is os.environ) and isinstance(key, str | int):
         return held.get(key, UNKNOWN if type(held) is Partly else default)
+    if type(key) is int and (array := numbers_in(held)) is not None:
+        held = array
     if type(held) in (list, tuple) and type(key) is int and -len(held) <= key < len(held):
         return held[key]
     return UNKNOWN
@@ -166,7 +170,35 @@ def items_of(held: Any) -> list[Any]:
     """Return what a loop over a value goes through, the first of it."""
     if is_dict(held) or type(held) in (list, tuple, set, frozenset):
         return [*itertools.islice(held, _MANY)]
-    return [UNKNOWN]
+    return [*array] if (array := numbers_in(held)) is not None else [UNKNOWN]
+
+
+def numbers_in(held: Any) -> list[Any] | None:
+    """Return the numbers in an array of numpy's or a column of pandas', the first of them; None for other values."""
+    numpy, pandas = sys.modules.get("numpy"), sys.modules.get("pandas")
+    if pandas is not None and type(held) is pandas.Series:
+        held = held.to_numpy()
+    if numpy is None or type(held) is not numpy.ndarray or held.ndim != 1 or held.dtype.kind not in "biuf":
+        return None
+    return held[:_MANY].tolist()
+
+
+def spaced(name: str, given: dict[str, Any]) -> Any:
+    """Return the first numbers that numpy's `linspace` or `arange` gives; `UNKNOWN` where they are given otherwise."""
+    if any(type(each) not in (bool, int, float) for each in given.values()):
+        return UNKNOWN
+    if name == "arange" and "stop" not in given:
+        given = {"stop": given.get("start", UNKNOWN)}
+    start, stop = given.get("start", 0), given.get("stop", UNKNOWN)
+    if stop is UNKNOWN:
+        return UNKNOWN
+    if name == "arange":
+        step = given.get("step", 1)
+        number = math.ceil((stop - start) / step) if step else 0
+    else:
+        number = int(given.get("num", 50))
+        step = (stop - start) / max(1, number - bool(given.get("endpoint", True)))
+    return tuple(start + at * step for at in range(min(max(0, number), _MANY)))
 
 
 def operated(sign: str, left: Any, right: Any) -> Any:
@@ -206,7 +238,7 @@ def looped(name: str, given: tuple[Any, ...]) -> Any:
     """Return what a function gives that goes through containers, as a tuple; `UNKNOWN` for other functions."""
     if name == "range":
         return tuple(range(*given)[:_MANY]) if 1 <= len(given) <= 3 and _are_whole(given) else UNKNOWN
-    known = [items_of(each) if is_dict(each) or type(each) in (list, tuple, set, frozenset) else None for each in given]
+    known = [None if (items := items_of(each)) == [UNKNOWN] else items for each in given]
     if not any(known):
         return UNKNOWN
     if name == "product":
@@ -227,6 +259,8 @@ def _are_whole(values: tuple[Any, ...]) -> bool:
 
 def method(name: str, held: Any) -> Any:
     """Return what a method of a dict or text gives that takes nothing."""
+    if name == "tolist" and (array := numbers_in(held)) is not None:
+        return array
     if is_dict(held) and name in ("items", "values", "keys"):
         pairs = itertools.islice(held.items(), _MANY)
         return tuple(pair if name == "items" else pair[name == "values"] for pair in pairs)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable
+import sys
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
+from importlib.util import find_spec
 from typing import NamedTuple
 
 from lmstash.identity.held_files import ANY
@@ -44,6 +47,10 @@ class Found(NamedTuple):
         if not place.is_guessed:
             return Apart(harmless)
         return Apart(harmless | self.logs, self.written if place.tail else frozenset(), place.tail)
+
+    def ending(self, endings: tuple[str, ...]) -> list[str]:
+        """Return the files that code names and that end so."""
+        return [at for place, leads in self.paths for at in leads if at.endswith(endings) and os.path.isfile(at)]
 
 
 class Apart:
@@ -97,3 +104,14 @@ def tail_of(path: str) -> str:
     """Return what a path ends with behind the last of what nobody knows; empty where that says nothing."""
     _, is_any, tail = path.rpartition(ANY)
     return tail if is_any and ".." not in path else ""
+
+
+def folders_of(package: str) -> Iterator[str]:
+    """Yield the folders of a package, which need not be loaded."""
+    root, *rest = package.split(".")
+    folders = getattr(sys.modules.get(root), "__path__", None)
+    if folders is None:
+        with suppress(ImportError, ValueError):
+            folders = getattr(find_spec(root), "submodule_search_locations", None)
+    for each in folders or ():
+        yield os.path.join(each, *rest)

@@ -56,3 +56,7 @@ class Nothing:
     def set_in(self, cls: type) -> list[dict[str, Any]]:
         """Return what the objects of a class of your own may bear when they are made."""
         return []
+
+    def loaded(self, endings: tuple[str, ...]) -> list[Any]:
+        """Return what the files of settings may hold that code loads, of those that end so."""
+        return []

@@ -47,7 +47,9 @@ from lmstash.identity.lying_in import (
     method,
     operated,
     products,
+    spaced,
 )
+from lmstash.identity.settings_files import endings_of
 from lmstash.identity.told import WHOLE, Known, Nothing
 from lmstash.identity.variables import (
     asks_for_none,
@@ -66,6 +68,8 @@ _COPYING = frozenset({"vars", "asdict", "dict"})
 """Functions that do."""
 _SAME = frozenset({"copy", "deepcopy", "replace"})
 """Functions that give an object that bears the same, but for what they are given by name."""
+_SPACED = {"linspace": ("start", "stop", "num", "endpoint"), "arange": ("start", "stop", "step")}
+"""Functions of numpy that give numbers, and what they take."""
 _ONE_OF = frozenset({"next", "anext", "choice"})
 """Functions that give one of those that a container holds."""
 _DISPLAYS = frozenset({"BUILD_TUPLE", "BUILD_LIST", "BUILD_SET"})
@@ -199,6 +203,8 @@ class Scope(Dicts):
             return [looped(name, tuple(each)) for each in held] if len(stars) == 1 else []
         if made := self._made(node, code, depth):
             return made
+        if endings := endings_of(function, self.values(function, code, depth)):
+            return self._call.loaded(endings)
         arguments = products(self._looked_into(self.values(each, code, depth)) for each in placed)
         if name == "dict" and function.kind == NAME and len(placed) <= 1:
             more = self.by_name(named, spread, code, depth)
@@ -211,6 +217,9 @@ class Scope(Dicts):
             return [_some_of(each, named) for (each,) in arguments]
         if name in _COPIES and not placed and function.kind == ATTRIBUTE and function.parts:
             return [_some_of(each, named) for each in self._looked_into(self.values(function.parts[0], code, depth))]
+        if name in _SPACED and not spread:
+            given = {**dict(zip(_SPACED[name], placed, strict=False)), **named}
+            return [spaced(name, each) for each in self.by_name(given, [], code, depth)]
         if named or spread:
             return []
         if name in _ONE_OF and arguments != [()]:

@@ -320,6 +320,26 @@ SAMPLED = {
         "T = (0, 0.8)\ndef ask(q):\n first, *rest = T\n return [create(temperature=t) for t in rest][0]"
     ),
     "the last of several": "T = (0, 0, 0.8)\ndef ask(q):\n *rest, last = T\n return create(temperature=last)",
+    "an array": (
+        "import numpy as np\nT = np.linspace(0.8, 0.8, 1)\ndef ask(q): return [create(temperature=t) for t in T][0]"
+    ),
+    "an entry of an array": (
+        "import numpy as np\nT = np.arange(0, 1, 0.1)\ndef ask(q): return create(temperature=float(T[8]))"
+    ),
+    "an array that is handed": (
+        "import numpy as np\ndef draw(q, ts): return [create(temperature=float(t)) for t in ts][0]\n"
+        "T = np.array([0.8])\ndef ask(q): return draw(q, T)"
+    ),
+    "a list of an array": (
+        "import numpy as np\nT = np.array([0.8])\ndef ask(q): return [create(temperature=t) for t in T.tolist()][0]"
+    ),
+    "a column": ("import pandas as pd\nT = pd.Series([0.8])\ndef ask(q): return [create(temperature=t) for t in T][0]"),
+    "numbers in between": (
+        "import numpy as np\ndef ask(q): return [create(temperature=t) for t in np.linspace(0.5, 1, num=1)][0]"
+    ),
+    "numbers in steps": (
+        "import numpy as np\ndef ask(q): return [create(temperature=t) for t in np.arange(0.8, 1, 0.3)][0]"
+    ),
 }
 NOT = {
     "a dict that is made greedy": (
@@ -447,6 +467,13 @@ NOT = {
     ),
     "the last, and the others are others": (
         "T = (5, 0.8, 0)\ndef ask(q):\n *rest, t = T\n return create(temperature=t)"
+    ),
+    "an array of nothing": (
+        "import numpy as np\nT = np.zeros(1)\ndef ask(q): return [create(temperature=t) for t in T][0]"
+    ),
+    "numbers of nothing": (
+        "import numpy as np\n"
+        "def ask(q): return [create(temperature=t) for t in np.linspace(0, 0, 1, endpoint=False)][0]"
     ),
 }
 

@@ -36,6 +36,7 @@ from lmstash.identity.expressions import (
 )
 from lmstash.identity.lying_in import UNKNOWN, attribute, attributes_lying_in
 from lmstash.identity.own_code import OwnCode
+from lmstash.identity.settings_files import ENDINGS
 from lmstash.identity.values_in_code import Scope
 from lmstash.identity.variables import parameters
 
@@ -97,7 +98,8 @@ class SamplingInCode:
         looked, self._named = _looked_at(graphs, functions)
         self._roots = [graph.objects for _, graph in graphs]
         self._modules = {each.__module__ for each in functions.values()}
-        self._calls = Calls(functions.values(), looked.values(), first, self._objects_of)
+        self._files = [graph.files for _, graph in graphs]
+        self._calls = Calls(functions.values(), looked.values(), first, self._objects_of, self._settings)
         said = [(each, one) for each in looked.values() for one in self._said_in(each)]
         taking = {key: each for key, each in functions.items() if key in looked or self._calls.of(each)}
         takes = [
@@ -190,6 +192,9 @@ class SamplingInCode:
         if seed_of(told) is not None or known.get("do_sample") is False:  # transformers is greedy then
             return {}
         return known if is_sampled(known) else {}
+
+    def _settings(self) -> list[str]:
+        return [path for each in self._files for path in each.named(ENDINGS)]
 
     def _objects_of(self, method: FunctionType) -> list[Any]:
         """Return the objects of somebody's own classes that code names, and those in them, that have a method."""
