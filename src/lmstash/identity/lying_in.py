@@ -161,6 +161,8 @@ def entry(held: Any, key: Any, default: Any = UNKNOWN) -> Any:
         return held.get(key, UNKNOWN if type(held) is Partly else default)
     if type(key) is int and (array := numbers_in(held)) is not None:
         held = array
+    if (rows := rows_in(held)) is not None and isinstance(key, str):
+        return [each.get(key, UNKNOWN) for each in rows]
     if type(held) in (list, tuple) and type(key) is int and -len(held) <= key < len(held):
         return held[key]
     return UNKNOWN
@@ -181,6 +183,12 @@ def numbers_in(held: Any) -> list[Any] | None:
     if numpy is None or type(held) is not numpy.ndarray or held.ndim != 1 or held.dtype.kind not in "biuf":
         return None
     return held[:_MANY].tolist()
+
+
+def rows_in(held: Any) -> list[dict[Any, Any]] | None:
+    """Return the rows of a table of pandas', the first of them; None for other values."""
+    pandas = sys.modules.get("pandas")
+    return held.head(_MANY).to_dict("records") if pandas is not None and type(held) is pandas.DataFrame else None
 
 
 def spaced(name: str, given: dict[str, Any]) -> Any:
@@ -259,6 +267,8 @@ def _are_whole(values: tuple[Any, ...]) -> bool:
 
 def method(name: str, held: Any) -> Any:
     """Return what a method of a dict or text gives that takes nothing."""
+    if name in ("itertuples", "iterrows") and (rows := rows_in(held)) is not None:
+        return tuple(Made(object, row) if name == "itertuples" else (at, row) for at, row in enumerate(rows))
     if name == "tolist" and (array := numbers_in(held)) is not None:
         return array
     if is_dict(held) and name in ("items", "values", "keys"):

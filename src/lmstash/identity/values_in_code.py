@@ -47,6 +47,7 @@ from lmstash.identity.lying_in import (
     method,
     operated,
     products,
+    rows_in,
     spaced,
 )
 from lmstash.identity.settings_files import endings_of
@@ -238,6 +239,8 @@ class Scope(Dicts):
         name, held = function.name, self._looked_into(self.values(function.parts[0], code, depth))
         if arguments == [()]:
             return [one for each in held for one in (items_of(each) if name == "pop" else [method(name, each)])]
+        if name == "to_dict" and arguments == [("records",)]:
+            return [rows for each in held if (rows := rows_in(each)) is not None]
         if name == "getenv" and held[0] is os:
             held = self._looked_into([os.environ])
         elif name not in ("get", "pop"):

@@ -340,6 +340,22 @@ SAMPLED = {
     "numbers in steps": (
         "import numpy as np\ndef ask(q): return [create(temperature=t) for t in np.arange(0.8, 1, 0.3)][0]"
     ),
+    "a column of a table": (
+        "import pandas as pd\nT = pd.DataFrame({'n': ['a'], 'hot': [0.8]})\n"
+        "def ask(q): return [create(temperature=t) for t in T['hot']][0]"
+    ),
+    "rows of a table": (
+        "import pandas as pd\nT = pd.DataFrame({'n': ['a'], 'hot': [0.8]})\n"
+        "def ask(q): return [create(temperature=t.hot) for t in T.itertuples()][0]"
+    ),
+    "rows of a table, and where": (
+        "import pandas as pd\nT = pd.DataFrame({'n': ['a'], 'hot': [0.8]})\n"
+        "def ask(q): return [create(temperature=t['hot']) for _, t in T.iterrows()][0]"
+    ),
+    "rows of a table, as dicts": (
+        "import pandas as pd\nT = pd.DataFrame({'n': ['a'], 'hot': [0.8]})\n"
+        "def ask(q): return [create(temperature=t['hot']) for t in T.to_dict('records')][0]"
+    ),
 }
 NOT = {
     "a dict that is made greedy": (
