@@ -161,8 +161,9 @@ def entry(held: Any, key: Any, default: Any = UNKNOWN) -> Any:
         return held.get(key, UNKNOWN if type(held) is Partly else default)
     if type(key) is int and (array := numbers_in(held)) is not None:
         held = array
-    if (rows := rows_in(held)) is not None and isinstance(key, str):
-        return [each.get(key, UNKNOWN) for each in rows]
+    if _is_table(held):
+        column = held[key].head(_MANY) if isinstance(key, str) and key in held.columns else None
+        return [*column] if column is not None and column.ndim == 1 else UNKNOWN
     if type(held) in (list, tuple) and type(key) is int and -len(held) <= key < len(held):
         return held[key]
     return UNKNOWN
@@ -187,8 +188,12 @@ def numbers_in(held: Any) -> list[Any] | None:
 
 def rows_in(held: Any) -> list[dict[Any, Any]] | None:
     """Return the rows of a table of pandas', the first of them; None for other values."""
+    return held.head(_MANY).to_dict("records") if _is_table(held) else None
+
+
+def _is_table(held: Any) -> bool:
     pandas = sys.modules.get("pandas")
-    return held.head(_MANY).to_dict("records") if pandas is not None and type(held) is pandas.DataFrame else None
+    return pandas is not None and type(held) is pandas.DataFrame
 
 
 def spaced(name: str, given: dict[str, Any]) -> Any:
