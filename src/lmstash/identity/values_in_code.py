@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from types import CodeType, FunctionType
 from typing import Any
 
-from lmstash.identity.dicts_in_code import DEEPEST, Dicts
+from lmstash.identity.dicts_in_code import DEEPEST
 from lmstash.identity.expressions import (
     ATTRIBUTE,
     CALL,
@@ -18,39 +17,26 @@ from lmstash.identity.expressions import (
     NAME,
     OPERATION,
     OTHER,
-    STARRED,
     STORED,
     Node,
     code_within,
     expressions,
     given_in,
 )
+from lmstash.identity.known_calls import KnownCalls
 from lmstash.identity.lying_in import (
     CALCULATING,
     MOST,
     UNKNOWN,
-    Factory,
-    Made,
-    Partly,
-    asked,
     attribute,
-    calculated,
     compared,
-    dict_of,
-    entries_of,
     entry,
-    fields_of,
     is_dict,
     items_of,
-    looped,
     may_change,
-    method,
     operated,
     products,
-    rows_in,
-    spaced,
 )
-from lmstash.identity.settings_files import endings_of
 from lmstash.identity.told import WHOLE, Known, Nothing
 from lmstash.identity.variables import (
     asks_for_none,
@@ -63,26 +49,16 @@ from lmstash.identity.variables import (
     yields_all,
 )
 
-_COPIES = frozenset({"copy", "model_dump", "dict", "_asdict", "to_dict"})
-"""Methods that give what an object holds."""
-_COPYING = frozenset({"vars", "asdict", "dict"})
-"""Functions that do."""
-_SAME = frozenset({"copy", "deepcopy", "replace"})
-"""Functions that give an object that bears the same, but for what they are given by name."""
-_SPACED = {"linspace": ("start", "stop", "num", "endpoint"), "arange": ("start", "stop", "step")}
-"""Functions of numpy that give numbers, and what they take."""
-_ONE_OF = frozenset({"next", "anext", "choice"})
-"""Functions that give one of those that a container holds."""
 _DISPLAYS = frozenset({"BUILD_TUPLE", "BUILD_LIST", "BUILD_SET"})
 
 
-class Scope(Dicts):
+class Scope(KnownCalls):
     """Where the names of one function stand for something. Looks anew at each question."""
 
     def __init__(self, function: FunctionType, call: Nothing | None = None) -> None:
         """Take a function, and what is known of the call that it runs in."""
-        self._function, self._call = function, call or Nothing()
-        self._code, self._globals = function.__code__, function.__globals__
+        self._function, self.call = function, call or Nothing()
+        self._code, self.table = function.__code__, function.__globals__
         self._cells = dict(zip(self._code.co_freevars, function.__closure__ or (), strict=False))
 
     @property
@@ -105,7 +81,7 @@ class Scope(Dicts):
             return [node.value]
         if depth <= 0:
             return [UNKNOWN]
-        call, key = self._call, (id(self._function), id(node))
+        call, key = self.call, (id(self._function), id(node))
         known = call.known.get(key)
         if known is not None and known.depth >= depth:
             call.hangs = call.hangs or known.hangs
@@ -138,7 +114,7 @@ class Scope(Dicts):
     def returned(self) -> list[Any]:
         """Return what the function may give; of a generator what it goes through."""
         if yields_all(self._code):
-            return [self._yielded(self._code, DEEPEST)]
+            return [self.yielded(self._code, DEEPEST)]
         nodes = returns(self._code)
         return [value for each in nodes for value in self.values(each, self._code)] or [UNKNOWN]
 
@@ -151,15 +127,15 @@ class Scope(Dicts):
                     return known
             return [value for each in node.parts for value in self.values(each, code, depth)]
         if node.kind == ATTRIBUTE and len(node.parts) == 1:
-            held = self._looked_into(self.values(node.parts[0], code, depth))
+            held = self.looked_into(self.values(node.parts[0], code, depth))
             return [found for each in held for found in self._attribute(each, node.name)]
         if node.kind in (ITEM, OPERATION) and len(node.parts) == 2:
-            pairs = products(self._looked_into(self.values(each, code, depth)) for each in node.parts)
+            pairs = products(self.looked_into(self.values(each, code, depth)) for each in node.parts)
             return [entry(*each) if node.kind == ITEM else operated(node.value, *each) for each in pairs]
         if node.kind == CALL:
             return self._called(node, code, depth)
         if node.kind == OTHER and str(node.value).startswith(COMPARED) and len(node.parts) == 2:
-            pairs = products(self._looked_into(self.values(each, code, depth)) for each in node.parts)
+            pairs = products(self.looked_into(self.values(each, code, depth)) for each in node.parts)
             return [compared(node.value.removeprefix(COMPARED), *each) for each in pairs]
         if node.kind == OTHER and node.value == "BUILD_MAP":
             return self.of_display(node, code, depth)
@@ -173,11 +149,16 @@ class Scope(Dicts):
             return [each for held in self._iterated(node.parts[0], code, depth) for each in items_of(held)]
         return [UNKNOWN]
 
+    def given_by(self, function: FunctionType) -> Any:
+        """Return what a function gives that takes nothing, or one of what it may."""
+        return Scope(function, self.call).returned()[0]
+
     def _attribute(self, value: Any, name: str) -> list[Any]:
         found = attribute(value, name)
-        return [found] if found is not UNKNOWN else self._call.asked(value, name) or [UNKNOWN]
+        return [found] if found is not UNKNOWN else self.call.asked(value, name) or [UNKNOWN]
 
-    def _yielded(self, code: CodeType, depth: int) -> tuple[Any, ...]:
+    def yielded(self, code: CodeType, depth: int) -> tuple[Any, ...]:
+        """Return what a generator goes through."""
         found = ((value, is_many) for each, is_many in yields(code) for value in self.values(each, code, depth))
         return tuple(one for value, is_many in found for one in (items_of(value) if is_many else [value]))
 
@@ -185,94 +166,10 @@ class Scope(Dicts):
 
     def _called(self, node: Node, code: CodeType, depth: int) -> list[Any]:
         """Return what a call gives: of functions of your own, of classes, and of others that run nobody's code."""
-        found = self._known_call(node, code, depth)
+        found = self.known_call(node, code, depth)
         if found and not all(each is UNKNOWN for each in found):
             return found
-        return self._call.returned(self._function, code, node) or [UNKNOWN]
-
-    def _known_call(self, node: Node, code: CodeType, depth: int) -> list[Any]:
-        function, name = node.parts[0], node.parts[0].name
-        if (inner := code_made(function)) is not None:  # a comprehension
-            if "<genexpr>" in inner.co_name:
-                return [self._yielded(inner, depth)]
-            made = [each for each in expressions(inner) if each.kind == OTHER and str(each.value).startswith("BUILD_")]
-            return self.values(made[0], inner, depth) if made and "comp>" in inner.co_name else []
-        placed, named, spread, is_open = given_in(node)
-        if is_open:
-            stars = [each.parts[0] for each in node.parts[1:] if each.kind == OTHER and each.value == STARRED]
-            held = [each for each in self.values(stars[0], code, depth) if type(each) in (list, tuple)]
-            return [looped(name, tuple(each)) for each in held] if len(stars) == 1 else []
-        if made := self._made(node, code, depth):
-            return made
-        if endings := endings_of(function, self.values(function, code, depth)):
-            return self._call.loaded(endings)
-        arguments = products(self._looked_into(self.values(each, code, depth)) for each in placed)
-        if name == "dict" and function.kind == NAME and len(placed) <= 1:
-            more = self.by_name(named, spread, code, depth)
-            firsts = [dict_of(each[0]) if each else {} for each in arguments]
-            return [operated("|", first, each) for first in firsts for each in more]
-        if name in _SAME and len(placed) == 1 and function.kind in (NAME, ATTRIBUTE):
-            more = self.by_name(named, spread, code, depth)
-            return [_changed(value, each) for (value,) in arguments for each in more]
-        if name in _COPYING and len(placed) == 1:
-            return [_some_of(each, named) for (each,) in arguments]
-        if name in _COPIES and not placed and function.kind == ATTRIBUTE and function.parts:
-            return [_some_of(each, named) for each in self._looked_into(self.values(function.parts[0], code, depth))]
-        if name in _SPACED and not spread:
-            given = {**dict(zip(_SPACED[name], placed, strict=False)), **named}
-            return [spaced(name, each) for each in self.by_name(given, [], code, depth)]
-        if named or spread:
-            return []
-        if name in _ONE_OF and arguments != [()]:
-            return [one for each in arguments for one in items_of(each[0])]
-        if function.kind == NAME and name in CALCULATING and name not in self._globals:
-            return [calculated(name, each) for each in arguments]
-        if function.kind == NAME and name == "getattr":
-            return [asked(*each) if 2 <= len(each) <= 3 else UNKNOWN for each in arguments]
-        found = [looped(name, each) for each in arguments]
-        if function.kind != ATTRIBUTE or not function.parts or not all(each is UNKNOWN for each in found):
-            return found
-        return self._method(function, arguments, code, depth)
-
-    def _method(self, function: Node, arguments: list[tuple[Any, ...]], code: CodeType, depth: int) -> list[Any]:
-        """Return what a method gives that runs nobody's code."""
-        name, held = function.name, self._looked_into(self.values(function.parts[0], code, depth))
-        if arguments == [()]:
-            return [one for each in held for one in (items_of(each) if name == "pop" else [method(name, each)])]
-        if name == "to_dict" and arguments == [("records",)]:
-            return [rows for each in held if (rows := rows_in(each)) is not None]
-        if name == "getenv" and held[0] is os:
-            held = self._looked_into([os.environ])
-        elif name not in ("get", "pop"):
-            return []
-        return [entry(one, *each) if 1 <= len(each) <= 2 else UNKNOWN for one in held for each in arguments]
-
-    def _made(self, node: Node, code: CodeType, depth: int) -> list[Any]:
-        """Return the objects that a call makes, if it is one of a class."""
-        found: list[Any] = []
-        placed, named, spread, _ = given_in(node)
-        for cls in self.values(node.parts[0], code, depth) if node.parts[0].kind in (NAME, ATTRIBUTE) else ():
-            if not isinstance(cls, type):
-                continue
-            if fields := {name: self._default(each) for name, each in fields_of(cls)}:
-                by_name = {**dict(zip(fields, placed, strict=False)), **named}
-                for each in self.by_name(by_name, spread, code, depth):
-                    known = dict.fromkeys(fields, UNKNOWN) if type(each) is Partly else fields
-                    found.append(Made(cls, {**known, **each}))
-            else:
-                found += [Made(cls, each) for each in self._call.set_in(cls)]
-        return found
-
-    def _default(self, value: Any) -> Any:
-        """Return what a field is that is not given: also what its factory makes."""
-        if not isinstance(value, Factory):
-            return value
-        if isinstance(value.of, FunctionType):
-            return Scope(value.of, self._call).returned()[0]
-        if value.of in (dict, list):
-            return value.of()
-        is_made = isinstance(value.of, type) and any(fields_of(value.of))
-        return Made(value.of, {name: self._default(each) for name, each in fields_of(value.of)}) if is_made else UNKNOWN
+        return self.call.returned(self._function, code, node) or [UNKNOWN]
 
     # --- names -------------------------------------------------------------------------------------------------------
 
@@ -314,10 +211,10 @@ class Scope(Dicts):
             if around is None or around == code:
                 return [UNKNOWN]
             return self._variable(Node(NAME, name, is_local=True), around, depth)
-        return [self._globals.get(name, UNKNOWN)]
+        return [self.table.get(name, UNKNOWN)]
 
     def _argument(self, name: str) -> list[Any]:
-        return self._call.argument(self._function, name)
+        return self.call.argument(self._function, name)
 
     def _makings(self, inner: CodeType) -> Iterator[tuple[Node, CodeType]]:
         """Yield where a function is made of code within the function, and in which code."""
@@ -361,9 +258,9 @@ class Scope(Dicts):
         is_map = call.parts[0] is not me and "map" in call.parts[0].name
         return [one for each in values for one in items_of(each)] if is_map else values
 
-    def _looked_into(self, values: list[Any]) -> list[Any]:
+    def looked_into(self, values: list[Any]) -> list[Any]:
         """Return the same; notes whether what lies in one of them may be another thing the next time."""
-        self._call.hangs = self._call.hangs or any(map(may_change, values))
+        self.call.hangs = self.call.hangs or any(map(may_change, values))
         return values
 
     def _given(self, name: str, code: CodeType) -> list[Any]:
@@ -379,17 +276,3 @@ class Scope(Dicts):
 def _rest(held: Any, before: int, after: int) -> Any:
     """Return what is left of what is unpacked: `first, *rest = held`."""
     return [*held[before : len(held) - after]] if type(held) in (list, tuple) else UNKNOWN
-
-
-def _some_of(value: Any, options: Iterable[str]) -> Any:
-    """Return what an object holds; only part of it where somebody says which part."""
-    held = entries_of(value)
-    return Partly(held) if options and is_dict(held) else held
-
-
-def _changed(value: Any, others: dict[str, Any]) -> Any:
-    """Return an object that bears the same but for some attributes."""
-    held = entries_of(value)
-    if not others or not is_dict(held):
-        return value
-    return {**held, **others} if is_dict(value) else Made(type(value), {**held, **others})
