@@ -602,6 +602,25 @@ def test_one_adapter_is_the_same_by_its_name_and_as_a_list_of_one(build_llama):
     assert fingerprint_model(model) != fresh
 
 
+def test_an_adapter_that_is_saved_and_loaded_again_is_the_same(build_llama, tmp_path):
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(1)
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    model = peft.get_peft_model(build_llama(), config).eval()
+    fresh, stamped = fingerprint_model(model), structure.stamp(model, {}, whole_configs=False)[0]
+    model.save_pretrained(tmp_path)
+    for trainable in (False, True):
+        again = peft.PeftModel.from_pretrained(build_llama(), str(tmp_path), is_trainable=trainable).eval()
+        assert again.peft_config["default"].auto_mapping != config.auto_mapping
+        assert again.peft_config["default"].inference_mode is not trainable
+        assert fingerprint_model(again) == fresh
+    model.peft_config["default"].inference_mode = True
+    assert fingerprint_model(model) == fresh
+    assert structure.stamp(model, {}, whole_configs=False)[0] == stamped
+    model.peft_config["default"].lora_alpha += 1  # may be read by whoever merges it
+    assert fingerprint_model(model) != fresh
+
+
 def test_generate_of_peft_leaves_the_model_as_it_was(build_llama):
     peft = pytest.importorskip("peft")
     torch.manual_seed(1)

@@ -38,6 +38,12 @@ _HARMLESS_CONFIG = frozenset(
 """Fields of a configuration that name things, for those who know which are; dtype and architecture are read off the
 model itself."""
 
+_HARMLESS_FIELDS = {
+    "peft.tuners.lora.config.LoraConfig": frozenset(
+        {"inference_mode", "auto_mapping", "base_model_name_or_path", "revision"}
+    ),
+}
+"""The same by class. What a LoRA adapter was saved with and loaded for; only for others is it how they compute."""
 _LEFT_BEHIND = {"bitsandbytes.autograd._functions.MatmulLtState": ("idx", "subB")}
 """By class, a field that each pass writes before it reads it, unless the other one says that an older version does."""
 
@@ -249,6 +255,8 @@ class Describer:
             if not self._whole_configs:
                 fields = {key: each for key, each in fields.items() if key not in _HARMLESS_CONFIG}
             fields["model_type"] = value.model_type
+        if name in _HARMLESS_FIELDS and not self._whole_configs:
+            fields = {key: each for key, each in fields.items() if key not in _HARMLESS_FIELDS[name]}
         field, unless = _LEFT_BEHIND.get(name, ("", ""))
         if field in fields and fields.get(unless) is None:  # the outliers of the last batch, for its way back
             del fields[field]
