@@ -185,6 +185,20 @@ def test_the_extractor_may_say_how_often_and_how_soon(no_waiting):
     assert 0.5 <= no_waiting[0] <= 0.625
 
 
+@pytest.mark.parametrize("answer", [lambda: 1 / 0, lambda: None, lambda: torch.nothing])
+def test_a_mistake_in_an_extractor_is_raised_as_it_is_and_not_tried_again(no_waiting, answer):
+    extractor = Counting()
+    extractor.extract = lambda batch, layers, site: answer()
+    with pytest.raises((ZeroDivisionError, TypeError, AttributeError)):
+        Activations(MemoryStore(), extractor=extractor)(PROMPTS, 0, batch_size=1)
+    assert not no_waiting
+
+
+def test_a_tokenizer_by_its_name_is_refused():
+    with pytest.raises(InvalidArgumentError, match=r"tokenizer='gpt2': pass what AutoTokenizer"):
+        Activations(MemoryStore(), None, "gpt2", extractor=Counting())
+
+
 @pytest.mark.parametrize(
     ("answer", "message"),
     [

@@ -77,12 +77,15 @@ class Activations:
             ttl_seconds: How long new entries live.
 
         Raises:
-            InvalidArgumentError: Neither or both of `model` and `extractor`, or an unknown `storage_dtype`.
+            InvalidArgumentError: Neither or both of `model` and `extractor`, a tokenizer that cannot be called, or an
+                unknown `storage_dtype`.
             UnsupportedModelError: The model cannot be fingerprinted or read safely; says why.
         """
         check_storage_dtype(storage_dtype)
         if (model is None) == (extractor is None):
             raise InvalidArgumentError("pass model= or extractor=, one of the two.")
+        if not (tokenizer is None or callable(tokenizer)):
+            raise InvalidArgumentError(f"tokenizer={tokenizer!r}: pass what AutoTokenizer.from_pretrained() returns.")
         self.store = store
         self.tokenizer = tokenizer
         self._private = private

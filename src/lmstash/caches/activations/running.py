@@ -24,6 +24,8 @@ from lmstash.errors import LmstashError, MissingDependencyError
 from lmstash.events import logger
 
 _OutOfMemory: type[Exception] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
+_MISTAKES = (TypeError, AttributeError, NameError, ArithmeticError, ImportError, NotImplementedError)
+"""What code raises that is wrong: no other time makes it right."""
 _LONGEST_WAIT_SECONDS = 60.0
 _PROMPTS_NAMED = 10
 _RAW_BATCH_BYTES = 512 * 2**20
@@ -188,7 +190,7 @@ class Runner:
             except (LmstashError, _OutOfMemory):
                 raise
             except Exception as error:
-                if not self._source.remote:
+                if not self._source.remote or isinstance(error, _MISTAKES):
                     raise
                 if attempt == retries:
                     raise _BatchFailed from error
