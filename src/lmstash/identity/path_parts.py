@@ -115,9 +115,14 @@ class Paths:
             self._depth -= 1
         return known
 
-    def of_modules(self, node: Node) -> list[Parts]:
-        """Return the folders of modules of whose name a value is only the beginning: `f"tasks.{name}"`."""
-        return [found for parts in self.of(node) if (found := _folder_of_modules(parts))]
+    def of_modules(self, node: Node, package: object = None) -> list[Parts]:
+        """Return the folders of modules of whose name a value is only the beginning: `f"tasks.{name}"`.
+
+        Args:
+            node: The value.
+            package: Where relative names begin, if the code says that; else that of its own file.
+        """
+        return [found for parts in self.of(node) if (found := _folder_of_modules(parts, package))]
 
     def _read(self, node: Node) -> list[Parts]:
         of = self.of
@@ -262,13 +267,16 @@ def _package_of(node: Node) -> str | None:
     return name if isinstance(name, str) and all(map(str.isidentifier, name.split("."))) else None
 
 
-def _folder_of_modules(parts: Parts) -> Parts | None:
+def _folder_of_modules(parts: Parts, beside: object) -> Parts | None:
     """Return the files of the package that the name of a module begins with, if it goes on with something unknown."""
     begins = parts[0]
     if len(parts) < 2 or not isinstance(begins, str) or "." not in begins:
         return None
     level = len(begins) - len(begins.lstrip("."))
     package = begins[level:].rpartition(".")[0]
+    if level and isinstance(beside, str):
+        above = beside.split(".")[: 1 - level or None]
+        package, level = ".".join([*above, *filter(None, [package])]), 0
     if not level:
         return (Hole(f"{package}:modules"), "/", Hole())
     within = f"/{package.replace('.', '/')}" if package else ""

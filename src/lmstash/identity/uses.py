@@ -115,7 +115,9 @@ def _paths_in(code: CodeType) -> tuple[PathUse, ...]:
         read = Paths(arguments)
         for node in expressions(inner):
             if called(node) in IMPORTS and node.arguments:
-                for parts in read.of_modules(_said(inner, node.arguments[0])):
+                beside = node.argument("package") or (node.arguments[1:2] or [None])[0]
+                package = beside.value if beside is not None and beside.kind == CONST else None
+                for parts in read.of_modules(_said(inner, node.arguments[0]), package):
                     found[PathUse(parts, READ, FILE, "")] = None
             if not _may_be_path(node):
                 continue

@@ -163,7 +163,10 @@ PUT_TOGETHER = {
     "a template": "def ask(q): return import_module('lmstash_tasks.{}'.format(q)).say()",
     "of old": "def ask(q): return __import__(f'lmstash_tasks.{q}', fromlist=['say']).say()",
     "from the package": "def ask(q): return import_module(f'.{q}', 'lmstash_tasks').say()",
-    "from a package beside it": "def ask(q): return import_module(f'..{q}', 'lmstash_tasks.deep').say()",
+    "from the package, by a keyword": "def ask(q): return import_module(f'.{q}', package='lmstash_tasks').say()",
+    "from a package in it": "def ask(q): return import_module(f'..{q}', 'lmstash_tasks.deep').say()",
+    "from its own package": "def ask(q): return import_module(f'.{q}', P).say()",
+    "from its own package, beside it": "def ask(q): return import_module(f'..{q}', P + '.deep').say()",
 }
 
 
@@ -173,8 +176,8 @@ def test_modules_of_which_code_says_how_their_names_begin_count(
     responses: Responses, stash: Stash, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, about: str, inner: bool
 ) -> None:
     package = tmp_path / "lmstash_tasks"
-    place = package / "deep" if "beside" in about else package
-    place.mkdir(parents=True)
+    place = package / "deep" if "beside" in about else package if "its own" in about else tmp_path
+    (package / "deep").mkdir(parents=True)
     (package / "__init__.py").touch()
     monkeypatch.syspath_prepend(str(tmp_path))
     for n in "121":
@@ -185,7 +188,7 @@ def test_modules_of_which_code_says_how_their_names_begin_count(
             "from .common import N\ndef say(): return N" if inner else f"def say(): return '{n}'"
         )
         importlib.invalidate_caches()
-        program: dict[str, Any] = {"__name__": "program"}
+        program: dict[str, Any] = {"__name__": "program", "P": "lmstash_tasks"}
         source = "from importlib import import_module\n" + PUT_TOGETHER[about]
         exec(compile(source, str(place / "program.py"), "exec", dont_inherit=True), program)
         with monkeypatch.context() as patched:
