@@ -49,7 +49,7 @@ def calls(body: str) -> tuple[dict[str, Any], Calls, list[FunctionType]]:
     methods = [each for each in vars(table["M"]).values() if isinstance(each, FunctionType)]
     functions = [table["told"], table["hand"], table["ask"], *methods]
     looked = [each for each in functions if each is not table["hand"] or "hand(" in body]
-    return table, Calls(functions, looked, table["ask"], lambda _: []), functions
+    return table, Calls(functions, looked, table["ask"], lambda _: [], list), functions
 
 
 @pytest.mark.parametrize("body", OF_TOLD)
@@ -85,5 +85,5 @@ def test_functions_that_call_each_other_come_to_an_end() -> None:
     table: dict[str, Any] = {}
     exec("def a(x): b(x)\ndef b(x): a(x)\ndef ask(q): a(q)", table)
     functions = [table["a"], table["b"], table["ask"]]
-    known = Calls(functions, functions, table["ask"], lambda _: [])
+    known = Calls(functions, functions, table["ask"], lambda _: [], list)
     assert "q" in Arguments(known, {"q": "q"}).argument(table["a"], "x")
