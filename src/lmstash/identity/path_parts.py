@@ -278,9 +278,9 @@ def _folder_of_modules(parts: Parts, beside: object) -> Parts | None:
         above = beside.split(".")[: 1 - level or None]
         package, level = ".".join([*above, *filter(None, [package])]), 0
     if not level:
-        return (Hole(f"{package}:modules"), "/", Hole())
+        return (Hole(f"{package}:modules"), "/", Hole(), ".py")
     within = f"/{package.replace('.', '/')}" if package else ""
-    return (Hole("__file__"), "/.." * level + within + "/", Hole())
+    return (Hole("__file__"), "/.." * level + within + "/", Hole(), ".py")
 
 
 def _begun(parts: Parts) -> Parts:

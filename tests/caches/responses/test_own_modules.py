@@ -199,6 +199,25 @@ def test_modules_of_which_code_says_how_their_names_begin_count(
     assert dict(stash.stats.misses) == {"absent": 2}
 
 
+def test_what_code_writes_beside_such_modules_does_not_count(
+    responses: Responses, stash: Stash, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    package = tmp_path / "lmstash_tasks"
+    package.mkdir()
+    (package / "qa.py").write_text("def say(): return '1'")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    source = (
+        f"import importlib\ndef ask(q):\n with open({str(package)!r} + f'/{{q}}.json', 'w') as f: f.write(q)\n"
+        " return importlib.import_module(f'lmstash_tasks.{q}').say()"
+    )
+    ask = responses.cached(made_program(source)["ask"])
+    assert [ask("qa"), ask("qa")] == ["1", "1"]
+    assert dict(stash.stats.misses) == {"absent": 1}
+    monkeypatch.delitem(sys.modules, "lmstash_tasks.qa")
+    monkeypatch.delitem(sys.modules, "lmstash_tasks")
+
+
 def test_of_installed_packages_no_folder_counts(responses: Responses, stash: Stash) -> None:
     program = made_program("import importlib\ndef ask(q): return importlib.import_module(f'torch.nn.{q}').__name__")
     ask = responses.cached(program["ask"])
