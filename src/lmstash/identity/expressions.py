@@ -167,9 +167,7 @@ class _Reading:
     def _unknown(self, step: dis.Instruction) -> None:
         effect = _effect(step, jumps=False)
         if effect > 0:
-            below = (
-                [self._stack[-1]] if step.opname.startswith(("FOR_ITER", "UNPACK_", "MATCH_")) and self._stack else []
-            )
+            below = [self._stack[-1]] if step.opname.startswith(("FOR_ITER", "MATCH_")) and self._stack else []
             if below and step.opname != "FOR_ITER":
                 Node(OTHER, step.opname, [*below])  # what lies in it goes on under names that are not followed
             for _ in range(effect):

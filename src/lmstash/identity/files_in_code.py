@@ -295,7 +295,8 @@ class FilesInCode:
             return
         package, is_own, _ = hole.name.partition(":modules")
         if is_own:
-            yield from () if is_installed(package.partition(".")[0]) else folders_of(package)
+            if not is_installed(package.partition(".")[0]):
+                yield from [*folders_of(package)] or [package.replace(".", "/")]  # its place may be said later
             return
         values = self._named.values.get(hole.name, set()) if depth else set[Parts]()
         if hole.name.startswith(VARIABLE):

@@ -34,18 +34,8 @@ _GIVES_ALL = frozenset(
     {
         *("items", "values", "copy", "pop", "popitem", "setdefault", "update", "_asdict", "_replace", "_get_kwargs"),
         *("popleft", "maps", "elements", "most_common", "new_child", "union", "difference", "intersection"),
-        *(
-            "__dict__",
-            "__getstate__",
-            "__iter__",
-            "__getitem__",
-            "__repr__",
-            "__str__",
-            "__format__",
-            "__eq__",
-            "__ne__",
-        ),
-        *("__reduce__", "__reduce_ex__", "__getattribute__"),
+        *("__dict__", "__getstate__", "__iter__", "__getitem__", "__repr__", "__str__", "__format__", "__eq__"),
+        *("__ne__", "__reduce__", "__reduce_ex__", "__getattribute__"),
     }
 )
 """By which an object gives more than what is named."""

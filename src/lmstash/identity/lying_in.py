@@ -159,8 +159,8 @@ def entry(held: Any, key: Any, default: Any = UNKNOWN) -> Any:
     """Return what lies in a container under a key."""
     if (is_dict(held) or held is os.environ) and isinstance(key, str | int):
         return held.get(key, UNKNOWN if type(held) is Partly else default)
-    if type(key) is int and (array := numbers_in(held)) is not None:
-        held = array
+    if type(key) is int and _is_array(held):
+        return held[key].item() if -len(held) <= key < len(held) else UNKNOWN
     if _is_table(held):
         column = held[key].head(_MANY) if isinstance(key, str) and key in held.columns else None
         return [*column] if column is not None and column.ndim == 1 else UNKNOWN
@@ -178,12 +178,15 @@ def items_of(held: Any) -> list[Any]:
 
 def numbers_in(held: Any) -> list[Any] | None:
     """Return the numbers in an array of numpy's or a column of pandas', the first of them; None for other values."""
-    numpy, pandas = sys.modules.get("numpy"), sys.modules.get("pandas")
+    pandas = sys.modules.get("pandas")
     if pandas is not None and type(held) is pandas.Series:
-        held = held.to_numpy()
-    if numpy is None or type(held) is not numpy.ndarray or held.ndim != 1 or held.dtype.kind not in "biuf":
-        return None
-    return held[:_MANY].tolist()
+        held = held.head(_MANY).to_numpy()
+    return held[:_MANY].tolist() if _is_array(held) else None
+
+
+def _is_array(held: Any) -> bool:
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and type(held) is numpy.ndarray and held.ndim == 1 and held.dtype.kind in "biuf"
 
 
 def rows_in(held: Any) -> list[dict[Any, Any]] | None:
@@ -198,7 +201,7 @@ def _is_table(held: Any) -> bool:
 
 def spaced(name: str, given: dict[str, Any]) -> Any:
     """Return the first numbers that numpy's `linspace` or `arange` gives; `UNKNOWN` where they are given otherwise."""
-    if any(type(each) not in (bool, int, float) for each in given.values()):
+    if any(type(each) not in (bool, int, float) or not math.isfinite(each) for each in given.values()):
         return UNKNOWN
     if name == "arange" and "stop" not in given:
         given = {"stop": given.get("start", UNKNOWN)}

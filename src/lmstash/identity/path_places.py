@@ -111,7 +111,7 @@ def folders_of(package: str) -> Iterator[str]:
     root, *rest = package.split(".")
     folders = getattr(sys.modules.get(root), "__path__", None)
     if folders is None:
-        with suppress(ImportError, ValueError):
+        with suppress(Exception):  # whatever finders of other people's do
             folders = getattr(find_spec(root), "submodule_search_locations", None)
     for each in folders or ():
         yield os.path.join(each, *rest)

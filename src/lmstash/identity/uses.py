@@ -117,8 +117,8 @@ def _paths_in(code: CodeType) -> tuple[PathUse, ...]:
             if called(node) in IMPORTS and node.arguments:
                 beside = node.argument("package") or (node.arguments[1:2] or [None])[0]
                 package = beside.value if beside is not None and beside.kind == CONST else None
-                for parts in read.of_modules(_said(inner, node.arguments[0]), package):
-                    found[PathUse(parts, READ, FILE, "")] = None
+                for name in _said(inner, node.arguments[0]):
+                    found |= {PathUse(parts, READ, FILE, ""): None for parts in read.of_modules(name, package)}
             if not _may_be_path(node):
                 continue
             ends = [user for user in node.users if not goes_on(node, user)]
@@ -128,12 +128,12 @@ def _paths_in(code: CodeType) -> tuple[PathUse, ...]:
     return tuple(found)
 
 
-def _said(code: CodeType, node: Node) -> Node:
-    """Return what a local variable holds, if that is one thing; else the same."""
+def _said(code: CodeType, node: Node) -> list[Node]:
+    """Return what a local variable may hold; of others themselves."""
     if node.kind != NAME or not node.is_local:
-        return node
-    stored = [each for each in expressions(code) if each.kind == STORED and each.value == node.value and each.parts]
-    return stored[0].parts[0] if len(stored) == 1 else node
+        return [node]
+    stored = [each for each in expressions(code) if each.kind == STORED and each.value == node.value]
+    return [part for each in stored for part in each.parts]
 
 
 def _may_be_path(node: Node) -> bool:

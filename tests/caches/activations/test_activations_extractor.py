@@ -194,6 +194,21 @@ def test_a_mistake_in_an_extractor_is_raised_as_it_is_and_not_tried_again(no_wai
     assert not no_waiting
 
 
+def test_one_that_has_computed_before_is_asked_again_whatever_it_raises(no_waiting):
+    """As one does that takes a remote's `None` for an answer."""
+    extractor, fails = Counting(), [TypeError(), None]
+    compute = extractor.extract
+
+    def extract(batch, layers, site):
+        if len(extractor.asked) and (error := fails.pop(0) if fails else None):
+            raise error
+        return compute(batch, layers, site)
+
+    extractor.extract = extract
+    assert Activations(MemoryStore(), extractor=extractor)(PROMPTS, 0, batch_size=1).shape[0] == 4
+    assert len(no_waiting) == 1
+
+
 def test_a_tokenizer_by_its_name_is_refused():
     with pytest.raises(InvalidArgumentError, match=r"tokenizer='gpt2': pass what AutoTokenizer"):
         Activations(MemoryStore(), None, "gpt2", extractor=Counting())

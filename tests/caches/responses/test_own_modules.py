@@ -160,6 +160,9 @@ PUT_TOGETHER = {
     "a global": "T = 'qa'\ndef ask(q): return import_module(f'lmstash_tasks.{T}').say()",
     "a helper": "def load(t): return import_module(f'lmstash_tasks.{t}')\ndef ask(q): return load(q).say()",
     "a variable": "def ask(q):\n name = f'lmstash_tasks.{q}'\n return import_module(name).say()",
+    "one of two variables": (
+        "def ask(q):\n name = 'json'\n if q: name = f'lmstash_tasks.{q}'\n return import_module(name).say()"
+    ),
     "a template": "def ask(q): return import_module('lmstash_tasks.{}'.format(q)).say()",
     "of old": "def ask(q): return __import__(f'lmstash_tasks.{q}', fromlist=['say']).say()",
     "from the package": "def ask(q): return import_module(f'.{q}', 'lmstash_tasks').say()",

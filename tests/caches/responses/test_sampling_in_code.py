@@ -487,6 +487,12 @@ NOT = {
     "an array of nothing": (
         "import numpy as np\nT = np.zeros(1)\ndef ask(q): return [create(temperature=t) for t in T][0]"
     ),
+    "the last of a long array": (
+        "import numpy as np\nT = np.full(100, 0.8)\nT[-1] = 0\ndef ask(q): return create(temperature=T[-1])"
+    ),
+    "no end of numbers": (
+        "import numpy as np\ndef ask(q):\n if not q: np.arange(0, float('inf'))\n return create(temperature=0)"
+    ),
     "numbers of nothing": (
         "import numpy as np\n"
         "def ask(q): return [create(temperature=t) for t in np.linspace(0, 0, 1, endpoint=False)][0]"

@@ -23,10 +23,10 @@ class Extractor(Protocol):
     kept: what was computed meanwhile under another one is not kept.
 
     Optional attributes, read when there: `name` (str, for people), `max_retries` and `retry_seconds` (for batches that
-    fail: 3, from 2 seconds up; an error of the code itself, such as a TypeError, is raised as it is), `n_layers` (int,
-    for negative layers and "all"), `max_tokens` (int, longer prompts are refused), `causal` (bool; True promises that
-    the value of a token depends on nothing after it, not even on how long the prompt is: raw values are then shared
-    between prompts with one prefix).
+    fail: 3, from 2 seconds up; a TypeError and such in the first batch is raised at once), `n_layers` (int, for
+    negative layers and "all"), `max_tokens` (int, longer prompts are refused), `causal` (bool; True promises that the
+    value of a token depends on nothing after it, not even on how long the prompt is: raw values are then shared between
+    prompts with one prefix).
     """
 
     @property

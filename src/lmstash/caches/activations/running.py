@@ -25,7 +25,7 @@ from lmstash.events import logger
 
 _OutOfMemory: type[Exception] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
 _MISTAKES = (TypeError, AttributeError, NameError, ArithmeticError, ImportError, NotImplementedError)
-"""What code raises that is wrong: no other time makes it right."""
+"""What code raises that is wrong: in a first batch, no other time makes it right."""
 _LONGEST_WAIT_SECONDS = 60.0
 _PROMPTS_NAMED = 10
 _RAW_BATCH_BYTES = 512 * 2**20
@@ -79,6 +79,8 @@ class Runner:
         self._pool = pool
         self._running: _Running | None = None
         """The batch that was started and is not kept yet."""
+        self._has_computed = False
+        """Whether a batch was."""
         self._finished = 0.0
         """When the one before it was done."""
 
@@ -185,12 +187,12 @@ class Runner:
                 if launch is not None and getattr(self._source, "overlaps", False):
                     return _Running(members, positions, started, launch(batch, layers, self._site, self._pool))
                 values = self._source.compute(batch, layers, self._site, self._pool)
-                seconds = time.perf_counter() - started
+                seconds, self._has_computed = time.perf_counter() - started, True
                 return _Running(members, positions, started, partial(_same, values), seconds)
             except (LmstashError, _OutOfMemory):
                 raise
             except Exception as error:
-                if not self._source.remote or isinstance(error, _MISTAKES):
+                if not self._source.remote or (isinstance(error, _MISTAKES) and not self._has_computed):
                     raise
                 if attempt == retries:
                     raise _BatchFailed from error
