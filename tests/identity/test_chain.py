@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from lmstash.errors import InvalidArgumentError
 from lmstash.identity.chain import BLOCK_TOKENS, chain_ids, chain_key, chain_root, tail_key
-from lmstash.identity.tokens import digest_tokens, token_bytes
+from lmstash.identity.tokens import digest_tokens, hex_digests, token_bytes
 
 ROOT = chain_root(b"m" * 32)
 WHAT = {"kind": "activations", "site": "block_out.3", "layout": "t,h", "dtype": "bfloat16"}
@@ -108,6 +108,11 @@ def test_lists_tuples_arrays_and_tensors_of_the_same_ids_are_the_same(ids):
     assert digest_tokens(np.array(ids, ">i8")) == digest
     assert digest_tokens(torch.tensor(ids, dtype=torch.int64)) == digest
     assert chain_ids(ROOT, torch.tensor(ids, dtype=torch.int64)) == chain_ids(ROOT, ids)
+
+
+@given(st.lists(tokens, max_size=20))
+def test_digests_of_many_are_those_of_each(lists):
+    assert hex_digests([token_bytes(ids) for ids in lists]) == [digest_tokens(ids).hex() for ids in lists]
 
 
 def test_strided_arrays_are_read_in_their_own_order():

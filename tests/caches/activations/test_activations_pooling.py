@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lmstash.caches.activations.pooling import check_pool, check_token_index, pack_tokens, pool_tokens
+from lmstash.caches.activations.pooling import check_pool, check_token_index, pack_tokens, pool_tokens, token_of_all
 from lmstash.errors import InvalidArgumentError
 
 POOLS = ["last", "first", "mean", "max", 1, -2]
@@ -60,6 +60,17 @@ def test_a_pooled_value_is_a_copy(pool):
     before = hidden.clone()
     pool_tokens(hidden, torch.tensor([3, 3]), pool).zero_()
     assert torch.equal(hidden, before)
+
+
+@pytest.mark.parametrize("lengths", [[3], [3, 3], [2, 3], [1, 3]])
+@pytest.mark.parametrize("pool", ["last", "first", "mean", "max", 1, -1, -2])
+def test_one_place_for_all_is_where_pooling_reads(pool, lengths):
+    hidden = torch.randn(len(lengths), 3, 4)
+    place = token_of_all(pool, lengths)
+    known = pool in ("first", 1) or (pool not in ("mean", "max") and len(set(lengths)) == 1)
+    assert (place is not None) == known
+    if place is not None:
+        assert torch.equal(hidden[:, place], pool_tokens(hidden, torch.tensor(lengths), check_pool(pool)))
 
 
 def test_packing_keeps_real_tokens_in_order():

@@ -24,7 +24,7 @@ from lmstash.caches.activations.source import Values
 from lmstash.codecs.dtypes import restore, rows_to_storage
 from lmstash.codecs.tensors import decode_header, encode_tensors
 from lmstash.identity.encoding import Component
-from lmstash.identity.tokens import digest_token_bytes
+from lmstash.identity.tokens import digest_token_bytes, hex_digests
 from lmstash.store.base import KEY_BYTES
 from lmstash.store.sheets import Sheet, fetch_sheets
 
@@ -137,15 +137,17 @@ class PooledShelf(BundleShelf):
             picked = [values[row_of[each]] for each in asked if each in row_of]
             block = _table(picked) if len(picked) == len(asked) else None
             if block is not None:
-                odd = self._keep_group(group, columns, [members[each] for each in columns], block, share, sheets)
+                chosen = [members[each] for each in columns.tolist()]
+                odd = self._keep_group(group, columns, chosen, block, share, sheets)
             else:
                 odd = range(len(columns))
             for each in odd:
                 self._single_out(group, members[columns[each]])
-        others = [column for column, member in enumerate(members) if member in self._of]
+        others = [column for column, member in enumerate(members) if member in self._of] if self._of else []
         if not others:
             return sheets, []
-        picked_values = [[layer[column] for column in others] for layer in values]
+        # An extractor may use its memory again for the next batch, before this one's values are saved.
+        picked_values = [[layer[column].clone() for column in others] for layer in values]
         share_seconds = share * sum(n_tokens[column] for column in others) * len(positions)
         fresh, again = super().keep([members[column] for column in others], positions, picked_values, share_seconds)
         return [*sheets, *fresh], again
@@ -263,7 +265,7 @@ class PooledShelf(BundleShelf):
         start, _, rest = context.meta(identity, "\0").decode().partition(digest.hex())
         middle, _, end = rest.rpartition("\0")
         about, names, texts = context.about, self._prompts.names, self._prompts.texts
-        tokens = [digest_token_bytes(names[prompt]).hex() for prompt in prompts]
+        tokens = hex_digests([names[prompt] for prompt in prompts])
         if texts is None:
             return [f"{start}{each}{middle}{end}".encode() for each in tokens]
         told = [about(texts[prompt]) for prompt in prompts]

@@ -44,6 +44,15 @@ def check_token_index(pool: Pool, lengths: Sequence[int]) -> None:
             )
 
 
+def token_of_all(pool: str | int, lengths: Sequence[int]) -> int | None:
+    """Return the place that `pool` takes in every prompt of `lengths` tokens; None unless it is one place for all."""
+    if pool == "first" or (isinstance(pool, int) and pool >= 0):
+        return 0 if pool == "first" else int(pool)
+    if (pool == "last" or isinstance(pool, int)) and len(set(lengths)) == 1:
+        return lengths[0] + (-1 if pool == "last" else int(pool))
+    return None
+
+
 def pool_tokens(hidden: Tensor, lengths: Tensor, pool: str | int) -> Tensor:
     """Pool right-padded values over the real tokens of each prompt.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -76,6 +77,12 @@ class Prompts(Sequence[Prompt]):
     def ids(self, place: int) -> np.ndarray:
         """Return the token ids of one prompt, `[n_tokens]` uint32; read-only."""
         return np.frombuffer(self.names[place], "<u4")
+
+    def ids_of(self, places: Sequence[int]) -> list[np.ndarray]:
+        """As `ids`, for some prompts."""
+        joined = np.frombuffer(b"".join([self.names[place] for place in places]), "<u4")
+        ends = list(itertools.accumulate([self.lengths[place] for place in places]))
+        return [joined[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
     def highest_id(self) -> int:
         """Return the highest token id of all; 0 where there are no prompts."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lmstash.caches.activations.batching import BATCH_TOKENS
 from lmstash.caches.activations.extractor import Extractor
-from lmstash.caches.activations.pooling import Pool, pool_tokens
+from lmstash.caches.activations.pooling import Pool, pool_tokens, token_of_all
 from lmstash.errors import InvalidArgumentError, MismatchError
 
 _MAX_RETRIES = 3
@@ -77,7 +77,8 @@ class Source(Protocol):
             pool: How to pool; None keeps every token.
 
         Returns:
-            For each layer and prompt, on the CPU: `[hidden]`, or `[n_tokens, hidden]` when `pool` is None.
+            For each layer and prompt, on the CPU: `[hidden]`, or `[n_tokens, hidden]` when `pool` is None. Pooled ones
+            may lie in memory that an extractor uses again for its next batch.
         """
         ...
 
@@ -174,7 +175,7 @@ class ExtractorSource:
         return [self._read(each, lengths, pool) for each in answer]
 
     def _read(self, values: Any, lengths: Sequence[int], pool: Pool) -> Values:
-        """Return one layer's values as copies, pooled or token by token."""
+        """Return one layer's values, pooled or token by token; only the latter are copies."""
         if len(values) != len(lengths):
             raise MismatchError(f"{self.name}: extract() returned {len(values)} prompts for {len(lengths)} asked.")
         if isinstance(values, Tensor):
@@ -182,7 +183,10 @@ class ExtractorSource:
                 self._refuse(values.shape[1:], max(lengths))
             values = values.detach().cpu()
             if pool is not None:
-                return pool_tokens(values, torch.tensor(lengths, device="cpu"), pool)
+                token = token_of_all(pool, lengths)
+                if token is not None:
+                    return values[:, token]
+                return pool_tokens(values, torch.from_numpy(np.array(lengths)), pool)
             values = [row[:length] for row, length in zip(values, lengths, strict=True)]
         rows = [torch.as_tensor(row).detach().cpu() for row in values]
         for row, length in zip(rows, lengths, strict=True):
@@ -198,13 +202,10 @@ class ExtractorSource:
 
 
 def _pool_one(row: Tensor, pool: str | int) -> Tensor:
-    """Return one prompt's values `[n_tokens, hidden]` pooled, in memory of its own.
-
-    The extractor may use its memory again for the next batch, before this one's values are saved.
-    """
-    token = {"last": -1, "first": 0}.get(pool, pool) if isinstance(pool, str) else pool
-    if isinstance(token, int):
-        return row[token].clone()
+    """Return one prompt's values `[n_tokens, hidden]` pooled; what is one token's is a view."""
+    token = token_of_all(pool, [len(row)])
+    if token is not None:
+        return row[token]
     return pool_tokens(row[None], torch.tensor([len(row)], device="cpu"), pool)[0]
 
 

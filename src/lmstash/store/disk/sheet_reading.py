@@ -253,11 +253,7 @@ class _Block:
     """Records of one length as they were read."""
 
     values: np.ndarray
-    """`[n, size]`."""
-    memory: memoryview
-    """Holds the values."""
-    value_starts: list[int]
-    """Where in it each value begins."""
+    """`[n, size]`, each row contiguous."""
     fixed: np.ndarray
     """The fixed part of each header, `[n]` of `HEADER_DTYPE`."""
     n_read: int
@@ -305,15 +301,14 @@ def _even(file: SegmentFile, rows: np.ndarray) -> list[tuple[np.ndarray, _Block]
         return None
     n_lines = (int(rows[-1, OFF]) - first) // stride + 1
     memory = np.empty(n_lines * stride, np.uint8)
-    whole = memory.data
-    got = os.preadv(file.fd, [whole[: (n_lines - 1) * stride + head + size]], first)
+    got = os.preadv(file.fd, [memory.data[: (n_lines - 1) * stride + head + size]], first)
     table = memory.reshape(n_lines, stride)
     starts = rows[:, OFF] - first
     lines = slice(None) if n_lines == len(rows) else starts // stride
     fixed = np.ascontiguousarray(table[:, : HEADER.size][lines]).view(HEADER_DTYPE)[:, 0]
     values = table[:, head : head + size][lines]
     n_read = int(np.searchsorted(starts + head + size, got, "right"))
-    return [(np.arange(len(rows)), _Block(values, whole, (starts + head).tolist(), fixed, n_read))]
+    return [(np.arange(len(rows)), _Block(values, fixed, n_read))]
 
 
 def _scattered(file: SegmentFile, rows: np.ndarray) -> list[tuple[np.ndarray, _Block]]:
@@ -329,10 +324,7 @@ def _scattered(file: SegmentFile, rows: np.ndarray) -> list[tuple[np.ndarray, _B
     fixed, n_read = _read_into(file, rows, targets)
     out: list[tuple[np.ndarray, _Block]] = []
     for members, table in zip(alike, tables, strict=True):
-        size = table.shape[1]
-        begins = [number * size for number in range(len(table))]
-        whole = int(np.searchsorted(members, n_read))
-        out.append((members, _Block(table, table.reshape(-1).data, begins, fixed[members], whole)))
+        out.append((members, _Block(table, fixed[members], int(np.searchsorted(members, n_read)))))
     return out
 
 
@@ -377,11 +369,10 @@ def _check(file: SegmentFile, rows: np.ndarray, keys: np.ndarray, block: _Block)
         keys: What they were asked for by, `[n, 32]`.
         block: What was read.
     """
-    memory, size, fixed = block.memory, block.values.shape[1], block.fixed
+    fixed = block.fixed
     good = as_expected(file, rows, keys, fixed)
     good[block.n_read :] = False
-    sums = [xxh3(memory[begin : begin + size]) for begin in block.value_starts]
-    good &= fixed["checksum"] == np.array(sums, np.uint64)
+    good &= fixed["checksum"] == np.fromiter(map(xxh3, block.values), np.uint64, len(rows))
     return good
 
 

@@ -120,8 +120,6 @@ def lay_out(
     starts[0] = offset
     heads = payloads - starts
 
-    values = sheet.values.reshape(-1).data
-    each = [values[at : at + size] for at in range(0, n * size, size)] if size else [values] * n
     fixed = np.zeros(n, HEADER_DTYPE)
     fixed["magic"], fixed["version"], fixed["type"] = RECORD_MAGIC, FORMAT_VERSION, RecordType.ENTRY
     fixed["head"], fixed["meta"], fixed["payload"] = heads, meta_bytes, size
@@ -136,14 +134,14 @@ def lay_out(
     if sheet.n_tokens:
         fixed["tokens"] = sheet.n_tokens
     fixed["namespace"] = writer.namespace_hash
-    fixed["checksum"] = np.array([xxh3(value) for value in each], np.uint64)
+    fixed["checksum"] = np.fromiter(map(xxh3, sheet.values), np.uint64, n)
 
     front = _fronts(fixed, metas, meta_bytes)
     buffers: list[Buffer]
     if padded < _ALONE_BYTES and (plain == longest).all():
         buffers = [_table(front, sheet.values, int(heads[0]), aligned(padded + int(longest), align), padded)]
     else:
-        buffers = _pieces(front, each, heads, bytes(padded - size))
+        buffers = _pieces(front, [row.data for row in sheet.values], heads, bytes(padded - size))
 
     listing = np.zeros(n, LISTING_DTYPE)
     for name in ("type", "head", "generation", "expires", "payload"):
