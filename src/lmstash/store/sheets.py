@@ -18,6 +18,10 @@ from lmstash.store.base import KEY_BYTES, MAX_META_BYTES, Entry, Store, Write, c
 
 APART_BYTES = 64 << 10
 """Values of this size or more may come apart."""
+HEAD_BYTES = 152
+"""Most that a store writes before a value, beside its facts."""
+_ALIGN = 64
+"""Values lie at multiples of it, or of less, in a file."""
 _HELD_BYTES = 8 << 20
 _HELD_ENTRIES = 2048
 """A store without sheets of its own is asked for about so much at a time."""
@@ -33,7 +37,7 @@ class Sheet:
     keys: Sequence[bytes]
     """Distinct, 32 bytes each."""
     values: np.ndarray
-    """`[n_entries, n_bytes]` uint8, C-contiguous."""
+    """`[n_entries, n_bytes]` uint8, C-contiguous, or what `blank_values` returned."""
     namespace: str
     metas: Sequence[bytes] = ()
     """JSON, encoded."""
@@ -41,6 +45,8 @@ class Sheet:
     compute_seconds: Sequence[float] = ()
     n_tokens: Sequence[int] = ()
     ttl_seconds: float | None = None
+    block: np.ndarray | None = None
+    """What `blank_values` returned beside `values`: a store may write there."""
 
     def __len__(self) -> int:
         """Entries."""
@@ -57,6 +63,7 @@ class Sheet:
             self.compute_seconds[first:last],
             self.n_tokens[first:last],
             self.ttl_seconds,
+            None if self.block is None else self.block[first:last],
         )
 
     def writes(self) -> Iterator[Write]:
@@ -72,6 +79,24 @@ class Sheet:
                 self.n_tokens[number] if self.n_tokens else 0,
                 self.ttl_seconds,
             )
+
+
+def blank_values(n_entries: int, n_bytes: int, meta_bytes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return memory for the values of a sheet that may be kept without a copy: headers are written between them.
+
+    Args:
+        n_entries: How many.
+        n_bytes: Of each value.
+        meta_bytes: Of the longest of their facts.
+
+    Returns:
+        Values `[n_entries, n_bytes]` and the block that they are columns of, C-contiguous.
+    """
+    behind = -n_bytes % 16
+    width = -(-(HEAD_BYTES + meta_bytes + n_bytes + behind) // _ALIGN) * _ALIGN
+    block = np.empty((n_entries, width), np.uint8)
+    end = width - behind
+    return block[:, end - n_bytes : end], block
 
 
 @dataclass(slots=True)
@@ -178,7 +203,8 @@ def _parent(parents: np.ndarray | None, row: int) -> bytes:
 def check_sheet(sheet: Sheet) -> None:
     """Raise `InvalidArgumentError` unless a sheet is what a store takes."""
     n, values = len(sheet.keys), sheet.values
-    if values.dtype != np.uint8 or values.ndim != 2 or len(values) != n or not values.flags.c_contiguous:
+    fits = values.dtype == np.uint8 and values.ndim == 2 and len(values) == n
+    if not fits or not (values.flags.c_contiguous if sheet.block is None else _within(values, sheet.block)):
         raise InvalidArgumentError(f"the values of a sheet are [{n}, n_bytes] uint8; got {values.dtype} {values.shape}")
     for each in (sheet.parents, sheet.metas, sheet.compute_seconds, sheet.n_tokens):
         if len(each) not in (0, n):
@@ -196,6 +222,16 @@ def check_sheet(sheet: Sheet) -> None:
     if ends - {b"{}", b""} or max(map(len, sheet.metas), default=0) > MAX_META_BYTES:
         for meta in sheet.metas:
             encode_meta(meta)  # says which
+
+
+def _within(values: np.ndarray, block: np.ndarray) -> bool:
+    """Whether values lie in a block where `blank_values` puts them."""
+    n, n_bytes = values.shape
+    if block.dtype != np.uint8 or block.ndim != 2 or len(block) != n or not block.flags.c_contiguous:
+        return False
+    end = block.shape[1] - (-n_bytes % 16)
+    own = block[:, max(0, end - n_bytes) : end]
+    return own.shape == values.shape and own.__array_interface__ == values.__array_interface__
 
 
 def groups_of(sheets: Sequence[Sheet], most_rows: int, most_bytes: int) -> Iterator[list[Sheet]]:

@@ -11,24 +11,35 @@ import pytest
 from lmstash.errors import InvalidArgumentError
 from lmstash.events import Hit, Miss, Put
 from lmstash.store.base import Store, Write
-from lmstash.store.sheets import Apart, Sheet, fetch_sheets, put_sheets
+from lmstash.store.sheets import Apart, Sheet, blank_values, fetch_sheets, put_sheets
 from lmstash.testing.samples import OpenStore, sample_bytes, sample_key
 
 _SPACE = "sheets/contract"
 
 
-def sample_sheet(n: int, n_bytes: int, *, first: int = 0, uneven: bool = False) -> Sheet:
-    """Return a sheet of `n` values of `n_bytes`, under keys from `first` on, with facts of one or of many lengths."""
+def sample_sheet(n: int, n_bytes: int, *, first: int = 0, uneven: bool = False, spaced: bool = False) -> Sheet:
+    """Return a sheet of `n` values of `n_bytes`, under keys from `first` on, with facts of one or of many lengths.
+
+    With `spaced`, its values lie in a block of `blank_values`.
+    """
     values = np.frombuffer(sample_bytes(n * n_bytes, first), np.uint8).reshape(n, n_bytes)
     numbers = range(first, first + n)
+    metas = [b'{"number":%d,"text":"%s"}' % (number, b"x" * (number % 97 if uneven else 5)) for number in numbers]
+    block = None
+    if spaced:
+        blank, block = blank_values(n, n_bytes, max(map(len, metas)))
+        block[:] = 0xAA
+        blank[:] = values
+        values = blank
     return Sheet(
         [sample_key(number) for number in numbers],
         values,
         _SPACE,
-        [b'{"number":%d,"text":"%s"}' % (number, b"x" * (number % 97 if uneven else 5)) for number in numbers],
+        metas,
         [sample_key(number - 1) if number % 3 else b"" for number in numbers],
         [0.5 + number for number in numbers],
         list(numbers),
+        block=block,
     )
 
 
@@ -55,14 +66,17 @@ def expected(sheet: Sheet) -> dict[bytes, tuple[bytes, bytes]]:
 class SheetsContract:
     """`put_sheets` and `fetch_sheets`, whether a store has its own or not."""
 
+    @pytest.mark.parametrize("spaced", [False, True])
     @pytest.mark.parametrize("uneven", [False, True])
     @pytest.mark.parametrize(
         ("n", "n_bytes"),
         [(1, 7), (5, 0), (300, 1), (700, 64), (300, 4095), (64, 4096), (5, 70_000), (2, (1 << 20) + 3)],
     )
-    def test_a_sheet_comes_back_as_it_was(self, open_store: OpenStore, n: int, n_bytes: int, uneven: bool) -> None:
+    def test_a_sheet_comes_back_as_it_was(
+        self, open_store: OpenStore, n: int, n_bytes: int, uneven: bool, spaced: bool
+    ) -> None:
         """In sheets, one by one, and described."""
-        store, sheet = open_store(), sample_sheet(n, n_bytes, uneven=uneven)
+        store, sheet = open_store(), sample_sheet(n, n_bytes, uneven=uneven, spaced=spaced)
         assert put_sheets(store, [sheet]) == n
         assert fetched(store, list(sheet.keys)) == expected(sheet)
         singly = store.fetch_many(sheet.keys)
@@ -73,6 +87,18 @@ class SheetsContract:
             assert entry.meta == {"number": number, "text": "x" * (number % 97 if uneven else 5)}
             assert (entry.n_tokens, entry.compute_seconds) == (number, 0.5 + number)
             assert entry.expires is None
+        assert store.verify().ok
+
+    def test_sheets_of_both_kinds_follow_each_other(self, open_store: OpenStore) -> None:
+        """In one call, cut into parts, and put again over what is kept."""
+        store = open_store()
+        sheets = [sample_sheet(90, 5000, first=1000 * each, spaced=each % 2 == 0) for each in range(6)]
+        sheets[2:3] = [sheets[2].part(0, 1), sheets[2].part(1, 50), sheets[2].part(50, 90)]
+        for _again in range(2):
+            assert put_sheets(store, sheets) == 540
+            assert fetched(store, [key for each in sheets for key in each.keys]) == {
+                key: value for each in sheets for key, value in expected(each).items()
+            }
         assert store.verify().ok
 
     def test_what_was_put_singly_is_fetched_in_sheets(self, open_store: OpenStore) -> None:
@@ -166,8 +192,13 @@ class SheetsContract:
 
     def test_what_is_no_sheet_is_refused(self, open_store: OpenStore) -> None:
         """With a reason, and nothing is kept."""
-        store, sheet = open_store(), sample_sheet(3, 8)
+        store, sheet, spaced = open_store(), sample_sheet(3, 8), sample_sheet(3, 8, spaced=True)
+        assert spaced.block is not None
         wrong = [
+            Sheet(sheet.keys, sheet.values, _SPACE, block=spaced.block),
+            Sheet(sheet.keys, spaced.values, _SPACE),
+            Sheet(sheet.keys, spaced.block[:, 1:9], _SPACE, block=spaced.block),
+            Sheet(sheet.keys, spaced.values, _SPACE, block=spaced.block[:, 1:]),
             Sheet(sheet.keys[:2], sheet.values, _SPACE),
             Sheet(sheet.keys, sheet.values.view(np.int16), _SPACE),
             Sheet([*sheet.keys[:2], b"short"], sheet.values, _SPACE),

@@ -32,11 +32,11 @@ def only_segment(folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("uneven", [False, True])
+@pytest.mark.parametrize(("uneven", "spaced"), [(False, False), (True, False), (False, True), (True, True)])
 @pytest.mark.parametrize("n_bytes", [0, 1, 16, 300, 4095, 4096, 5000, 70_000, fmt.CHUNK_BYTES])
 @pytest.mark.parametrize("n", [1, 7])
-def test_the_records_are_those_that_single_puts_write(folder, n, n_bytes, uneven):
-    sheet = sample_sheet(n, n_bytes, uneven=uneven)
+def test_the_records_are_those_that_single_puts_write(folder, n, n_bytes, uneven, spaced):
+    sheet = sample_sheet(n, n_bytes, uneven=uneven, spaced=spaced)
     with_sheet, singly = DiskStore(folder / "sheet"), DiskStore(folder / "singly")
     put_sheets(with_sheet, [sheet])
     singly.put_many(sheet.writes())
@@ -54,6 +54,24 @@ def test_the_records_are_those_that_single_puts_write(folder, n, n_bytes, uneven
                 assert start % fmt.payload_align(n_bytes) == 0
         records.append([head._replace(head_bytes=0, generation=0, created_us=0) for head in heads])
     assert records[0] == records[1]
+
+
+@pytest.mark.parametrize("n_bytes", [100, 5000, 70_000])
+def test_values_with_room_between_them_are_written_from_where_they_are(folder, n_bytes, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise AssertionError("values were copied")
+
+    monkeypatch.setattr(sheet_writing, "_table", refuse)
+    monkeypatch.setattr(sheet_writing, "_pieces", refuse)
+    sheet = sample_sheet(7, n_bytes, spaced=True)
+    store = DiskStore(folder)
+    assert put_sheets(store, [sheet]) == 7
+    assert put_sheets(store, [sample_sheet(7, n_bytes, first=50, spaced=True)]) == 7
+    assert fetched(store, list(sheet.keys)) == expected(sheet)
+    (folder / "index.db").unlink()  # found again from the segments
+    store = DiskStore(folder)
+    assert fetched(store, list(sheet.keys)) == expected(sheet)
+    assert store.verify().ok
 
 
 @pytest.mark.parametrize("n_bytes", [16, 32, 48, 64])

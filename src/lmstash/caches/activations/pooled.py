@@ -26,7 +26,7 @@ from lmstash.codecs.tensors import decode_header, encode_tensors
 from lmstash.identity.encoding import Component
 from lmstash.identity.tokens import digest_token_bytes, hex_digests
 from lmstash.store.base import KEY_BYTES
-from lmstash.store.sheets import Sheet, fetch_sheets
+from lmstash.store.sheets import Sheet, blank_values, fetch_sheets
 
 _ABSENT, _SERVED, _ODD = 0, 1, 2
 
@@ -238,7 +238,8 @@ class PooledShelf(BundleShelf):
         tensors = {LAYERS: np.array(layers, dtype=np.uint32), VALUE: kept[0], KEY: named[0]}
         first = b"".join(encode_tensors(tensors, metadata=context.metadata(computed)))
         layout = decode_header(first)
-        values = np.empty((len(prompts), len(first)), np.uint8)
+        metas = self._metas(prompts, layers)
+        values, block = blank_values(len(prompts), len(first), max(map(len, metas)))
         values[:, : layout.data_start] = np.frombuffer(first, np.uint8, layout.data_start)
         rows = {
             LAYERS: tensors[LAYERS].view(np.uint8),
@@ -252,10 +253,11 @@ class PooledShelf(BundleShelf):
             keys,
             values,
             context.namespace,
-            self._metas(prompts, layers),
+            metas,
             compute_seconds=[share * each * len(layers) for each in n_tokens],
             n_tokens=n_tokens,
             ttl_seconds=context.ttl_seconds,
+            block=block,
         )
 
     def _metas(self, prompts: list[int], layers: list[int]) -> list[bytes]:

@@ -29,7 +29,7 @@ from lmstash.store.disk.format import (
 )
 from lmstash.store.disk.segment import SegmentWriter
 from lmstash.store.disk.tables import HEADER_DTYPE
-from lmstash.store.sheets import Sheet
+from lmstash.store.sheets import HEAD_BYTES, Sheet
 
 LISTING_DTYPE = np.dtype(
     [
@@ -47,6 +47,7 @@ LISTING_DTYPE = np.dtype(
 )
 """`format.FOOTER_ENTRY` as numpy says it."""
 assert LISTING_DTYPE.itemsize == FOOTER_ENTRY.size
+assert HEADER.size <= HEAD_BYTES
 
 MOST_BYTES = CHUNK_BYTES
 """Longer values carry tables of chunk sums: they are written one by one."""
@@ -76,7 +77,8 @@ def most_bytes(sheet: Sheet) -> int:
     """Return an upper bound of what the records of a sheet take."""
     n_bytes = sheet.values.shape[1]
     meta = max(map(len, sheet.metas), default=0)
-    return len(sheet) * (HEADER.size + meta + payload_align(n_bytes) + n_bytes + RECORD_ALIGN)
+    record = HEADER.size + meta + payload_align(n_bytes) + n_bytes + RECORD_ALIGN
+    return len(sheet) * (record if sheet.block is None else max(record, sheet.block.shape[1] + RECORD_ALIGN))
 
 
 def lay_out(
@@ -107,10 +109,13 @@ def lay_out(
     metas: Sequence[bytes] = sheet.metas or [b""] * n
     meta_bytes = np.fromiter(map(len, metas), np.int64, n)
     plain = HEADER.size + meta_bytes
-    longest = plain.max()
-    if (longest - plain.min()) * _UNEVEN_SHARE < size:
-        plain[:] = longest
+    longest = int(plain.max())
     padded = aligned(size, RECORD_ALIGN)
+    block, even = sheet.block, bool((longest - plain.min()) * _UNEVEN_SHARE < size)
+    if block is not None and (not even or block.shape[1] - padded < longest or block.shape[1] % align):
+        block = None
+    if even:
+        plain[:] = longest if block is None else block.shape[1] - padded
     # Payloads start at multiples of `align`, so each start follows from the one before.
     steps = -(-(padded + plain) // align) * align
     steps[0] = aligned(offset + int(plain[0]), align)
@@ -138,8 +143,10 @@ def lay_out(
 
     front = _fronts(fixed, metas, meta_bytes)
     buffers: list[Buffer]
-    if padded < _ALONE_BYTES and (plain == longest).all():
-        buffers = [_table(front, sheet.values, int(heads[0]), aligned(padded + int(longest), align), padded)]
+    if block is not None:
+        buffers = _filled(front, block, int(heads[0]), padded, size)
+    elif padded < _ALONE_BYTES and (plain == longest).all():
+        buffers = [_table(front, sheet.values, int(heads[0]), aligned(padded + longest, align), padded)]
     else:
         buffers = _pieces(front, [row.data for row in sheet.values], heads, bytes(padded - size))
 
@@ -180,6 +187,23 @@ def _fronts(fixed: np.ndarray, metas: Sequence[bytes], meta_bytes: np.ndarray) -
     sums = [xxh3(flat[start + _SUM_BYTES : end]) for start, end in zip(starts, ends, strict=True)]
     front[:, :_SUM_BYTES] = np.array(sums, "<u8").view(np.uint8).reshape(n, _SUM_BYTES)
     return front
+
+
+def _filled(front: np.ndarray, block: np.ndarray, first: int, padded: int, size: int) -> list[Buffer]:
+    """Return records whose payloads lie in a block: what goes between them is written there.
+
+    Args:
+        front: Their headers and facts.
+        block: As `sheets.blank_values` makes it.
+        first: Bytes before the first payload.
+        padded: What a payload takes.
+        size: A payload.
+    """
+    before, width = block.shape[1] - padded, front.shape[1]
+    block[:, :width] = front
+    block[:, width:before] = 0
+    block[:, before + size :] = 0
+    return [front[0].tobytes().ljust(first, b"\0"), block.reshape(-1).data[before:]]
 
 
 def _table(front: np.ndarray, values: np.ndarray, first: int, stride: int, padded: int) -> memoryview:
