@@ -48,3 +48,24 @@ def test_a_system_that_cannot_is_left_alone(monkeypatch, answer):
 def test_small_memory_starts_no_thread(monkeypatch):
     monkeypatch.setattr(threading, "Thread", None)
     fresh_memory.ask_for_memory(np.zeros(1000, np.uint8))
+
+
+def test_an_arena_hands_out_nothing_twice():
+    arena, held = fresh_memory.Arena(), []
+    for number, n_bytes in enumerate([1 << 20, 7, 64, 0, 5 << 20, 3 << 20, 20 << 20, 1 << 20, 9 << 20]):
+        part = arena.take(n_bytes, 64 << 20)
+        assert part.dtype == np.uint8
+        assert part.shape == (n_bytes,)
+        part[:] = number + 1
+        held.append(part)
+    assert all((part == number + 1).all() for number, part in enumerate(held))
+    assert not any(np.shares_memory(a, b) for at, a in enumerate(held) for b in held[:at])
+
+
+def test_an_arena_takes_no_more_than_is_to_come():
+    arena = fresh_memory.Arena()
+    assert arena.take(1000, 100_000).base is None
+    part = arena.take(1 << 20, 6 << 20)
+    assert part.base.nbytes == 6 << 20
+    assert arena.take(1 << 20, 5 << 20).base is part.base
+    assert arena.take(7 << 20, 7 << 20).base.nbytes == 7 << 20

@@ -7,8 +7,9 @@ functions here do the same through `fetch_many` and `put_many`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, overload
 
 import numpy as np
@@ -22,6 +23,8 @@ HEAD_BYTES = 152
 """Most that a store writes before a value, beside its facts."""
 _ALIGN = 64
 """Values lie at multiples of it, or of less, in a file."""
+_OPEN, _CLOSE = b"{}"
+_first, _last = itemgetter(0), itemgetter(-1)
 _HELD_BYTES = 8 << 20
 _HELD_ENTRIES = 2048
 """A store without sheets of its own is asked for about so much at a time."""
@@ -81,20 +84,24 @@ class Sheet:
             )
 
 
-def blank_values(n_entries: int, n_bytes: int, meta_bytes: int) -> tuple[np.ndarray, np.ndarray]:
+def blank_values(
+    n_entries: int, n_bytes: int, meta_bytes: int, take: Callable[[int], np.ndarray] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Return memory for the values of a sheet that may be kept without a copy: headers are written between them.
 
     Args:
         n_entries: How many.
         n_bytes: Of each value.
         meta_bytes: Of the longest of their facts.
+        take: Gives so many bytes of memory; None allocates them.
 
     Returns:
         Values `[n_entries, n_bytes]` and the block that they are columns of, C-contiguous.
     """
     behind = -n_bytes % 16
     width = -(-(HEAD_BYTES + meta_bytes + n_bytes + behind) // _ALIGN) * _ALIGN
-    block = np.empty((n_entries, width), np.uint8)
+    memory = np.empty(n_entries * width, np.uint8) if take is None else take(n_entries * width)
+    block = memory.reshape(n_entries, width)
     end = width - behind
     return block[:, end - n_bytes : end], block
 
@@ -218,8 +225,9 @@ def check_sheet(sheet: Sheet) -> None:
         raise InvalidArgumentError(f"each of parents= is a key of {KEY_BYTES} bytes, or nothing")
     if sheet.n_tokens and not (min(sheet.n_tokens) >= 0 and max(sheet.n_tokens) < 2**32):
         raise InvalidArgumentError("n_tokens= takes 0 to 2**32 - 1")
-    ends = {meta[:1] + meta[-1:] for meta in sheet.metas}
-    if ends - {b"{}", b""} or max(map(len, sheet.metas), default=0) > MAX_META_BYTES:
+    lengths = set(map(len, sheet.metas))
+    objects = 0 not in lengths and {*map(_first, sheet.metas)} <= {_OPEN} and {*map(_last, sheet.metas)} <= {_CLOSE}
+    if not objects or max(lengths, default=0) > MAX_META_BYTES:
         for meta in sheet.metas:
             encode_meta(meta)  # says which
 
