@@ -47,13 +47,9 @@ class Work:
             "ids": ids,
             "single": [[number] for number in range(count)],
         }
-        by_ids = {tuple(each): [vector] for each, vector in zip(ids, self.vectors, strict=True)}
-        by_number = {(number,): [vector] for number, vector in enumerate(self.vectors)}
-        self.extractors = {
-            "texts": workloads.ValuesAtHand(by_ids, 1),
-            "ids": workloads.ValuesAtHand(by_ids, 1),
-            "single": workloads.ValuesAtHand(by_number, 1),
-        }
+        by_ids = workloads.VectorsAtHand({tuple(each): row for row, each in enumerate(ids)}, self.vectors)
+        by_number = workloads.VectorsAtHand({(row,): row for row in range(count)}, self.vectors)
+        self.extractors = {"texts": by_ids, "ids": by_ids, "single": by_number}
 
     def activations(self, folder: Path, form: str) -> tuple[Any, Any]:
         """Open lmstash in `folder`; returns the stash and its activations."""

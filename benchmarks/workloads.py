@@ -43,7 +43,7 @@ def vectors(count: int, hidden: int) -> Tensor:
 class ValuesAtHand:
     """An extractor that computes nothing: it hands out values that are in memory already.
 
-    `values` is by token ids, one tensor for each layer: `[hidden]` for all tokens of a prompt, or `[n_tokens, hidden]`.
+    `values` is by token ids, one tensor for each layer, `[n_tokens, hidden]`.
     """
 
     name = NAME
@@ -54,15 +54,28 @@ class ValuesAtHand:
         self.values = values
         self.n_layers = n_layers
 
-    def extract(
-        self, batch: Sequence[Sequence[int]], layers: Sequence[int], site: str
-    ) -> list[Tensor] | list[list[Tensor]]:
-        """Return one padded tensor a layer (all of its tokens are one vector), or views that copy nothing."""
+    def extract(self, batch: Sequence[Sequence[int]], layers: Sequence[int], site: str) -> list[list[Tensor]]:
+        """Return views that copy nothing."""
         found = [self.values[tuple(ids)] for ids in batch]
-        if found[0][0].ndim == 2:
-            return [[each[layer] for each in found] for layer in layers]
-        longest = max(map(len, batch))
-        return [torch.stack([each[layer] for each in found])[:, None].expand(-1, longest, -1) for layer in layers]
+        return [[each[layer] for each in found] for layer in layers]
+
+
+class VectorsAtHand:
+    """The same for one layer in which all tokens of a prompt have one vector: `vectors` `[n, hidden]`, rows by ids."""
+
+    name = NAME
+    fingerprint = "vectors at hand, 1"
+    n_layers = 1
+
+    def __init__(self, rows: dict[tuple[int, ...], int], vectors: Tensor) -> None:
+        """Hand out `vectors`."""
+        self.rows = rows
+        self.vectors = vectors
+
+    def extract(self, batch: Sequence[Sequence[int]], layers: Sequence[int], site: str) -> list[Tensor]:
+        """Return one padded tensor, copied once."""
+        chosen = self.vectors[[self.rows[tuple(ids)] for ids in batch]]
+        return [chosen[:, None].expand(-1, max(map(len, batch)), -1)]
 
 
 class Wide:

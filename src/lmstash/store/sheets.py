@@ -235,7 +235,7 @@ def check_sheet(sheet: Sheet) -> None:
 def _within(values: np.ndarray, block: np.ndarray) -> bool:
     """Whether values lie in a block where `blank_values` puts them."""
     n, n_bytes = values.shape
-    if block.dtype != np.uint8 or block.ndim != 2 or len(block) != n or not block.flags.c_contiguous:
+    if block.dtype != np.uint8 or block.ndim != 2 or len(block) != n or not block.flags.carray:
         return False
     end = block.shape[1] - (-n_bytes % 16)
     own = block[:, max(0, end - n_bytes) : end]

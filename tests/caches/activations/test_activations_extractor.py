@@ -285,3 +285,102 @@ def test_an_extractor_may_use_its_memory_again_for_the_next_batch(pool, refresh,
     warm = acts(prompts, [3], pool, on_miss="error")
     assert all(torch.equal(a, b) for a, b in zip(cold, warm, strict=True))
     assert len({tuple(each.flatten().tolist()) for each in warm}) == len(prompts)
+
+
+class Lazily:
+    """An answer, or a layer of one, that is made where the one before it lay."""
+
+    def __init__(self, count, make):
+        self.count = count
+        self.make = make
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, place):
+        if place >= self.count:
+            raise IndexError(place)
+        return self.make(place)
+
+
+@pytest.mark.parametrize("pool", ["last", "first", 1, -2, "mean", None])
+@pytest.mark.parametrize("rows_too", [True, False])
+@pytest.mark.parametrize("layers", [[0], [0, 1, 2]])
+def test_layers_and_prompts_may_be_made_one_by_one_in_the_same_memory(pool, rows_too, layers):
+    class Extractor:
+        fingerprint = "lazy, 1"
+
+        def extract(self, batch, layers, site):
+            padded, row = torch.zeros(len(batch), 2, 4), torch.zeros(2, 4)
+
+            def layer(place):
+                def one(number):
+                    return row.copy_(torch.tensor(batch[number])[:, None] + 1000.0 * layers[place])
+
+                if rows_too:
+                    return Lazily(len(batch), one)
+                for number in range(len(batch)):
+                    padded[number] = one(number)
+                return padded
+
+            return Lazily(len(layers), layer)
+
+    prompts = [[1, 2], [5, 7], [8, 9]]
+    expected = torch.tensor(prompts, dtype=torch.float32)[:, None] + 1000.0 * torch.tensor(layers)[:, None]
+    acts = Activations(MemoryStore(), extractor=Extractor())
+    for _turn in ("cold", "warm"):
+        got = acts(prompts, layers, pool)
+        for each, values in zip(got, expected, strict=True):
+            place = {"last": 1, "first": 0, 1: 1, -2: 0}.get(pool)
+            wanted = values if pool is None else values.mean(dim=1) if pool == "mean" else values[:, place]
+            assert torch.equal(each[..., 0], wanted)
+
+
+@pytest.mark.parametrize("layers", [[0], [0, 1]])
+@pytest.mark.parametrize("storage", [None, "float16"])
+def test_a_result_may_lie_in_the_memory_that_the_extractor_answers_from(layers, storage):
+    memory = torch.zeros(4, 2, 4)
+
+    class Extractor:
+        fingerprint = "answers from what it is to fill, 1"
+
+        def extract(self, batch, layers, site):
+            for row, ids in enumerate(batch):
+                memory[row] = float(ids[0])
+            return [memory[: len(batch)] for _ in layers]
+
+    acts = Activations(MemoryStore(), extractor=Extractor(), storage_dtype=storage)
+    prompts = [[1], [1], [2], [3]]
+    assert acts(prompts, layers, "first", out=memory[:, : len(layers)])[:, 0, 0].tolist() == [1, 1, 2, 3]
+    assert acts(prompts, layers, "first", on_miss="error")[:, 0, 0].tolist() == [1, 1, 2, 3]
+
+
+@pytest.mark.parametrize("layers", [[0], [0, 1]])
+@pytest.mark.parametrize("pool", ["last", "mean", None])
+@pytest.mark.parametrize("as_list", [True, False])
+def test_values_that_torch_negates_or_conjugates_only_when_they_are_read(layers, pool, as_list):
+    class Extractor:
+        fingerprint = "negated, 1"
+
+        def extract(self, batch, layers, site):
+            values = torch.complex(torch.ones(len(batch), 2, 4), torch.ones(len(batch), 2, 4)).conj().imag
+            assert values.is_neg()
+            return [list(values) if as_list else values for _ in layers]
+
+    acts = Activations(MemoryStore(), extractor=Extractor())
+    for _turn in ("cold", "warm"):
+        assert all((each == -1).all() for each in acts([[1, 2], [3, 4]], layers, pool))
+
+
+@pytest.mark.parametrize("pool", ["last", None])
+def test_integers_are_kept_as_they_are_whatever_the_storage_dtype(pool):
+    class Extractor:
+        fingerprint = "integers, 1"
+
+        def extract(self, batch, layers, site):
+            return [torch.tensor(batch, dtype=torch.int32)[:, :, None] for _ in layers]
+
+    acts = Activations(MemoryStore(), extractor=Extractor(), storage_dtype="float16")
+    for _turn in ("cold", "warm"):
+        got = acts([[1, 70_001], [3, 70_003]], [0], pool)
+        assert [int(each.flatten()[-1]) for each in got] == [70_001, 70_003]

@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -72,6 +73,17 @@ def test_values_with_room_between_them_are_written_from_where_they_are(folder, n
     store = DiskStore(folder)
     assert fetched(store, list(sheet.keys)) == expected(sheet)
     assert store.verify().ok
+
+
+@pytest.mark.parametrize("offset", [64, 80, 560, 4096, 4112])
+@pytest.mark.parametrize("n_bytes", [5, 300, 4096, 5001, 69_909])
+def test_no_more_is_written_than_was_asked_for(n_bytes, offset):
+    writer = SimpleNamespace(namespace_hash=1, first_slot=0, row=1)
+    for n in (1, 2, 9):
+        for spaced in (False, True):
+            sheet = sample_sheet(n, n_bytes, spaced=spaced)
+            laid = sheet_writing.lay_out(sheet, list(range(n)), writer, offset, 0, generation=1, now_us=1, expires_us=0)
+            assert sum(map(len, laid.buffers)) == laid.n_bytes <= sheet_writing.most_bytes(sheet)
 
 
 @pytest.mark.parametrize("n_bytes", [16, 32, 48, 64])

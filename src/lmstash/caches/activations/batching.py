@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from lmstash.errors import InvalidArgumentError
 
 BATCH_TOKENS = 4096
@@ -38,7 +40,7 @@ def plan_batches(
     Returns:
         Indices into `lengths`; each exactly once.
     """
-    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    order: list[int] = np.argsort(-np.array(lengths, np.int64), kind="stable").tolist()
     batches: list[list[int]] = []
     room = longest = 0
     for index in order:

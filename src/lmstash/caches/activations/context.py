@@ -65,7 +65,7 @@ class Context:
         kept, overflowed = to_storage(value, self.storage_dtype)
         if overflowed:
             self.store.events.overflow()
-        return kept, restore(kept, value.dtype)
+        return kept, kept if kept.dtype == value.dtype else restore(kept, value.dtype)
 
     def about(self, text: str | None) -> str:
         """Return the JSON members kept beside entries of a prompt: its text's id and, unless private, its beginning."""

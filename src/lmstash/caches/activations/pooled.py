@@ -20,7 +20,7 @@ from lmstash.caches.activations.context import KEY, VALUE, Context, dtype_name
 from lmstash.caches.activations.pieces import DOMAIN, Bundle, Piece, group_size
 from lmstash.caches.activations.prompts import Prompts
 from lmstash.caches.activations.results import PooledResult, bits_of
-from lmstash.caches.activations.source import Values
+from lmstash.caches.activations.source import Values, own_copy
 from lmstash.codecs.dtypes import restore, rows_to_storage
 from lmstash.codecs.tensors import decode_header, encode_tensors
 from lmstash.fresh_memory import Arena
@@ -129,6 +129,8 @@ class PooledShelf(BundleShelf):
 
     def keep(self, members: Sequence[int], positions: Sequence[int], values: Sequence[Values], seconds: float) -> Kept:
         """Take what one batch computed (see `BundleShelf.keep`): whole sheets of it where nothing was kept before."""
+        if self._result is not None and self._result.is_given:  # filling it may change what an extractor handed out
+            values = list(map(own_copy, values))
         row_of = {position: row for row, position in enumerate(positions)}
         n_tokens = [self._prompts.lengths[member] for member in members]
         share = seconds / max(1, sum(n_tokens) * len(positions))
@@ -223,7 +225,7 @@ class PooledShelf(BundleShelf):
         if prompts:
             computed = block.dtype
             if self._result is not None:
-                handed = block if storage is None else restore(kept, computed)
+                handed = kept if kept.dtype == computed else restore(kept, computed)
                 places = asked[0] if asked == tuple(range(asked[0], asked[0] + len(asked))) else list(asked)
                 together = slice(places, places + len(asked)) if isinstance(places, int) else places
                 self._result.place(self._rows[prompts], together, bits_of(handed), computed)

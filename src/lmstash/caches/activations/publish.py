@@ -134,7 +134,7 @@ def _named(changes: list[str]) -> str:
 
 def _size(write: Write | Sheet) -> int:
     if isinstance(write, Sheet):
-        return write.values.nbytes
+        return (write.values if write.block is None else write.block).nbytes
     value = write.value
     return (
         len(value)

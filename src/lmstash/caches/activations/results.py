@@ -70,6 +70,11 @@ class PooledResult:
         self._bits: np.ndarray | None = None
         """The buffer, where such values can be copied as they are."""
 
+    @property
+    def is_given(self) -> bool:
+        """Whether the caller's own memory is filled."""
+        return self._target is not None
+
     def place(self, rows: np.ndarray, positions: slice | list[int], bits: np.ndarray, dtype: torch.dtype) -> None:
         """Copy values of some layers of some prompts.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -168,11 +169,17 @@ class ExtractorSource:
 
     def compute(self, batch: Sequence[np.ndarray], layers: Sequence[int], site: str, pool: Pool) -> list[Values]:
         """Call the extractor; raises MismatchError when its answer has another shape than asked."""
-        lengths = [len(ids) for ids in batch]
-        answer = self.extractor.extract([ids.tolist() for ids in batch], list(layers), site)
+        lengths = list(map(len, batch))
+        ids: list[int] = np.concatenate(batch).tolist()
+        ends = list(itertools.accumulate(lengths))
+        lists = [ids[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        answer = self.extractor.extract(lists, list(layers), site)
         if len(answer) != len(layers):
             raise MismatchError(f"{self.name}: extract() returned {len(answer)} layers for {len(layers)} asked.")
-        return [self._read(each, lengths, pool) for each in answer]
+        if len(layers) == 1 or _holds_all(answer):
+            return [self._read(each, lengths, pool) for each in answer]
+        # Each layer may be read to where the one before it lies.
+        return [own_copy(self._read(each, lengths, pool)) for each in answer]
 
     def _read(self, values: Any, lengths: Sequence[int], pool: Pool) -> Values:
         """Return one layer's values, pooled or token by token; only the latter are copies."""
@@ -181,14 +188,15 @@ class ExtractorSource:
         if isinstance(values, Tensor):
             if values.ndim != 3 or values.shape[1] < max(lengths):
                 self._refuse(values.shape[1:], max(lengths))
-            values = values.detach().cpu()
+            values = _plain(values)
             if pool is not None:
                 token = token_of_all(pool, lengths)
                 if token is not None:
                     return values[:, token]
                 return pool_tokens(values, torch.from_numpy(np.array(lengths)), pool)
             values = [row[:length] for row, length in zip(values, lengths, strict=True)]
-        rows = [torch.as_tensor(row).detach().cpu() for row in values]
+        lasting = _holds_all(values)
+        rows = [_plain(torch.as_tensor(row)) if lasting else _plain(torch.as_tensor(row)).clone() for row in values]
         for row, length in zip(rows, lengths, strict=True):
             if row.ndim != 2 or len(row) != length:
                 self._refuse(row.shape, length)
@@ -199,6 +207,21 @@ class ExtractorSource:
             f"{self.name}: extract() returned shape {tuple(shape)} for a prompt of {length} tokens; "
             "it must be [n_tokens, hidden], or padded on the right."
         )
+
+
+def own_copy(values: Values) -> Values:
+    """Return one layer's values in memory of their own."""
+    return values.clone() if isinstance(values, Tensor) else [row.clone() for row in values]
+
+
+def _holds_all(answer: Any) -> bool:
+    """Whether all of an answer is there at once, not made as it is asked for: then reading it changes nothing of it."""
+    return isinstance(answer, list | tuple | np.ndarray | Tensor)
+
+
+def _plain(values: Tensor) -> Tensor:
+    """Return values as memory on the CPU says them."""
+    return values.detach().cpu().resolve_conj().resolve_neg()
 
 
 def _pool_one(row: Tensor, pool: str | int) -> Tensor:

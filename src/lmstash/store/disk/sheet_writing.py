@@ -77,8 +77,9 @@ def most_bytes(sheet: Sheet) -> int:
     """Return an upper bound of what the records of a sheet take."""
     n_bytes = sheet.values.shape[1]
     meta = max(map(len, sheet.metas), default=0)
-    record = HEADER.size + meta + payload_align(n_bytes) + n_bytes + RECORD_ALIGN
-    return len(sheet) * (record if sheet.block is None else max(record, sheet.block.shape[1] + RECORD_ALIGN))
+    align = payload_align(n_bytes)
+    record = HEADER.size + meta + align + n_bytes + RECORD_ALIGN
+    return len(sheet) * (record if sheet.block is None else max(record, sheet.block.shape[1])) + align
 
 
 def lay_out(
