@@ -46,6 +46,6 @@ class Extractor(Protocol):
 
         Returns:
             For each layer the values of every prompt: a list of `[n_tokens, hidden]` tensors, or one tensor
-            `[n_prompts, longest, hidden]` padded on the right.
+            `[n_prompts, longest, hidden]` padded on the right. The next batch may use their memory again.
         """
         ...
