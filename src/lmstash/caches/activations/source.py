@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -170,10 +169,7 @@ class ExtractorSource:
     def compute(self, batch: Sequence[np.ndarray], layers: Sequence[int], site: str, pool: Pool) -> list[Values]:
         """Call the extractor; raises MismatchError when its answer has another shape than asked."""
         lengths = list(map(len, batch))
-        ids: list[int] = np.concatenate(batch).tolist()
-        ends = list(itertools.accumulate(lengths))
-        lists = [ids[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-        answer = self.extractor.extract(lists, list(layers), site)
+        answer = self.extractor.extract([ids.tolist() for ids in batch], list(layers), site)
         if len(answer) != len(layers):
             raise MismatchError(f"{self.name}: extract() returned {len(answer)} layers for {len(layers)} asked.")
         if len(layers) == 1 or _holds_all(answer):
