@@ -303,10 +303,22 @@ class Lazily:
         return self.make(place)
 
 
+class LazyList(list):
+    """The same, and a list by its type."""
+
+    def __init__(self, count, make):
+        super().__init__([None] * count)
+        self.make = make
+
+    def __iter__(self):
+        return map(self.make, range(len(self)))
+
+
 @pytest.mark.parametrize("pool", ["last", "first", 1, -2, "mean", None])
 @pytest.mark.parametrize("rows_too", [True, False])
 @pytest.mark.parametrize("layers", [[0], [0, 1, 2]])
-def test_layers_and_prompts_may_be_made_one_by_one_in_the_same_memory(pool, rows_too, layers):
+@pytest.mark.parametrize("Lazily", [Lazily, LazyList])
+def test_layers_and_prompts_may_be_made_one_by_one_in_the_same_memory(pool, rows_too, layers, Lazily):
     class Extractor:
         fingerprint = "lazy, 1"
 

@@ -212,7 +212,7 @@ def own_copy(values: Values) -> Values:
 
 def _holds_all(answer: Any) -> bool:
     """Whether all of an answer is there at once, not made as it is asked for: then reading it changes nothing of it."""
-    return isinstance(answer, list | tuple | np.ndarray | Tensor)
+    return type(answer) in (list, tuple, np.ndarray, Tensor)
 
 
 def _plain(values: Tensor) -> Tensor:
