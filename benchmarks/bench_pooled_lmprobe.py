@@ -1,8 +1,8 @@
 """Pooled activations, 10,000 prompts x 1 layer (1,024 float32): saving, loading and upkeep, lmprobe and lmstash.
 
 The values are in memory when saving begins, so that only the caches are compared. lmprobe is given texts and vectors
-(`save_prompt_pooled_activations`, `load_pooled_batch`). lmstash is given an extractor that hands out the same vectors,
-and prompts as texts (it then runs the tokenizer, which lmprobe never does), as token ids, and as one token each.
+(`save_prompt_pooled_activations`, `load_pooled_batch`). lmstash is given an extractor that hands out the same vectors
+where they lie, and prompts as texts (it then runs the tokenizer, which lmprobe never does), as token ids, and as one token each.
 lmstash's saves include `flush()`; lmprobe has no such thing.
 """
 
@@ -39,9 +39,12 @@ class Work:
 
     def __init__(self, count: int) -> None:
         self.tokenizer = workloads.tokenizer()
-        self.texts = workloads.texts(count)
+        texts = workloads.texts(count)
+        ids: list[list[int]] = self.tokenizer(texts)["input_ids"]
+        order = sorted(range(count), key=lambda row: -len(ids[row]))  # as lmstash asks an extractor
+        self.texts = [texts[row] for row in order]
+        ids = [ids[row] for row in order]
         self.vectors = workloads.vectors(count, HIDDEN)
-        ids: list[list[int]] = self.tokenizer(self.texts)["input_ids"]
         self.prompts: dict[str, list[Any]] = {
             "texts": self.texts,
             "ids": ids,

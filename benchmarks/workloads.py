@@ -61,7 +61,10 @@ class ValuesAtHand:
 
 
 class VectorsAtHand:
-    """The same for one layer in which all tokens of a prompt have one vector: `vectors` `[n, hidden]`, rows by ids."""
+    """The same for one layer in which all tokens of a prompt have one vector: `vectors` `[n, hidden]`, rows by ids.
+
+    Prompts that lie side by side in `vectors`, and are asked for in that order, are handed out where they are.
+    """
 
     name = NAME
     fingerprint = "vectors at hand, 1"
@@ -73,8 +76,12 @@ class VectorsAtHand:
         self.vectors = vectors
 
     def extract(self, batch: Sequence[Sequence[int]], layers: Sequence[int], site: str) -> list[Tensor]:
-        """Return one padded tensor, copied once."""
-        chosen = self.vectors[[self.rows[tuple(ids)] for ids in batch]]
+        """Return one padded tensor, a view; copied where the prompts do not lie side by side."""
+        first, last = self.rows[tuple(batch[0])], self.rows[tuple(batch[-1])]
+        if last - first + 1 == len(batch):
+            chosen = self.vectors[first : last + 1]
+        else:
+            chosen = self.vectors[[self.rows[tuple(ids)] for ids in batch]]
         return [chosen[:, None].expand(-1, max(map(len, batch)), -1)]
 
 

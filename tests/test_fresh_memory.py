@@ -62,6 +62,23 @@ def test_an_arena_hands_out_nothing_twice():
     assert not any(np.shares_memory(a, b) for at, a in enumerate(held) for b in held[:at])
 
 
+def test_an_arena_hands_out_memory_again_once_nobody_has_any_part_of_it():
+    arena = fresh_memory.Arena()
+    first = [arena.take(2 << 20, 100 << 20) for _ in range(4)]
+    address = first[0].ctypes.data
+    held = first[1].reshape(2, -1)[1:, 5:].data  # a view of a view of a part keeps the whole piece
+    del first
+    held[0, 0] = 7
+    others = [arena.take(2 << 20, 100 << 20) for _ in range(4)]
+    for part in others:
+        part[:] = 9
+    assert held[0, 0] == 7
+    assert address not in {part.ctypes.data for part in others}
+    del held
+    assert arena.take(2 << 20, 100 << 20).ctypes.data == address
+    assert arena.take(8 << 20, 100 << 20).ctypes.data == address  # what was taken last is gone, too
+
+
 def test_an_arena_takes_no_more_than_is_to_come():
     arena = fresh_memory.Arena()
     assert arena.take(1000, 100_000).base is None

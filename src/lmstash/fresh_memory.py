@@ -10,6 +10,7 @@ import ctypes
 import functools
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -21,22 +22,26 @@ LEAST_BYTES = 16 * 2**20
 _PIECE_BYTES = 8 * 2**20
 _HUGE_BYTES = 4 * 2**20
 """From here on numpy asks for huge pages."""
-_ARENA_BYTES = 16 * 2**20
+_ARENA_BYTES = 8 * 2**20
 _LINE = 64
 _PAGE = 4096
 _POPULATE_WRITE = 23
 
 
 class Arena:
-    """Memory handed out in parts, none of them twice, from pieces so large that they come in huge pages.
+    """Memory handed out in parts, from pieces so large that they come in huge pages.
 
-    Many arrays of 1 MB that live side by side cost five times as much to fill for the first time. A piece goes when all
-    its parts have gone. Used by one thread.
+    Many arrays of 1 MB that live side by side cost five times as much to fill for the first time. A piece is handed out
+    again when all its parts have gone: then it need not be zeroed, and may be in the processor's cache still. Used by
+    one thread.
     """
 
     def __init__(self) -> None:
         """Hold no memory."""
-        self._piece: np.ndarray | None = None
+        self._pieces: list[tuple[np.ndarray, weakref.ref[np.ndarray]]] = []
+        """Each with what its parts are views of, as long as there are any."""
+        self._open: np.ndarray | None = None
+        """What the next parts are taken from."""
         self._used = 0
 
     def take(self, n_bytes: int, to_come: int) -> np.ndarray:
@@ -49,14 +54,29 @@ class Arena:
         import numpy as np
 
         aligned = -(-n_bytes // _LINE) * _LINE
-        if self._piece is None or self._used + aligned > len(self._piece):
+        if self._open is None or self._used + aligned > len(self._open):
+            self._open = None  # it may be free itself
             if max(aligned, to_come) < _HUGE_BYTES:
                 return np.empty(n_bytes, np.uint8)
-            self._piece, self._used = np.empty(max(aligned, min(to_come, _ARENA_BYTES)), np.uint8), 0
-            ask_for_memory(self._piece)
+            self._open, self._used = self._free(max(aligned, min(to_come, _ARENA_BYTES))), 0
         start = self._used
         self._used += aligned
-        return self._piece[start : start + n_bytes]
+        return self._open[start : start + n_bytes]
+
+    def _free(self, n_bytes: int) -> np.ndarray:
+        """Return a piece of at least so much that nobody uses."""
+        import numpy as np
+
+        for number, (piece, lent) in enumerate(self._pieces):
+            if lent() is None and len(piece) >= n_bytes:
+                break
+        else:
+            number, piece = len(self._pieces), np.empty(n_bytes, np.uint8)
+        # By way of a memoryview: else numpy would have the parts keep the piece alive, and not what is watched here.
+        again = np.frombuffer(piece.data, np.uint8)
+        assert again[:1].base is again
+        self._pieces[number:] = [(piece, weakref.ref(again)), *self._pieces[number + 1 :]]
+        return again
 
 
 def ask_for_memory(array: np.ndarray) -> None:

@@ -16,6 +16,8 @@ HELD_SECONDS = 10.0
 """Longest time values are held back."""
 TOGETHER_SECONDS = 0.1
 """Batches that come faster than this are saved together."""
+TOGETHER_BYTES = 8 * 2**20
+"""So much is enough for that: its memory can then be used again, and the store writes no more at once."""
 _CHANGES_NAMED = 3
 _CHECK_SHARE = 0.01
 """Share of the time that checks may take, as far as `HELD_SECONDS` allows."""
@@ -24,9 +26,9 @@ _CHECK_SHARE = 0.01
 class Publisher:
     """Saves computed values in groups, each after a check that the model did not change.
 
-    A batch is saved as soon as it is done, unless the last one was saved less than `TOGETHER_SECONDS` ago, or the check
-    costs more than a hundredth of the time since: then batches wait, at most `HELD_SECONDS` or `HELD_BYTES`. Used by
-    one thread.
+    A batch is saved as soon as it is done, unless the last one was saved less than `TOGETHER_SECONDS` ago (then they
+    wait until they are `TOGETHER_BYTES`), or the check costs more than a hundredth of the time since (then they wait at
+    most `HELD_SECONDS` or `HELD_BYTES`). Used by one thread.
     """
 
     def __init__(
@@ -71,8 +73,9 @@ class Publisher:
         self._held_again.extend(unfit)
         self._held_bytes += sum(_size(write) for each in (writes, unfit) for write in each)
         waited = time.monotonic() - self._last_check
-        patience = max(TOGETHER_SECONDS, min(HELD_SECONDS, self._check_seconds / _CHECK_SHARE))
-        if self._held_bytes >= HELD_BYTES or waited >= patience:
+        patience = min(HELD_SECONDS, self._check_seconds / _CHECK_SHARE)
+        enough = waited >= TOGETHER_SECONDS or self._held_bytes >= TOGETHER_BYTES
+        if self._held_bytes >= HELD_BYTES or (enough and waited >= patience):
             self.flush()
 
     def flush(self) -> None:

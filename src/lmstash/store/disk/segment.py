@@ -97,7 +97,9 @@ class SegmentWriter:
         self.tail += n_bytes
         self.count += n_records
         self.dirty = True
-        if self.tail - self._started >= _EAGER_BYTES:  # many short writes are a long one, too
+        if n_bytes >= _EAGER_BYTES:  # `write_all` has asked for it
+            self._started = self.tail
+        elif self.tail - self._started >= _EAGER_BYTES:  # many short writes are a long one, too
             start_writeback(self.fd, self._started, self.tail - self._started)
             self._started = self.tail
 

@@ -127,7 +127,7 @@ class SheetReader:
             yield from self._read_alone(file, rows[0], places, keys[places[0]].tobytes(), odd)
             return
         try:
-            blocks = _even(file, rows) or _scattered(file, rows)
+            blocks = _blocks(file, rows)
         except OSError:  # this stretch of the disk fails: others may not
             if _span(rows) <= _FAILING_BYTES:
                 odd.extend(places.tolist())
@@ -289,6 +289,15 @@ def _groups(rows: np.ndarray, apart: bool) -> Iterator[tuple[int, int]]:
             last = min(max(last, first + 1), first + _GROUP_ROWS)
             yield first, last
             first = last
+
+
+def _blocks(file: SegmentFile, rows: np.ndarray) -> list[tuple[np.ndarray, _Block]]:
+    """Read neighbours; returns which rows are in each block."""
+    if rows[0, HEAD] != rows[1, HEAD] and len(rows) > 2:  # the first of a segment lies closer to what is before it
+        rest = _even(file, rows[1:])
+        if rest is not None:
+            return [*_scattered(file, rows[:1]), *((members + 1, block) for members, block in rest)]
+    return _even(file, rows) or _scattered(file, rows)
 
 
 def _even(file: SegmentFile, rows: np.ndarray) -> list[tuple[np.ndarray, _Block]] | None:
