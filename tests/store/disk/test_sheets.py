@@ -286,6 +286,27 @@ def test_dead_records_and_other_lengths_between_are_passed_over(folder, lengths)
     assert fetched(store, asked) == there
 
 
+@pytest.mark.parametrize("damaged", [None, 0, 1])
+def test_the_first_record_of_a_segment_leaves_the_others_a_table(folder, monkeypatch, damaged):
+    sheet = sample_sheet(20, 5000)
+    store = DiskStore(folder)
+    put_sheets(store, [sheet])
+    alone: list[int] = []
+    scattered = sheet_reading._scattered
+    monkeypatch.setattr(
+        sheet_reading, "_scattered", lambda file, rows: [alone.append(len(rows)), scattered(file, rows)][1]
+    )
+    wanted = expected(sheet)
+    if damaged is not None:
+        wanted.pop(sheet.keys[damaged])
+        data = bytearray(only_segment(folder).read_bytes())
+        data[data.index(sheet.values[damaged].tobytes())] ^= 1
+        only_segment(folder).write_bytes(data)
+    assert fetched(store, list(sheet.keys)) == wanted
+    assert alone[:1] == [1]
+    assert store.events.stats.hits == len(wanted)
+
+
 def test_a_value_apart_holds_no_other_however_it_was_read():
     together = memoryview(bytearray(range(256)) * 4096)
     entries = [
