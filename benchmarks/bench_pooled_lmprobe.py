@@ -2,8 +2,8 @@
 
 The values are in memory when saving begins, so that only the caches are compared. lmprobe is given texts and vectors
 (`save_prompt_pooled_activations`, `load_pooled_batch`). lmstash is given an extractor that hands out the same vectors
-where they lie, and prompts as texts (it then runs the tokenizer, which lmprobe never does), as token ids, and as one token each.
-lmstash's saves include `flush()`; lmprobe has no such thing.
+where they lie, and prompts as texts (it then runs the tokenizer, which lmprobe never does), as token ids, and as one
+token each. lmstash's saves include `flush()`; lmprobe has no such thing.
 """
 
 from __future__ import annotations

@@ -67,11 +67,9 @@ class Arena:
         """Return a piece of at least so much that nobody uses."""
         import numpy as np
 
-        for number, (piece, lent) in enumerate(self._pieces):
-            if lent() is None and len(piece) >= n_bytes:
-                break
-        else:
-            number, piece = len(self._pieces), np.empty(n_bytes, np.uint8)
+        unused = (at for at, (piece, lent) in enumerate(self._pieces) if lent() is None and len(piece) >= n_bytes)
+        number = next(unused, len(self._pieces))
+        piece = self._pieces[number][0] if number < len(self._pieces) else np.empty(n_bytes, np.uint8)
         # By way of a memoryview: else numpy would have the parts keep the piece alive, and not what is watched here.
         again = np.frombuffer(piece.data, np.uint8)
         assert again[:1].base is again
