@@ -2,8 +2,8 @@
 
 Raw load: 1,000 entries (4 layers x 32 tokens x 1,024 float32), pages there, all results held, each contender in a new
 process, so that its memory is fresh; beside it the copy of the same bytes into fresh memory. Warm call: 1,000 short
-prompts through a 4-layer Llama, memory touched before; beside it what copying and checking the same bytes takes. Peak memory: what the process grows by while a call returns a
-large result.
+prompts through a 4-layer Llama, memory touched before; beside it what copying and checking the same bytes takes. Peak
+memory: what the process grows by while a call returns a large result.
 """
 
 from __future__ import annotations
