@@ -1,5 +1,6 @@
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -77,6 +78,16 @@ def test_an_arena_hands_out_memory_again_once_nobody_has_any_part_of_it():
     del held
     assert arena.take(2 << 20, 100 << 20).ctypes.data == address
     assert arena.take(8 << 20, 100 << 20).ctypes.data == address  # what was taken last is gone, too
+
+
+def test_an_arena_holds_no_piece_that_is_too_small_by_now():
+    arena, pieces = fresh_memory.Arena(), []
+    for megabytes in range(9, 19):
+        pieces.append(weakref.ref(arena.take(megabytes << 20, 500 << 20).base))
+        in_use = [arena.take(number << 20, 500 << 20) for number in (megabytes, megabytes + 1)]
+        assert sum(piece.nbytes for piece, _ in arena._pieces) <= 4 * (megabytes + 1) << 20
+        del in_use
+    assert [each() for each in pieces[:-1]] == [None] * 9
 
 
 def test_an_arena_takes_no_more_than_is_to_come():

@@ -67,13 +67,17 @@ class Arena:
         """Return a piece of at least so much that nobody uses."""
         import numpy as np
 
-        unused = (at for at, (piece, lent) in enumerate(self._pieces) if lent() is None and len(piece) >= n_bytes)
-        number = next(unused, len(self._pieces))
-        piece = self._pieces[number][0] if number < len(self._pieces) else np.empty(n_bytes, np.uint8)
+        for number, (piece, lent) in enumerate(self._pieces):
+            if lent() is None and len(piece) >= n_bytes:
+                del self._pieces[number]
+                break
+        else:  # what is unused is too small, and would stay so: batches grow as prompts get shorter
+            self._pieces = [each for each in self._pieces if each[1]() is not None]
+            piece = np.empty(n_bytes, np.uint8)
         # By way of a memoryview: else numpy would have the parts keep the piece alive, and not what is watched here.
         again = np.frombuffer(piece.data, np.uint8)
         assert again[:1].base is again
-        self._pieces[number:] = [(piece, weakref.ref(again)), *self._pieces[number + 1 :]]
+        self._pieces.append((piece, weakref.ref(again)))
         return again
 
 

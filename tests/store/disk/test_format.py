@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from lmstash.errors import CorruptEntryError, FormatError, UnsupportedFormatError
 from lmstash.store.disk import format as fmt
+from lmstash.store.disk import segment
 from lmstash.store.disk.segment import read_footer, scan, seal_file, write_all
 from lmstash.testing import sample_bytes
 
@@ -428,3 +429,18 @@ def test_more_buffers_and_bytes_than_one_call_takes_are_written(tmp_path: Path):
     with (tmp_path / "a").open("w+b") as file:
         write_all(file.fileno(), parts, 0)
     assert (tmp_path / "a").read_bytes() == b"".join(parts)
+
+
+def test_the_kernel_is_asked_to_begin_once_for_each_megabyte_however_it_is_written(tmp_path: Path, monkeypatch):
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(segment, "start_writeback", lambda _fd, start, n_bytes: asked.append((start, n_bytes)))
+    page, offset, started = bytes(1000), 0, 0
+    with (tmp_path / "a").open("w+b") as file:
+        for parts in ([page] * 300, [page] * 2000, [bytes(3 << 20)], [page], [bytes(20 << 20), page], [page] * 600):
+            started = segment.write_all(file.fileno(), parts, offset, started)
+            offset += sum(map(len, parts))
+    ends = [start + n_bytes for start, n_bytes in asked]
+    assert [start for start, _ in asked] == [0, *ends[:-1]]  # one after another, nothing twice
+    assert ends[-1] == started
+    assert offset - started < 1 << 20
+    assert min(n_bytes for _, n_bytes in asked) >= 1 << 20

@@ -92,16 +92,11 @@ class SegmentWriter:
 
     def append(self, buffers: Sequence[Buffer], n_bytes: int, n_records: int, listing: bytes) -> None:
         """Write buffers at the tail. The tail advances even if the index never hears of them."""
-        write_all(self.fd, buffers, self.tail)
+        self._started = write_all(self.fd, buffers, self.tail, self._started)
         self.listing += listing
         self.tail += n_bytes
         self.count += n_records
         self.dirty = True
-        if n_bytes >= _EAGER_BYTES:  # `write_all` has asked for it
-            self._started = self.tail
-        elif self.tail - self._started >= _EAGER_BYTES:  # many short writes are a long one, too
-            start_writeback(self.fd, self._started, self.tail - self._started)
-            self._started = self.tail
 
     def commit(self) -> None:
         """Note that the index has heard of everything up to here."""
@@ -218,13 +213,32 @@ def descriptors(most: int) -> int:
     return most if not 0 <= limit < _USUAL_DESCRIPTORS else max(4, most * limit // _USUAL_DESCRIPTORS)
 
 
-def write_all(fd: int, buffers: Sequence[Buffer], offset: int) -> None:
+def write_all(fd: int, buffers: Sequence[Buffer], offset: int, started: int | None = None) -> int:
     """Write `buffers` one after another at `offset`, however many calls that takes.
 
-    The kernel is asked to start on long writes at once, so that a later flush finds most of them done.
+    The kernel is asked to start on long writes at once, so that a later flush finds most of them done; many short ones
+    are a long one, too.
+
+    Args:
+        fd: The file.
+        buffers: What to write.
+        offset: Where.
+        started: Up to where the kernel was asked before; None where that is nobody's concern.
+
+    Returns:
+        Up to where it has been asked now.
     """
     group: list[Buffer] = []
-    size = 0
+    size, asked = 0, offset if started is None else started
+
+    def write() -> None:
+        nonlocal group, size, offset, asked
+        offset = _write_group(fd, group, size, offset)
+        group, size = [], 0
+        if offset - asked >= _EAGER_BYTES:
+            start_writeback(fd, asked, offset - asked)
+            asked = offset
+
     for buffer in buffers:
         view = memoryview(buffer).cast("B") if len(buffer) > _STRETCH_BYTES else buffer
         for start in range(0, max(len(view), 1), _STRETCH_BYTES):
@@ -232,25 +246,24 @@ def write_all(fd: int, buffers: Sequence[Buffer], offset: int) -> None:
             group.append(part)
             size += len(part)
             if size >= _STRETCH_BYTES or len(group) >= _IOV:
-                offset = _write_group(fd, group, size, offset)
-                group, size = [], 0
+                write()
     if group:
-        _write_group(fd, group, size, offset)
+        write()
+    return asked
 
 
 def _write_group(fd: int, group: list[Buffer], size: int, offset: int) -> int:
-    start = offset
+    """Write buffers at `offset`; returns where they end."""
+    end = offset + size
     left = group
-    while size > offset - start:
+    while offset < end:
         written = os.pwritev(fd, left, offset)
         offset += written
-        if size > offset - start:  # a short write: go on behind it
+        if offset < end:  # a short write: go on behind it
             while written >= len(left[0]):
                 written -= len(left[0])
                 left = left[1:]
             left = [memoryview(left[0])[written:], *left[1:]]
-    if size >= _EAGER_BYTES:
-        start_writeback(fd, start, size)
     return offset
 
 
