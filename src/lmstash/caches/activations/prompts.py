@@ -47,11 +47,13 @@ class Prompts(Sequence[Prompt]):
 
     __slots__ = ("lengths", "names", "texts")
 
-    def __init__(self, names: list[bytes], texts: list[str | None] | None = None) -> None:
-        """Take the token ids of each as `token_bytes` makes them; `texts` where there are any."""
+    def __init__(
+        self, names: list[bytes], texts: list[str | None] | None = None, lengths: list[int] | None = None
+    ) -> None:
+        """Take the token ids of each as `token_bytes` makes them; `texts` and `lengths` where they are known."""
         self.names = names
         """The token ids of each as bytes, which tell it from others."""
-        self.lengths = [len(name) // 4 for name in names]
+        self.lengths = [len(name) // 4 for name in names] if lengths is None else lengths
         """Tokens of each."""
         self.texts = texts
 
@@ -179,7 +181,7 @@ def _read_ids(prompts: Sequence[Sequence[Any]]) -> Prompts | None:
     if bool in {type(prompt[0]) for prompt in prompts}:  # packing takes them for numbers
         return None
     try:
-        return Prompts(pack_lists(prompts))
+        return Prompts(pack_lists(prompts), lengths=lengths)
     except struct.error:  # messages, or what is no id: told apart one by one
         return None
 
