@@ -13,6 +13,7 @@ import pytest
 from lmstash.store.base import Entry, Write
 from lmstash.store.disk import format as fmt
 from lmstash.store.disk import sheet_reading, sheet_writing, tables
+from lmstash.store.disk.rows import Row, row_id
 from lmstash.store.disk.segment import read_footer, scan
 from lmstash.store.disk.store import DiskStore
 from lmstash.store.sheets import Sheet, fetch_sheets, found_of, put_sheets
@@ -55,6 +56,30 @@ def test_the_records_are_those_that_single_puts_write(folder, n, n_bytes, uneven
                 assert start % fmt.payload_align(n_bytes) == 0
         records.append([head._replace(head_bytes=0, generation=0, created_us=0) for head in heads])
     assert records[0] == records[1]
+
+
+@pytest.mark.parametrize(("uneven", "spaced"), [(False, False), (True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("n_bytes", [0, 300, 4096, 5000, 70_000])
+@pytest.mark.parametrize("n", [1, 2, 3, 7])
+def test_the_index_is_told_where_each_record_is(folder, n, n_bytes, uneven, spaced):
+    store = DiskStore(folder)
+    sheets = [sample_sheet(n, n_bytes, first=first, spaced=spaced) for first in (0, 50)]
+    if uneven:
+        sheets[0].metas = [b'{"text":"%s"}' % (b"x" * (300 * (number % 2))) for number in range(n)]
+    put_sheets(store, sheets)
+    opened = store._ready()
+    [segment] = opened.index.segments()
+    rows = sorted(opened.index.rows_of_segment(segment.id), key=lambda row: row.off)
+    with only_segment(folder).open("rb") as file:
+        records = list(scan(file.fileno(), "sheets/contract"))
+    assert [each.key for each in records] == [*sheets[0].keys, *sheets[1].keys]
+    assert rows == [
+        Row(
+            row_id(each.key), each.key, segment.id, each.offset, each.head_bytes, each.payload_bytes,
+            segment.first_slot + number, each.generation, each.expires_us, 0,
+        )
+        for number, each in enumerate(records)
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("n_bytes", [100, 5000, 70_000])

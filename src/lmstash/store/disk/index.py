@@ -15,17 +15,27 @@ import threading
 import time
 from array import array
 from collections.abc import Callable, Generator, Iterator, Sequence
-from operator import itemgetter
 from typing import Any
 
 import apsw
 
+from lmstash.store.disk.adding import PUT, RowRun, add_rows
 from lmstash.store.disk.folder import Folder
 from lmstash.store.disk.guarded import Guarded
 from lmstash.store.disk.index_connection import connect
 from lmstash.store.disk.index_errors import APPLICATION_ID, Translated, in_our_words
 from lmstash.store.disk.index_log import IndexLog
-from lmstash.store.disk.rows import IndexDamagedError, Row, SegmentRow, checked, checked_segment, row_id, row_ids, sane
+from lmstash.store.disk.rows import (
+    COLUMNS,
+    IndexDamagedError,
+    Row,
+    SegmentRow,
+    checked,
+    checked_segment,
+    row_id,
+    row_ids,
+    sane,
+)
 
 SCHEMA_VERSION = 1
 
@@ -41,17 +51,12 @@ CREATE TABLE facts(name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
 """
-_COLUMNS = "k, key, seg, off, head, size, slot, gen, exp, pinned"
-_FIND = f"SELECT {_COLUMNS} FROM entries WHERE k = ?"
-_FIND_MANY = f"SELECT {_COLUMNS} FROM carray(?) AS asked CROSS JOIN entries ON entries.k = asked.value"
-_EXPIRIES = "SELECT key, exp FROM carray(?) AS asked CROSS JOIN entries ON entries.k = asked.value"
-_LOCATE = (
-    "SELECT k, seg, off, head, size, slot, exp FROM carray(?) AS asked CROSS JOIN entries ON entries.k = asked.value"
-)
-_PAGE = f"SELECT {_COLUMNS} FROM entries WHERE k > ? ORDER BY k LIMIT 1000"
-_ADD = f"INSERT INTO entries({_COLUMNS}) VALUES(?,?,?,?,?,?,?,?,?,?)"
-_PUT = _ADD.replace("INSERT", "INSERT OR REPLACE")
-_id = itemgetter(0)
+_FIND = f"SELECT {COLUMNS} FROM entries WHERE k = ?"
+_ASKED = "FROM carray(?) AS asked CROSS JOIN entries ON entries.k = asked.value"
+_FIND_MANY = f"SELECT {COLUMNS} {_ASKED}"
+_EXPIRIES = f"SELECT key, exp {_ASKED}"
+_LOCATE = f"SELECT k, seg, off, head, size, slot, exp {_ASKED}"
+_PAGE = f"SELECT {COLUMNS} FROM entries WHERE k > ? ORDER BY k LIMIT 1000"
 _KIB, _BESIDE_KIB = 128 << 10, 16 << 10
 """Of pages that are held, as far as they are used: the index of a million entries is about 100 MiB."""
 
@@ -261,20 +266,16 @@ class Index:
             return [checked(each) for each in self.writer.execute(_FIND, (ids[0],))]
         return [checked(each) for each in self.writer.execute(_FIND_MANY, (apsw.carray(array("q", ids)),))]
 
-    def add_rows(self, rows: Sequence[tuple[Any, ...]]) -> bool:
+    def add_rows(self, rows: Sequence[tuple[Any, ...]] | RowRun) -> bool:
         """Insert rows; returns False where an id is taken already: then the transaction must be given up."""
-        try:
-            self.writer.executemany(_ADD, sorted(rows, key=_id))  # neighbours in the table one after another
-        except apsw.ConstraintError:
-            return False
-        return True
+        return add_rows(self.writer, rows)
 
     def put_rows(self, rows: Sequence[Row]) -> None:
         """Insert or replace rows."""
         if len(rows) == 1:
-            self.writer.execute(_PUT, rows[0])
+            self.writer.execute(PUT, rows[0])
         elif rows:
-            self.writer.executemany(_PUT, rows)
+            self.writer.executemany(PUT, rows)
 
     def move_rows(self, moves: Sequence[tuple[int, int, int, int, int, int]]) -> None:
         """Point rows elsewhere: (segment, offset, head, slot, k, old segment)."""
@@ -301,7 +302,7 @@ class Index:
 
     def rows_of_segment(self, row: int) -> list[Row]:
         """Return a segment's rows by reading the whole table: for segments whose own list is lost."""
-        found = self.writer.execute(f"SELECT {_COLUMNS} FROM entries WHERE seg = ?", (row,))
+        found = self.writer.execute(f"SELECT {COLUMNS} FROM entries WHERE seg = ?", (row,))
         rows = [tuple.__new__(Row, each) for each in found]
         for each in rows:
             if not isinstance(each.key, bytes) or not sane(each):

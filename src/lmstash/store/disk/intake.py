@@ -19,6 +19,7 @@ from lmstash.store.disk.segment import SegmentWriter
 from lmstash.store.disk.shrinking import Shrinker
 
 if TYPE_CHECKING:
+    from lmstash.store.disk.adding import RowRun
     from lmstash.store.sheets import Sheet
 
 GROUP_ROWS = 512
@@ -158,17 +159,17 @@ class Intake:
 
         now = int(time.time() * 1e6)
         first_slot, n_records, live_bytes = writer.first_slot + writer.count, 0, 0
-        rows: list[tuple[Any, ...]] = []
+        rows: list[Sequence[tuple[Any, ...]] | RowRun] = []
         for sheet, each in zip(sheets, ids, strict=True):
             generation = self._appender.next_generations(now, len(sheet))
             place = writer.tail, writer.count
             laid = lay_out(sheet, each, writer, *place, generation=generation, now_us=now, expires_us=expires_us)
             writer.append(laid.buffers, laid.n_bytes, len(sheet), laid.listing)
-            rows += laid.rows
+            rows.append(laid.rows)
             live_bytes += laid.live_bytes
             n_records += len(sheet)
         with self._reclaimer.changes():
-            if not self._index.add_rows(rows):
+            if not all(map(self._index.add_rows, rows)):
                 raise _OccupiedError
             if not self._index.advance_segment(writer.row, writer.tail, writer.count, n_records, live_bytes):
                 raise _SegmentRemovedError

@@ -44,6 +44,9 @@ class Row(NamedTuple):
         return -(-(self.head + self.size) // 16) * 16
 
 
+COLUMNS = ", ".join(Row._fields)
+
+
 class SegmentRow(NamedTuple):
     """One segment as the index knows it."""
 

@@ -6,7 +6,6 @@ longer than it must): they are read back as a table.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from lmstash.store.base import Buffer
+from lmstash.store.disk.adding import RowRun
 from lmstash.store.disk.format import (
     CHUNK_BYTES,
     FOOTER_ENTRY,
@@ -66,7 +66,7 @@ class Laid:
 
     buffers: list[Buffer]
     n_bytes: int
-    rows: list[tuple[Any, ...]]
+    rows: Sequence[tuple[Any, ...]] | RowRun
     """For the index, in the order of its columns."""
     listing: bytes
     live_bytes: int
@@ -156,22 +156,20 @@ def lay_out(
         listing[name] = fixed[name]
     listing["key"] = fixed["key"].reshape(-1).view("V32")
     listing["offset"], listing["ordinal"] = starts, np.arange(ordinal, ordinal + n)
-    repeat, slot = itertools.repeat, writer.first_slot + ordinal
-    rows = zip(
-        ids,
-        sheet.keys,
-        repeat(writer.row, n),
-        starts.tolist(),
-        heads.tolist(),
-        repeat(size),
-        range(slot, slot + n),
-        range(generation, generation + n),
-        repeat(expires_us),
-        repeat(0),
-        strict=False,
-    )
+    at, head, slot, keys = int(payloads[0]), int(heads[0]), writer.first_slot + ordinal, fixed["key"].tobytes()
+    rows: Sequence[tuple[Any, ...]] | RowRun
+    if (heads[1:] == heads[-1]).all():
+        rows = RowRun(
+            ids, keys, writer.row, at, int(steps[-1]), head, int(heads[-1]), size, slot, generation, expires_us
+        )
+    else:
+        where = zip(starts.tolist(), heads.tolist(), strict=True)
+        rows = [
+            (k, key, writer.row, start, head, size, slot + number, generation + number, expires_us, 0)
+            for number, (k, key, (start, head)) in enumerate(zip(ids, sheet.keys, where, strict=True))
+        ]
     end = int(payloads[-1]) + padded
-    return Laid(buffers, end - offset, list(rows), listing.tobytes(), int((heads + padded).sum()))
+    return Laid(buffers, end - offset, rows, listing.tobytes(), int((heads + padded).sum()))
 
 
 def _fronts(fixed: np.ndarray, metas: Sequence[bytes], meta_bytes: np.ndarray) -> np.ndarray:
