@@ -236,7 +236,8 @@ class Activations:
         if isinstance(result, RawResult):
             return result.finish(owners)
         if isinstance(result, PooledResult):
-            return result.finish(source.width(site) or 0, source.dtype, [distinct[each] for each in owners])
+            firsts = [distinct[each] for each in owners] if len(distinct) < len(owners) else ()
+            return result.finish(source.width(site) or 0, source.dtype, firsts)
         return None
 
     def batches(

@@ -130,7 +130,7 @@ class PooledResult:
         Args:
             width: For a result in which no value was seen.
             dtype: The same.
-            owners: For each prompt, the first prompt equal to it.
+            owners: For each prompt, the first prompt equal to it; empty where no two are equal.
         """
         if self._buffer is None:
             self.rows(width, dtype)
