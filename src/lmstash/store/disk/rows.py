@@ -68,7 +68,7 @@ def sane(row: Row) -> bool:
     """Whether a row's numbers can be what they are said to be; if not, the database is damaged."""
     try:
         return (
-            int is type(row.seg) is type(row.off) is type(row.head) is type(row.size) is type(row.slot)
+            int is type(row.k) is type(row.seg) is type(row.off) is type(row.head) is type(row.size) is type(row.slot)
             and row.off >= 0
             and 0 < row.head <= _MOST_HEAD_BYTES
             and row.size >= 0
