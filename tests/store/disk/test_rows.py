@@ -12,7 +12,9 @@ def test_a_row_that_can_be_is_taken():
     assert checked(ROW) == ROW
 
 
-@pytest.mark.parametrize("wrong", [{"k": None}, {"seg": None}, {"off": -1}, {"head": 0}, {"size": "1"}, {"slot": 2**50}])
+@pytest.mark.parametrize(
+    "wrong", [{"k": None}, {"seg": None}, {"off": -1}, {"head": 0}, {"size": "1"}, {"slot": 2**50}]
+)
 def test_a_row_that_cannot_be_is_damage(wrong):
     row = ROW._replace(**wrong)
     assert not sane(row)
