@@ -49,7 +49,7 @@ class Arena:
 
         Args:
             n_bytes: How many.
-            to_come: About how many will be asked for altogether, these among them: no piece is larger than that.
+            to_come: About how many will be asked for altogether, these among them: no new piece is larger.
         """
         import numpy as np
 
@@ -76,8 +76,8 @@ class Arena:
             piece = np.empty(n_bytes, np.uint8)
         # By way of a memoryview: else numpy would have the parts keep the piece alive, and not what is watched here.
         again = np.frombuffer(piece.data, np.uint8)
-        assert again[:1].base is again
-        self._pieces.append((piece, weakref.ref(again)))
+        if again[:1].base is again:
+            self._pieces.append((piece, weakref.ref(again)))
         return again
 
 

@@ -45,6 +45,7 @@ class Row(NamedTuple):
 
 
 COLUMNS = ", ".join(Row._fields)
+"""Of the table of entries."""
 
 
 class SegmentRow(NamedTuple):

@@ -156,12 +156,11 @@ def lay_out(
         listing[name] = fixed[name]
     listing["key"] = fixed["key"].reshape(-1).view("V32")
     listing["offset"], listing["ordinal"] = starts, np.arange(ordinal, ordinal + n)
-    at, head, slot, keys = int(payloads[0]), int(heads[0]), writer.first_slot + ordinal, fixed["key"].tobytes()
+    slot = writer.first_slot + ordinal
     rows: Sequence[tuple[Any, ...]] | RowRun
     if (heads[1:] == heads[-1]).all():
-        rows = RowRun(
-            ids, keys, writer.row, at, int(steps[-1]), head, int(heads[-1]), size, slot, generation, expires_us
-        )
+        keys, places = fixed["key"].tobytes(), (int(payloads[0]), int(steps[-1]), int(heads[0]), int(heads[-1]))
+        rows = RowRun(ids, keys, writer.row, *places, size, slot, generation, expires_us)
     else:
         where = zip(starts.tolist(), heads.tolist(), strict=True)
         rows = [
