@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from lmstash.events import EventLog
+from lmstash.store.disk.rows import PLACE
 from lmstash.store.disk.store import DiskStore
 
 MOST_SECONDS = 400
@@ -134,6 +135,19 @@ class Tools:
         """Bytes that tell number, version and size, and differ all along."""
         seed = hashlib.sha256(f"{number}/{version}/{size}".encode()).digest()
         return (seed * (size // 32 + 1))[:size]
+
+    @staticmethod
+    def spoil_rows(connection: Any, name: str, value: Any, k: int | None = None) -> int:
+        """Set a column of the index, or one of the numbers in `place`, in all rows or one; returns in how many."""
+        numbers = ("seg", "off", "head", "size", "slot")
+        rows = connection.execute("SELECT k, place FROM entries WHERE ?1 IS NULL OR k = ?1", (k,)).fetchall()
+        for each, place in rows:
+            new, column = value, name
+            if name in numbers:
+                said = dict(zip(numbers, PLACE.unpack(place), strict=True)) | {name: value}
+                new, column = PLACE.pack(*said.values()), "place"
+            connection.execute(f"UPDATE entries SET {column} = ? WHERE k = ?", (new, each))
+        return len(rows)
 
     @staticmethod
     def folder_bytes(folder: Path) -> int:

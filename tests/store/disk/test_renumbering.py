@@ -36,7 +36,8 @@ def fill(folder: Path) -> None:
                 store._opened.recency._slots[slot] = cell
             shift = place * 4096 + 100_000 - first
             connection.execute("UPDATE segments SET first_slot = first_slot + ? WHERE id = ?", (shift, segment))
-            connection.execute("UPDATE entries SET slot = slot + ? WHERE seg = ?", (shift, segment))
+            rows = store._opened.index.rows_of_segment(segment)
+            store._opened.index.move_rows(rows, [row._replace(slot=row.slot + shift) for row in rows])
 
 
 def uses(store: DiskStore) -> dict[bytes, tuple[float, int]]:

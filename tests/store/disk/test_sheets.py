@@ -13,7 +13,7 @@ import pytest
 from lmstash.store.base import Entry, Write
 from lmstash.store.disk import format as fmt
 from lmstash.store.disk import sheet_reading, sheet_writing, tables
-from lmstash.store.disk.rows import Row, row_id
+from lmstash.store.disk.rows import Row, place_of, row_id
 from lmstash.store.disk.segment import read_footer, scan
 from lmstash.store.disk.store import DiskStore
 from lmstash.store.sheets import Sheet, fetch_sheets, found_of, put_sheets
@@ -189,7 +189,7 @@ def test_records_exchanged_under_each_others_keys_are_not_served(folder, n_bytes
     first, second = (index.find(sheet.keys[each]) for each in (5, 6))
     with index.transaction() as connection:
         for row, other in ((first, second), (second, first)):
-            connection.execute("UPDATE entries SET off = ? WHERE k = ?", (other.off, row.k))
+            connection.execute("UPDATE entries SET place = ? WHERE k = ?", (place_of(other), row.k))
     there = expected(sheet)
     del there[sheet.keys[5]], there[sheet.keys[6]]
     assert fetched(store, list(sheet.keys), apart=apart) == there
@@ -217,15 +217,22 @@ def test_a_deleted_segment_is_misses(folder):
     assert fetched(store, list(sheet.keys)) == expected(sheet)
 
 
-@pytest.mark.parametrize("column", ["off", "head", "size", "slot", "exp", "seg"])
-@pytest.mark.parametrize("value", [-5, 2**62, "text", 1.5])
-def test_an_index_that_makes_no_sense_is_rebuilt_or_a_miss_never_wrong(folder, column, value):
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        *[(name, value) for name in ("off", "size") for value in (5, 2**62, 2**64 - 5)],
+        *[(name, value) for name in ("seg", "head", "slot") for value in (0, 5, 2**32 - 1)],
+        *[("exp", value) for value in (-5, 2**62, "text", 1.5)],
+        *[("place", value) for value in ("text", b"", bytes(27), bytes(28), bytes(29), b"\xff" * 28, 1.5)],
+    ],
+)
+def test_an_index_that_makes_no_sense_is_rebuilt_or_a_miss_never_wrong(folder, tools, column, value):
     store, sheet = DiskStore(folder), sample_sheet(30, 700)
     put_sheets(store, [sheet])
     store.flush()
     index = store._opened.index
     with index.transaction() as connection:
-        connection.execute(f"UPDATE entries SET {column} = ? WHERE k = ?", (value, index.find(sheet.keys[3]).k))
+        assert tools.spoil_rows(connection, column, value, index.find(sheet.keys[3]).k) == 1
     got = fetched(store, list(sheet.keys))
     assert got.items() <= expected(sheet).items()
     assert len(got) >= 29

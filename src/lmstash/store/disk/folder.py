@@ -155,19 +155,17 @@ class Folder:
         except OSError:
             return 0
 
+    def index_bytes(self) -> int:
+        """Return the length of the index, log aside."""
+        return _length(self.index)
+
     def wal_bytes(self) -> int:
         """Return the length of the index's write-ahead log."""
-        try:
-            return os.stat(f"{self.index}-wal").st_size
-        except OSError:
-            return 0
+        return _length(f"{self.index}-wal")
 
     def slot_bytes(self) -> int:
         """Return the length of the file of uses."""
-        try:
-            return os.stat(self.recency).st_size
-        except OSError:
-            return 0
+        return _length(self.recency)
 
     def explain(self, error: OSError) -> str:
         """Say what is wrong with the folder and what to do."""
@@ -206,6 +204,13 @@ def file_system(path: Path) -> str:
         if (real == point or real.startswith(point.rstrip("/") + "/")) and len(point) >= best:
             best, kind = len(point), after.split()[0]
     return kind
+
+
+def _length(path: Path | str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
 
 
 def _owner(path: Path) -> str:

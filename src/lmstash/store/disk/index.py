@@ -19,6 +19,7 @@ from typing import Any
 
 import apsw
 
+from lmstash.store.disk import schema
 from lmstash.store.disk.adding import PUT, RowRun, add_rows
 from lmstash.store.disk.folder import Folder
 from lmstash.store.disk.guarded import Guarded
@@ -26,36 +27,33 @@ from lmstash.store.disk.index_connection import connect
 from lmstash.store.disk.index_errors import APPLICATION_ID, Translated, in_our_words
 from lmstash.store.disk.index_log import IndexLog
 from lmstash.store.disk.rows import (
+    ABSENT,
     COLUMNS,
+    EXPIRED,
+    PLACE,
     IndexDamagedError,
     Row,
     SegmentRow,
     checked,
     checked_segment,
+    columns_of,
+    place_of,
     row_id,
     row_ids,
+    row_of,
     sane,
 )
 
-SCHEMA_VERSION = 1
-
-_SCHEMA = f"""
-CREATE TABLE segments(
-    id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, namespace TEXT NOT NULL, state INTEGER NOT NULL,
-    granted INTEGER NOT NULL, tail INTEGER NOT NULL, records INTEGER NOT NULL, live INTEGER NOT NULL,
-    live_bytes INTEGER NOT NULL, first_slot INTEGER NOT NULL, n_slots INTEGER NOT NULL, created REAL NOT NULL);
-CREATE TABLE entries(
-    k INTEGER PRIMARY KEY, key BLOB NOT NULL, seg INTEGER NOT NULL, off INTEGER NOT NULL, head INTEGER NOT NULL,
-    size INTEGER NOT NULL, slot INTEGER NOT NULL, gen INTEGER NOT NULL, exp INTEGER NOT NULL, pinned INTEGER NOT NULL);
-CREATE TABLE facts(name TEXT PRIMARY KEY, value) WITHOUT ROWID;
-PRAGMA application_id = {APPLICATION_ID};
-PRAGMA user_version = {SCHEMA_VERSION};
-"""
 _FIND = f"SELECT {COLUMNS} FROM entries WHERE k = ?"
 _ASKED = "FROM carray(?) AS asked CROSS JOIN entries ON entries.k = asked.value"
 _FIND_MANY = f"SELECT {COLUMNS} {_ASKED}"
 _EXPIRIES = f"SELECT key, exp {_ASKED}"
-_LOCATE = f"SELECT k, seg, off, head, size, slot, exp {_ASKED}"
+# Of what is not there the left join says null. A damaged expiry may be a text, which is more than any number.
+_PLACES = (
+    "SELECT CAST(group_concat(CASE WHEN exp = 0 OR exp BETWEEN ?2 AND 0x7fffffffffffffff THEN place"
+    f" WHEN exp IS NULL THEN x'{ABSENT.hex()}' ELSE x'{EXPIRED.hex()}' END, '') AS BLOB)"
+    " FROM carray(?1) AS asked LEFT JOIN entries ON entries.k = asked.value"
+)
 _PAGE = f"SELECT {COLUMNS} FROM entries WHERE k > ? ORDER BY k LIMIT 1000"
 _KIB, _BESIDE_KIB = 128 << 10, 16 << 10
 """Of pages that are held, as far as they are used: the index of a million entries is about 100 MiB."""
@@ -96,17 +94,16 @@ class Index:
         self.inode = folder.index_inode()
 
     def _prepare(self) -> None:
-        version = self.reader.execute("PRAGMA user_version").get
-        if version == 0 and not self._read_only:
+        version = schema.version_of(self.reader)
+        if version < schema.SCHEMA_VERSION and not self._read_only:
             with self.transaction():
-                if self.writer.execute("PRAGMA user_version").get == 0:
-                    if self.writer.execute("SELECT count(*) FROM sqlite_schema").get:
-                        raise IndexDamagedError("index.db is another program's database")
-                    self.writer.execute(_SCHEMA)
-                    self.made = True
-            version = self.reader.execute("PRAGMA user_version").get
-        if version != SCHEMA_VERSION or self.reader.execute("PRAGMA application_id").get != APPLICATION_ID:
-            raise IndexDamagedError(f"index.db has schema {version}, not {SCHEMA_VERSION}")
+                self.made = schema.make(self.writer)
+            version = schema.version_of(self.reader)
+        elif version == 1:
+            schema.see_as_today(self.reader)
+            version = schema.SCHEMA_VERSION
+        if version != schema.SCHEMA_VERSION or self.reader.execute("PRAGMA application_id").get != APPLICATION_ID:
+            raise IndexDamagedError(f"index.db has schema {version}, not {schema.SCHEMA_VERSION}")
         self.reader.execute("SELECT count(*) FROM segments")
         self.reader.execute(_FIND, (0,)).fetchall()
 
@@ -119,10 +116,10 @@ class Index:
     def find(self, key: bytes) -> Row | None:
         """Return where `key` is."""
         found = self.spot(key)
-        return None if found is None else Row._make(found)
+        return None if found is None else row_of(found)
 
     def spot(self, key: bytes) -> tuple[Any, ...] | None:
-        """As `find`, a little faster: what a `Row` is made of.
+        """As `find`, a little faster: the columns, of which `row_of` makes a row.
 
         The cursor is a fresh one: of a kept one, what an interrupt or a finalizer comes between would stay open.
         """
@@ -144,17 +141,23 @@ class Index:
         with self.read_lock, self._translated:
             return dict(self._quickest().execute(_EXPIRIES, (apsw.carray(ids),))) if ids else {}
 
-    def locate(self, ids: Any) -> list[tuple[Any, ...]]:
-        """Return (id, segment, offset, head, size, slot, expiry) of each row id (an int64 array) that is there."""
+    def places(self, ids: Any, now_us: int) -> bytes:
+        """Return the `PLACE` of each row id (an int64 array, not empty) or `ABSENT` or `EXPIRED`, one after another.
+
+        Of a damaged index anything may come. Whoever reads a record compares its key.
+        """
         with self.read_lock, self._translated:
-            return self._quickest().execute(_LOCATE, (apsw.carray(ids),)).fetchall() if len(ids) else []
+            found = self._quickest().execute(_PLACES, (apsw.carray(ids), now_us + 1)).get
+        if not isinstance(found, bytes) or len(found) != PLACE.size * len(ids):
+            raise IndexDamagedError("rows have no places")
+        return found
 
     def page(self, after: int | None) -> list[Row]:
         """Return up to 1,000 rows whose id follows `after`, in their order."""
         start = -(2**63) if after is None else after
         with self.read_lock, self._translated:
             sql = _PAGE.replace("k > ?", "k >= ?") if after is None else _PAGE
-            return [Row._make(each) for each in self.reader.execute(sql, (start,))]
+            return list(map(row_of, self.reader.execute(sql, (start,))))
 
     def rows(self) -> Iterator[Row]:
         """Yield every row, in pages, so that no long read holds up the log."""
@@ -266,20 +269,21 @@ class Index:
             return [checked(each) for each in self.writer.execute(_FIND, (ids[0],))]
         return [checked(each) for each in self.writer.execute(_FIND_MANY, (apsw.carray(array("q", ids)),))]
 
-    def add_rows(self, rows: Sequence[tuple[Any, ...]] | RowRun) -> bool:
+    def add_rows(self, rows: RowRun) -> bool:
         """Insert rows; returns False where an id is taken already: then the transaction must be given up."""
         return add_rows(self.writer, rows)
 
     def put_rows(self, rows: Sequence[Row]) -> None:
         """Insert or replace rows."""
         if len(rows) == 1:
-            self.writer.execute(PUT, rows[0])
+            self.writer.execute(PUT, columns_of(rows[0]))
         elif rows:
-            self.writer.executemany(PUT, rows)
+            self.writer.executemany(PUT, map(columns_of, rows))
 
-    def move_rows(self, moves: Sequence[tuple[int, int, int, int, int, int]]) -> None:
-        """Point rows elsewhere: (segment, offset, head, slot, k, old segment)."""
-        self.writer.executemany("UPDATE entries SET seg=?, off=?, head=?, slot=? WHERE k=? AND seg=?", moves)
+    def move_rows(self, rows: Sequence[Row], fresh: Sequence[Row]) -> None:
+        """Point rows elsewhere, as far as they are where they were."""
+        moves = [(place_of(new), old.k, place_of(old)) for old, new in zip(rows, fresh, strict=True)]
+        self.writer.executemany("UPDATE entries SET place = ? WHERE k = ? AND place = ?", moves)
 
     def delete_rows(self, rows: Sequence[Row]) -> None:
         """Remove rows and what they counted for in their segments."""
@@ -302,12 +306,9 @@ class Index:
 
     def rows_of_segment(self, row: int) -> list[Row]:
         """Return a segment's rows by reading the whole table: for segments whose own list is lost."""
-        found = self.writer.execute(f"SELECT {COLUMNS} FROM entries WHERE seg = ?", (row,))
-        rows = [tuple.__new__(Row, each) for each in found]
-        for each in rows:
-            if not isinstance(each.key, bytes) or not sane(each):
-                raise IndexDamagedError(f"a row makes no sense: {each}")
-        return rows
+        start = row.to_bytes(4, "little")
+        found = self.writer.execute(f"SELECT {COLUMNS} FROM entries WHERE substr(place, 1, 4) = ?", (start,))
+        return list(map(checked, found))
 
     def live_entries(self) -> int:
         """Return how many entries there are. Inside a transaction."""
@@ -392,9 +393,8 @@ class Index:
 
 def _find_many(connection: apsw.Connection, keys: Sequence[bytes]) -> dict[bytes, Row]:
     asked = {key for key in keys if isinstance(key, bytes)}
-    make = tuple.__new__  # what Row._make does, at a third of its cost
     ids = array("q", [row_id(key) for key in asked])
     if not ids:
         return {}
     found = connection.execute(_FIND_MANY, (apsw.carray(ids),))
-    return {row[1]: make(Row, row) for row in found if row[1] in asked}
+    return {row[1]: row_of(row) for row in found if row[1] in asked}

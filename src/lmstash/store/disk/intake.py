@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lmstash.events import EventLog
 from lmstash.store.base import Write, byte_views, check_write
@@ -21,9 +21,6 @@ from lmstash.store.disk.shrinking import Shrinker
 if TYPE_CHECKING:
     from lmstash.store.disk.adding import RowRun
     from lmstash.store.sheets import Sheet
-
-GROUP_ROWS = 512
-"""At most this many values share a transaction, which bounds how far it makes the index's log grow."""
 
 
 class NoRoomError(Exception):
@@ -159,7 +156,7 @@ class Intake:
 
         now = int(time.time() * 1e6)
         first_slot, n_records, live_bytes = writer.first_slot + writer.count, 0, 0
-        rows: list[Sequence[tuple[Any, ...]] | RowRun] = []
+        rows: list[RowRun] = []
         for sheet, each in zip(sheets, ids, strict=True):
             generation = self._appender.next_generations(now, len(sheet))
             place = writer.tail, writer.count

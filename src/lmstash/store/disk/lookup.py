@@ -15,7 +15,7 @@ from lmstash.store.disk.format import HEADER, Header, check_small, parse_head
 from lmstash.store.disk.index import Index
 from lmstash.store.disk.reading import groups, read_group, read_one
 from lmstash.store.disk.recency import Recency
-from lmstash.store.disk.rows import IndexDamagedError, Row, sane
+from lmstash.store.disk.rows import PLACE, IndexDamagedError, Row, row_of, sane
 from lmstash.store.disk.segment import SegmentFile, SegmentFiles
 
 Loaded = tuple[Header, memoryview, str]
@@ -104,8 +104,9 @@ class Lookup:
             self._events.miss("", key, MissReason.ABSENT)
             return None
         row: Row | None = None
-        _, _, seg, off, head, size, slot, _, exp, _ = found
-        if exp == 0 <= size <= _SMALL_BYTES and HEADER.size <= head <= _SMALL_BYTES and slot >= 0:
+        seg, off, head, size, slot = PLACE.unpack(found[2])
+        exp = found[4]
+        if exp == 0 and size <= _SMALL_BYTES and HEADER.size <= head <= _SMALL_BYTES:
             file = self.file(seg)
             buffer = bytearray(head + size)
             if file is not None and os.preadv(file.fd, (buffer,), off) == head + size:
@@ -116,7 +117,7 @@ class Lookup:
                     self._events.hit(file.namespace, key, size, seconds)
                     return payload.toreadonly()
         else:
-            row = Row._make(found)
+            row = row_of(found)
         loaded = self.load(key, row)  # expired, large, damaged, moved or gone: this says which, and heals
         return None if loaded is None else loaded[1].toreadonly()
 

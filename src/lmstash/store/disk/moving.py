@@ -106,9 +106,7 @@ class Mover:
 
     def _point(self, rows: list[Row], fresh: list[Row]) -> set[int]:
         """Let the index know where records are now; returns the row ids that moved."""
-        self._index.move_rows(
-            [(new.seg, new.off, new.head, new.slot, new.k, old.seg) for old, new in zip(rows, fresh, strict=True)]
-        )
+        self._index.move_rows(rows, fresh)
         writer = next(each for each in self._appender.writers.values() if each.row == fresh[0].seg)
         live_bytes = sum(row.record_bytes for row in fresh)
         if not self._index.advance_segment(writer.row, writer.tail, writer.count, len(fresh), live_bytes):

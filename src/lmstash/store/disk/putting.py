@@ -11,8 +11,9 @@ from lmstash.events import DropReason, EventLog
 from lmstash.store.base import Write
 from lmstash.store.disk.appender import Item
 from lmstash.store.disk.folder import Folder
-from lmstash.store.disk.intake import GROUP_ROWS, NoRoomError, expiry_us, item_of
+from lmstash.store.disk.intake import NoRoomError, expiry_us, item_of
 from lmstash.store.disk.opened import Opened
+from lmstash.store.disk.room import GROUP_ROWS
 from lmstash.store.disk.rows import DAMAGE
 
 if TYPE_CHECKING:

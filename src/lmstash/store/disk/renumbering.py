@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import struct
 from typing import Any
 
 import apsw
 
 from lmstash.store.disk.folder import Folder, write_private
 from lmstash.store.disk.recency import FIRST_SLOT, SLOT_BYTES, region
+from lmstash.store.disk.rows import PLACE
+
+_ROWS = 10_000
+"""So many are changed at a time."""
 
 
 def renumber(folder: Folder) -> None:
@@ -24,7 +29,7 @@ def renumber(folder: Folder) -> None:
     connection = apsw.Connection(str(folder.index))
     fresh = folder.recency.with_name("recency.new")
     try:
-        with contextlib.suppress(apsw.Error, OSError):
+        with contextlib.suppress(apsw.Error, OSError, struct.error, TypeError):  # the latter: damage
             # Others keep a lock on a database with a log for as long as they have it open, and it cannot go meanwhile.
             connection.execute("PRAGMA locking_mode = EXCLUSIVE")
             if connection.execute("PRAGMA journal_mode = DELETE").get == "delete":
@@ -40,15 +45,26 @@ def renumber(folder: Folder) -> None:
 def _moved(connection: apsw.Connection, cells: bytes) -> bytes:
     """Give the segments slots one after another in the index, and return the cells as they lie then."""
     out = bytearray(cells[: FIRST_SLOT * SLOT_BYTES].ljust(FIRST_SLOT * SLOT_BYTES, b"\0"))
-    connection.execute("CREATE TEMP TABLE moves(seg INTEGER PRIMARY KEY, shift INTEGER)")
+    shifts: dict[int, int] = {}
     found: list[Any] = connection.execute("SELECT id, first_slot, records FROM segments ORDER BY first_slot").fetchall()
     for segment, first, records in found:
         start, n_slots = len(out) // SLOT_BYTES, region(records)
         out += cells[first * SLOT_BYTES : (first + records) * SLOT_BYTES].ljust(n_slots * SLOT_BYTES, b"\0")
         connection.execute("UPDATE segments SET first_slot = ?, n_slots = ? WHERE id = ?", (start, n_slots, segment))
-        connection.execute("INSERT INTO moves VALUES(?, ?)", (segment, start - first))
-    connection.execute(
-        "UPDATE entries SET slot = slot + (SELECT shift FROM moves WHERE moves.seg = entries.seg)"
-        " WHERE seg IN (SELECT seg FROM moves WHERE shift != 0)"
-    )
+        shifts[segment] = start - first
+    _shift(connection, shifts)
     return bytes(out)
+
+
+def _shift(connection: apsw.Connection, shifts: dict[int, int]) -> None:
+    """Add to the slots of the entries of each segment."""
+    after, asked = -(2**63), f"SELECT k, place FROM entries WHERE k > ? ORDER BY k LIMIT {_ROWS}"
+    found: list[Any] = connection.execute(asked.replace("k > ?", "k >= ?"), (after,)).fetchall()
+    while found:
+        moved: list[tuple[bytes, int]] = []
+        for k, place in found:
+            seg, off, head, size, slot = PLACE.unpack(place)
+            if shift := shifts.get(seg, 0):
+                moved.append((PLACE.pack(seg, off, head, size, slot + shift), k))
+        connection.executemany("UPDATE entries SET place = ? WHERE k = ?", moved)
+        found = connection.execute(asked, (found[-1][0],)).fetchall()

@@ -22,6 +22,9 @@ from lmstash.store.disk.rows import OPEN, IndexDamagedError
 
 MIN_CAPACITY_BYTES = 1 << 20
 """A folder with a smaller limit keeps nothing: index and log alone take about that much."""
+GROUP_ROWS = 512
+"""At most this many values share a transaction, which bounds how far it makes the index's log grow."""
+_PAGE_BYTES = 4096
 _SPARE_SHARE = 8
 _SEGMENT_EXTRA_BYTES = 8192
 """What a file may take beyond its length: its last block and an extent block."""
@@ -53,7 +56,7 @@ class Sizes:
             reserve_bytes=2 * segment,
             log_bytes=log,
             segment_slots=min(max(segment // 512 // 512 * 512, 512), 65536),
-            group_rows=min(max(log // 8192, 512), 2048),
+            group_rows=min(max(log // 2 // _PAGE_BYTES, GROUP_ROWS), 2048),
         )
 
 
@@ -162,8 +165,10 @@ class Room:
         return n_bytes + n_bytes // 64 + _SEGMENT_EXTRA_BYTES * 4 + fixed <= self.capacity_bytes
 
     def _fixed_bytes(self) -> int:
-        """Return what is taken beside the segments, with the log as long as it is or usually becomes."""
-        return self._folder.overhead_bytes() + max(0, self.sizes.log_bytes - self._folder.wal_bytes())
+        """Return what is taken beside the segments, with the log as long as it is or may become in one transaction."""
+        touched = min(self._folder.index_bytes(), GROUP_ROWS * _PAGE_BYTES)  # each row may lie in a page of its own
+        longest = max(self.sizes.log_bytes, touched)
+        return self._folder.overhead_bytes() + max(0, longest - self._folder.wal_bytes())
 
 
 def default_capacity_bytes(folder: Folder) -> int:

@@ -11,7 +11,9 @@ from lmstash.store.disk.format import xxh3
 OPEN, SEALED = 0, 1
 _HALF = 1 << 63
 _MOST_HEAD_BYTES = 1 << 20
-_MOST_SLOTS = 1 << 40
+_MOST_SLOTS = 1 << 32
+FAR = 1 << 48
+"""Neither offsets nor sizes come so far."""
 
 
 class IndexDamagedError(Exception):
@@ -44,7 +46,12 @@ class Row(NamedTuple):
         return -(-(self.head + self.size) // 16) * 16
 
 
-COLUMNS = ", ".join(Row._fields)
+PLACE = struct.Struct("<IQIQI")
+"""Segment, offset, head, size and slot of a row in one column: SQLite strings those of thousands of rows together in a
+third of the time that it takes to hand over their numbers."""
+ABSENT, EXPIRED = bytes(PLACE.size), b"\xff" * PLACE.size
+"""What is said of rows without a place."""
+COLUMNS = "k, key, place, gen, exp, pinned"
 """Of the table of entries."""
 
 
@@ -70,9 +77,9 @@ def sane(row: Row) -> bool:
     try:
         return (
             int is type(row.k) is type(row.seg) is type(row.off) is type(row.head) is type(row.size) is type(row.slot)
-            and row.off >= 0
+            and 0 <= row.off < FAR
             and 0 < row.head <= _MOST_HEAD_BYTES
-            and row.size >= 0
+            and 0 <= row.size < FAR
             and 0 <= row.slot < _MOST_SLOTS
             and row.gen >= 0
             and row.exp >= 0
@@ -91,9 +98,29 @@ def row_ids(keys: Sequence[bytes]) -> list[int]:
     return [xxh3(key) - _HALF for key in keys]
 
 
+def row_of(found: Sequence[Any]) -> Row:
+    """Return what SQLite found as a row, whose numbers may still make no sense. May raise `IndexDamagedError`."""
+    k, key, place, gen, exp, pinned = found
+    try:
+        seg, off, head, size, slot = PLACE.unpack(place)
+    except (struct.error, TypeError) as error:
+        raise IndexDamagedError(f"a row has no place: {error}") from None
+    return Row(k, key, seg, off, head, size, slot, gen, exp, pinned)
+
+
+def columns_of(row: Row) -> tuple[Any, ...]:
+    """Return a row as it is written."""
+    return row.k, row.key, place_of(row), row.gen, row.exp, row.pinned
+
+
+def place_of(row: Row) -> bytes:
+    """Return where an entry is, in the form of the index."""
+    return PLACE.pack(*row[2:7])
+
+
 def checked(found: Sequence[Any]) -> Row:
     """Return what SQLite found as a row. Raises `IndexDamagedError` if no row can be so."""
-    row = Row._make(found)
+    row = row_of(found)
     if not isinstance(row.key, bytes) or not sane(row):
         raise IndexDamagedError(f"a row makes no sense: {row}")
     return row

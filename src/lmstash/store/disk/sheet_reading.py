@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,28 +19,17 @@ from typing import TypeVar
 import numpy as np
 
 from lmstash.errors import FormatError
-from lmstash.events import EventLog, MissReason
+from lmstash.events import EventLog
 from lmstash.store.base import KEY_BYTES
 from lmstash.store.disk.format import CHUNK_BYTES, HEADER, xxh3
 from lmstash.store.disk.index import Index
+from lmstash.store.disk.locating import located
 from lmstash.store.disk.lookup import Lookup, entry_of
 from lmstash.store.disk.reading import read_one
 from lmstash.store.disk.recency import Recency
 from lmstash.store.disk.rows import Row
 from lmstash.store.disk.segment import SegmentFile
-from lmstash.store.disk.tables import (
-    EXP,
-    HEAD,
-    HEADER_DTYPE,
-    OFF,
-    SEG,
-    SIZE,
-    SLOT,
-    K,
-    as_expected,
-    sane_seconds,
-    table_of,
-)
+from lmstash.store.disk.tables import HEAD, HEADER_DTYPE, OFF, SEG, SIZE, SLOT, as_expected, sane_seconds
 from lmstash.store.sheets import APART_BYTES, Apart, Found, found_of
 
 _T = TypeVar("_T")
@@ -81,23 +69,7 @@ class SheetReader:
                 yield found
 
     def _look_up(self, keys: Sequence[bytes], apart: bool) -> Iterator[Found | Apart]:
-        ids = np.fromiter(map(xxh3, keys), np.uint64, len(keys)) ^ np.uint64(1 << 63)
-        order = ids.view(np.int64).argsort()
-        ids = ids.view(np.int64)[order]  # neighbours in the index are found faster one after another
-        found = table_of(self._index.locate(ids))
-        places = order[np.searchsorted(ids, found[:, K])]
-        if len(found) < len(keys):
-            there = np.zeros(len(keys), np.bool_)
-            there[places] = True
-            self._events.misses([keys[each] for each in (~there).nonzero()[0].tolist()], MissReason.ABSENT)
-        if not len(found):
-            return
-        expired = (found[:, EXP] > 0) & (found[:, EXP] <= int(time.time() * 1e6))
-        odd: list[int] = places[expired].tolist()
-        order = np.lexsort((found[:, OFF], found[:, SEG]))
-        if odd:
-            order = order[~expired[order]]
-        found, places = found[order], places[order]
+        found, places, odd = located(self._index, self._events, keys)
         wanted = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES)
         groups = list(_groups(found, apart))
         with _Ahead(len(groups) if apart else 0) as ahead:
@@ -189,9 +161,9 @@ class SheetReader:
     def _read_alone(
         self, file: SegmentFile, row: np.ndarray, place: np.ndarray, key: bytes, odd: list[int]
     ) -> Iterator[Found]:
-        k, seg, off, head, size, slot, exp = row.tolist()
+        seg, off, head, size, slot = row.tolist()
         try:
-            header, payload = read_one(file, Row(k, key, seg, off, head, size, slot, 0, exp, 0))
+            header, payload = read_one(file, Row(0, key, seg, off, head, size, slot, 0, 0, 0))
         except (FormatError, OSError):
             odd.extend(place.tolist())
             return

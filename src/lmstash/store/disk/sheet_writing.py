@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -28,7 +27,7 @@ from lmstash.store.disk.format import (
     xxh3,
 )
 from lmstash.store.disk.segment import SegmentWriter
-from lmstash.store.disk.tables import HEADER_DTYPE
+from lmstash.store.disk.tables import HEADER_DTYPE, PLACE_DTYPE
 from lmstash.store.sheets import HEAD_BYTES, Sheet
 
 LISTING_DTYPE = np.dtype(
@@ -66,8 +65,8 @@ class Laid:
 
     buffers: list[Buffer]
     n_bytes: int
-    rows: Sequence[tuple[Any, ...]] | RowRun
-    """For the index, in the order of its columns."""
+    rows: RowRun
+    """For the index."""
     listing: bytes
     live_bytes: int
     """As the index counts what lives in a segment."""
@@ -156,17 +155,10 @@ def lay_out(
         listing[name] = fixed[name]
     listing["key"] = fixed["key"].reshape(-1).view("V32")
     listing["offset"], listing["ordinal"] = starts, np.arange(ordinal, ordinal + n)
-    slot = writer.first_slot + ordinal
-    rows: Sequence[tuple[Any, ...]] | RowRun
-    if (heads[1:] == heads[-1]).all():
-        keys, places = fixed["key"].tobytes(), (int(payloads[0]), int(steps[-1]), int(heads[0]), int(heads[-1]))
-        rows = RowRun(ids, keys, writer.row, *places, size, slot, generation, expires_us)
-    else:
-        where = zip(starts.tolist(), heads.tolist(), strict=True)
-        rows = [
-            (k, key, writer.row, start, head, size, slot + number, generation + number, expires_us, 0)
-            for number, (k, key, (start, head)) in enumerate(zip(ids, sheet.keys, where, strict=True))
-        ]
+    places = np.empty(n, PLACE_DTYPE)
+    places["seg"], places["off"], places["head"], places["size"] = writer.row, starts, heads, size
+    places["slot"] = np.arange(n) + (writer.first_slot + ordinal)
+    rows = RowRun(ids, fixed["key"].tobytes(), places.tobytes(), generation, expires_us)
     end = int(payloads[-1]) + padded
     return Laid(buffers, end - offset, rows, listing.tobytes(), int((heads + padded).sum()))
 

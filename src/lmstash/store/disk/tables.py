@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import chain
-
 import numpy as np
 
 from lmstash.store.base import KEY_BYTES
 from lmstash.store.disk.format import FLAG_PINNED, FORMAT_VERSION, HEADER, PLAIN_ENTRY, RECORD_MAGIC
-from lmstash.store.disk.rows import IndexDamagedError
+from lmstash.store.disk.rows import FAR, PLACE, IndexDamagedError
 from lmstash.store.disk.segment import SegmentFile
 
 HEADER_DTYPE = np.dtype(
@@ -39,10 +37,13 @@ _FIRST_WORD = int.from_bytes(PLAIN_ENTRY, "little")
 _ALL_BUT_PINNED = np.uint64(2**64 - 1 - (FLAG_PINNED << 48))
 _KEY_WORDS = slice(4, 8)
 """Where the key is among the words of a header."""
-K, SEG, OFF, HEAD, SIZE, SLOT, EXP = range(7)
+_NUMBERS = {"seg": "<u4", "off": "<u8", "head": "<u4", "size": "<u8", "slot": "<u4"}
+PLACE_DTYPE = np.dtype(list(_NUMBERS.items()))
+"""`rows.PLACE` as numpy says it."""
+assert PLACE_DTYPE.itemsize == PLACE.size
+SEG, OFF, HEAD, SIZE, SLOT = range(5)
 """Columns of what `table_of` returns."""
 _MOST_SECONDS = 1e9
-_FAR = 1 << 48
 
 
 def headers_at(data: bytes, starts: list[int]) -> tuple[list[bytes], list[int], list[int], list[int], list[int]] | None:
@@ -58,18 +59,20 @@ def headers_at(data: bytes, starts: list[int]) -> tuple[list[bytes], list[int], 
     return keys, *(fixed[name].tolist() for name in ("type", "flags", "head", "payload"))
 
 
-def table_of(rows: list[tuple[object, ...]]) -> np.ndarray:
-    """Return what the index said as `[n, 7]` int64. Raises `IndexDamagedError` if no rows can be so."""
-    try:
-        table = np.fromiter(chain.from_iterable(rows), np.int64, 7 * len(rows)).reshape(-1, 7)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise IndexDamagedError(f"rows make no sense: {error}") from None
-    numbers = table[:, SEG:]
-    sane = (numbers >= 0) & (numbers < _FAR)
-    sane[:, EXP - 1] = numbers[:, EXP - 1] >= 0
-    if not sane.all() or (table[:, HEAD] > 1 << 20).any() or (table[:, HEAD] < HEADER.size).any():
-        raise IndexDamagedError("rows make no sense")
+def table_of(places: bytes) -> np.ndarray:
+    """Return what the index said of some rows as `[n, 5]` int64, which may make no sense (`must_be_sane`)."""
+    rows = np.frombuffer(places, PLACE_DTYPE)
+    table = np.empty((len(rows), len(_NUMBERS)), np.int64)
+    for column, name in enumerate(_NUMBERS):
+        table[:, column] = rows[name]
     return table
+
+
+def must_be_sane(rows: np.ndarray) -> None:
+    """Raise `IndexDamagedError` if places that are there cannot be so."""
+    far = (rows[:, OFF : SIZE + 1] < 0) | (rows[:, OFF : SIZE + 1] >= FAR)
+    if far.any() or (rows[:, HEAD] > 1 << 20).any() or (rows[:, HEAD] < HEADER.size).any():
+        raise IndexDamagedError("rows make no sense")
 
 
 def as_expected(file: SegmentFile, rows: np.ndarray, keys: np.ndarray, fixed: np.ndarray) -> np.ndarray:

@@ -7,32 +7,20 @@ key, type, lengths, namespace and payload checksum are checked, as a single one'
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 from itertools import repeat
 
 import numpy as np
 
-from lmstash.events import EventLog, MissReason
+from lmstash.events import EventLog
 from lmstash.store.base import KEY_BYTES
 from lmstash.store.disk.format import HEADER, RECORD_ALIGN, xxh3
 from lmstash.store.disk.index import Index
+from lmstash.store.disk.locating import located
 from lmstash.store.disk.lookup import Lookup
 from lmstash.store.disk.recency import Recency
 from lmstash.store.disk.segment import SegmentFile
-from lmstash.store.disk.tables import (
-    EXP,
-    HEAD,
-    HEADER_DTYPE,
-    OFF,
-    SEG,
-    SIZE,
-    SLOT,
-    K,
-    as_expected,
-    sane_seconds,
-    table_of,
-)
+from lmstash.store.disk.tables import HEAD, HEADER_DTYPE, OFF, SEG, SIZE, SLOT, as_expected, sane_seconds
 
 _SMALL_BYTES = 16 << 10
 """Records of this size or more are read by the slow path: their bytes cost more than their object."""
@@ -60,25 +48,12 @@ class ValueReader:
         Faults of disk and index are raised. Small values share memory of up to 1 MiB, which lives as long as any of
         them. Costs about 3 us a value where neighbours are asked for together, 7 where they are not.
         """
-        ids = np.fromiter(map(xxh3, keys), np.uint64, len(keys)) ^ np.uint64(1 << 63)
-        order = ids.view(np.int64).argsort()
-        ids = ids.view(np.int64)[order]  # neighbours in the index are found faster one after another
-        found = table_of(self._index.locate(ids))
-        places = order[np.searchsorted(ids, found[:, K])]
         out: list[memoryview | None] = [None] * len(keys)
-        if len(found) < len(keys):
-            there = np.zeros(len(keys), np.bool_)
-            there[places] = True
-            self._events.misses([keys[each] for each in (~there).nonzero()[0].tolist()], MissReason.ABSENT)
-        if not len(found):
-            return out
+        found, places, odd = located(self._index, self._events, keys)
         wanted = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES)
-        expired = (found[:, EXP] > 0) & (found[:, EXP] <= int(time.time() * 1e6))
-        slow = expired | (found[:, SIZE] >= _SMALL_BYTES) | (found[:, HEAD] >= _SMALL_BYTES)
-        odd: list[int] = places[slow].tolist()
-        order = np.lexsort((found[:, OFF], found[:, SEG]))
-        order = order[~slow[order]]
-        found, places = found[order], places[order]
+        slow = (found[:, SIZE] >= _SMALL_BYTES) | (found[:, HEAD] >= _SMALL_BYTES)
+        odd += places[slow].tolist()
+        found, places = found[~slow], places[~slow]
         sizes = (found[:, HEAD] + found[:, SIZE]).cumsum()
         bounds = (found[1:, SEG] != found[:-1, SEG]).nonzero()[0] + 1
         for first, last in zip([0, *bounds.tolist()], [*bounds.tolist(), len(found)], strict=True):

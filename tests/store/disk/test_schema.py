@@ -1,0 +1,119 @@
+"""Indexes of an earlier schema: what they know is known on, uses and pins included."""
+
+from __future__ import annotations
+
+import multiprocessing
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+
+from lmstash.store.base import EntryInfo, Write
+from lmstash.store.disk.rows import PLACE
+from lmstash.store.disk.store import DiskStore
+from lmstash.testing import sample_bytes, sample_key
+
+N = 700
+KEYS = [sample_key(number) for number in range(N)]
+_NUMBERS = ("seg", "off", "head", "size", "slot")
+
+
+def fill(folder: Path, *, read_only: bool = False) -> dict[bytes, EntryInfo]:
+    """Put entries, use and pin some, and give the folder an index of schema 1; returns what was known of each.
+
+    Who only reads knows nothing of uses.
+    """
+    with closing(DiskStore(folder)) as store:
+        store.put_many([Write(key, sample_bytes(50, n), f"kind/{n % 3}") for n, key in enumerate(KEYS)])
+        store.get_many(KEYS[::7])
+        store.pin_many(KEYS[:3])
+        store.delete_many(KEYS[-5:])
+    with closing(DiskStore(folder, read_only=read_only)) as store:
+        known = {info.key: info for info in store.entries()}
+    connection = apsw.Connection(str(folder / "index.db"))
+    for at, name in enumerate(_NUMBERS):
+        connection.create_scalar_function(f"{name}_of", lambda place, at=at: PLACE.unpack(place)[at], 1)
+    columns = ", ".join(f"{name}_of(place)" for name in _NUMBERS)
+    connection.execute(
+        "BEGIN; ALTER TABLE entries RENAME TO later;"
+        "CREATE TABLE entries(k INTEGER PRIMARY KEY, key BLOB NOT NULL, seg INTEGER NOT NULL, off INTEGER NOT NULL,"
+        " head INTEGER NOT NULL, size INTEGER NOT NULL, slot INTEGER NOT NULL, gen INTEGER NOT NULL,"
+        " exp INTEGER NOT NULL, pinned INTEGER NOT NULL);"
+        f"INSERT INTO entries SELECT k, key, {columns}, gen, exp, pinned FROM later;"
+        "DROP TABLE later; PRAGMA user_version = 1; COMMIT"
+    )
+    connection.close()
+    return known
+
+
+def schema(folder: Path) -> int:
+    with closing(apsw.Connection(str(folder / "index.db"))) as connection:
+        return connection.execute("PRAGMA user_version").get
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_all_that_was_known_is_known(tmp_path: Path, read_only: bool):
+    known = fill(tmp_path, read_only=read_only)
+    assert len(known) == N - 5
+    assert any(info.hits for info in known.values()) != read_only
+    with closing(DiskStore(tmp_path, read_only=read_only, strict=True)) as store:
+        assert {info.key: info for info in store.entries()} == known
+        expected = [sample_bytes(50, n) if n < N - 5 else None for n in range(N)]
+        assert store.get_many(KEYS) == expected
+        assert [store.get(key) for key in KEYS] == expected
+        assert store.contains_many(KEYS) == [each is not None for each in expected]
+        assert store.verify().ok
+        assert store.events.stats.damaged == 0
+    assert schema(tmp_path) == (1 if read_only else 2)
+
+
+def test_what_is_written_on_is_kept_beside(tmp_path: Path):
+    known = fill(tmp_path)
+    with closing(DiskStore(tmp_path, strict=True)) as store:
+        assert store.put_many([Write(KEYS[-1], b"new", "kind/0"), Write(KEYS[5], b"not kept: it is there", "kind/0")])
+        assert store.delete_many(KEYS[:2]) == 2
+    with closing(DiskStore(tmp_path, strict=True)) as store:
+        assert store.get(KEYS[-1]) == b"new"
+        assert store.info().entries == len(known) - 1
+        assert store.verify().ok
+
+
+@pytest.mark.parametrize("value", [-1, 2**40, "text", None])
+def test_rows_that_make_no_sense_have_the_index_made_anew(tmp_path: Path, value: Any):
+    known = fill(tmp_path)
+    connection = apsw.Connection(str(tmp_path / "index.db"))
+    connection.execute("PRAGMA writable_schema = ON")
+    if value is None:
+        connection.execute("UPDATE sqlite_schema SET sql = replace(sql, 'slot INTEGER', 'sl0t INTEGER')")
+    else:
+        connection.execute("UPDATE entries SET seg = ? WHERE key = ?", (value, KEYS[9]))
+    connection.close()
+    with closing(DiskStore(tmp_path)) as store:
+        assert [info.key for info in store.entries() if info.pinned] == [
+            info.key for info in known.values() if info.pinned
+        ]
+        assert store.get_many(KEYS[:-5]) == [sample_bytes(50, number) for number in range(N - 5)]
+        assert store.events.stats.damaged == 1
+    assert schema(tmp_path) == 2
+
+
+def _read(folder: Path) -> int:
+    with closing(DiskStore(folder, strict=True)) as store:
+        return sum(each is not None for each in store.get_many(KEYS)) + store.events.stats.damaged * 10_000
+
+
+def test_several_processes_may_open_it_at_once(tmp_path: Path):
+    fill(tmp_path)
+    with multiprocessing.get_context("spawn").Pool(4) as pool:
+        assert pool.map(_read, [tmp_path] * 8, chunksize=1) == [N - 5] * 8
+    assert schema(tmp_path) == 2
+
+
+def test_a_later_schema_is_made_anew(tmp_path: Path):
+    fill(tmp_path)
+    with closing(apsw.Connection(str(tmp_path / "index.db"))) as connection:
+        connection.execute("PRAGMA user_version = 3")
+    with closing(DiskStore(tmp_path)) as store:
+        assert store.get_many(KEYS[:-5]) == [sample_bytes(50, number) for number in range(N - 5)]
