@@ -5,15 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import random
-import threading
-import time
 from pathlib import Path
 
 import pytest
 
 import lmstash
-from lmstash.errors import CorruptEntryError
-from lmstash.store.disk import cold_reading
+from lmstash.store.disk import cold_reading, kernel_reads
 from lmstash.store.disk.format import Header
 from lmstash.store.disk.page_cache import cached_share
 from lmstash.store.disk.rows import Row
@@ -106,23 +103,51 @@ def test_a_file_system_that_reads_nothing_so_is_read_as_usual(stash, tmp_path, m
     assert len(calls) == len(list(tmp_path.glob("**/*.seg"))), "each file is tried once"
 
 
-def test_an_interrupt_is_not_lost_behind_damage(stash, tmp_path, monkeypatch) -> None:
-    main, both = threading.get_ident(), threading.Barrier(2)
+@pytest.mark.parametrize("at", [0, 1, 4, 9])
+def test_what_is_raised_while_more_is_read_comes_out_and_the_next_value_is_right(
+    stash, tmp_path, monkeypatch, at: int
+) -> None:
     checked = cold_reading.check_chunk
 
     def fail(header: Header, index: int, chunk: memoryview) -> None:
-        if not index % 4:  # each of the two threads is at the begin of its first stretch
-            both.wait(10)
-            if threading.get_ident() == main:
-                raise KeyboardInterrupt
-            time.sleep(0.2)
-            raise CorruptEntryError("damaged, and found later")
         checked(header, index, chunk)
+        if index == at:
+            raise KeyboardInterrupt
 
-    monkeypatch.setattr(cold_reading, "check_chunk", fail)
     drop_pages(tmp_path)
-    with pytest.raises(KeyboardInterrupt):
-        stash.store.get(KEYS[1])
+    with monkeypatch.context() as patched:
+        patched.setattr(cold_reading, "check_chunk", fail)
+        with pytest.raises(KeyboardInterrupt):
+            stash.store.get(KEYS[1])
+    assert kernel_reads._held == {}
+    drop_pages(tmp_path)
+    assert stash.store.get(KEYS[1]) == VALUES[1]
+
+
+def test_where_the_kernel_has_no_queues_values_are_read_all_the_same(stash, tmp_path, monkeypatch, cold_reads) -> None:
+    monkeypatch.setattr(kernel_reads, "reads", lambda: None)
+    drop_pages(tmp_path)
+    for key, value in zip(KEYS, VALUES, strict=True):
+        assert stash.store.get(key) == value
+    assert cold_reads == [len(value) for value in VALUES]
+
+
+@pytest.mark.parametrize("queues", [True, False])
+def test_a_damaged_byte_anywhere_is_found(stash, tmp_path, monkeypatch, queues: bool) -> None:
+    if not queues:
+        monkeypatch.setattr(kernel_reads, "reads", lambda: None)
+    index = stash.store._opened.index
+    for key, value in zip(KEYS, VALUES, strict=True):
+        for at in (0, MIB, len(value) // 2, len(value) - 1):
+            assert stash.store.put(key, value)
+            stash.flush()
+            row = index.find(key)
+            with (tmp_path / "stash" / "segments" / f"{index.segment(row.seg).name}.seg").open("r+b") as file:
+                file.seek(row.off + row.head + at)
+                file.write(bytes([value[at] ^ 1]))
+            drop_pages(tmp_path)
+            assert stash.store.get(key) is None
+            assert kernel_reads._held == {}
 
 
 def test_what_the_page_cache_holds_is_told_and_not_changed(stash, tmp_path) -> None:

@@ -1,14 +1,15 @@
 """Reading a large record that the page cache does not have: around it (`O_DIRECT`), header and payload together.
 
-What a disk is fastest with is never to be without a long read. So two threads take stretches of a long payload in
-turns: while one checks what it has read, the other's read is under way. The first stretch brings the header with it,
-since a read of its own would cost as much as a few hundred kilobytes do.
+What a disk is fastest with is never to be without a read. So a payload is read in pieces, and while one is checked the
+next is under way (`kernel_reads`). The first piece brings the header with it, since a read of its own would cost as
+much as a few hundred kilobytes do.
 """
 
 from __future__ import annotations
 
-import threading
+from collections.abc import Iterator
 
+from lmstash.store.disk import kernel_reads
 from lmstash.store.disk.checked import PAGE_BYTES, check_identity, fill, memory
 from lmstash.store.disk.format import CHUNK_BYTES, Header, check_chunk, check_chunk_table, parse_head
 from lmstash.store.disk.rows import Row
@@ -16,87 +17,43 @@ from lmstash.store.disk.segment import SegmentFile
 
 LEAST_BYTES = 2 << 20
 """Payloads of this size or more are read so."""
-_STRETCH_BYTES = 4 * CHUNK_BYTES
-_ALONE_BYTES = 8 * CHUNK_BYTES
-"""Payloads up to this size are read at once by the calling thread: another one starts no faster than they are read."""
+_PIECE_CHUNKS = 2
+"""Of each piece but the first, which is of one chunk: then there is something to check soon."""
 
 
 def read_cold(fd: int, file: SegmentFile, row: Row) -> tuple[Header, memoryview]:
     """Return header and payload of a record, both checked, read by `fd`, which bypasses the page cache.
 
+    The payload begins at a page of the file.
+
     Raises:
         CorruptEntryError, UnsupportedFormatError, OSError: As `reading.read_one`.
     """
-    return _ColdRead(fd, file, row).run()
+    offset = row.off // PAGE_BYTES * PAGE_BYTES  # a page that holds the record's begin
+    lead = row.off + row.head - offset
+    end = lead + row.size
+    whole = memory(-(-end // PAGE_BYTES) * PAGE_BYTES, align=PAGE_BYTES)
+    payload, n_chunks = whole[lead:end], -(-row.size // CHUNK_BYTES)
+    header: Header | None = None
+    n_checked = 0
+    for number in _pieces(fd, offset, whole, lead, end):
+        if header is None:
+            header = parse_head(whole[row.off - offset : lead])
+            check_identity(file, header, row)
+            check_chunk_table(header)
+        n_there = min(1 + number * _PIECE_CHUNKS, n_chunks)
+        for chunk in range(n_checked, n_there):
+            check_chunk(header, chunk, payload[chunk * CHUNK_BYTES : (chunk + 1) * CHUNK_BYTES])
+        n_checked = n_there
+    assert header is not None
+    return header, payload
 
 
-class _ColdRead:
-    """One such read, under way."""
-
-    def __init__(self, fd: int, file: SegmentFile, row: Row) -> None:
-        self._fd = fd
-        self._file = file
-        self._row = row
-        self._first = row.off // PAGE_BYTES * PAGE_BYTES
-        """Where in the file the memory begins: a page that holds the record's begin."""
-        self._lead = row.off + row.head - self._first
-        """What lies in memory before the payload."""
-        self._whole = memory(-(-(self._lead + row.size) // PAGE_BYTES) * PAGE_BYTES, align=PAGE_BYTES)
-        self._stretch = row.size if row.size <= _ALONE_BYTES else _STRETCH_BYTES
-        self._starts = iter(range(0, row.size, self._stretch))  # threads may share an iterator over a range
-        self._header: Header | None = None
-        self._parsed = threading.Event()
-        self._failure: BaseException | None = None
-
-    def run(self) -> tuple[Header, memoryview]:
-        other = None
-        if self._stretch < self._row.size:
-            other = threading.Thread(target=self._work, name="lmstash-read", daemon=True)
-            try:
-                other.start()
-            except RuntimeError:  # no more threads: this one does it all
-                other = None
-        self._work()
-        if other is not None:
-            try:
-                other.join()
-            except BaseException as error:  # an interrupt; the other must not go on with a descriptor that is closed
-                self._failure = error
-                other.join()
-        if self._failure is not None:
-            raise self._failure
-        assert self._header is not None
-        return self._header, self._whole[self._lead : self._lead + self._row.size]
-
-    def _work(self) -> None:
-        try:
-            for start in self._starts:
-                last = min(start + self._stretch, self._row.size)
-                self._read(self._lead + start if start else 0, self._lead + last)
-                if start == 0:
-                    self._parse()
-                self._parsed.wait()
-                if self._header is None or self._failure is not None:
-                    return
-                self._check(self._header, start, last)
-        except BaseException as error:
-            if self._failure is None or not isinstance(error, Exception):  # an interrupt is never lost
-                self._failure = error
-            self._parsed.set()
-
-    def _read(self, first: int, last: int) -> None:
-        """Read so much of the memory, and up to the end of its last page."""
-        want = self._whole[first : -(-last // PAGE_BYTES) * PAGE_BYTES]
-        fill(self._fd, want, self._first + first, last - first)
-
-    def _parse(self) -> None:
-        header = parse_head(self._whole[self._row.off - self._first : self._lead])
-        check_identity(self._file, header, self._row)
-        check_chunk_table(header)
-        self._header = header
-        self._parsed.set()
-
-    def _check(self, header: Header, start: int, last: int) -> None:
-        payload = self._whole[self._lead : self._lead + self._row.size]
-        for at in range(start, last, CHUNK_BYTES):
-            check_chunk(header, at // CHUNK_BYTES, payload[at : min(at + CHUNK_BYTES, last)])
+def _pieces(fd: int, offset: int, whole: memoryview, lead: int, end: int) -> Iterator[int]:
+    """Read it all; yields the number of each piece of the payload once it is there, the first one with what leads."""
+    bounds = [0, *range(lead + CHUNK_BYTES, end, _PIECE_CHUNKS * CHUNK_BYTES), len(whole)]
+    queue = kernel_reads.reads()
+    if queue is not None:
+        return queue.in_order(fd, offset, whole, bounds, end)
+    fill(fd, whole, offset, end)
+    return iter(range(len(bounds) - 1))
