@@ -1,3 +1,4 @@
+import hashlib
 import inspect
 
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from lmstash.errors import InvalidArgumentError
 from lmstash.identity.chain import BLOCK_TOKENS, chain_ids, chain_key, chain_root, tail_key
-from lmstash.identity.tokens import digest_tokens, hex_digests, token_bytes
+from lmstash.identity.tokens import digest_tokens, digests_after, hex_digests, token_bytes
 
 ROOT = chain_root(b"m" * 32)
 WHAT = {"kind": "activations", "site": "block_out.3", "layout": "t,h", "dtype": "bfloat16"}
@@ -113,6 +114,11 @@ def test_lists_tuples_arrays_and_tensors_of_the_same_ids_are_the_same(ids):
 @given(st.lists(tokens, max_size=20))
 def test_digests_of_many_are_those_of_each(lists):
     assert hex_digests([token_bytes(ids) for ids in lists]) == [digest_tokens(ids).hex() for ids in lists]
+
+
+@given(st.binary(max_size=200), st.lists(st.binary(max_size=200), max_size=20))
+def test_digests_after_one_beginning_are_those_of_the_whole(head, tails):
+    assert digests_after(head, tails) == [hashlib.sha256(head + tail).digest() for tail in tails]
 
 
 def test_strided_arrays_are_read_in_their_own_order():

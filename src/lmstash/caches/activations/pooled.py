@@ -6,7 +6,6 @@ which all that is asked for lies in the first slot. Only the others get `Bundle`
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +24,7 @@ from lmstash.codecs.dtypes import restore, rows_to_storage
 from lmstash.codecs.tensors import decode_header, encode_tensors
 from lmstash.fresh_memory import Arena
 from lmstash.identity.encoding import Component
-from lmstash.identity.tokens import digest_token_bytes, hex_digests
+from lmstash.identity.tokens import digest_token_bytes, digests_after, hex_digests
 from lmstash.store.base import KEY_BYTES
 from lmstash.store.sheets import Sheet, blank_values, fetch_sheets
 
@@ -66,9 +65,9 @@ class PooledShelf(BundleShelf):
         self._piece_common = self._common("prompt")
         self._size = group_size(1, width, _BUNDLE_BYTES)
         self._groups_asked = self._groups(self._size)
-        sha256, head = hashlib.sha256, DOMAIN + self._piece_common
+        head = DOMAIN + self._piece_common
         self._keys = [
-            [sha256(head + name + tail).digest() for name in prompts.names]
+            digests_after(head, [name + tail for name in prompts.names])
             for _number, _positions, tail in self._groups_asked
         ]
         self._states = [np.zeros(len(prompts), np.uint8) for _group in self._groups_asked]
