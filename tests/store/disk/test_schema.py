@@ -11,6 +11,7 @@ import apsw
 import pytest
 
 from lmstash.store.base import EntryInfo, Write
+from lmstash.store.disk import schema
 from lmstash.store.disk.rows import PLACE
 from lmstash.store.disk.store import DiskStore
 from lmstash.testing import sample_bytes, sample_key
@@ -32,6 +33,12 @@ def fill(folder: Path, *, read_only: bool = False) -> dict[bytes, EntryInfo]:
         store.delete_many(KEYS[-5:])
     with closing(DiskStore(folder, read_only=read_only)) as store:
         known = {info.key: info for info in store.entries()}
+    older(folder)
+    return known
+
+
+def older(folder: Path) -> None:
+    """Give a folder an index of schema 1 that knows what its own does."""
     connection = apsw.Connection(str(folder / "index.db"))
     for at, name in enumerate(_NUMBERS):
         connection.create_scalar_function(f"{name}_of", lambda place, at=at: PLACE.unpack(place)[at], 1)
@@ -45,10 +52,9 @@ def fill(folder: Path, *, read_only: bool = False) -> dict[bytes, EntryInfo]:
         "DROP TABLE later; PRAGMA user_version = 1; COMMIT"
     )
     connection.close()
-    return known
 
 
-def schema(folder: Path) -> int:
+def version(folder: Path) -> int:
     with closing(apsw.Connection(str(folder / "index.db"))) as connection:
         return connection.execute("PRAGMA user_version").get
 
@@ -66,7 +72,7 @@ def test_all_that_was_known_is_known(tmp_path: Path, read_only: bool):
         assert store.contains_many(KEYS) == [each is not None for each in expected]
         assert store.verify().ok
         assert store.events.stats.damaged == 0
-    assert schema(tmp_path) == (1 if read_only else 2)
+    assert version(tmp_path) == (1 if read_only else 2)
 
 
 def test_what_is_written_on_is_kept_beside(tmp_path: Path):
@@ -96,7 +102,7 @@ def test_rows_that_make_no_sense_have_the_index_made_anew(tmp_path: Path, value:
         ]
         assert store.get_many(KEYS[:-5]) == [sample_bytes(50, number) for number in range(N - 5)]
         assert store.events.stats.damaged == 1
-    assert schema(tmp_path) == 2
+    assert version(tmp_path) == 2
 
 
 def _read(folder: Path) -> int:
@@ -108,7 +114,65 @@ def test_several_processes_may_open_it_at_once(tmp_path: Path):
     fill(tmp_path)
     with multiprocessing.get_context("spawn").Pool(4) as pool:
         assert pool.map(_read, [tmp_path] * 8, chunksize=1) == [N - 5] * 8
-    assert schema(tmp_path) == 2
+    assert version(tmp_path) == 2
+
+
+def test_what_was_begun_is_read_and_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(schema, "_ROWS", 100)
+    known = fill(tmp_path)
+    with closing(apsw.Connection(str(tmp_path / "index.db"))) as connection:
+        for _ in range(3):
+            schema.make_some(connection)
+        assert connection.execute("SELECT count(*) FROM entries").get == 300
+    expected = [sample_bytes(50, n) if n < N - 5 else None for n in range(N)]
+    with closing(DiskStore(tmp_path, read_only=True, strict=True)) as store:
+        assert store.get_many(KEYS) == expected
+        assert [store.get(key) for key in KEYS] == expected
+        assert {info.key for info in store.entries()} == known.keys()
+    assert version(tmp_path) == 1
+    with closing(DiskStore(tmp_path, strict=True)) as store:
+        assert {info.key: info for info in store.entries()} == known
+        assert store.get_many(KEYS) == expected
+        assert store.verify().ok
+    assert version(tmp_path) == 2
+
+
+def test_who_reads_while_another_takes_it_over_goes_on(tmp_path: Path):
+    fill(tmp_path)
+    expected = [sample_bytes(50, n) if n < N - 5 else None for n in range(N)]
+    with closing(DiskStore(tmp_path, read_only=True)) as reader:
+        assert reader.get_many(KEYS) == expected
+        with closing(DiskStore(tmp_path, strict=True)) as writer:
+            assert writer.get_many(KEYS) == expected
+            reader.get(KEYS[0])  # finds another schema: a miss
+            assert reader.get_many(KEYS) == expected
+            assert [reader.get(key) for key in KEYS] == expected
+
+
+def test_the_limit_holds_while_it_is_taken_over(tmp_path: Path, tools: Any, monkeypatch: pytest.MonkeyPatch):
+    with closing(DiskStore(tmp_path, capacity_bytes=8 << 20)) as store:
+        for start in range(0, 30_000, 500):
+            numbers = range(start, start + 500)
+            store.put_many([Write(sample_key(n), sample_bytes(50, n), "kind/0") for n in numbers])
+        n_before = store.info().entries
+    older(tmp_path)
+    with closing(apsw.Connection(str(tmp_path / "index.db"))) as connection:
+        connection.execute("VACUUM")
+    monkeypatch.setattr(schema, "_ROWS", 500)
+    taken: list[int] = []
+    whole = schema.make_some
+
+    def watched(connection: apsw.Connection) -> bool:
+        taken.append(tools.folder_bytes(tmp_path))
+        return whole(connection)
+
+    monkeypatch.setattr(schema, "make_some", watched)
+    with closing(DiskStore(tmp_path, strict=True)) as store:
+        taken.append(tools.folder_bytes(tmp_path))
+        assert len(taken) > 10
+        assert max(taken) <= 8 << 20
+        assert store.info().entries > 0.8 * n_before
+        assert store.verify().ok
 
 
 def test_a_later_schema_is_made_anew(tmp_path: Path):

@@ -7,7 +7,8 @@ much as a few hundred kilobytes do.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 
 from lmstash.store.disk import kernel_reads
 from lmstash.store.disk.checked import PAGE_BYTES, check_identity, fill, memory
@@ -36,24 +37,26 @@ def read_cold(fd: int, file: SegmentFile, row: Row) -> tuple[Header, memoryview]
     payload, n_chunks = whole[lead:end], -(-row.size // CHUNK_BYTES)
     header: Header | None = None
     n_checked = 0
-    for number in _pieces(fd, offset, whole, lead, end):
-        if header is None:
-            header = parse_head(whole[row.off - offset : lead])
-            check_identity(file, header, row)
-            check_chunk_table(header)
-        n_there = min(1 + number * _PIECE_CHUNKS, n_chunks)
-        for chunk in range(n_checked, n_there):
-            check_chunk(header, chunk, payload[chunk * CHUNK_BYTES : (chunk + 1) * CHUNK_BYTES])
-        n_checked = n_there
+    with closing(_pieces(fd, offset, whole, lead, end)) as pieces:  # what interrupts the waiting is not lost
+        for number in pieces:
+            if header is None:
+                header = parse_head(whole[row.off - offset : lead])
+                check_identity(file, header, row)
+                check_chunk_table(header)
+            n_there = min(1 + number * _PIECE_CHUNKS, n_chunks)
+            for chunk in range(n_checked, n_there):
+                check_chunk(header, chunk, payload[chunk * CHUNK_BYTES : (chunk + 1) * CHUNK_BYTES])
+            n_checked = n_there
     assert header is not None
     return header, payload
 
 
-def _pieces(fd: int, offset: int, whole: memoryview, lead: int, end: int) -> Iterator[int]:
+def _pieces(fd: int, offset: int, whole: memoryview, lead: int, end: int) -> Generator[int]:
     """Read it all; yields the number of each piece of the payload once it is there, the first one with what leads."""
     bounds = [0, *range(lead + CHUNK_BYTES, end, _PIECE_CHUNKS * CHUNK_BYTES), len(whole)]
     queue = kernel_reads.reads()
     if queue is not None:
-        return queue.in_order(fd, offset, whole, bounds, end)
+        yield from queue.in_order(fd, offset, whole, bounds, end)
+        return
     fill(fd, whole, offset, end)
-    return iter(range(len(bounds) - 1))
+    yield from range(len(bounds) - 1)

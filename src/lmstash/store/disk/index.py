@@ -31,6 +31,7 @@ from lmstash.store.disk.rows import (
     COLUMNS,
     EXPIRED,
     PLACE,
+    SENSELESS,
     IndexDamagedError,
     Row,
     SegmentRow,
@@ -48,11 +49,10 @@ _FIND = f"SELECT {COLUMNS} FROM entries WHERE k = ?"
 _ASKED = "FROM carray(?) AS asked CROSS JOIN entries ON entries.k = asked.value"
 _FIND_MANY = f"SELECT {COLUMNS} {_ASKED}"
 _EXPIRIES = f"SELECT key, exp {_ASKED}"
-# Of what is not there the left join says null. A damaged expiry may be a text, which is more than any number.
 _PLACES = (
     "SELECT CAST(group_concat(CASE WHEN exp = 0 OR exp BETWEEN ?2 AND 0x7fffffffffffffff THEN place"
-    f" WHEN exp IS NULL THEN x'{ABSENT.hex()}' ELSE x'{EXPIRED.hex()}' END, '') AS BLOB)"
-    " FROM carray(?1) AS asked LEFT JOIN entries ON entries.k = asked.value"
+    f" WHEN exp IS NULL THEN x'{ABSENT.hex()}' WHEN exp BETWEEN 1 AND ?2 THEN x'{EXPIRED.hex()}'"
+    f" ELSE x'{SENSELESS.hex()}' END, '') AS BLOB) FROM carray(?1) AS asked LEFT JOIN entries ON k = asked.value"
 )
 _PAGE = f"SELECT {COLUMNS} FROM entries WHERE k > ? ORDER BY k LIMIT 1000"
 _KIB, _BESIDE_KIB = 128 << 10, 16 << 10
@@ -95,13 +95,13 @@ class Index:
 
     def _prepare(self) -> None:
         version = schema.version_of(self.reader)
-        if version < schema.SCHEMA_VERSION and not self._read_only:
-            with self.transaction():
-                self.made = schema.make(self.writer)
-            version = schema.version_of(self.reader)
-        elif version == 1:
+        if self._read_only and version == 1:
             schema.see_as_today(self.reader)
             version = schema.SCHEMA_VERSION
+        while version < schema.SCHEMA_VERSION and not self._read_only:
+            with self.transaction():
+                self.made |= schema.make_some(self.writer)
+            version = schema.version_of(self.reader)
         if version != schema.SCHEMA_VERSION or self.reader.execute("PRAGMA application_id").get != APPLICATION_ID:
             raise IndexDamagedError(f"index.db has schema {version}, not {schema.SCHEMA_VERSION}")
         self.reader.execute("SELECT count(*) FROM segments")
@@ -142,7 +142,7 @@ class Index:
             return dict(self._quickest().execute(_EXPIRIES, (apsw.carray(ids),))) if ids else {}
 
     def places(self, ids: Any, now_us: int) -> bytes:
-        """Return the `PLACE` of each row id (an int64 array, not empty) or `ABSENT` or `EXPIRED`, one after another.
+        """Return the `PLACE` of each row id (an int64 array, not empty), or what `rows` has for one, one after another.
 
         Of a damaged index anything may come. Whoever reads a record compares its key.
         """

@@ -8,13 +8,14 @@ While reads are under way the kernel writes to the caller's memory, so whatever 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
 import platform
 import struct
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 from lmstash.store.disk.checked import fill
 
@@ -28,8 +29,8 @@ _ASKED = struct.Struct("=QIIHhIQQqQII")
 _TOLD = struct.Struct("=QQqq")
 """`struct io_event`: the number of the piece, ..., bytes read or a negative error, ..."""
 _idle: list[Reads] = []
-_held: dict[int, memoryview] = {}
-"""Memory that reads may be under way to."""
+_held: dict[Reads, memoryview] = {}
+"""Memory that reads may be under way to: whatever happens, it stays until they have ended."""
 _refused: list[bool] = []
 
 
@@ -41,6 +42,7 @@ class Reads:
     """
 
     def __init__(self) -> None:
+        self._process = os.getpid()
         self._calls = _CALLS[platform.machine()]
         self._library = ctypes.CDLL(None, use_errno=True)
         self._library.syscall.restype = ctypes.c_long
@@ -53,7 +55,7 @@ class Reads:
 
     def in_order(
         self, fd: int, offset: int, memory: memoryview, bounds: Sequence[int], least_bytes: int
-    ) -> Iterator[int]:
+    ) -> Generator[int]:
         """Read from `offset` on into memory, in pieces; yields the number of each in their order, once it is there.
 
         The queue is given back with the last piece; to let go of the iterator before ends the queue.
@@ -72,7 +74,7 @@ class Reads:
         n, started, under_way, mine = len(bounds) - 1, 0, 0, True
         address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
         read: dict[int, int] = {}
-        _held[id(self)] = memory
+        _held[self] = memory
         try:
             for number in range(n):
                 while True:
@@ -124,16 +126,22 @@ class Reads:
 
     def _give_back(self) -> None:
         """Let the next one have this queue; nothing is under way."""
-        del _held[id(self)]
+        del _held[self]
         if len(_idle) < _IDLE:
             _idle.append(self)
         else:
-            self._call(1, self._queue)
+            self._end()
 
     def _end(self) -> None:
         """Wait for all that is under way, and be no queue any more."""
-        self._call(1, self._queue)
-        del _held[id(self)]  # whatever interrupts before leaves the memory alone
+        if self._process == os.getpid() and self._queue:
+            self._call(1, self._queue)
+            self._queue = ctypes.c_void_p()
+        _held.pop(self, None)  # whatever interrupts before leaves the memory alone
+
+    def __del__(self) -> None:  # of one whose memory is held nobody lets go
+        with contextlib.suppress(AttributeError, TypeError, OSError):
+            self._end()
 
     def _call(self, which: int, *arguments: object) -> int:
         found: int = self._library.syscall(ctypes.c_long(self._calls[which]), *arguments)
@@ -146,6 +154,8 @@ class Reads:
 def reads() -> Reads | None:
     """Return a queue of reads to use once, or None where the system has none now. Costs 0.1 ms the first time."""
     if _refused or not sys.platform.startswith("linux") or platform.machine() not in _CALLS:
+        return None
+    if ctypes.sizeof(ctypes.c_void_p) != 8:  # a program of 32 bits has other numbers
         return None
     try:
         return _idle.pop()

@@ -276,8 +276,11 @@ class Reclaimer:
 
     def _slack_bytes(self) -> int:
         """Return what may be copied now: doomed files take room until the transaction is committed."""
-        free = self._appender.room.free_bytes(forced=True)
-        return 1 << 62 if free is None else max(0, free - sum(each.granted for each in self._doomed))
+        room = self._appender.room
+        free = room.free_bytes(forced=True)
+        doomed = sum(each.granted for each in self._doomed)
+        surge = 0 if room.lent_bytes else room.surge_bytes()
+        return 1 << 62 if free is None else max(0, free - doomed - surge)
 
     def _candidates(self, stuck: set[int], newest: int) -> list[SegmentRow]:
         sql = "SELECT * FROM segments WHERE state = ? AND id <= ? ORDER BY id"

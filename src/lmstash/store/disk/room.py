@@ -105,8 +105,15 @@ class Room:
         """
         if self.capacity_bytes is None:
             return None
-        reserve = -self.lent_bytes if forced else self.sizes.reserve_bytes
+        reserve = -self.lent_bytes if forced else self.sizes.reserve_bytes + self.surge_bytes()
         return self.capacity_bytes - reserve - self.taken_bytes()
+
+    def surge_bytes(self) -> int:
+        """Return by how much one transaction may make the log longer than it is to be.
+
+        One that evicts a segment changes a row for each of its records, and each may lie in a page of its own.
+        """
+        return max(0, min(self._folder.index_bytes(), self.sizes.segment_slots * _PAGE_BYTES) - self.sizes.log_bytes)
 
     def over_bytes(self, *, signed: bool = False) -> int:
         """Return what is taken beyond the limit once a log that is long has been cut.
@@ -165,10 +172,8 @@ class Room:
         return n_bytes + n_bytes // 64 + _SEGMENT_EXTRA_BYTES * 4 + fixed <= self.capacity_bytes
 
     def _fixed_bytes(self) -> int:
-        """Return what is taken beside the segments, with the log as long as it is or may become in one transaction."""
-        touched = min(self._folder.index_bytes(), GROUP_ROWS * _PAGE_BYTES)  # each row may lie in a page of its own
-        longest = max(self.sizes.log_bytes, touched)
-        return self._folder.overhead_bytes() + max(0, longest - self._folder.wal_bytes())
+        """Return what is taken beside the segments, with the log as long as it is or usually becomes."""
+        return self._folder.overhead_bytes() + max(0, self.sizes.log_bytes - self._folder.wal_bytes())
 
 
 def default_capacity_bytes(folder: Folder) -> int:

@@ -49,8 +49,9 @@ class Row(NamedTuple):
 PLACE = struct.Struct("<IQIQI")
 """Segment, offset, head, size and slot of a row in one column: SQLite strings those of thousands of rows together in a
 third of the time that it takes to hand over their numbers."""
-ABSENT, EXPIRED = bytes(PLACE.size), b"\xff" * PLACE.size
-"""What is said of rows without a place."""
+ABSENT, EXPIRED, SENSELESS = b"nothing" * 4, b"expired" * 4, b"damaged" * 4
+"""What is said in place of one: no damage makes these, and none of them can be a place."""
+assert PLACE.size == len(ABSENT)
 COLUMNS = "k, key, place, gen, exp, pinned"
 """Of the table of entries."""
 

@@ -28,13 +28,8 @@ PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
 """
 _OF_1 = "SELECT k, key, place(seg, off, head, size, slot) AS place, gen, exp, pinned FROM"
-_FROM_1 = f"""
-ALTER TABLE entries RENAME TO older;
-{_ENTRIES}
-INSERT INTO entries {_OF_1} older ORDER BY k;
-DROP TABLE older;
-PRAGMA user_version = {SCHEMA_VERSION};
-"""
+_ROWS = 4096
+"""So many are taken over at a time, in a transaction of their own: the log stays short."""
 
 
 def version_of(connection: apsw.Connection) -> int:
@@ -42,13 +37,13 @@ def version_of(connection: apsw.Connection) -> int:
     return connection.execute("PRAGMA user_version").get
 
 
-def make(connection: apsw.Connection) -> bool:
-    """Make the tables, or of earlier ones those of today; returns whether there were none. Inside a transaction.
+def make_some(connection: apsw.Connection) -> bool:
+    """Make the tables, or some of today's rows of those of an earlier schema; returns whether there were no tables.
 
-    Those of an earlier schema take 3 us an entry, and the log grows by all of them.
+    To be called, in transactions of its own, until the version is today's. Takes 3 us an entry of an earlier schema.
 
     Raises:
-        IndexDamagedError: It is another program's database, or earlier rows make no sense.
+        IndexDamagedError: It is another program's database.
     """
     version = version_of(connection)
     if version == 0:
@@ -57,14 +52,28 @@ def make(connection: apsw.Connection) -> bool:
         connection.execute(_ALL)
     elif version == 1:
         _name_places(connection)
-        connection.execute(_FROM_1)
+        if not _is_under_way(connection):
+            connection.execute(f"ALTER TABLE entries RENAME TO older; {_ENTRIES}")
+        last: int | None = connection.execute(f"SELECT max(k) FROM (SELECT k FROM older ORDER BY k LIMIT {_ROWS})").get
+        if last is None:
+            connection.execute(f"DROP TABLE older; PRAGMA user_version = {SCHEMA_VERSION}")
+        else:
+            connection.execute(f"INSERT INTO entries {_OF_1} older WHERE k <= ?", (last,))
+            connection.execute("DELETE FROM older WHERE k <= ?", (last,))  # the new rows take their pages
     return version == 0
 
 
 def see_as_today(connection: apsw.Connection) -> None:
     """Have a connection that only reads see the tables of schema 1 as those of today."""
     _name_places(connection)
-    connection.execute(f"CREATE TEMP VIEW entries AS {_OF_1} main.entries")
+    some = "SELECT * FROM main.entries UNION ALL " if _is_under_way(connection) else ""
+    table = "older" if some else "entries"
+    connection.execute(f"CREATE TEMP VIEW entries AS {some}{_OF_1} main.{table}")
+
+
+def _is_under_way(connection: apsw.Connection) -> bool:
+    """Return whether somebody has begun to take rows over, and has not ended."""
+    return connection.execute("SELECT count(*) FROM main.sqlite_schema WHERE name = 'older'").get > 0
 
 
 def _name_places(connection: apsw.Connection) -> None:

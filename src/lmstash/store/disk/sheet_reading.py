@@ -69,8 +69,7 @@ class SheetReader:
                 yield found
 
     def _look_up(self, keys: Sequence[bytes], apart: bool) -> Iterator[Found | Apart]:
-        found, places, odd = located(self._index, self._events, keys)
-        wanted = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES)
+        found, places, wanted, odd = located(self._index, self._events, keys)
         groups = list(_groups(found, apart))
         with _Ahead(len(groups) if apart else 0) as ahead:
             waiting: Callable[[], Iterator[Apart]] | None = None

@@ -387,9 +387,10 @@ class DiskStore:
 
     def _fault(self, error: BaseException, *, must: bool = False) -> None:
         """Note a fault; mend the index if that is what is broken. Raises in strict mode, and what must be done."""
-        if isinstance(error, DAMAGE) and not self.read_only and not self._closed:
+        sure = isinstance(error, SURE_DAMAGE)  # to who only reads it may also be a new schema: to open anew is all then
+        if (sure if self.read_only else isinstance(error, DAMAGE)) and not self._closed:
             try:
-                self._reopen(self._opened, damaged=isinstance(error, SURE_DAMAGE))
+                self._reopen(self._opened, damaged=sure and not self.read_only)
             except _FAULTS as second:
                 self.events.warn_once("reopen", "lmstash: the index could not be rebuilt: %s", second)
         words = self._folder.explain(error) if isinstance(error, OSError) else str(error)

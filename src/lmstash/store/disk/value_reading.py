@@ -13,7 +13,6 @@ from itertools import repeat
 import numpy as np
 
 from lmstash.events import EventLog
-from lmstash.store.base import KEY_BYTES
 from lmstash.store.disk.format import HEADER, RECORD_ALIGN, xxh3
 from lmstash.store.disk.index import Index
 from lmstash.store.disk.locating import located
@@ -49,8 +48,7 @@ class ValueReader:
         them. Costs about 3 us a value where neighbours are asked for together, 7 where they are not.
         """
         out: list[memoryview | None] = [None] * len(keys)
-        found, places, odd = located(self._index, self._events, keys)
-        wanted = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES)
+        found, places, wanted, odd = located(self._index, self._events, keys)
         slow = (found[:, SIZE] >= _SMALL_BYTES) | (found[:, HEAD] >= _SMALL_BYTES)
         odd += places[slow].tolist()
         found, places = found[~slow], places[~slow]
