@@ -370,11 +370,11 @@ def _check_vocabulary(prompts: Prompts, places: Sequence[int], source: Source) -
             check_vocabulary(prompts.ids(number), index, source.name, source.vocabulary)
 
 
-def _distinct(prompts: Prompts) -> tuple[list[int], list[int]]:
+def _distinct(prompts: Prompts) -> tuple[Sequence[int], Sequence[int]]:
     """Return the places of the first of equal prompts, and for each prompt which of those it equals."""
     names = prompts.names
     if len(set(names)) == len(names):
-        return list(range(len(names))), list(range(len(names)))
+        return range(len(names)), range(len(names))
     seen: dict[bytes, int] = {}
     places: list[int] = []
     owners: list[int] = []

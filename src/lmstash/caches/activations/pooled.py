@@ -61,7 +61,7 @@ class PooledShelf(BundleShelf):
         width = context.source.width(site)
         super().__init__(context, prompts, layers, site, pool, width)
         self._result = result
-        self._rows = np.array(rows, np.int64)
+        self._rows = np.arange(rows.start, rows.stop) if isinstance(rows, range) else np.array(rows, np.int64)
         self._piece_common = self._common("prompt")
         self._size = group_size(1, width, _BUNDLE_BYTES)
         self._groups_asked = self._groups(self._size)

@@ -6,6 +6,7 @@ import itertools
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, overload
 
 import numpy as np
@@ -178,7 +179,7 @@ def _read_ids(prompts: Sequence[Sequence[Any]]) -> Prompts | None:
     lengths = list(map(len, prompts))
     if 0 in lengths:
         raise _empty(lengths.index(0))
-    if bool in {type(prompt[0]) for prompt in prompts}:  # packing takes them for numbers
+    if bool in set(map(type, map(itemgetter(0), prompts))):  # packing takes them for numbers
         return None
     try:
         return Prompts(pack_lists(prompts), lengths=lengths)

@@ -38,7 +38,7 @@ _GROUP_BYTES = 4 << 20
 checks of a group, 0.15 ms, cheap."""
 _APART_GROUP_BYTES = 8 << 20
 """The same for those that come apart, which nobody copies: fewer groups have fewer checks to begin."""
-_GROUP_ROWS = 480
+_SCATTERED_ROWS = 480
 """Two stretches a record, and the system takes 1,024 stretches."""
 _LEAST_GROUPS = 3
 """So many are read ahead."""
@@ -257,7 +257,7 @@ def _groups(rows: np.ndarray, apart: bool) -> Iterator[tuple[int, int]]:
         while first < stop:
             room = _APART_GROUP_BYTES if apart and large[first] else _GROUP_BYTES
             last = int(np.searchsorted(ends[first:stop], offsets[first] + room, "right")) + first
-            last = min(max(last, first + 1), first + _GROUP_ROWS)
+            last = max(last, first + 1)
             yield first, last
             first = last
 
@@ -267,8 +267,17 @@ def _blocks(file: SegmentFile, rows: np.ndarray) -> list[tuple[np.ndarray, _Bloc
     if rows[0, HEAD] != rows[1, HEAD] and len(rows) > 2:  # the first of a segment lies closer to what is before it
         rest = _even(file, rows[1:])
         if rest is not None:
-            return [*_scattered(file, rows[:1]), *((members + 1, block) for members, block in rest)]
-    return _even(file, rows) or _scattered(file, rows)
+            return [*_scattered(file, rows[:1]), *_behind(1, rest)]
+    even = _even(file, rows)
+    if even is not None:
+        return even
+    parts = range(0, len(rows), _SCATTERED_ROWS)
+    return [each for at in parts for each in _behind(at, _scattered(file, rows[at : at + _SCATTERED_ROWS]))]
+
+
+def _behind(n: int, blocks: list[tuple[np.ndarray, _Block]]) -> list[tuple[np.ndarray, _Block]]:
+    """Return blocks of rows as those of rows behind `n` others."""
+    return [(members + n, block) for members, block in blocks]
 
 
 def _even(file: SegmentFile, rows: np.ndarray) -> list[tuple[np.ndarray, _Block]] | None:
