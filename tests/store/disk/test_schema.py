@@ -149,6 +149,23 @@ def test_who_reads_while_another_takes_it_over_goes_on(tmp_path: Path):
             assert [reader.get(key) for key in KEYS] == expected
 
 
+@pytest.mark.parametrize("of_schema", [1, 2])
+def test_who_only_reads_a_damaged_index_opens_it_once(tmp_path: Path, of_schema: int):
+    fill(tmp_path)
+    if of_schema == 2:
+        DiskStore(tmp_path).close()
+    with closing(apsw.Connection(str(tmp_path / "index.db"))) as connection:
+        connection.execute(
+            f"UPDATE entries SET {'seg' if of_schema == 1 else 'place'} = 'text' WHERE key = ?", (KEYS[9],)
+        )
+    with closing(DiskStore(tmp_path, read_only=True)) as store:
+        opened = store._opened
+        for _ in range(5):
+            store.get_many(KEYS)
+            store.get(KEYS[9])
+        assert store._opened is opened
+
+
 def test_the_limit_holds_while_it_is_taken_over(tmp_path: Path, tools: Any, monkeypatch: pytest.MonkeyPatch):
     with closing(DiskStore(tmp_path, capacity_bytes=8 << 20)) as store:
         for start in range(0, 30_000, 500):
@@ -175,9 +192,10 @@ def test_the_limit_holds_while_it_is_taken_over(tmp_path: Path, tools: Any, monk
         assert store.verify().ok
 
 
-def test_a_later_schema_is_made_anew(tmp_path: Path):
+@pytest.mark.parametrize("schema_version", [3, 2**31 - 1, -1, -(2**31)])
+def test_a_later_schema_or_none_that_can_be_is_made_anew(tmp_path: Path, schema_version: int):
     fill(tmp_path)
     with closing(apsw.Connection(str(tmp_path / "index.db"))) as connection:
-        connection.execute("PRAGMA user_version = 3")
+        connection.execute(f"PRAGMA user_version = {schema_version}")
     with closing(DiskStore(tmp_path)) as store:
         assert store.get_many(KEYS[:-5]) == [sample_bytes(50, number) for number in range(N - 5)]

@@ -11,7 +11,7 @@ from lmstash.store.disk.format import xxh3
 OPEN, SEALED = 0, 1
 _HALF = 1 << 63
 _MOST_HEAD_BYTES = 1 << 20
-_MOST_SLOTS = 1 << 32
+_MOST_SLOTS = _MOST_SEGMENTS = 1 << 32
 FAR = 1 << 48
 """Neither offsets nor sizes come so far."""
 
@@ -127,6 +127,13 @@ def checked(found: Sequence[Any]) -> Row:
     return row
 
 
+def checked_id(segment: int) -> int:
+    """Return the row id of a segment. Raises `IndexDamagedError` if no place could name it."""
+    if not 0 <= segment < _MOST_SEGMENTS:
+        raise IndexDamagedError(f"no segment can be {segment}")
+    return segment
+
+
 def checked_segment(found: Sequence[Any]) -> SegmentRow:
     """Return what SQLite found as a segment's row. Raises `IndexDamagedError` if no segment can be so."""
     row = SegmentRow._make(found)
@@ -138,6 +145,8 @@ def checked_segment(found: Sequence[Any]) -> SegmentRow:
         and isinstance(row.namespace, str)
         and isinstance(row.created, float)
         and all(isinstance(each, int) and each >= 0 for each in sizes)
+        and isinstance(row.id, int)
+        and 0 <= row.id < _MOST_SEGMENTS
         and isinstance(row.live, int)
         and isinstance(row.live_bytes, int)
         and row.first_slot + row.n_slots < _MOST_SLOTS

@@ -43,7 +43,7 @@ def make_some(connection: apsw.Connection) -> bool:
     To be called, in transactions of its own, until the version is today's. Takes 3 us an entry of an earlier schema.
 
     Raises:
-        IndexDamagedError: It is another program's database.
+        IndexDamagedError: It is another program's database, or out of order.
     """
     version = version_of(connection)
     if version == 0:
@@ -58,8 +58,10 @@ def make_some(connection: apsw.Connection) -> bool:
         if last is None:
             connection.execute(f"DROP TABLE older; PRAGMA user_version = {SCHEMA_VERSION}")
         else:
-            connection.execute(f"INSERT INTO entries {_OF_1} older WHERE k <= ?", (last,))
+            connection.execute(f"INSERT OR REPLACE INTO entries {_OF_1} older WHERE k <= ?", (last,))
             connection.execute("DELETE FROM older WHERE k <= ?", (last,))  # the new rows take their pages
+            if not connection.changes():  # or it would never end
+                raise IndexDamagedError("rows of an earlier schema cannot be removed")
     return version == 0
 
 
@@ -69,6 +71,15 @@ def see_as_today(connection: apsw.Connection) -> None:
     some = "SELECT * FROM main.entries UNION ALL " if _is_under_way(connection) else ""
     table = "older" if some else "entries"
     connection.execute(f"CREATE TEMP VIEW entries AS {some}{_OF_1} main.{table}")
+
+
+def is_outdated(connection: apsw.Connection) -> bool:
+    """Whether somebody has taken over the tables that `see_as_today` was for. Does not raise."""
+    try:
+        viewed = connection.execute("SELECT count(*) FROM sqlite_temp_schema WHERE name = 'entries'").get
+        return viewed > 0 and version_of(connection) != 1
+    except apsw.Error:
+        return False
 
 
 def _is_under_way(connection: apsw.Connection) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lmstash.errors import InvalidArgumentError, LmstashError, ReadOnlyError, StoreUnavailableError
 from lmstash.events import EventLog, MissReason
 from lmstash.store.base import Buffer, Entry, EntryInfo, Removed, Selector, StoreInfo, VerifyReport, Write
-from lmstash.store.disk import forks, survey
+from lmstash.store.disk import forks, schema, survey
 from lmstash.store.disk.folder import Folder
 from lmstash.store.disk.lookup import Loaded, entry_of
 from lmstash.store.disk.opened import Opened, connect
@@ -387,10 +387,10 @@ class DiskStore:
 
     def _fault(self, error: BaseException, *, must: bool = False) -> None:
         """Note a fault; mend the index if that is what is broken. Raises in strict mode, and what must be done."""
-        sure = isinstance(error, SURE_DAMAGE)  # to who only reads it may also be a new schema: to open anew is all then
-        if (sure if self.read_only else isinstance(error, DAMAGE)) and not self._closed:
+        mends = schema.is_outdated(self._opened.index.reader) if self.read_only else isinstance(error, DAMAGE)
+        if mends and not self._closed:
             try:
-                self._reopen(self._opened, damaged=sure and not self.read_only)
+                self._reopen(self._opened, damaged=isinstance(error, SURE_DAMAGE) and not self.read_only)
             except _FAULTS as second:
                 self.events.warn_once("reopen", "lmstash: the index could not be rebuilt: %s", second)
         words = self._folder.explain(error) if isinstance(error, OSError) else str(error)
