@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import apsw
 
+from lmstash.store.base import Write
 from lmstash.store.disk.room import Sizes
 from lmstash.store.disk.store import DiskStore
 
@@ -41,7 +43,7 @@ def test_a_log_that_a_reader_let_grow_is_cut_when_it_has_gone(tmp_path: Path, to
         while log_bytes(tmp_path) < 3 * LOG_BYTES:
             assert store.put(tools.key(number), tools.value(number, 100))
             number += 1
-    time.sleep(0.1)  # the last attempt in vain asks for a pause
+    time.sleep(2)  # longer than the pause after the last attempt
     assert store.put(tools.key(number), tools.value(number, 100))
     assert log_bytes(tmp_path) <= LOG_BYTES
     assert store.get(tools.key(0)) == tools.value(0, 100)
@@ -103,3 +105,32 @@ def test_the_log_stays_short_while_two_processes_never_pause(
     assert child.result() < CAPACITY_BYTES // 2
     assert kept == number
     store.close()
+
+
+def test_the_limit_holds_while_processes_put_delete_and_read_without_a_pause(
+    tmp_path: Path, start_child: Callable[..., Any], watch: Callable[[Path], Any], tools: Any
+) -> None:
+    """Of three there is always one in a transaction, and often one that moves the log just then."""
+    capacity = 8 << 20
+    DiskStore(tmp_path, capacity_bytes=capacity).close()
+
+    def never_pause(number: int) -> int:
+        draw, store, longest = random.Random(number), DiskStore(tmp_path, capacity_bytes=capacity), 0
+        until = time.monotonic() + 6
+        while time.monotonic() < until:
+            asked = draw.choices(range(20_000), k=draw.randrange(1, 500))
+            writes = [Write(tools.key(each), os.urandom(draw.randrange(4, 3000)), namespace="a/b") for each in asked]
+            assert store.put_many(writes) >= len(set(asked))
+            longest = max(longest, log_bytes(tmp_path))
+            store.delete_many([tools.key(each) for each in draw.choices(range(20_000), k=300)])
+            store.get_many([tools.key(each) for each in draw.choices(range(20_000), k=50)])
+            longest = max(longest, log_bytes(tmp_path))
+        store.close()
+        return longest
+
+    with watch(tmp_path) as seen:
+        longest = max(child.result() for child in [start_child(never_pause, number) for number in range(3)])
+    assert seen.most <= capacity
+    one_transaction = os.path.getsize(tmp_path / "index.db")
+    assert longest < 2 * Sizes.of(capacity).log_bytes + 2 * one_transaction
+    assert DiskStore(tmp_path).verify().ok

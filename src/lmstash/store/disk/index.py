@@ -230,7 +230,7 @@ class Index:
             self.finish()
             committing = False
             try:
-                self.writer.execute("BEGIN IMMEDIATE")
+                self.log.begin()
                 yield self.writer
                 committing = True
                 self.writer.execute("COMMIT")
@@ -244,7 +244,6 @@ class Index:
                 raise
             finally:
                 self.finish()
-            self.log.cut_if_long()
 
     def finish(self) -> None:
         """Do what follows from the last transaction's outcome, if an interrupt has kept it from being done."""
@@ -366,12 +365,6 @@ class Index:
         with self.writing(), contextlib.suppress(apsw.Error):
             self.writer.execute("VACUUM")
             self.log.cut()
-
-    def cut_long_log(self) -> int:
-        """Cut the log if it is long, waiting for others a little; returns how often it was so far."""
-        with self.writing():
-            self.log.cut_if_long(patient=True)
-            return self.log.cuts
 
     def close(self) -> None:
         """Close both connections."""

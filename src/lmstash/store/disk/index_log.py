@@ -8,6 +8,7 @@ long is moved and cut while others are held off.
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 
@@ -18,8 +19,8 @@ from lmstash.store.disk.folder import Folder
 BUSY_SECONDS = 30.0
 _LONG = 2
 """A log is long at this many times its size."""
-_BRIEF_ATTEMPTS, _PATIENT_ATTEMPTS = 10, 50
-"""Ten waits for a lock are about 10 ms, fifty 0.4 s."""
+_ATTEMPTS = 50
+"""So many waits for a lock are about 0.4 s."""
 _PAUSE = 3
 """After an attempt in vain comes none for so many times what it took: somebody reads for long."""
 _jitter = random.Random()
@@ -41,8 +42,6 @@ class IndexLog:
         self._folder = folder
         self._most_bytes = 0
         self._not_before = 0.0
-        self.cuts = 0
-        """How often it was found to be long and cut."""
         connection.set_busy_handler(wait)
         self.keep_to(most_bytes)
 
@@ -53,7 +52,7 @@ class IndexLog:
             self._connection.execute(f"PRAGMA journal_size_limit = {most_bytes}")
             self._connection.wal_autocheckpoint(max(16, most_bytes // 4096))
 
-    def is_long(self) -> bool:
+    def _is_long(self) -> bool:
         """Whether it takes far more than it usually does."""
         return self._folder.wal_bytes() > _LONG * self._most_bytes
 
@@ -64,21 +63,34 @@ class IndexLog:
         except apsw.Error:
             return  # somebody reads or writes: the next one will
 
-    def cut_if_long(self, *, patient: bool = False) -> None:
-        """As `cut`, if it is long, waiting for others for 10 ms at most, or 0.4 s."""
-        if not self.is_long() or time.monotonic() < self._not_before or self._connection.in_transaction:
-            return
-        most, started = _PATIENT_ATTEMPTS if patient else _BRIEF_ATTEMPTS, time.monotonic()
+    def begin(self) -> None:
+        """Begin a transaction, on a log that is not long if others let it be cut: they are waited for 0.4 s at most.
+
+        Not after a transaction: where several processes write without a pause, the next has begun by then.
+        """
+        self._connection.execute("BEGIN IMMEDIATE")
+        while self._is_long() and time.monotonic() >= self._not_before:  # only now is nobody making it longer
+            self._connection.execute("ROLLBACK")
+            self._cut_patiently()
+            self._connection.execute("BEGIN IMMEDIATE")
+
+    def _cut_patiently(self) -> None:
+        started, attempts = time.monotonic(), itertools.count()
+
+        def wait_a_little(_attempt: int = 0) -> bool:
+            attempt = next(attempts)
+            return attempt < _ATTEMPTS and wait(attempt)
+
         try:
-            self._connection.set_busy_handler(lambda attempt: attempt < most and wait(attempt))
+            self._connection.set_busy_handler(wait_a_little)
             self.cut()
+            while self._is_long() and wait_a_little():  # another moves it just now, for which SQLite itself never waits
+                self.cut()
         finally:
             self._connection.set_busy_handler(wait)
-        if self.is_long():
+        if self._is_long():
             now = time.monotonic()
             self._not_before = now + _PAUSE * (now - started)
-        else:
-            self.cuts += 1
 
 
 def wait(attempt: int) -> bool:

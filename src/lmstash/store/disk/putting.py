@@ -100,10 +100,9 @@ class Putting:
             batch = {key: item for key, item in batch.items() if key not in present}
             if not batch:
                 return kept
-        items, cuts = list(batch.values()), 0
+        items = list(batch.values())
         try:
             opened = self._writable()
-            cuts = opened.index.log.cuts
             if opened.room.disabled and opened.room.refresh().disabled:
                 raise NoRoomError
             opened.intake.keep(namespace, items, replace=replace)
@@ -112,8 +111,6 @@ class Putting:
         except NoRoomError:
             if self._opened().room.disabled:
                 return kept + self._drop(namespace, items, DropReason.DISABLED, "its limit is too small")
-            if again and self._opened().index.cut_long_log() != cuts:  # which no commit does, for want of room
-                return kept + self._keep(namespace, batch, replace, again=False)
             if len(items) > 1:  # one by one, what fits
                 return kept + sum(self._keep(namespace, {item.key: item}, True) for item in items)
             size = items[0].most_bytes
