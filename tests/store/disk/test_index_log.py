@@ -132,5 +132,5 @@ def test_the_limit_holds_while_processes_put_delete_and_read_without_a_pause(
         longest = max(child.result() for child in [start_child(never_pause, number) for number in range(3)])
     assert seen.most <= capacity
     one_transaction = os.path.getsize(tmp_path / "index.db")
-    assert longest < 2 * Sizes.of(capacity).log_bytes + 2 * one_transaction
+    assert longest < 2 * Sizes.of(capacity).log_bytes + 4 * one_transaction
     assert DiskStore(tmp_path).verify().ok

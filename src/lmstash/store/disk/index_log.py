@@ -56,12 +56,15 @@ class IndexLog:
         """Whether it takes far more than it usually does."""
         return self._folder.wal_bytes() > _LONG * self._most_bytes
 
-    def cut(self) -> None:
-        """Move the log into the database and cut it, once nobody reads or writes; not while somebody goes on to."""
+    def cut(self) -> bool:
+        """Move the log into the database and cut it; returns whether somebody who reads or writes was in the way."""
         try:
             self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        except apsw.BusyError:
+            return True
         except apsw.Error:
-            return  # somebody reads or writes: the next one will
+            pass  # the disk is full, say: whoever writes next is told
+        return False
 
     def begin(self) -> None:
         """Begin a transaction, on a log that is not long if others let it be cut: they are waited for 0.4 s at most.
@@ -69,7 +72,7 @@ class IndexLog:
         Not after a transaction: where several processes write without a pause, the next has begun by then.
         """
         self._connection.execute("BEGIN IMMEDIATE")
-        while self._is_long() and time.monotonic() >= self._not_before:  # only now is nobody making it longer
+        if self._is_long() and time.monotonic() >= self._not_before:  # only now is nobody making it longer
             self._connection.execute("ROLLBACK")
             self._cut_patiently()
             self._connection.execute("BEGIN IMMEDIATE")
@@ -83,9 +86,8 @@ class IndexLog:
 
         try:
             self._connection.set_busy_handler(wait_a_little)
-            self.cut()
-            while self._is_long() and wait_a_little():  # another moves it just now, for which SQLite itself never waits
-                self.cut()
+            while self.cut() and self._is_long() and wait_a_little():
+                pass  # another moves it just now, for which SQLite itself never waits
         finally:
             self._connection.set_busy_handler(wait)
         if self._is_long():
