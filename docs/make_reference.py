@@ -9,6 +9,11 @@ import ast
 from pathlib import Path
 
 SOURCE = Path(__file__).parent.parent / "src" / "lmstash"
+LMPROBE = [
+    *("set_cache_backend", "set_cache_limit", "set_cache_dtype", "enable_cache_logging", "cache_info"),
+    *("discover_cached", "get_prompt_cache_dir", "evict", "clear_cache", "invalidate_extraction_cache"),
+    *("import_cache", "declare_model", "load_imported", "ImportReport", "ImportedModel"),
+]
 PAGES: list[tuple[str, str, list[str]]] = [
     ("lmstash", "__init__.py", ["open", "fingerprint"]),
     ("lmstash.Stash", "stash.py", ["Stash"]),
@@ -16,23 +21,23 @@ PAGES: list[tuple[str, str, list[str]]] = [
     ("lmstash.caches.activations", "caches/activations/cache.py", ["Activations"]),
     ("lmstash.caches.activations", "caches/activations/extractor.py", ["Extractor", "ExtractionError"]),
     ("lmstash.caches.kv", "caches/kv/cache.py", ["KV"]),
-    ("lmstash.caches.kv", "caches/kv/stats.py", ["KVStats"]),
+    ("lmstash.caches.kv.stats", "caches/kv/stats.py", ["KVStats"]),
     ("lmstash.caches.logprobs", "caches/logprobs/cache.py", ["Logprobs"]),
     ("lmstash.caches.logprobs", "caches/logprobs/contexts.py", ["Context"]),
     ("lmstash.caches.responses", "caches/responses/cache.py", ["Responses"]),
     ("lmstash.caches.responses", "caches/responses/answers.py", ["register"]),
-    ("lmstash.prefix", "prefix/tree.py", ["PrefixTree"]),
-    ("lmstash.identity", "identity/fingerprint.py", ["Fingerprint"]),
-    ("lmstash.identity", "identity/keys.py", ["Key"]),
+    ("lmstash.prefix.tree", "prefix/tree.py", ["PrefixTree"]),
+    ("lmstash.identity.fingerprint", "identity/fingerprint.py", ["Fingerprint"]),
+    ("lmstash.identity.keys", "identity/keys.py", ["Key"]),
     ("lmstash.store.base", "store/base.py", ["Store", "Write", "Entry", "EntryInfo", "StoreInfo", "VerifyReport"]),
-    ("lmstash.store.disk", "store/disk/store.py", ["DiskStore"]),
+    ("lmstash.store.disk.store", "store/disk/store.py", ["DiskStore"]),
     ("lmstash.store.memory", "store/memory.py", ["MemoryStore"]),
     ("lmstash.store.tiered", "store/tiered.py", ["TieredStore"]),
     ("lmstash.events", "events.py", ["Stats", "EventLog", "MissReason", "DropReason"]),
     ("lmstash.adapters.lmprobe", "adapters/lmprobe/extractor.py", ["CachedExtractor"]),
-    ("lmstash.adapters.lmprobe", "adapters/lmprobe/config.py", []),
-    ("lmstash.adapters.lmprobe", "adapters/lmprobe/inspection.py", []),
-    ("lmstash.adapters.lmprobe", "adapters/lmprobe/importer.py", []),
+    ("lmstash.adapters.lmprobe", "adapters/lmprobe/config.py", LMPROBE),
+    ("lmstash.adapters.lmprobe", "adapters/lmprobe/inspection.py", LMPROBE),
+    ("lmstash.adapters.lmprobe", "adapters/lmprobe/importer.py", LMPROBE),
     ("lmstash.adapters.genlm", "adapters/genlm/async_transformer.py", ["AsyncTransformer"]),
     ("lmstash.adapters.genlm", "adapters/genlm/output_cache.py", ["OutputCache"]),
     ("lmstash.adapters.genlm", "adapters/genlm/token_trie.py", ["TokenTrie"]),
@@ -46,7 +51,8 @@ PAGES: list[tuple[str, str, list[str]]] = [
         ["LlamaRAMCache", "LlamaDiskCache", "LlamaStashCache"],
     ),
     ("lmstash.adapters.llama_cpp", "adapters/llama_cpp/state.py", ["LlamaState"]),
-    ("lmstash.adapters.llama_cpp", "adapters/llama_cpp/importing.py", ["import_disk_cache", "ImportReport"]),
+    ("lmstash.adapters.llama_cpp", "adapters/llama_cpp/importing.py", ["import_disk_cache"]),
+    ("lmstash.adapters.llama_cpp.importing", "adapters/llama_cpp/importing.py", ["ImportReport"]),
     ("lmstash.adapters.llama_cpp.server", "adapters/llama_cpp/server.py", ["create_app"]),
     ("lmstash.adapters.openai", "adapters/openai/clients.py", ["http_client", "async_http_client"]),
     ("lmstash.adapters.openai", "adapters/openai/transport.py", ["CachingTransport", "AsyncCachingTransport"]),
@@ -107,8 +113,7 @@ def main() -> str:
             section = title
             lines += [f"## {title}", ""]
         for node in tree.body:
-            name = getattr(node, "name", "_")
-            if name in names or (not names and not name.startswith("_") and isinstance(node, ast.FunctionDef)):
+            if getattr(node, "name", None) in names:
                 lines += entry(node, "", 3)
     text = "\n".join(line.rstrip() for line in "\n".join(lines).splitlines())
     while "\n\n\n" in text:

@@ -10,6 +10,8 @@ In `console` blocks each line `$ lmstash ...` runs and must end with code 0. A b
 from __future__ import annotations
 
 import ast
+import importlib
+import importlib.util
 import os
 import re
 import shlex
@@ -122,6 +124,26 @@ def test_links_between_documents_lead_somewhere():
         if not (path.parent / target).exists()
     ]
     assert not broken
+
+
+def test_what_the_reference_names_is_where_it_says():
+    spec = importlib.util.spec_from_file_location("make_reference", ROOT / "docs" / "make_reference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    absent = []
+    for title, _path, names in made.PAGES:
+        if title.startswith("lmstash.Stash"):
+            continue  # a class and what it hands out
+        try:
+            module = importlib.import_module(title)
+        except ImportError:  # a peer that is not installed here
+            continue
+        absent += [f"{title}.{name}" for name in names if names is not made.LMPROBE and not hasattr(module, name)]
+    assert not absent
+    lmprobe = importlib.import_module("lmstash.adapters.lmprobe")
+    assert set(made.LMPROBE) <= set(lmprobe.__all__)
 
 
 def test_the_reference_is_what_the_code_says():

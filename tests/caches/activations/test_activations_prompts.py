@@ -29,6 +29,23 @@ def test_a_tokenizer_without_pad_token_will_do(tokenizer):
     assert [len(prompt) for prompt in read_prompts(["w0", "w1 w2"], tokenizer)] == [2, 3]
 
 
+def test_what_a_chat_template_returns_is_taken_as_it_is(tokenizer):
+    """Transformers 5 returns ids and a mask."""
+    tokenizer.chat_template = "<s>{% for m in messages %} {{ m['content'] }}{% endfor %}"
+    chat = [{"role": "user", "content": "w1 w2"}]
+    encoded = tokenizer.apply_chat_template(chat, return_dict=True)
+    (prompt,) = read_prompts([encoded])
+    assert prompt.ids.tolist() == encoded["input_ids"]
+    with pytest.raises(InvalidArgumentError, match="prompt 1 is padded"):
+        read_prompts([[1], {"input_ids": [1, 2, 0], "attention_mask": [1, 1, 0]}])
+
+
+def test_messages_that_a_template_does_not_take_are_named(tokenizer):
+    tokenizer.chat_template = "{% for m in messages %}{{ raise_exception('no such role') }}{% endfor %}"
+    with pytest.raises(InvalidArgumentError, match="prompt 1: the chat template does not take it: no such role"):
+        read_prompts([[5], [{"role": "user", "content": "w1"}]], tokenizer)
+
+
 def test_chat_messages_go_through_the_template_once(tokenizer):
     tokenizer.chat_template = "<s>{% for m in messages %} {{ m['content'] }}{% endfor %}"
     chat = [{"role": "user", "content": "w1 w2"}, {"role": "assistant", "content": "w3"}]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -209,3 +210,38 @@ def test_the_index_shrinks_with_what_it_knows(tmp_path: Path, tools: Any):
         store.clear()
         assert os.stat(tmp_path / "index.db").st_size < 100_000
         assert put(store, range(100), 8) == 100
+
+
+@pytest.mark.parametrize("by", ["limit", "evict"])
+def test_what_another_writer_has_open_gives_its_share_at_once(tmp_path: Path, tools: Any, by: str):
+    """It may be idle for hours: a notebook. When it writes again, it finds its segment gone."""
+    folder = tmp_path / "stash"
+    with closing(DiskStore(folder, capacity_bytes=None, strict=True)) as idle:
+        for start in range(0, 200, 10):
+            assert put(idle, range(start, start + 10), 48_000) == 10
+            time.sleep(0.002)  # uses are told apart by milliseconds
+        assert idle.pin_many([sample_key(7)]) == 1
+        assert idle.delete(sample_key(199))
+        assert tools.folder_bytes(folder) > 9 * MB
+        with closing(DiskStore(folder, strict=True)) as other:
+            if by == "limit":
+                other.set_capacity(2 * MB)
+            else:
+                other.evict(2 * MB)
+            assert tools.folder_bytes(folder) <= 2 * MB
+            left = kept(other, 200, 48_000)
+            assert len(left) > 20
+            assert 7 in left
+            assert 199 not in left
+            assert set(range(190, 199)) <= set(left)
+            assert kept(idle, 200, 48_000) == left
+            assert put(idle, range(300, 303), 48_000) == 3
+            assert kept(other, 303, 48_000)[-3:] == [300, 301, 302]
+            if by == "limit":
+                assert tools.folder_bytes(folder) <= 2 * MB
+    (folder / "index.db").unlink()  # what is rebuilt from the segments alone knows of the tombstone, too
+    with closing(DiskStore(folder, strict=True)) as store:
+        again = kept(store, 303, 48_000)
+        assert 199 not in again
+        assert 7 in again
+        assert store.verify().ok

@@ -212,7 +212,10 @@ def _render_chat(messages: Sequence[Any], tokenizer: Any, index: int) -> tuple[b
         raise InvalidArgumentError(
             f"prompt {index} is a list of chat messages; they need tokenizer=, one with a chat template."
         )
-    rendered = tokenizer.apply_chat_template(list(messages), tokenize=False)
+    try:
+        rendered = tokenizer.apply_chat_template(list(messages), tokenize=False)
+    except Exception as error:  # the template's own: jinja's, or what it raises of messages that it does not take
+        raise InvalidArgumentError(f"prompt {index}: the chat template does not take it: {error}.") from error
     # The template writes special tokens itself; adding them again would change what the model sees.
     encoded = tokenizer([rendered], add_special_tokens=False, padding=False, truncation=False, verbose=False)
     return _as_name(encoded["input_ids"][0], index), rendered
@@ -220,10 +223,11 @@ def _render_chat(messages: Sequence[Any], tokenizer: Any, index: int) -> tuple[b
 
 def _as_name(ids: Any, index: int) -> bytes:
     """Return token ids as bytes, or raise for what they are not; `index` is that of the prompt."""
-    if hasattr(ids, "detach"):
-        ids = ids.detach().cpu().numpy()
+    given: Any = _unpadded(ids, index) if isinstance(ids, Mapping) and "input_ids" in ids else ids
+    if hasattr(given, "detach"):
+        given = given.detach().cpu().numpy()
     try:
-        array = np.asarray(ids)
+        array = np.asarray(given)
     except ValueError as error:
         raise InvalidArgumentError(f"prompt {index} is not a list of token ids: {error}.") from None
     if array.ndim == 1 and array.size == 0:
@@ -236,6 +240,14 @@ def _as_name(ids: Any, index: int) -> bytes:
     if array.min() < 0 or array.max() >= 2**32:
         raise InvalidArgumentError(f"prompt {index} holds the id {array.min()}..{array.max()}: ids are 0 to 2**32 - 1.")
     return array.astype("<u4").tobytes()
+
+
+def _unpadded(encoded: Mapping[str, Any], index: int) -> Any:
+    """Return the ids of what tokenizers and chat templates return."""
+    mask = encoded.get("attention_mask")
+    if mask is not None and not np.all(np.asarray(mask) == 1):
+        raise InvalidArgumentError(f"prompt {index} is padded. Pass its ids alone, without the padding.")
+    return encoded["input_ids"]
 
 
 def _empty(index: int) -> InvalidArgumentError:

@@ -19,6 +19,7 @@ from typing import Any
 
 import apsw
 
+from lmstash.errors import StoreUnavailableError
 from lmstash.store.disk import schema
 from lmstash.store.disk.adding import PUT, RowRun, add_rows
 from lmstash.store.disk.folder import Folder
@@ -211,6 +212,8 @@ class Index:
 
     def _keep_others_off(self) -> Generator[None, None, None]:
         with self.write_lock, self._translated:
+            if self.log.waits:
+                raise StoreUnavailableError("what has interrupted a write cannot write itself. Let it return first.")
             with self.read_lock:  # whoever looks up with it now comes to an end
                 self._writing += 1
             try:
@@ -228,9 +231,10 @@ class Index:
                 yield self.writer
                 return
             self.finish()
+            self.log.cut_if_long()
             committing = False
             try:
-                self.log.begin()
+                self.writer.execute("BEGIN IMMEDIATE")
                 yield self.writer
                 committing = True
                 self.writer.execute("COMMIT")

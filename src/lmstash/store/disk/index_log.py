@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import random
 import time
+from typing import Protocol
 
 import apsw
 
@@ -19,12 +20,25 @@ from lmstash.store.disk.folder import Folder
 BUSY_SECONDS = 30.0
 _LONG = 2
 """A log is long at this many times its size."""
-_ATTEMPTS = 50
-"""So many waits for a lock are about 0.4 s."""
+_PATIENCE_SECONDS = 0.4
+"""So long others are waited for to cut a log that is long."""
 _PAUSE = 3
-"""After an attempt in vain comes none for so many times what it took: somebody reads for long."""
+"""After an attempt in vain comes none for so many times that: somebody reads for long."""
+_LONGEST_WAIT_SECONDS = 0.015
 _jitter = random.Random()
 """A generator of its own: the program's draws what it would draw without a cache."""
+
+
+class Pauses(Protocol):
+    """What all processes know: until when nobody is to try to cut the log, in milliseconds since 1970."""
+
+    def paused_until(self) -> int:
+        """Return it."""
+        ...
+
+    def pause_until(self, milliseconds: int) -> None:
+        """Let all know."""
+        ...
 
 
 class IndexLog:
@@ -41,8 +55,12 @@ class IndexLog:
         self._connection = connection
         self._folder = folder
         self._most_bytes = 0
-        self._not_before = 0.0
-        connection.set_busy_handler(wait)
+        self.pauses: Pauses = _OwnPauses()
+        """To be replaced by what processes share: each would have its own turn of holding all others up."""
+        self._deadline: float | None = None
+        """Until when others are waited for, while a log is being cut."""
+        self._waiting_until = 0.0
+        connection.set_busy_handler(self._wait)
         self.keep_to(most_bytes)
 
     def keep_to(self, most_bytes: int) -> None:
@@ -52,53 +70,77 @@ class IndexLog:
             self._connection.execute(f"PRAGMA journal_size_limit = {most_bytes}")
             self._connection.wal_autocheckpoint(max(16, most_bytes // 4096))
 
-    def _is_long(self) -> bool:
+    @property
+    def waits(self) -> bool:
+        """Whether this very thread waits for a lock in SQLite, which a signal handler or finalizer may interrupt.
+
+        The connection cannot be used then: what SQLite would do is not defined.
+        """
+        return time.monotonic() < self._waiting_until
+
+    def is_long(self) -> bool:
         """Whether it takes far more than it usually does."""
         return self._folder.wal_bytes() > _LONG * self._most_bytes
 
-    def cut(self) -> bool:
-        """Move the log into the database and cut it; returns whether somebody who reads or writes was in the way."""
-        try:
-            self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
-        except apsw.BusyError:
-            return True
-        except apsw.Error:
-            pass  # the disk is full, say: whoever writes next is told
-        return False
+    def cut(self) -> None:
+        """Move the log into the database and cut it, waiting 0.4 s at most for who reads or writes.
 
-    def begin(self) -> None:
-        """Begin a transaction, on a log that is not long if others let it be cut: they are waited for 0.4 s at most.
-
-        Not after a transaction: where several processes write without a pause, the next has begun by then.
+        They wait, too: SQLite holds the write lock meanwhile. So after an attempt in vain no process tries for a while.
         """
-        self._connection.execute("BEGIN IMMEDIATE")
-        if self._is_long() and time.monotonic() >= self._not_before:  # only now is nobody making it longer
-            self._connection.execute("ROLLBACK")
-            self._cut_patiently()
-            self._connection.execute("BEGIN IMMEDIATE")
-
-    def _cut_patiently(self) -> None:
-        started, attempts = time.monotonic(), itertools.count()
-
-        def wait_a_little(_attempt: int = 0) -> bool:
-            attempt = next(attempts)
-            return attempt < _ATTEMPTS and wait(attempt)
-
+        now, pause = int(time.time() * 1000), int(_PAUSE * _PATIENCE_SECONDS * 1000)
+        if now < self.pauses.paused_until() <= now + pause:  # a clock may have been set back
+            return
+        deadline = time.monotonic() + _PATIENCE_SECONDS
         try:
-            self._connection.set_busy_handler(wait_a_little)
-            while self.cut() and self._is_long() and wait_a_little():
-                pass  # another moves it just now, for which SQLite itself never waits
+            for attempt in itertools.count():
+                self._deadline = deadline
+                try:
+                    self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+                    return
+                except apsw.BusyError:  # where another moves it just now, SQLite itself never waits
+                    if not self._wait(attempt):
+                        break
+                except apsw.Error:  # the disk is full, say: whoever writes next is told
+                    return
         finally:
-            self._connection.set_busy_handler(wait)
-        if self._is_long():
-            now = time.monotonic()
-            self._not_before = now + _PAUSE * (now - started)
+            self._deadline = None
+        self.pauses.pause_until(int(time.time() * 1000) + pause)
+
+    def cut_if_long(self) -> None:
+        """As `cut`, if it is long. Before a transaction, which waits for others, too.
+
+        After one would not do: where several processes write without a pause, the next has begun by then.
+        """
+        self._deadline = None  # an interrupt may have left it
+        if self.is_long():
+            self.cut()
+
+    def _wait(self, attempt: int) -> bool:
+        """Wait for a lock for a while; returns whether to go on."""
+        now, deadline = time.monotonic(), self._deadline
+        if deadline is not None and now >= deadline:
+            return False
+        try:
+            self._waiting_until = now + _LONGEST_WAIT_SECONDS
+            return wait(attempt)
+        finally:
+            self._waiting_until = 0.0
 
 
 def wait(attempt: int) -> bool:
     """Wait for a lock: short sleeps with jitter, since a writer holds it for tens of microseconds."""
-    delay = min(0.0002 * 1.4 ** min(attempt, 12), 0.01)
-    if attempt * 0.006 > BUSY_SECONDS:
+    if attempt * 0.01 > BUSY_SECONDS:
         return False
-    time.sleep(delay * _jitter.uniform(0.5, 1.5))
+    time.sleep(min(0.0002 * 1.4 ** min(attempt, 12), 0.01) * _jitter.uniform(0.5, 1.5))
     return True
+
+
+class _OwnPauses:
+    def __init__(self) -> None:
+        self._until = 0
+
+    def paused_until(self) -> int:
+        return self._until
+
+    def pause_until(self, milliseconds: int) -> None:
+        self._until = milliseconds

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from lmstash.errors import CapacityError
 from lmstash.events import EventLog
 from lmstash.store.base import Write, byte_views, check_write
 from lmstash.store.disk.appender import Appender, Item
@@ -103,6 +104,8 @@ class Intake:
 
     def _writer(self, namespace: str, n_bytes: int, n_records: int) -> SegmentWriter | None:
         """Return an open segment with room for so much, or None; enforces a limit that another process has lowered."""
+        if self._filled_by_log():
+            return None
         writer = self._appender.granted(namespace, n_bytes, n_records)
         while writer is None:
             with self._reclaimer.changes():
@@ -110,6 +113,16 @@ class Intake:
             if writer is None and not self._shrinker.settle_if_lowered():
                 break
         return writer
+
+    def _filled_by_log(self) -> bool:
+        """Whether the index's log, which nobody can cut while somebody reads, leaves no room.
+
+        Grants know nothing of it. What is deleted is deleted even so.
+        """
+        if not self._index.log.is_long():
+            return False
+        with self._reclaimer.changes():
+            return self._appender.room.is_nearly_over()
 
     def keep_sheets(self, namespace: str, sheets: Sequence[Sheet], expires_us: int) -> bool:
         """Append sheets of one namespace and make their entries findable, if that is all there is to do.
@@ -198,6 +211,8 @@ class Intake:
     def pin(self, keys: Sequence[bytes], pinned: bool) -> int:
         """Protect entries from eviction or stop doing so; returns how many are kept."""
         with self._index.writing(), self._reclaimer.changes():
+            if self._filled_by_log():
+                raise CapacityError("the index's log has filled the stash: a program reads it and does not stop.")
             rows = list(self._index.find_for_change(keys).values())
             changed = [row for row in rows if bool(row.pinned) != pinned]
             self._note_pins(changed, pinned=pinned)

@@ -94,8 +94,8 @@ class Reads:
                 if read.pop(number) < last - first:  # once more, for it to go on or say what is wrong
                     fill(fd, memory[first : bounds[number + 1]], offset + first, last - first)
                 if number == n - 1:
-                    mine = False
                     self._give_back()
+                    mine = False
                 yield number
         except BaseException:
             if mine:
@@ -171,6 +171,7 @@ def reads() -> Reads | None:
 
 def _after_fork() -> None:
     _idle.clear()  # the parent's
+    _held.clear()  # nothing reads into the child's memory
 
 
 if hasattr(os, "register_at_fork"):

@@ -73,6 +73,7 @@ class Opened:
                 self.recency = Recency(folder)
         except OSError as error:
             raise StoreUnavailableError(folder.explain(error)) from error
+        self.index.log.pauses = self.recency
         self.room = Room(folder, self.index)
         self.appender = Appender(folder, self.index, self.recency, self.room)
         self.recovery = Recovery(folder, self.index, self.recency, events)

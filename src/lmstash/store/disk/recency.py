@@ -26,7 +26,8 @@ SLOT_BYTES = 8
 REGION_UNIT = 512
 """Regions are multiples of this many slots."""
 FIRST_SLOT = REGION_UNIT
-"""Slots before this one are the store's own; slot 0 counts removals, slot 1 changes of the limit."""
+"""Slots before this one are the store's own; slot 0 counts removals, slot 1 changes of the limit, and slot 2 says until
+when nobody is to try to cut the index's log."""
 _SAMPLE = 64
 
 
@@ -162,6 +163,15 @@ class Recency:
         """Change what `limits` returns."""
         if not self._read_only:
             self._slots[1] = (self._slots[1] + 1) & 0xFFFFFFFFFFFFFFFF
+
+    def paused_until(self) -> int:
+        """Return until when nobody is to try to cut the index's log, in milliseconds since 1970."""
+        return self._slots[2]
+
+    def pause_until(self, milliseconds: int) -> None:
+        """Change what `paused_until` returns."""
+        if not self._read_only:
+            self._slots[2] = milliseconds
 
     def _fill(self, first: int, count: int, value: int) -> None:
         if self._read_only or count <= 0:

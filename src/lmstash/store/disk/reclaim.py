@@ -115,13 +115,18 @@ class Reclaimer:
                 return False
         return False
 
-    def shares(self, excess: int) -> list[tuple[SegmentRow, int]]:
+    def shares(self, excess: int, *, others: bool = False) -> list[tuple[SegmentRow, int]]:
         """Return the segments that have to give something that `excess` bytes come back, and how much of it each.
 
-        The least valuable entries of all go, wherever they lie. First come the segments that give most of what they
-        hold: they leave the least to copy. Inside a transaction.
+        The least valuable entries of all go, wherever they lie; with `others`, also in segments that other writers have
+        open, who find them gone when they next write. First come the segments that give most of what they hold: they
+        leave the least to copy. Inside a transaction.
         """
         segments = self._candidates(set(), self._index.newest_segment())
+        if others:
+            known = self._index.segments_for_change()
+            ours = {writer.row for writer in self._appender.writers.values()}
+            segments += [each for each in known if each.state == OPEN and each.id not in ours]
         parts: list[tuple[float, float, int, int]] = []
         for number, each in enumerate(segments):
             sample = self._values(each) or [0.0]
@@ -141,9 +146,11 @@ class Reclaimer:
 
         With `must`, take more where there is no room to copy what may stay; without it, take nothing then.
         """
-        if self._index.segment_for_change(segment.id) is None:
-            return
         self.recover()
+        now = self._index.segment_for_change(segment.id)  # whoever has it open may have gone on
+        if now is None:
+            return
+        segment = now
         listed, rows = self._contents(segment)
         slack = self._slack_bytes()
         pinned = sum(row.record_bytes for row in rows if row.pinned)
@@ -171,7 +178,8 @@ class Reclaimer:
         return True
 
     def _holds_only_entries(self, segment: SegmentRow) -> bool:
-        if self._index.segment_for_change(segment.id) is None:
+        now = self._index.segment_for_change(segment.id)
+        if now is None or now.state == OPEN:
             return False
         listed, rows = self._contents(segment)
         return listed is not None and not any(
@@ -206,7 +214,8 @@ class Reclaimer:
                 writer = self._appender.writers.get(each.namespace)
                 if writer is not None and writer.row == each.id:
                     self._appender.forget(writer)
-                self._index.delete_rows(self._contents(each)[1])
+                is_open = each.state == OPEN
+                self._index.delete_rows(self._index.rows_of_segment(each.id) if is_open else self._contents(each)[1])
                 self._remove(each)
         self._recency.note_removal()
         return Removed(sum(each.live for each in segments), sum(each.live_bytes for each in segments))
@@ -230,7 +239,8 @@ class Reclaimer:
             with contextlib.suppress(OSError):
                 self._on_unlink(segment.id)
                 os.unlink(self._folder.segment(segment.name))
-            self._doomed.pop()
+            with contextlib.suppress(ValueError):  # a signal handler that wrote has done so, too
+                self._doomed.remove(segment)
 
     def _reclaim_least(self, busy: set[int], stuck: set[int], newest: int) -> bool:
         """Reclaim the least valuable segment, or find that pins fill it; returns whether there was any left to try.
@@ -344,8 +354,10 @@ class Reclaimer:
         except OSError:
             return None
         try:
-            listed = read_footer(fd, entries=entries)
-            return listed if listed is not None or segment.state == OPEN else list(scan(fd, segment.namespace))
+            listed = read_footer(fd, entries=entries) if segment.state == SEALED else None
+            if listed is None:
+                listed = [each for each in scan(fd, segment.namespace) if each.end <= segment.tail]
+            return listed
         finally:
             os.close(fd)
 

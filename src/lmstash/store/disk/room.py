@@ -108,6 +108,11 @@ class Room:
         reserve = -self.lent_bytes if forced else self.sizes.reserve_bytes + self.surge_bytes()
         return self.capacity_bytes - reserve - self.taken_bytes()
 
+    def is_nearly_over(self) -> bool:
+        """Whether more than half of the reserve is taken, the log as long as it is."""
+        free = self.free_bytes(forced=True)
+        return free is not None and free < self.sizes.reserve_bytes // 2
+
     def surge_bytes(self) -> int:
         """Return by how much one transaction may make the log longer than it is to be.
 

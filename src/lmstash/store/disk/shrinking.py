@@ -77,7 +77,8 @@ class Shrinker:
             for number in range(_ROUNDS):
                 with self._index.transaction():
                     excess = self._excess_bytes(to_bytes, needs)
-                    shares = self._reclaimer.shares(excess << max(0, number - _PLAIN_ROUNDS)) if excess > 0 else []
+                    asked = excess << max(0, number - _PLAIN_ROUNDS)
+                    shares = self._reclaimer.shares(asked, others=self._must(to_bytes)) if excess > 0 else []
                 if not shares:
                     break
                 for segment, share in shares:
