@@ -231,3 +231,27 @@ def test_a_kernel_that_refuses_is_asked_again_only_where_that_may_help(
     monkeypatch.setattr(Reads, "_call", refuse)
     assert [reads(), reads()] == [None, None]
     assert len(asked) == (2 if again else 1)
+
+
+def test_an_interrupt_while_a_queue_is_given_back_leaves_no_memory_held(
+    content: bytes, fd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(self: Reads) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Reads, "_give_back", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        read(fd, 0, pages(0, 8))
+    assert kernel_reads._held == {}
+
+
+def test_a_fork_holds_no_memory_that_the_parent_reads_into(content: bytes, fd: int) -> None:
+    whole = memory(100 * PAGE_BYTES)
+    pieces = queue().in_order(fd, 0, whole, pages(*range(101)), len(whole))
+    next(pieces)
+    child = os.fork()
+    if not child:
+        os._exit(len(kernel_reads._held) + len(kernel_reads._idle))
+    assert os.waitpid(child, 0)[1] == 0
+    assert list(pieces) == list(range(1, 100))
+    assert bytes(whole) == content[: 100 * PAGE_BYTES]

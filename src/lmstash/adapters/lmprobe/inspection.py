@@ -39,7 +39,8 @@ def cache_info(model: str | None = None) -> CacheInfo:
 
     * `num_prompts`: of the identity (weights and storage dtype, or import) that has most. Never more than it has
       entries, but a prompt that was evicted may be counted while the record of its tokens is still there. Texts that
-      are the same tokens may be counted as one.
+      are the same tokens may be counted as one. Records are entries, and may go before the values they tell of: then
+      there are fewer, or the name is left out, until `extract` is asked for the prompts again.
     * `num_layers` and the kinds: of everything that was extracted or imported while some of it is kept: a layer whose
       last entry went alone is still counted. What `stash.activations` keeps of the same model counts in the sizes, and
       for the rest as far as the 64 entries show it.
