@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import sys
 import time
 from typing import Protocol
 
@@ -24,7 +25,6 @@ _PATIENCE_SECONDS = 0.4
 """So long others are waited for to cut a log that is long."""
 _PAUSE = 3
 """After an attempt in vain comes none for so many times that: somebody reads for long."""
-_LONGEST_WAIT_SECONDS = 0.015
 _jitter = random.Random()
 """A generator of its own: the program's draws what it would draw without a cache."""
 
@@ -59,7 +59,7 @@ class IndexLog:
         """To be replaced by what processes share: each would have its own turn of holding all others up."""
         self._deadline: float | None = None
         """Until when others are waited for, while a log is being cut."""
-        self._waiting_until = 0.0
+        self._waiting = False
         connection.set_busy_handler(self._wait)
         self.keep_to(most_bytes)
 
@@ -76,7 +76,13 @@ class IndexLog:
 
         The connection cannot be used then: what SQLite would do is not defined.
         """
-        return time.monotonic() < self._waiting_until
+        frame = sys._getframe() if self._waiting else None
+        while frame is not None:  # an interrupt may have left the mark: what is being called tells
+            if frame.f_code is IndexLog._wait.__code__ and frame.f_locals.get("self") is self:
+                return True
+            frame = frame.f_back
+        self._waiting = False
+        return False
 
     def is_long(self) -> bool:
         """Whether it takes far more than it usually does."""
@@ -121,10 +127,10 @@ class IndexLog:
         if deadline is not None and now >= deadline:
             return False
         try:
-            self._waiting_until = now + _LONGEST_WAIT_SECONDS
+            self._waiting = True
             return wait(attempt)
         finally:
-            self._waiting_until = 0.0
+            self._waiting = False
 
 
 def wait(attempt: int) -> bool:
