@@ -30,6 +30,7 @@ from lmstash.store.disk.format import (
     pack_listing,
     payload_align,
 )
+from lmstash.store.disk.guarded import take_out
 from lmstash.store.disk.index import Index
 from lmstash.store.disk.recency import FIRST_SLOT, SLOT_BYTES, Recency, region
 from lmstash.store.disk.room import Room
@@ -101,9 +102,8 @@ class Appender:
         if writer is None:
             return None
         self.writers.move_to_end(namespace)
-        if self._full(writer, n_bytes, n_records):
-            return None
-        return writer if writer.room_for(n_bytes, n_records) <= writer.granted else None
+        fits = not self._full(writer, n_bytes, n_records) and writer.room_for(n_bytes, n_records) <= writer.granted
+        return writer if fits else None
 
     def reserve(self, namespace: str, n_bytes: int, n_records: int, *, forced: bool = False) -> SegmentWriter | None:
         """Return an open segment of `namespace` with room for records of `n_bytes` together, or None.
@@ -125,9 +125,8 @@ class Appender:
             if writer is not None:
                 return writer
             writer = self.writers.get(namespace)
-            if writer is not None and (
-                self._full(writer, n_bytes, n_records) or not self._extend(writer, n_bytes, n_records, forced)
-            ):
+            is_full = writer is not None and self._full(writer, n_bytes, n_records)
+            if writer is not None and (is_full or not self._extend(writer, n_bytes, n_records, forced)):
                 if self.writers.get(namespace) is writer:
                     self.seal(writer)
             elif writer is None and not self._begin(namespace, n_bytes, n_records, forced):
@@ -262,8 +261,8 @@ class Appender:
     def commit(self) -> None:
         """Note that the index has heard of all that was appended and sealed."""
         while self._sealed:
-            self._sealed[-1].abandon()
-            self._sealed.pop()
+            (sealed := self._sealed[-1]).abandon()
+            take_out(self._sealed, sealed)
         for writer in self.writers.values():
             writer.commit()
 
@@ -273,9 +272,9 @@ class Appender:
             if not writer.roll_back():
                 del self.writers[namespace]
         while self._sealed:  # without its footer, which may list what never was; whoever finds it seals it again
-            self._sealed[-1].roll_back()
-            self._sealed[-1].abandon()
-            self._sealed.pop()
+            (sealed := self._sealed[-1]).roll_back()
+            sealed.abandon()
+            take_out(self._sealed, sealed)
 
     def next_generation(self, now: int) -> int:
         """Return a number larger than this process gave before, and than most that others gave earlier."""
@@ -328,13 +327,14 @@ class Appender:
         for writer in self.writers.values():
             writer.sync()
         while self._unsynced:
+            path = self._unsynced[-1]
             with contextlib.suppress(FileNotFoundError):  # evicted since
-                fd = os.open(self._unsynced[-1], os.O_RDONLY | os.O_CLOEXEC)
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 try:
                     sync_data(fd)
                 finally:
                     os.close(fd)
-            self._unsynced.pop()
+            take_out(self._unsynced, path)
         fd = os.open(self._folder.segments, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.fsync(fd)
