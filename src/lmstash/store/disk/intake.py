@@ -121,8 +121,8 @@ class Intake:
         """
         if not self._index.log.is_long():
             return False
-        with self._reclaimer.changes():
-            return self._appender.room.is_nearly_over()
+        with self._reclaimer.changes():  # which has cut it by now, if that can be
+            return self._index.log.is_long() and self._appender.room.is_nearly_over()
 
     def keep_sheets(self, namespace: str, sheets: Sequence[Sheet], expires_us: int) -> bool:
         """Append sheets of one namespace and make their entries findable, if that is all there is to do.

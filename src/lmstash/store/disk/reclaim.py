@@ -148,7 +148,7 @@ class Reclaimer:
         """
         self.recover()
         now = self._index.segment_for_change(segment.id)  # whoever has it open may have gone on
-        if now is None:
+        if now is None or now.name != segment.name:
             return
         segment = now
         listed, rows = self._contents(segment)
