@@ -36,8 +36,17 @@ def test_what_a_chat_template_returns_is_taken_as_it_is(tokenizer):
     encoded = tokenizer.apply_chat_template(chat, return_dict=True)
     (prompt,) = read_prompts([encoded])
     assert prompt.ids.tolist() == encoded["input_ids"]
-    with pytest.raises(InvalidArgumentError, match="prompt 1 is padded"):
-        read_prompts([[1], {"input_ids": [1, 2, 0], "attention_mask": [1, 1, 0]}])
+    (prompt,) = read_prompts([{"input_ids": [1, 2], "attention_mask": [1, 1], "token_type_ids": [0, 0]}])
+    assert prompt.ids.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "more", [{"attention_mask": [1, 1, 0]}, {"token_type_ids": [0, 1, 1]}, {"position_ids": [0, 1, 2]}]
+)
+def test_what_would_be_left_out_of_an_encoding_is_refused(more):
+    """The ids alone would give other values than the user means."""
+    with pytest.raises(InvalidArgumentError, match=rf"prompt 1 is padded, or .*\({next(iter(more))}\)"):
+        read_prompts([[1], {"input_ids": [1, 2, 0], **more}])
 
 
 def test_messages_that_a_template_does_not_take_are_named(tokenizer):

@@ -243,10 +243,14 @@ def _as_name(ids: Any, index: int) -> bytes:
 
 
 def _unpadded(encoded: Mapping[str, Any], index: int) -> Any:
-    """Return the ids of what tokenizers and chat templates return."""
-    mask = encoded.get("attention_mask")
-    if mask is not None and not np.all(np.asarray(mask) == 1):
-        raise InvalidArgumentError(f"prompt {index} is padded. Pass its ids alone, without the padding.")
+    """Return the ids of what tokenizers and chat templates return, if nothing else in it decides what is computed."""
+    plain = {"attention_mask": 1, "token_type_ids": 0}
+    for name, value in encoded.items():
+        if name == "input_ids" or (name in plain and np.all(np.asarray(value) == plain[name])):
+            continue
+        raise InvalidArgumentError(
+            f"prompt {index} is padded, or has more to it than ids ({name}). Pass its ids alone, without padding."
+        )
     return encoded["input_ids"]
 
 
