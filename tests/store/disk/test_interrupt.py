@@ -1,4 +1,4 @@
-"""Ctrl-C at any moment: the store goes on, nothing acknowledged is lost, no lock stays taken."""
+"""Ctrl-C, or a signal handler, at any moment: the store goes on, nothing acknowledged is lost, no lock stays taken."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from lmstash.errors import StoreUnavailableError
 from lmstash.store.base import Write
 from lmstash.store.disk.guarded import Guarded
 from lmstash.store.disk.store import DiskStore
@@ -45,8 +46,8 @@ class Journal:
         for number in numbers:
             self.allowed.setdefault(number, {-1}).add(-1)
         store.delete_many([self.tools.key(number) for number in numbers])
-        for number in numbers:
-            self.allowed[number] = {-1}
+        if not store._closed:
+            self.allowed |= {number: {-1} for number in numbers}
 
     def check(self, store: DiskStore, *, evicting: bool) -> None:
         for number, versions in self.allowed.items():
@@ -169,12 +170,36 @@ def test_sigint_at_random_times_in_a_hundred_loops(
         assert in_child(interrupt_again_and_again, folder, capacity, tools, seed + number) >= 50
 
 
-def interrupted_at(
-    line: int, folder: Path, capacity: int | None, tools: Any, seed: int
-) -> tuple[DiskStore, Journal, int]:
-    """Work, with KeyboardInterrupt raised at the `line`-th line of the store's code; returns the lines run.
+def raise_it(_store: DiskStore, _journal: Journal) -> None:
+    raise KeyboardInterrupt
 
-    Within a `__del__`, where Python would drop it, it is raised at the next line outside.
+
+def write_and_return(store: DiskStore, journal: Journal) -> None:
+    """What a handler may do that returns: change keys that the program leaves alone just now."""
+    tools, kept = journal.tools, list(range(200, 210))
+    if store.delete_many([tools.key(number) for number in kept[:5]]):
+        journal.allowed |= {number: {-1} for number in kept[:5]}
+    journal.put(store, [*kept[5:], 210], 2)
+    store.pin_many([tools.key(number) for number in kept])
+    store.get_many([tools.key(number) for number in range(60)])
+    store.flush()
+
+
+def close_and_return(store: DiskStore, _journal: Journal) -> None:
+    store.close()
+
+
+def interrupted_at(
+    line: int,
+    folder: Path,
+    capacity: int | None,
+    tools: Any,
+    seed: int,
+    act: Callable[[DiskStore, Journal], None] = raise_it,
+) -> tuple[DiskStore, Journal, int]:
+    """Work, with something done at the `line`-th line of the store's code; returns the lines run.
+
+    Within a `__del__`, where Python would drop what is raised, it is done at the next line outside.
     """
     lines, raised = 0, False
 
@@ -186,7 +211,7 @@ def interrupted_at(
             lines += 1
             if not raised and 0 < line <= lines and not in_finalizer(frame):
                 raised = True
-                raise KeyboardInterrupt
+                act(store, journal)
         return trace
 
     store = DiskStore(folder, capacity_bytes=capacity)
@@ -194,6 +219,7 @@ def interrupted_at(
     # Enough kept beforehand that room must be made.
     for version in range(1, 3 if capacity is None else 9):
         journal.put(store, list(range(60)), version)
+    journal.put(store, list(range(200, 210)), 1)
     old = sys.gettrace()
     sys.settrace(trace)
     try:
@@ -202,6 +228,9 @@ def interrupted_at(
             journal.put(store, list(range(60, 120)), version)
     except KeyboardInterrupt:
         pass
+    except StoreUnavailableError:  # of what must be done
+        if not store._closed:
+            raise
     finally:
         sys.settrace(old)
     return store, journal, lines
@@ -213,14 +242,23 @@ def in_finalizer(frame: FrameType | None) -> bool:
     return frame is not None
 
 
-def interrupt_at_lines(n: int, tmp_path: Path, capacity: int | None, tools: Any, seed: int) -> None:
+def interrupt_at_lines(
+    n: int,
+    tmp_path: Path,
+    capacity: int | None,
+    tools: Any,
+    seed: int,
+    act: Callable[[DiskStore, Journal], None] = raise_it,
+) -> None:
     store, _journal, total = interrupted_at(-1, tmp_path / "whole", capacity, tools, seed)
     store.close()
     assert total > 2000, "the lines of the store are counted"
     draw = random.Random(seed)
     for line in sorted(draw.sample(range(1, total), min(n, total - 1))):
         folder = tmp_path / f"at-{line}"
-        store, journal, _lines = interrupted_at(line, folder, capacity, tools, seed)
+        store, journal, _lines = interrupted_at(line, folder, capacity, tools, seed, act)
+        if store._closed:
+            store = DiskStore(folder)
         try:
             check_healthy(folder, store, journal, capacity, tools)
             finish(folder, store, journal, capacity, tools)
@@ -231,6 +269,29 @@ def interrupt_at_lines(n: int, tmp_path: Path, capacity: int | None, tools: Any,
 @CAPACITIES
 def test_an_interrupt_at_any_line_leaves_the_store_working(capacity: int | None, tmp_path: Path, tools: Any) -> None:
     interrupt_at_lines(40, tmp_path, capacity, tools, seed=3)
+
+
+HANDLERS = pytest.mark.parametrize("act", [write_and_return, close_and_return])
+
+
+@CAPACITIES
+@HANDLERS
+def test_a_handler_that_writes_or_closes_at_any_line_costs_nothing_that_was_acknowledged(
+    capacity: int | None, act: Callable[[DiskStore, Journal], None], tmp_path: Path, tools: Any
+) -> None:
+    interrupt_at_lines(25, tmp_path, capacity, tools, 4, act)
+
+
+@pytest.mark.campaign
+@pytest.mark.timeout(1800)
+@CAPACITIES
+@HANDLERS
+def test_a_handler_that_writes_or_closes_at_a_thousand_lines_costs_nothing_that_was_acknowledged(
+    capacity: int | None, act: Callable[[DiskStore, Journal], None], tmp_path: Path, tools: Any
+) -> None:
+    seed = int.from_bytes(os.urandom(2), "little")
+    print(f"seed {seed}")
+    interrupt_at_lines(1000, tmp_path, capacity, tools, seed, act)
 
 
 @pytest.mark.campaign

@@ -19,7 +19,6 @@ from typing import Any
 
 import apsw
 
-from lmstash.errors import StoreUnavailableError
 from lmstash.store.disk import schema
 from lmstash.store.disk.adding import PUT, RowRun, add_rows
 from lmstash.store.disk.folder import Folder
@@ -206,14 +205,16 @@ class Index:
 
     # --- changes: only inside `transaction()` ---------------------------------------------------------------------
 
+    def is_interrupted(self) -> bool:
+        """Whether this thread is changing something, so that who asks is a signal handler or finalizer come between."""
+        return self.write_lock._is_owned()  # pyright: ignore[reportAttributeAccessIssue]
+
     def writing(self) -> Guarded[None]:
         """Use the connection that writes: one thread at a time, no look-up beside, its errors in our words. Nests."""
         return Guarded(self._keep_others_off())
 
     def _keep_others_off(self) -> Generator[None, None, None]:
         with self.write_lock, self._translated:
-            if self.log.waits:
-                raise StoreUnavailableError("what has interrupted a write cannot write itself. Let it return first.")
             with self.read_lock:  # whoever looks up with it now comes to an end
                 self._writing += 1
             try:

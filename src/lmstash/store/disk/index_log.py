@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import random
-import sys
 import time
 from typing import Protocol
 
@@ -59,7 +58,6 @@ class IndexLog:
         """To be replaced by what processes share: each would have its own turn of holding all others up."""
         self._deadline: float | None = None
         """Until when others are waited for, while a log is being cut."""
-        self._waiting = False
         connection.set_busy_handler(self._wait)
         self.keep_to(most_bytes)
 
@@ -69,20 +67,6 @@ class IndexLog:
             self._most_bytes = most_bytes
             self._connection.execute(f"PRAGMA journal_size_limit = {most_bytes}")
             self._connection.wal_autocheckpoint(max(16, most_bytes // 4096))
-
-    @property
-    def waits(self) -> bool:
-        """Whether this very thread waits for a lock in SQLite, which a signal handler or finalizer may interrupt.
-
-        The connection cannot be used then: what SQLite would do is not defined.
-        """
-        frame = sys._getframe() if self._waiting else None
-        while frame is not None:  # an interrupt may have left the mark: what is being called tells
-            if frame.f_code is IndexLog._wait.__code__ and frame.f_locals.get("self") is self:
-                return True
-            frame = frame.f_back
-        self._waiting = False
-        return False
 
     def is_long(self) -> bool:
         """Whether it takes far more than it usually does."""
@@ -126,11 +110,7 @@ class IndexLog:
         now, deadline = time.monotonic(), self._deadline
         if deadline is not None and now >= deadline:
             return False
-        try:
-            self._waiting = True
-            return wait(attempt)
-        finally:
-            self._waiting = False
+        return wait(attempt)
 
 
 def wait(attempt: int) -> bool:

@@ -132,10 +132,26 @@ class Opened:
         self.room.refresh()
         return capacity is not None and (known == "unlimited" or (isinstance(known, int) and known > capacity))
 
+    def refuse_within(self) -> None:
+        """Raise where a signal handler or finalizer has interrupted a change of its own thread, and would make another.
+
+        What it would change is half done: records may be laid where others are about to be. And SQLite may be waiting
+        for a lock; what follows when it is called then is not defined.
+        """
+        if self.index.is_interrupted():
+            raise StoreUnavailableError("what has interrupted a change cannot change anything. Let it return first.")
+
     def sync(self) -> None:
         """Return once what was put is on the medium."""
-        self.appender.sync()
-        self.index.sync()
+        with self.index.writing():
+            self.appender.sync()
+            self.index.sync()
+
+    def tidy(self) -> None:
+        """Give back the room of what was removed."""
+        with self.index.writing():
+            self.appender.seal_all()
+            self.reclaimer.tidy()
 
     def close(self) -> None:
         """Seal, tidy, sync, and close the index."""
@@ -211,13 +227,13 @@ class Opened:
     def _damaged(self, row: Row, file: SegmentFile, error: FormatError) -> MissReason:
         """Note a record that cannot be served, and stop serving it."""
         self.events.damage(file.namespace, row.key, f"{file.path} at {row.off}: {error}")
-        if not self.read_only:
+        if not (self.read_only or self.index.is_interrupted()):
             self.intake.drop(row)
         return MissReason.MISMATCH if isinstance(error, OtherKeyError) else MissReason.DAMAGED
 
     def _lost(self, seg: int) -> None:
         segment = self.index.segment(seg)
-        if segment is not None and not self.read_only:
+        if segment is not None and not (self.read_only or self.index.is_interrupted()):
             self.recovery.forget_lost([segment])
 
 

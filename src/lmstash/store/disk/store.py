@@ -38,7 +38,7 @@ class DiskStore:
 
     Any number of threads and processes may use one folder at the same time. `put` returns after the value is in the
     operating system's hands: a killed process loses nothing that `put` returned from; a power loss may lose what was
-    put since the last `flush()`, never serve it torn.
+    put since the last `flush()`, never serve it torn. A signal handler that interrupts a change can only look up.
 
     Costs: a small `get` about 15 microseconds, a small `put` about 80; large values move at memory-copy speed.
     """
@@ -122,10 +122,12 @@ class DiskStore:
         if self.read_only:
             raise ReadOnlyError(f"{self._folder.path} was opened with read_only=True")
         opened = self._ready()
+        opened.refuse_within()
         return self._reopen(opened) if opened.index.moved() else opened
 
     def _reopen(self, stale: Opened, *, damaged: bool = False) -> Opened:
         """Connect anew after the index was lost, replaced or found damaged."""
+        stale.refuse_within()
         with self._reopen_lock:
             if self._opened is stale:
                 condemned, now = (0, 0), time.monotonic()
@@ -155,13 +157,14 @@ class DiskStore:
         """Seal and flush what this process wrote, and let go of files. Costs what `flush` does."""
         if self._closed:
             return
-        try:
-            if not self._inherited:
-                with self._faults():
+        with self._faults():
+            self._opened.refuse_within()
+            try:
+                if not self._inherited:
                     self._opened.close()
-        finally:
-            self._closed = True
-            forks.forget(self)
+            finally:
+                self._closed = True
+                forks.forget(self)
 
     def __repr__(self) -> str:
         """One line."""
@@ -321,9 +324,7 @@ class DiskStore:
         found = [(info.key, info.nbytes) for info in survey.entries(opened, namespace) if select(info)]
         if not dry_run:
             self._in_groups([key for key, _n in found], lambda opened, part: opened.intake.delete(part), must=True)
-            with opened.index.writing():
-                opened.appender.seal_all()
-                opened.reclaimer.tidy()
+            opened.tidy()
         return Removed(len(found), sum(nbytes for _key, nbytes in found))
 
     def clear(self) -> Removed:
@@ -350,12 +351,13 @@ class DiskStore:
 
     def verify(self, *, repair: bool = False) -> VerifyReport:
         """Read every entry and check every checksum; `repair=True` drops what is damaged."""
+        mends = repair and not self.read_only
         with self._faults():
             try:
-                return survey.verify(self._ready(), repair=repair and not self.read_only)
+                return survey.verify(self._writable() if mends else self._ready(), repair=mends)
             except SURE_DAMAGE as error:
                 self._fault(error)  # makes the index anew
-                report = survey.verify(self._ready(), repair=repair and not self.read_only)
+                report = survey.verify(self._ready(), repair=mends)
                 return replace(report, damaged=[f"the index: {error}", *report.damaged], repaired=True)
         return VerifyReport(0, 0, ["the store could not be read"], False)
 
@@ -368,9 +370,7 @@ class DiskStore:
     def flush(self) -> None:
         """Return once everything put so far would survive a power loss: syncs segments, folder and index."""
         with self._faults():
-            opened = self._writable()
-            with opened.index.writing():
-                opened.sync()
+            self._writable().sync()
 
     def removals(self) -> int:
         """Return a number that changes whenever any process removes or replaces an entry (for tiers above)."""
