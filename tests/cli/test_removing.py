@@ -92,6 +92,21 @@ def test_evict_makes_the_stash_small_enough(lmstash_cli, folder):
     assert data["removed"]["entries"] > 0
 
 
+def test_evict_to_less_than_can_be_is_code_1_and_says_so(lmstash_cli, folder):
+    with lmstash.open(folder, strict=True) as stash:
+        key = b"p" * 32
+        stash.store.put(key, b"x" * 500_000, namespace="user/me")
+        stash.store.pin_many([key])
+    outcome = lmstash_cli("evict", "--to", "100KB")
+    assert outcome.code == 1
+    assert "pinned" in outcome.err
+    data = lmstash_cli("evict", "--to", "100KB", "--json")
+    assert data.code == 1
+    assert data.data["after"] > 500_000
+    with lmstash.open(folder, strict=True) as stash:
+        assert stash.store.contains(key)
+
+
 def test_evict_to_what_is_no_size_is_code_2(lmstash_cli):
     assert lmstash_cli("evict", "--to", "small").code == 2
     assert lmstash_cli("evict", "--to", "unlimited").code == 2

@@ -1,10 +1,13 @@
-"""Remove the least valuable entries until the stash takes at most a given size. The stash's limit stays as it is."""
+"""Remove the least valuable entries until the stash takes at most a given size. The stash's limit stays as it is.
+
+Exit code 1 when it takes more all the same: pinned entries stay, and so does what an empty stash takes.
+"""
 
 from __future__ import annotations
 
 import argparse
 
-from lmstash.cli.output import print_json, size
+from lmstash.cli.output import print_json, say, size
 from lmstash.cli.place import open_named
 from lmstash.errors import InvalidArgumentError
 from lmstash.settings import parse_bytes
@@ -28,4 +31,6 @@ def run(arguments: argparse.Namespace) -> int:
         print_json("evict", removed={"entries": removed.entries, "nbytes": removed.nbytes}, before=before, after=after)
     else:
         print(f"removed {removed.entries:,} entries; the stash takes {size(after)} (it took {size(before)})")
-    return 0
+        if after > to_bytes:
+            say(f"that is more than {size(to_bytes)}: what is pinned stays, and what an empty stash takes")
+    return int(after > to_bytes)
