@@ -192,7 +192,11 @@ class EventLog:
         return bool(self._listeners)
 
     def listen(self, listener: Listener) -> Callable[[], None]:
-        """Call `listener(event)` for each later event; returns a function that stops it."""
+        """Call `listener(event)` for each later event; returns a function that stops it.
+
+        It is called by the thread that does what is told, of an eviction in the midst of it: there a folder's store can
+        be looked up in, and refuses to be changed.
+        """
         with self._lock:
             self._listeners = [*self._listeners, listener]
 
