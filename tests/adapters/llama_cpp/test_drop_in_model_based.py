@@ -109,6 +109,7 @@ class Caches(RuleBasedStateMachine):
         sure = longest - 15
         try:
             state = view[ids]
+            found = state.llama_state  # read only now
         except KeyError:
             assert self.lost or not there  # what an entry leans on may be evicted before it
             assert self.lost or sure <= 0
@@ -118,7 +119,7 @@ class Caches(RuleBasedStateMachine):
         assert 0 < n_tokens <= len(ids)
         assert state.input_ids[:n_tokens].tolist() == ids[:n_tokens]
         assert len(state.input_ids) == N_CTX
-        assert state.llama_state == model.blob(ids[:n_tokens])
+        assert found == model.blob(ids[:n_tokens])
         assert state.scores.shape == (n_tokens if model._logits_all else min(n_tokens, 64), VOCABULARY)
         assert state.scores.tobytes() == (
             model.logits(ids[:n_tokens]).tobytes() if model._logits_all else bytes(state.scores.nbytes)
