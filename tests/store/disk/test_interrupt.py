@@ -279,7 +279,7 @@ HANDLERS = pytest.mark.parametrize("act", [write_and_return, close_and_return])
 def test_a_handler_that_writes_or_closes_at_any_line_costs_nothing_that_was_acknowledged(
     capacity: int | None, act: Callable[[DiskStore, Journal], None], tmp_path: Path, tools: Any
 ) -> None:
-    interrupt_at_lines(25, tmp_path, capacity, tools, 4, act)
+    interrupt_at_lines(12, tmp_path, capacity, tools, 4, act)
 
 
 @pytest.mark.campaign
