@@ -254,6 +254,47 @@ def test_another_process_reads_what_this_one_has_not_flushed(tmp_path: Path):
         child.join()
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("ram_bytes", [None, 1 << 20])
+def test_a_signal_handler_that_flushes_or_closes_within_a_put_waits_for_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ram_bytes: int | None
+):
+    """Who would be waited for waits for that put: the thread of the queue, or of another cache."""
+    stash = lmstash.open(tmp_path / "stash", trust_env=False, memory_bytes=ram_bytes)
+    disk = stash.store.slow if isinstance(stash.store, TieredStore) else stash.store
+    assert isinstance(disk, DiskStore)
+    held = Held()
+    stash._holding.add(held)
+    log, came = disk._opened.index.log, []
+    was_long = log.is_long
+
+    def is_long() -> bool:
+        if not came:
+            came.append(stash.writes.offer([Write(b"q" * 32, b"queued")]))
+            stash.flush()
+            stash.close()
+        return was_long()
+
+    monkeypatch.setattr(log, "is_long", is_long)
+    assert stash.store.put(b"k" * 32, b"value")
+    assert came == [1]
+    assert not held.flushed, "it would have been refused, and what it holds lost"
+    stash.flush()
+    assert held.flushed
+    assert stash.store.get(b"k" * 32) == b"value"
+    assert stash.store.get(b"q" * 32) == b"queued"
+    stash.close()
+
+
+class Held:
+    """A cache that holds something back."""
+
+    flushed = False
+
+    def flush(self) -> None:
+        self.flushed = True
+
+
 def test_reprs_say_where_and_how_full(tmp_path: Path):
     with lmstash.open(tmp_path / "<b>") as stash:
         stash.store.put(KEY, b"value", namespace="user/<i>")

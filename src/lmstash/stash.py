@@ -14,7 +14,7 @@ from lmstash.caches.tensors import Tensors
 from lmstash.errors import InvalidArgumentError, LmstashError
 from lmstash.events import EventLog, Stats, logger
 from lmstash.settings import resolve
-from lmstash.store.base import EntryInfo, Removed, Store, StoreInfo, VerifyReport
+from lmstash.store.base import EntryInfo, Removed, Store, StoreInfo, VerifyReport, is_interrupted
 from lmstash.store.memory import MemoryStore
 from lmstash.store.policies import policy_named
 from lmstash.unset import UNSET
@@ -208,28 +208,32 @@ class Stash:
 
     def _settle(self, dry_run: bool = False) -> None:
         """Have all that was computed in the store before something is removed, and nothing of it in RAM."""
-        if self._queue is not None:
-            self._queue.flush()
-        for cache in list(self._holding):
-            cache.flush()
-            if not dry_run:
-                cache.clear()  # what is in RAM would be served on, and kept again
+        saved = self._save_held()
+        for cache in list(self._holding) if saved and not dry_run else ():
+            cache.clear()  # what is in RAM would be served on, and kept again
 
     def flush(self) -> None:
         """Return once everything put or computed so far would survive a power loss."""
-        if self._queue is not None:
-            self._queue.flush()
-        for cache in list(self._holding):
-            cache.flush()
+        self._save_held()
         self.store.flush()
 
     def close(self) -> None:
         """Flush, and let go of files."""
+        self._save_held()
+        self.store.close()
+
+    def _save_held(self) -> bool:
+        """Have what waits and what caches hold back in the store; returns whether that was done.
+
+        Not within a change that the caller has interrupted: who writes waits for that, and what is held would be lost.
+        """
+        if is_interrupted(self.store):
+            return False
         if self._queue is not None:
             self._queue.flush()
         for cache in list(self._holding):
             cache.flush()
-        self.store.close()
+        return True
 
     def __enter__(self) -> Self:
         """Return the stash; leaving the block closes it."""

@@ -325,6 +325,15 @@ def join(value: Buffer | Sequence[Buffer]) -> bytes:
     return bytes(value) if isinstance(value, bytes) else b"".join(byte_views(value))
 
 
+def is_interrupted(store: Store) -> bool:
+    """Whether the caller has interrupted a change of the store that its own thread makes, which then refuses changes.
+
+    Only a signal handler or a finalizer can. A store that minds has a method of this name.
+    """
+    asked: Callable[[], bool] | None = getattr(store, "is_interrupted", None)
+    return asked is not None and asked()
+
+
 def matches(namespace: str, asked: str | None) -> bool:
     """Whether `namespace` is the one asked for; `"kind/"` asks for every namespace of a kind."""
     return asked is None or (namespace.startswith(asked) if asked.endswith("/") else namespace == asked)

@@ -17,6 +17,7 @@ from lmstash.store.base import (
     StoreInfo,
     VerifyReport,
     Write,
+    is_interrupted,
 )
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class TieredStore:
         self._touch: Callable[[Sequence[bytes]], None] = getattr(slow, "touch_many", lambda keys: None)
         self._served: set[bytes] = set()
         self._promotes = not getattr(slow, "read_only", False)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may look up in the middle of it
 
     @property
     def folder_path(self) -> Path | None:
@@ -179,10 +180,15 @@ class TieredStore:
         self.slow.flush()
 
     def close(self) -> None:
-        """Close both."""
+        """Close both, or neither: see `DiskStore.is_interrupted`."""
         self._tell_uses()
-        self.fast.close()
+        if not self.is_interrupted():
+            self.fast.close()
         self.slow.close()
+
+    def is_interrupted(self) -> bool:
+        """As the slow tier's."""
+        return is_interrupted(self.slow)
 
     def _keep_up(self) -> None:
         if self._removals() != self._seen:

@@ -30,7 +30,6 @@ from lmstash.store.disk.format import (
     pack_listing,
     payload_align,
 )
-from lmstash.store.disk.guarded import take_out
 from lmstash.store.disk.index import Index
 from lmstash.store.disk.recency import FIRST_SLOT, SLOT_BYTES, Recency, region
 from lmstash.store.disk.room import Room
@@ -261,8 +260,8 @@ class Appender:
     def commit(self) -> None:
         """Note that the index has heard of all that was appended and sealed."""
         while self._sealed:
-            (sealed := self._sealed[-1]).abandon()
-            take_out(self._sealed, sealed)
+            self._sealed[-1].abandon()
+            self._sealed.pop()
         for writer in self.writers.values():
             writer.commit()
 
@@ -272,9 +271,9 @@ class Appender:
             if not writer.roll_back():
                 del self.writers[namespace]
         while self._sealed:  # without its footer, which may list what never was; whoever finds it seals it again
-            (sealed := self._sealed[-1]).roll_back()
-            sealed.abandon()
-            take_out(self._sealed, sealed)
+            self._sealed[-1].roll_back()
+            self._sealed[-1].abandon()
+            self._sealed.pop()
 
     def next_generation(self, now: int) -> int:
         """Return a number larger than this process gave before, and than most that others gave earlier."""
@@ -327,14 +326,13 @@ class Appender:
         for writer in self.writers.values():
             writer.sync()
         while self._unsynced:
-            path = self._unsynced[-1]
             with contextlib.suppress(FileNotFoundError):  # evicted since
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                fd = os.open(self._unsynced[-1], os.O_RDONLY | os.O_CLOEXEC)
                 try:
                     sync_data(fd)
                 finally:
                     os.close(fd)
-            take_out(self._unsynced, path)
+            self._unsynced.pop()
         fd = os.open(self._folder.segments, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.fsync(fd)

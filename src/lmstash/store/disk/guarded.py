@@ -1,8 +1,7 @@
-"""What signals cannot break: `with` blocks that are left once they are entered, and lists emptied one by one."""
+"""`with` blocks that an interrupt cannot leave entered but without an end."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Generator
 from types import TracebackType
 from typing import Generic, TypeVar
@@ -42,9 +41,3 @@ class Guarded(Generic[T]):
             if raised is not error:
                 raise
             error.__traceback__ = trace
-
-
-def take_out(things: list[T], one: T) -> None:
-    """Take one thing out of a list, if a signal handler that wrote has not done so meanwhile."""
-    with contextlib.suppress(ValueError):
-        things.remove(one)

@@ -22,7 +22,7 @@ from lmstash.store.base import Removed, matches
 from lmstash.store.disk.appender import Appender
 from lmstash.store.disk.folder import Folder
 from lmstash.store.disk.format import FOOTER_ENTRY, SEGMENT_HEADER_BYTES, TOMBSTONE, Located, RecordType
-from lmstash.store.disk.guarded import Guarded, take_out
+from lmstash.store.disk.guarded import Guarded
 from lmstash.store.disk.index import Index
 from lmstash.store.disk.moving import Mover
 from lmstash.store.disk.recency import Recency
@@ -239,7 +239,7 @@ class Reclaimer:
             with contextlib.suppress(OSError):
                 self._on_unlink(segment.id)
                 os.unlink(self._folder.segment(segment.name))
-            take_out(self._doomed, segment)
+            self._doomed.pop()
 
     def _reclaim_least(self, busy: set[int], stuck: set[int], newest: int) -> bool:
         """Reclaim the least valuable segment, or find that pins fill it; returns whether there was any left to try.

@@ -82,15 +82,8 @@ class DiskStore:
         self._opened = self._open()
         self._removals = self._opened.recency.removals()
         """When it was last looked whether the index is still the one that is open."""
-        self._putting = Putting(
-            self._folder,
-            self.events,
-            lambda: self._opened,
-            self._writable,
-            self.contains_many,
-            self._fault,
-            strict=strict,
-        )
+        told = self._writable, self.contains_many, self._fault
+        self._putting = Putting(self._folder, self.events, lambda: self._opened, *told, strict=strict)
         forks.watch(self)
 
     # --- opening, forking, closing --------------------------------------------------------------------------------
@@ -140,6 +133,10 @@ class DiskStore:
                     self.events.warn_once("moved", "lmstash: %s was moved or removed: begun anew", self._folder.path)
                 self._opened = self._open(condemned)
             return self._opened
+
+    def is_interrupted(self) -> bool:
+        """Whether this thread is changing the store: a signal handler or finalizer that asks would be refused."""
+        return self._opened.index.is_interrupted()
 
     def locks(self) -> list[Any]:
         """Return the locks without which no thread is inside SQLite."""
