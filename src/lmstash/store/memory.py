@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import OrderedDict
@@ -123,8 +124,7 @@ class MemoryStore:
         """Note that entries were used without being read."""
         with self._lock:
             for key in keys:
-                if key in self._kept:
-                    self._kept.move_to_end(key)
+                self._use(key)
 
     def contains(self, key: bytes) -> bool:
         """Whether a get would find the key now."""
@@ -197,10 +197,9 @@ class MemoryStore:
             for key in list(self._kept):
                 if self._bytes <= to_bytes:
                     break
-                kept = self._kept[key]
-                if kept.pinned:
+                kept = self._kept.get(key)
+                if kept is None or kept.pinned or self._kept.pop(key, None) is None:  # a signal handler removes, too
                     continue
-                del self._kept[key]
                 self._bytes -= kept.weight
                 removed += 1
                 self._removals += 1
@@ -258,13 +257,17 @@ class MemoryStore:
         """Return a number that changes whenever an entry is removed or replaced (for who remembers what is there)."""
         return self._removals
 
+    def _use(self, key: bytes) -> None:
+        with contextlib.suppress(KeyError):  # a signal handler may have removed it meanwhile
+            self._kept.move_to_end(key)
+
     def _look_up(self, key: bytes) -> _Kept | None:
         with self._lock:
             kept = self._kept.get(key)
             now = time.time()
             expired = kept is not None and kept.expires is not None and kept.expires <= now
             if kept is not None and not expired:
-                self._kept.move_to_end(key)
+                self._use(key)
                 kept.last_used = now
                 kept.hits += 1
         if self._closed and self.strict:

@@ -424,3 +424,47 @@ def test_a_look_up_within_a_look_up_is_none_of_its_business(tmp_path: Path, tool
         store.close()
     assert within
     assert all(within)
+
+
+def closed_at(line: int, folder: Path, look_up: Callable[[DiskStore], Any]) -> tuple[Any, int]:
+    """Look up in a store that is closed at the `line`-th line of its own code; returns what is found and the lines."""
+    lines = 0
+
+    def trace(frame: FrameType, event: str, argument: Any) -> Any:
+        nonlocal lines
+        if "/lmstash/store/disk/" not in frame.f_code.co_filename:
+            return None
+        if event == "line":
+            lines += 1
+            if lines == line:
+                store.close()
+        return trace
+
+    with contextlib.closing(DiskStore(folder)) as store:
+        look_up(store)  # the segment is open
+        old = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            return look_up(store), lines
+        finally:
+            sys.settrace(old)
+
+
+@pytest.mark.parametrize("way", ["get", "get_many", "fetch_many", "entries"])
+def test_a_look_up_within_which_a_handler_closes_the_store_is_a_miss_at_worst(
+    way: str, tmp_path: Path, tools: Any
+) -> None:
+    keys = [tools.key(number) for number in range(20)]
+    ways: dict[str, Callable[[DiskStore], list[Any]]] = {
+        "get": lambda store: [store.get(keys[0])],
+        "get_many": lambda store: store.get_many(keys),
+        "fetch_many": lambda store: [found and found.value for found in store.fetch_many(keys)],
+        "entries": lambda store: [None for _entry in store.entries()],
+    }
+    with contextlib.closing(DiskStore(tmp_path)) as store:
+        assert store.put_many([Write(key, b"value") for key in keys]) == len(keys)
+    _found, total = closed_at(0, tmp_path, ways[way])
+    assert total > 20, "the lines of the store are counted"
+    for line in range(1, total, 1 + total // 150):
+        found, _lines = closed_at(line, tmp_path, ways[way])
+        assert set(map(bytes, filter(None, found))) <= {b"value"}

@@ -78,14 +78,14 @@ class Recency:
 
     def touch(self, slot: int) -> None:
         """Note a use of the entry in `slot`, now."""
-        slots = self._slots
-        if slot >= len(slots):
-            if self._read_only or not self._catch_up(slot):
-                return
-            slots = self._slots
         try:
+            slots = self._slots
+            if slot >= len(slots):
+                if self._read_only or not self._catch_up(slot):
+                    return
+                slots = self._slots
             slots[slot] = (int(time.time() * 1000) << 16) | min((slots[slot] & 0xFFFF) + 1, 0xFFFF)
-        except ValueError:  # another thread has just closed the store
+        except ValueError:  # another thread, or a signal handler, has just closed the store
             return
 
     def touch_array(self, slots: np.ndarray) -> None:
@@ -130,15 +130,17 @@ class Recency:
 
     def read(self, slot: int) -> int:
         """Return a slot's content, 0 where there is none."""
-        if slot >= len(self._slots) and not self._catch_up(slot):
-            return 0
-        return self._slots[slot]
+        with contextlib.suppress(ValueError, IndexError):  # another thread has just closed the store
+            if slot < len(self._slots) or self._catch_up(slot):
+                return self._slots[slot]
+        return 0
 
     def read_many(self, slots: list[int]) -> list[int]:
         """Return what `read` does of each."""
-        if slots and max(slots) >= len(self._slots) and not self._catch_up(max(slots)):
-            return list(map(self.read, slots))
-        return list(map(self._slots.__getitem__, slots))
+        with contextlib.suppress(ValueError, IndexError):  # as `read`
+            if not slots or max(slots) < len(self._slots) or self._catch_up(max(slots)):
+                return list(map(self._slots.__getitem__, slots))
+        return list(map(self.read, slots))
 
     def sample(self, first: int, count: int) -> list[int]:
         """Return 64 to 127 slots spread evenly over a region, or all where there are fewer."""

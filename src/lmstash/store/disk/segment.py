@@ -182,7 +182,8 @@ class SegmentFiles:
         """Return the file of segment `row` if it is open."""
         file = self._files.get(row)
         if file is not None:
-            self._files.move_to_end(row)
+            with contextlib.suppress(KeyError):  # a signal handler may have closed the store meanwhile
+                self._files.move_to_end(row)
         return file
 
     def add(self, row: int, file: SegmentFile) -> SegmentFile:
@@ -200,7 +201,7 @@ class SegmentFiles:
         """Stop keeping open what has no name any more."""
         for row, file in list(self._files.items()):
             if os.fstat(file.fd).st_nlink == 0:
-                del self._files[row]
+                self._files.pop(row, None)
 
     def clear(self) -> None:
         """Stop keeping any open."""
