@@ -2,7 +2,6 @@
 
 import re
 
-import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, XLNetConfig, XLNetModel
@@ -10,6 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, XLNetConfig, XLNetModel
 import lmstash
 from lmstash.caches.activations.model_source import ModelSource
 from lmstash.caches.activations.on_device import says_no_memory, to_host
+from lmstash.caches.activations.prompts import read_prompts
 from lmstash.errors import UnsupportedModelError
 
 
@@ -51,7 +51,7 @@ def test_a_full_device_is_out_of_memory_whoever_says_so(words, monkeypatch):
     source = ModelSource(build())
     monkeypatch.setattr(source, "_forward", full)  # no device here to fill
     with pytest.raises(torch.cuda.OutOfMemoryError, match=re.escape(words)):
-        source.compute([np.array([1, 2])], [0], "block_out", "last")
+        source.compute(read_prompts([[1, 2]]), [0], "block_out", "last")
 
 
 def test_other_errors_stay_what_they_are():

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -87,21 +86,21 @@ class ExtractBatchSource:
         """Remember the text of each prompt: `compute` is given token ids."""
         self._texts = dict(zip(prompts.names, prompts.plain_texts(), strict=True))
 
-    def compute(self, batch: Sequence[np.ndarray], layers: Sequence[int], site: str, pool: Pool) -> list[Values]:
+    def compute(self, batch: Prompts, layers: Sequence[int], site: str, pool: Pool) -> list[Values]:
         """Run one batch (see `Source.compute`; `pool` is None here).
 
         Raises:
             MismatchError: The answer has another shape than asked, or other tokens than the tokenizer says.
         """
-        texts = [self._texts[ids.tobytes()] for ids in batch]
+        texts = [self._texts[name] for name in batch.names]
         with torch.no_grad():
             rows = self._rows(texts, list(layers))
         self._after_batch()
         if self._live is not None:
-            for ids, row in zip(batch, rows, strict=True):
-                if len(row) != len(ids):
+            for n_tokens, row in zip(batch.lengths, rows, strict=True):
+                if len(row) != n_tokens:
                     raise MismatchError(
-                        f"{self.name}: extract_batch gave {len(row)} tokens for a prompt of {len(ids)}. Does the "
+                        f"{self.name}: extract_batch gave {len(row)} tokens for a prompt of {n_tokens}. Does the "
                         "extractor use another tokenizer than its `tokenizer`?"
                     )
         width = rows[0].shape[1] // len(layers)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +17,7 @@ from lmstash.caches.activations.on_device import says_no_memory, to_device, to_h
 from lmstash.caches.activations.padding import pad, rounding_of, shows_company, shows_padding
 from lmstash.caches.activations.passes import passes_over
 from lmstash.caches.activations.pooling import Pool, pack_tokens, pool_tokens
+from lmstash.caches.activations.prompts import Prompts
 from lmstash.caches.activations.sites import LAYERLESS_SITES, find_blocks, find_submodule, first_tensor, router_layers
 from lmstash.caches.activations.source import Values
 from lmstash.caches.torch_model import TorchModel, first_number
@@ -95,7 +95,7 @@ class ModelSource(TorchModel):
             raise UnsupportedModelError(f"{self.name} has no experts, hence no router_logits. Read another site.")
         return found
 
-    def compute(self, batch: Sequence[np.ndarray], layers: Sequence[int], site: str, pool: Pool) -> list[Values]:
+    def compute(self, batch: Prompts, layers: Sequence[int], site: str, pool: Pool) -> list[Values]:
         """Run one padded batch (see `Source.compute`). Costs the forward pass up to the last layer asked for.
 
         Raises:
@@ -103,9 +103,7 @@ class ModelSource(TorchModel):
         """
         return self.launch(batch, layers, site, pool)()
 
-    def launch(
-        self, batch: Sequence[np.ndarray], layers: Sequence[int], site: str, pool: Pool
-    ) -> Callable[[], list[Values]]:
+    def launch(self, batch: Prompts, layers: Sequence[int], site: str, pool: Pool) -> Callable[[], list[Values]]:
         """Start one padded batch; what is returned waits for its values and returns them.
 
         A GPU goes on by itself meanwhile, so that the host can keep the values of the batch before.
@@ -113,7 +111,7 @@ class ModelSource(TorchModel):
         Raises:
             torch.OutOfMemoryError: As `compute`.
         """
-        ids, mask = pad(batch)
+        ids, mask = pad(batch.arrays())
         lengths = mask.sum(dim=1)
         # Sent before the pass, and once: within it, sending would wait for what runs.
         chosen = to_device(lengths if pool is not None else mask.flatten().nonzero()[:, 0], self.device)

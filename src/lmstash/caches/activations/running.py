@@ -177,7 +177,7 @@ class Runner:
 
     def _start(self, members: Sequence[int], positions: Sequence[int], max_retries: int | None) -> _Running:
         """Compute a batch; where the source can, only start to."""
-        batch = self._prompts.ids_of(members)
+        batch = self._prompts.pick(members)
         layers = [self._layers[position] for position in positions]
         retries = self._source.max_retries if max_retries is None else max_retries
         for attempt in range(retries + 1):

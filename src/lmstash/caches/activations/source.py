@@ -12,6 +12,7 @@ from torch import Tensor
 from lmstash.caches.activations.batching import BATCH_TOKENS
 from lmstash.caches.activations.extractor import Extractor
 from lmstash.caches.activations.pooling import Pool, pool_tokens, token_of_all
+from lmstash.caches.activations.prompts import Prompts
 from lmstash.errors import InvalidArgumentError, MismatchError
 
 _MAX_RETRIES = 3
@@ -67,11 +68,11 @@ class Source(Protocol):
         """Whether no prompt may have another one beside it."""
         ...
 
-    def compute(self, batch: Sequence[np.ndarray], layers: Sequence[int], site: str, pool: Pool) -> list[Values]:
+    def compute(self, batch: Prompts, layers: Sequence[int], site: str, pool: Pool) -> list[Values]:
         """Run one batch.
 
         Args:
-            batch: Token ids of each prompt, `[n_tokens]`.
+            batch: The prompts.
             layers: Layers to read, ascending.
             site: Where.
             pool: How to pool; None keeps every token.
@@ -166,10 +167,10 @@ class ExtractorSource:
         """Return False, for the same reason."""
         return False
 
-    def compute(self, batch: Sequence[np.ndarray], layers: Sequence[int], site: str, pool: Pool) -> list[Values]:
+    def compute(self, batch: Prompts, layers: Sequence[int], site: str, pool: Pool) -> list[Values]:
         """Call the extractor; raises MismatchError when its answer has another shape than asked."""
-        lengths = list(map(len, batch))
-        answer = self.extractor.extract([ids.tolist() for ids in batch], list(layers), site)
+        lengths = batch.lengths
+        answer = self.extractor.extract(batch.lists(), list(layers), site)
         if len(answer) != len(layers):
             raise MismatchError(f"{self.name}: extract() returned {len(answer)} layers for {len(layers)} asked.")
         if len(layers) == 1 or _holds_all(answer):

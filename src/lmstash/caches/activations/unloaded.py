@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from lmstash.caches.activations.batching import BATCH_TOKENS
@@ -69,7 +68,7 @@ class UnloadedSource:
         """Nothing runs."""
         return False
 
-    def compute(self, batch: Sequence[np.ndarray], layers: Sequence[int], site: str, pool: Pool) -> list[Values]:
+    def compute(self, batch: Prompts, layers: Sequence[int], site: str, pool: Pool) -> list[Values]:
         """There is no model: nothing is computed."""
         return []
 
