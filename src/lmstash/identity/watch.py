@@ -60,7 +60,7 @@ class ModelWatch:
         self._strict_numerics = strict_numerics
         self._frozen = assume_frozen
         self._lock = threading.RLock()
-        self._probing = threading.Lock()  # a probe is for one thread at a time
+        self._probing = threading.RLock()  # a probe is for one thread at a time
         self._suspect = False
         self._reading: Reading | None = None
         self._stamp: list[object] = []
@@ -69,7 +69,7 @@ class ModelWatch:
         self._glance: Glance | None = None
         self._due = 0.0
         """When the next whole look is due, by the monotonic clock."""
-        renew_after_fork(self, _lock=threading.RLock, _probing=threading.Lock)
+        renew_after_fork(self, _lock=threading.RLock, _probing=threading.RLock)
         with self._lock:
             self._read()
 
@@ -153,6 +153,8 @@ class ModelWatch:
 
     def holding(self, reading: Reading, budget_bytes: int | None) -> bool:
         """Return whether the tensors of a reading have the bytes they had; reads in this thread alone."""
+        if self._is_probing():
+            return False
         with self._probing:
             held = reading.probe.holds(budget_bytes, n_threads=1)
         if not held:
@@ -217,14 +219,20 @@ class ModelWatch:
         if versions != self._versions:
             budget_bytes = None
         if budget_bytes != 0 or self._reading.probe.on_devices:  # else another thread's look would be waited for
+            if self._is_probing():
+                return False
             with self._probing:
                 if not self._reading.probe.holds(budget_bytes):
                     return False
         self._versions = versions
         return True
 
+    def _is_probing(self) -> bool:
+        """Whether a signal handler or a finalizer asks in the midst of a probe of its own thread: no answer is right."""
+        return self._probing._is_owned()  # pyright: ignore[reportAttributeAccessIssue]
+
     def _read(self) -> None:
-        """Take a new reading, and everything that it is later compared with."""
+        """Take a new reading, and everything that it is later compared with: together, whoever else reads meanwhile."""
         from lmstash.identity.structure import stamp
 
         known = self._reading.known if self._reading else {}
@@ -236,10 +244,10 @@ class ModelWatch:
             after, live = stamp(self._model, {})
             if after == before and _addresses(live) == addresses:
                 code = reading.structure.code
-                self._stamp, live = stamp(self._model, code.objects, whole_configs=code.reads_all)
+                found, live = stamp(self._model, code.objects, whole_configs=code.reads_all)
                 if code.objects:
                     addresses, versions = _addresses(live), _versions(live)
-                self._addresses, self._versions, self._reading = addresses, versions, reading
+                self._stamp, self._addresses, self._versions, self._reading = found, addresses, versions, reading
                 return
         raise UnsupportedModelError("the model changes while it is read. Let it come to rest, then retry.")
 

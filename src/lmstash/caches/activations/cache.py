@@ -93,7 +93,7 @@ class Activations:
         self._salt = salt
         self._storage_dtype = storage_dtype
         self._ttl_seconds = ttl_seconds
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may call in the middle of it
         self._described: bytes | None = None
         """The last model whose description was kept."""
         self._model = model

@@ -213,9 +213,22 @@ class ModelSource(TorchModel):
         thread = threading.get_ident()
         kept: dict[int, Tensor] = {}
         modules = self._modules(layers, site)
+        here = self.device
+        sent = to_device(ids, here)
+        ours: list[bool] = []
+        """For each pass that runs in this thread, one within the other, whether it is this one."""
+
+        def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if threading.get_ident() == thread:
+                ours.append(kwargs.get("input_ids") is sent)
+
+        def end(*_: Any) -> None:
+            if threading.get_ident() == thread:
+                ours.pop()
 
         def keep(layer: int, value: Any) -> None:
-            if threading.get_ident() != thread:
+            # A signal handler, or somebody's hook, may run the model in the midst of this.
+            if threading.get_ident() != thread or not (ours and ours[-1]):
                 return
             if layer in kept:
                 raise UnsupportedModelError(
@@ -233,13 +246,12 @@ class ModelSource(TorchModel):
                     handles.append(module.register_forward_pre_hook(_reader_before(keep, layer), with_kwargs=True))
                 else:
                     handles.append(module.register_forward_hook(_reader_after(keep, layer)))
+            handles.append(self._entry.register_forward_pre_hook(_ours(begin), prepend=True, with_kwargs=True))
+            handles.append(self._entry.register_forward_hook(_ours(end), always_call=True))
             # Under autocast, torch keeps casts of weights, and does not look whether these changed since.
             torch.clear_autocast_cache()
             with torch.no_grad():
-                here = self.device
-                self._entry(
-                    input_ids=to_device(ids, here), attention_mask=to_device(mask, here), **self._switched_off()
-                )
+                self._entry(input_ids=sent, attention_mask=to_device(mask, here), **self._switched_off())
         except _EverythingRead:
             pass
         finally:

@@ -95,9 +95,9 @@ class Flights:
         self._folder = folder
         self._fds: list[int] = [-1] * _FILES
         self._aloft: dict[bytes, Flight] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may ask in the middle of it
         _alive.add(self)
-        renew_after_fork(self, _lock=threading.Lock)
+        renew_after_fork(self, _lock=threading.RLock)
 
     def join(self, key: bytes) -> tuple[Flight, bool]:
         """Return the flight of a key, and whether the caller leads it (then it must `end` it; else it may wait)."""
@@ -185,12 +185,12 @@ def flights_of(store: Any) -> Flights:
 _computing: ContextVar[frozenset[Flight]] = ContextVar("lmstash flights", default=frozenset())
 _by_store: weakref.WeakKeyDictionary[Any, Flights] = weakref.WeakKeyDictionary()
 _alive: weakref.WeakSet[Flights] = weakref.WeakSet()
-_making = threading.Lock()
+_making = threading.RLock()
 
 
 def _after_fork() -> None:
     global _making
-    _making = threading.Lock()
+    _making = threading.RLock()
     for each in list(_alive):
         each._after_fork()
 
