@@ -228,7 +228,7 @@ class ModelWatch:
         return True
 
     def _is_probing(self) -> bool:
-        """Whether a signal handler or a finalizer asks in the midst of a probe of its own thread: no answer is right."""
+        """Whether a signal handler asks in the midst of a probe of its own thread: then no answer is right."""
         return self._probing._is_owned()  # pyright: ignore[reportAttributeAccessIssue]
 
     def _read(self) -> None:

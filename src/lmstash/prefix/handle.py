@@ -28,12 +28,15 @@ class Handle:
         """Made by `PrefixTree.match` and `start`, `extend` and `fork`, which have counted the reference."""
         self._index = index
         self._root = root
-        self._node: Node | None = node
         self._pins = 0
         self.depth = depth
+        self._node: Node | None = node
 
     def __del__(self) -> None:
-        node = self._node
+        try:
+            node = self._node
+        except AttributeError:  # an interrupt came before it was made
+            return
         if node is not None:
             self._index.dropped.append((node, self._pins))
 
@@ -44,12 +47,10 @@ class Handle:
         if node is None:
             return
         index.dropped.append((node, self._pins))
-        if index.lock.acquire(blocking=False):  # else whoever has it, or the next call, settles
-            try:
+        if not index.lock.locked():  # else whoever has it, or the next call, settles
+            with index.lock:
                 index.settle()
                 news = index.news()
-            finally:
-                index.lock.release()
             index.tell(news)
 
     def fork(self) -> Handle:

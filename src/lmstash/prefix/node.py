@@ -151,13 +151,13 @@ def split(node: Node, depth: int, n_kinds: int) -> Node:
     cut = (depth - node.start) * 4
     parent = node.parent
     assert parent is not None
-    upper = Node(parent, node.start, bytes(node.edge[:cut]))
-    parent.children[bytes(node.edge[:4])] = upper
-    node.edge = bytes(node.edge[cut:])
-    upper.children = {bytes(node.edge[:4]): node}
+    upper, later = Node(parent, node.start, bytes(node.edge[:cut])), bytes(node.edge[cut:])
+    upper.children = {later[:4]: node}
     upper.locks = node.locks
-    node.parent = upper
-    node.start = depth
+    first = bytes(upper.edge[:4])
+    # Nothing is called from here to where all tokens are right again: no interrupt comes between.
+    parent.children[first] = upper
+    node.edge, node.start, node.parent = later, depth, upper
     if node.points is not None:
         last = depth * n_kinds + n_kinds  # keys below it are at `depth` or before
         for point in [each for each in points_of(node) if each.key < last]:

@@ -91,3 +91,28 @@ def test_blocks_that_put_tokens_before_prompts_are_refused_though_there_are_as_m
         pytest.raises(UnsupportedModelError, match="block_out"),
     ):
         stash.activations(build_xlnet())([[1, 2], [3, 4]], 1)
+
+
+@pytest.mark.parametrize("site", ["embed", "block_out", "final"])
+def test_the_model_run_by_others_as_a_pass_begins_and_within_it_is_not_what_is_read(site, make_model, monkeypatch):
+    model = make_model()
+    mine, others = torch.tensor([[1, 2, 3]]), torch.tensor([[7, 8, 9]])
+    runs = 0
+
+    def run_others():
+        nonlocal runs
+        if runs in (0, 2):
+            runs += 1
+            with torch.no_grad():
+                model(others)
+            runs += 1
+
+    source = ModelSource(model)
+    (wanted,) = source.compute(read_prompts(mine.tolist()), [0], site, None)
+    taken = source._switched_off
+    monkeypatch.setattr(source, "_switched_off", lambda: (run_others(), taken())[1])  # what is read is hooked by then
+    run_others.__dict__["_lmstash"] = True
+    with model.model.embed_tokens.register_forward_pre_hook(lambda *_: run_others()):
+        (values,) = source.compute(read_prompts(mine.tolist()), [0], site, None)
+    assert runs == 4, "others ran before the pass and within it"
+    torch.testing.assert_close(values[0], wanted[0], rtol=0, atol=0)

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from tests.at_lines import may_be_signalled
 
 from lmstash.errors import StoreUnavailableError
 from lmstash.store.base import Write
@@ -209,7 +210,7 @@ def interrupted_at(
             return None
         if event == "line":
             lines += 1
-            if not raised and 0 < line <= lines and not in_finalizer(frame):
+            if not raised and 0 < line <= lines and may_be_signalled(frame):
                 raised = True
                 act(store, journal)
         return trace
@@ -234,12 +235,6 @@ def interrupted_at(
     finally:
         sys.settrace(old)
     return store, journal, lines
-
-
-def in_finalizer(frame: FrameType | None) -> bool:
-    while frame is not None and frame.f_code.co_name != "__del__":
-        frame = frame.f_back
-    return frame is not None
 
 
 def interrupt_at_lines(

@@ -20,6 +20,7 @@ from lmstash.caches.activations.pooling import Pool, pack_tokens, pool_tokens
 from lmstash.caches.activations.prompts import Prompts
 from lmstash.caches.activations.sites import LAYERLESS_SITES, find_blocks, find_submodule, first_tensor, router_layers
 from lmstash.caches.activations.source import Values
+from lmstash.caches.pass_hooks import PassHooks
 from lmstash.caches.torch_model import TorchModel, first_number
 from lmstash.errors import UnsupportedModelError
 from lmstash.events import logger
@@ -222,7 +223,7 @@ class ModelSource(TorchModel):
             if threading.get_ident() == thread:
                 ours.append(kwargs.get("input_ids") is sent)
 
-        def end(*_: Any) -> None:
+        def end(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             if threading.get_ident() == thread:
                 ours.pop()
 
@@ -239,15 +240,15 @@ class ModelSource(TorchModel):
             if len(kept) == len(modules) and self._may_stop_early:
                 raise _EverythingRead
 
-        handles = []
+        hooks = PassHooks()
         try:
             for layer, module in modules.items():
                 if site == "embed":
-                    handles.append(module.register_forward_pre_hook(_reader_before(keep, layer), with_kwargs=True))
+                    hooks.before(module, _reader_before(keep, layer))
                 else:
-                    handles.append(module.register_forward_hook(_reader_after(keep, layer)))
-            handles.append(self._entry.register_forward_pre_hook(_ours(begin), prepend=True, with_kwargs=True))
-            handles.append(self._entry.register_forward_hook(_ours(end), always_call=True))
+                    hooks.after(module, _reader_after(keep, layer))
+            hooks.before(self._entry, begin, first=True)
+            hooks.after(self._entry, end, always=True)
             # Under autocast, torch keeps casts of weights, and does not look whether these changed since.
             torch.clear_autocast_cache()
             with torch.no_grad():
@@ -255,8 +256,8 @@ class ModelSource(TorchModel):
         except _EverythingRead:
             pass
         finally:
-            for handle in handles:
-                handle.remove()
+            hooks.live = False
+            hooks.remove()
         if len(kept) != len(modules):
             missing = sorted(set(modules) - set(kept))
             raise UnsupportedModelError(
@@ -366,17 +367,11 @@ def _reader_before(keep: Callable[[int, Any], None], layer: int) -> Callable[...
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         keep(layer, args[0] if args else kwargs.get("hidden_states"))
 
-    return _ours(hook)
+    return hook
 
 
 def _reader_after(keep: Callable[[int, Any], None], layer: int) -> Callable[..., None]:
     def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         keep(layer, output)
 
-    return _ours(hook)
-
-
-def _ours(hook: Callable[..., None]) -> Callable[..., None]:
-    """Mark a hook as one that changes nothing, for calls of other threads that look whether the model changed."""
-    hook.__dict__["_lmstash"] = True
     return hook

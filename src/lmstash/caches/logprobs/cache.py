@@ -7,7 +7,7 @@ import atexit
 import os
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -101,6 +101,9 @@ class Logprobs:
         """The tokens of contexts that somebody holds. They are the same whoever computes."""
         self._digest = b""
         self._engine: Engine | None = None
+        self._in_use = False
+        """Whether the engine is at work, or was when an interrupt ended that: what it has in RAM may be half changed.
+        Who comes then (a signal handler, the next call) makes another one."""
         self._now()
 
     # --- rows -----------------------------------------------------------------------------------------------------
@@ -116,8 +119,7 @@ class Logprobs:
             UnsupportedModelError: The model became one that cannot be cached safely.
         """
         data = _data(ids)
-        with self._lock:
-            return self._now().rows([data])[0]
+        return self._rows([data])[0]
 
     def batch_next_token_logprobs(self, contexts: Sequence[TokenIds | Context]) -> Tensor:
         """Return the log-probabilities after each context, `[n, vocabulary]` float32.
@@ -128,9 +130,7 @@ class Logprobs:
         Raises:
             InvalidArgumentError, UnsupportedModelError: As `next_token_logprobs`.
         """
-        datas = [_data(each) for each in contexts]
-        with self._lock:
-            return self._now().rows(datas)
+        return self._rows([_data(each) for each in contexts])
 
     async def next_token_logprobs_async(self, ids: TokenIds | Context) -> Tensor:
         """As `next_token_logprobs`, together with what other tasks of this event loop ask for at the same time."""
@@ -156,10 +156,12 @@ class Logprobs:
             InvalidArgumentError, UnsupportedModelError: As `next_token_logprobs`.
         """
         data = _data(ids)
-        with self._lock:
-            engine = self._now()
+
+        def work(engine: Engine) -> Tensor:
             engine.check(data)
             return score(engine, data)
+
+        return self._with_engine(work)
 
     def start(self, ids: TokenIds) -> Context:
         """Return a context, to be extended and forked.
@@ -211,19 +213,33 @@ class Logprobs:
         return f"<Logprobs of {name} ({self.fingerprint[:16]}) on {self.store!r}>"
 
     def _rows(self, datas: Sequence[bytes]) -> Tensor:
+        return self._with_engine(lambda engine: engine.rows(datas))
+
+    def _with_engine(self, work: Callable[[Engine], Tensor]) -> Tensor:
+        """Return what `work` does with what is known of the model now."""
         with self._lock:
-            return self._now().rows(datas)
+            engine = self._now()
+            self._in_use = True
+            try:
+                out = work(engine)
+            except InvalidArgumentError:  # found before anything was changed
+                self._in_use = False
+                raise
+            self._in_use = False
+            return out
 
     def _let_go(self) -> None:
         engine, self._engine = self._engine, None
-        if engine is not None:
+        if engine is not None and not self._in_use:
             engine.let_go()
+        self._in_use = False
 
     def _now(self) -> Engine:
         """Return what is known of the model as it is now: nothing, if it has changed."""
         found = self._watch.recognise()
         engine = self._engine
-        if engine is not None and found.digest == self._digest and engine.model.device == engine.device:
+        known = engine is not None and found.digest == self._digest and engine.model.device == engine.device
+        if engine is not None and known and not self._in_use:
             return engine
         if found.digest == self._digest:
             self._saver.flush()

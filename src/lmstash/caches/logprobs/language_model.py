@@ -17,6 +17,7 @@ from torch import Tensor
 from lmstash.caches.logprobs.head import Head, log_softmax
 from lmstash.caches.logprobs.kv_form import KVForm
 from lmstash.caches.logprobs.plan import Feed
+from lmstash.caches.pass_hooks import PassHooks
 from lmstash.caches.torch_model import TorchModel
 from lmstash.errors import UnsupportedModelError
 from lmstash.events import logger
@@ -189,13 +190,14 @@ class LanguageModel(TorchModel):
         def keep(module: Any, args: Any, output: Any) -> None:
             hidden[module].append(output[0])
 
-        keep.__dict__["_lmstash"] = True  # changes nothing: other threads that look at the model overlook it
-        handles = [tower.register_forward_hook(keep) for tower in hidden]
+        hooks = PassHooks()
         try:
+            for tower in hidden:
+                hooks.after(tower, keep)
             logits = self._forward(ids, None, torch.arange(ids.shape[1], device="cpu").expand_as(ids))
         finally:
-            for handle in handles:
-                handle.remove()
+            hooks.live = False
+            hooks.remove()
         for found in hidden.values():
             if found:
                 fits = len(found) == 1 and isinstance(found[0], Tensor) and found[0].shape[:2] == ids.shape

@@ -85,7 +85,7 @@ class Index:
         self.read_lock = threading.RLock()
         self.write_lock = threading.RLock()
         """Taken before the other one, if both are."""
-        self._writing = 0
+        self._writing = False
         with self._translated:
             self.reader = connect(folder, _KIB if read_only else _BESIDE_KIB, read_only=read_only)
             self.writer = self.reader if read_only else connect(folder, _KIB)
@@ -215,12 +215,13 @@ class Index:
 
     def _keep_others_off(self) -> Generator[None, None, None]:
         with self.write_lock, self._translated:
-            with self.read_lock:  # whoever looks up with it now comes to an end
-                self._writing += 1
+            outer = self._writing  # put back, not counted down: an interrupt may come before it is counted up
             try:
+                with self.read_lock:  # whoever looks up with it now comes to an end
+                    self._writing = True
                 yield
             finally:
-                self._writing -= 1
+                self._writing = outer
 
     def transaction(self) -> Guarded[apsw.Connection]:
         """Run a group of changes that other processes see all at once or not at all. Nests."""
