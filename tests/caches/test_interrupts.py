@@ -150,8 +150,6 @@ def tensors(stash: lmstash.Stash) -> Ask:
 
 
 KINDS = [activations, kv, logprobs, responses, states, of_lmprobe, tensors]
-CALLED_AGAIN = [activations, responses, states, of_lmprobe, tensors]
-"""Those that a signal handler may call in the midst of a call."""
 
 
 @pytest.fixture
@@ -208,13 +206,13 @@ def test_what_was_interrupted_at_a_thousand_lines_is_right_when_asked_for_again(
     raised_at(ask, error, 1000)
 
 
-@pytest.mark.parametrize("ask", CALLED_AGAIN, indirect=True, ids=named)
+@pytest.mark.parametrize("ask", KINDS, indirect=True, ids=named)
 def test_a_handler_that_calls_the_cache_at_any_line_gets_its_values_and_changes_none(ask: Ask):
     called_at(ask, 12)
 
 
 @pytest.mark.campaign
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("ask", CALLED_AGAIN, indirect=True, ids=named)
+@pytest.mark.parametrize("ask", KINDS, indirect=True, ids=named)
 def test_a_handler_that_calls_the_cache_at_a_thousand_lines_gets_its_values_and_changes_none(ask: Ask):
     called_at(ask, 1000)

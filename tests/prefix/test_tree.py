@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import random
@@ -9,9 +10,10 @@ from array import array
 import numpy as np
 import pytest
 import torch
+from tests.at_lines import at_line
 
 from lmstash.errors import InvalidArgumentError
-from lmstash.prefix.tree import PointKind, PrefixTree, SpanKind
+from lmstash.prefix.tree import InterruptedChangeError, PointKind, PrefixTree, SpanKind
 
 
 def kept(tree, ids, slots=(), namespace=""):
@@ -470,3 +472,50 @@ def test_a_forked_child_can_use_its_copy():
     finally:
         stop.set()
         thread.join()
+
+
+# --- interrupts -------------------------------------------------------------------------------------------------------
+
+
+def grown(tree, sequences):
+    """Return handles to places that part, go on and are let go of again, with what their tokens are."""
+    out = []
+    for number, ids in enumerate(sequences):
+        handle = tree.start(ids[:20])
+        out.append((handle.extend(ids[20:]), ids))
+        tree.start([*ids[: number % 30], 999, number]).extend(7).release()
+    return out
+
+
+def test_an_interrupt_at_any_line_leaves_the_tokens_of_places_right():
+    draw = random.Random(1)
+    trunk = [draw.randrange(50) for _ in range(30)]
+    sequences = [trunk[: draw.randrange(30)] + [draw.randrange(3) for _ in range(30)] for _ in range(12)]
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    total = at_line(0, lambda: grown(PrefixTree(), sequences), lambda: None, "/lmstash/prefix/")
+    assert total > 500
+    for line in range(1, total, 19):
+        tree = PrefixTree()
+        held = grown(tree, sequences[:6])
+        with contextlib.suppress(KeyboardInterrupt):
+            at_line(line, lambda tree=tree: grown(tree, sequences), interrupt, "/lmstash/prefix/")
+        held += grown(tree, sequences)
+        for handle, ids in held:
+            assert handle.tokens().tolist() == ids
+            assert tree.match(ids).depth == len(ids)
+
+
+def test_what_comes_in_the_midst_of_a_change_is_refused_and_waits_for_nobody():
+    tree = PrefixTree()
+    place = tree.start([1, 2, 3, 4])
+    ways = [lambda: tree.start([1]), lambda: tree.match([1]), lambda: tree.match_many([[1]]), place.fork, place.tokens]
+    with tree._index.lock:
+        for way in [*ways, lambda: place.extend(5)]:
+            with pytest.raises(InterruptedChangeError, match="Let it return first"):
+                way()
+        place.release()  # is left to the next who comes
+    assert tree.start([1, 2]).depth == 2
+    assert tree.info().n_tokens == 0

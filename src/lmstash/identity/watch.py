@@ -227,6 +227,13 @@ class ModelWatch:
         self._versions = versions
         return True
 
+    def is_interrupted(self) -> bool:
+        """Whether this thread is looking at the model, so that who asks is a signal handler or finalizer come between.
+
+        Another thread, which may want to look too, must not be waited for then.
+        """
+        return self._is_probing() or self._lock._is_owned()  # pyright: ignore[reportAttributeAccessIssue]
+
     def _is_probing(self) -> bool:
         """Whether a signal handler asks in the midst of a probe of its own thread: then no answer is right."""
         return self._probing._is_owned()  # pyright: ignore[reportAttributeAccessIssue]

@@ -47,7 +47,7 @@ class Handle:
         if node is None:
             return
         index.dropped.append((node, self._pins))
-        if not index.lock.locked():  # else whoever has it, or the next call, settles
+        if not index.lock._is_owned():  # pyright: ignore[reportAttributeAccessIssue] - else what has it settles
             with index.lock:
                 index.settle()
                 news = index.news()
@@ -55,6 +55,7 @@ class Handle:
 
     def fork(self) -> Handle:
         """Return another handle to the same place, without pins."""
+        self._index.refuse_within()
         with self._index.lock:
             node = self._here()
             node.refs += 1
@@ -71,6 +72,7 @@ class Handle:
             data = _one(operator.index(more))  # pyright: ignore[reportArgumentType] - numpy's and torch's integers too
         except TypeError:
             data = token_bytes(more)  # pyright: ignore[reportArgumentType]
+        index.refuse_within()
         with index.lock:
             if index.dropped:
                 index.settle()
@@ -80,6 +82,7 @@ class Handle:
 
     def tokens(self) -> array[int]:
         """Return all tokens up to here."""
+        self._index.refuse_within()
         with self._index.lock:
             node: Node | None = self._here()
             parts: list[bytes | bytearray] = []

@@ -14,13 +14,17 @@ from collections import deque
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, TypeAlias
 
-from lmstash.errors import InvalidArgumentError
+from lmstash.errors import InvalidArgumentError, LmstashError
 from lmstash.prefix.node import Node, Root, is_used_to_its_end, lengthened, points_of, shared_bytes, split, trim, walk
 from lmstash.prefix.points import PointKind, Points
 from lmstash.prefix.spans import SpanKind, Spans
 
 News: TypeAlias = "tuple[list[tuple[Points, list[Any]]], array[int]]"
 """Values that went, by kind, and slots that are free again."""
+
+
+class InterruptedChangeError(LmstashError):
+    """The tree is half changed by what was interrupted to come here."""
 
 
 class Index:
@@ -32,7 +36,7 @@ class Index:
         self.points = {name: Points(kind, place, self.n_kinds) for place, (name, kind) in enumerate(points.items())}
         self.spans = None if span is None else Spans(span)
         self.roots: dict[Hashable, Root] = {}
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  # which says who has it
         # Handles that were let go of, with their pins. A finalizer may run in the middle of anything, so it only notes.
         self.dropped: deque[tuple[Node, int]] = deque()
         self.n_nodes = 0
@@ -51,6 +55,17 @@ class Index:
         if self.spans is None:
             raise InvalidArgumentError("this tree keeps no span payload: give PrefixTree(span=)")
         return self.spans
+
+    def refuse_within(self) -> None:
+        """Raise where a signal handler comes to the tree in the midst of a change by its own thread.
+
+        Raises:
+            InterruptedChangeError: That is so.
+        """
+        if self.lock._is_owned():  # pyright: ignore[reportAttributeAccessIssue]
+            raise InterruptedChangeError(
+                "what has interrupted a change of the tree cannot use it. Let it return first."
+            )
 
     # --- structure -------------------------------------------------------------------------------------------------
 

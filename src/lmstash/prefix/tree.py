@@ -16,12 +16,12 @@ from typing import Any
 
 from lmstash.identity.tokens import TokenIds, token_bytes
 from lmstash.prefix.handle import Handle
-from lmstash.prefix.index import Index
+from lmstash.prefix.index import Index, InterruptedChangeError
 from lmstash.prefix.node import Node, walk
 from lmstash.prefix.points import PointKind
 from lmstash.prefix.spans import SpanKind
 
-__all__ = ["Handle", "PointKind", "PrefixTree", "SpanKind", "TreeInfo"]
+__all__ = ["Handle", "InterruptedChangeError", "PointKind", "PrefixTree", "SpanKind", "TreeInfo"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,7 @@ class PrefixTree:
         """
         data = token_bytes(ids)
         index = self._index
+        index.refuse_within()
         with index.lock:
             if index.dropped:
                 index.settle()
@@ -75,6 +76,7 @@ class PrefixTree:
         datas = [token_bytes(ids) for ids in rows]
         index = self._index
         out: list[Handle] = []
+        index.refuse_within()
         with index.lock:
             if index.dropped:
                 index.settle()
@@ -93,6 +95,7 @@ class PrefixTree:
         """
         data = token_bytes(ids)
         index = self._index
+        index.refuse_within()
         with index.lock:
             if index.dropped:
                 index.settle()

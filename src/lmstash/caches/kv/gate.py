@@ -18,7 +18,7 @@ class Gate:
 
     def __init__(self) -> None:
         """Know nothing, and decline nothing."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may call in the middle of it
         self._seconds_per_byte: float | None = None
         self._seconds_per_token: float | None = None
         self._token_bytes: float | None = None

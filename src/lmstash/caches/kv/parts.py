@@ -43,18 +43,20 @@ class Parts:
     salt: bytes | str | None
     storage_dtype: str | None
     gate: Gate = field(default_factory=Gate)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _lock: threading.RLock = field(default_factory=threading.RLock)
     _seen: dict[bytes, str] = field(default_factory=dict)
     """Why a model cannot be served, by digest; empty for those that can, which doubtful ones have proved."""
 
     def __post_init__(self) -> None:
         """See to forked children."""
-        renew_after_fork(self, _lock=threading.Lock)
+        renew_after_fork(self, _lock=threading.RLock)
 
     def idle(self) -> str:
         """Return why nothing need be looked for or kept, known without a look at the model; empty when it must."""
         if getattr(self.store, "capacity_bytes", None) == 0:
             return "caching is switched off"
+        if self.watch.is_interrupted():  # by a signal handler, which would wait for what looks beside it
+            return "a call in the midst of another one's look at the model"
         return self.family.reason
 
     def names(self, fingerprint: Fingerprint) -> Names:

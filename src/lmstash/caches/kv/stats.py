@@ -33,11 +33,11 @@ class KVStats:
     """Hits that were estimated to be slower than computing."""
     worst_error: float = 0.0
     """With `storage_dtype`: the largest rounding seen, relative to the largest value of its tensor."""
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+    _lock: threading.RLock = field(default_factory=threading.RLock, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """See to forked children."""
-        renew_after_fork(self, _lock=threading.Lock)
+        renew_after_fork(self, _lock=threading.RLock)
 
     def called(self) -> None:
         """Count a call."""

@@ -26,7 +26,7 @@ from lmstash.errors import InvalidArgumentError
 from lmstash.forks import renew_after_fork
 from lmstash.identity.tokens import TokenIds, token_bytes
 from lmstash.identity.watch import watch_model
-from lmstash.prefix.tree import PrefixTree
+from lmstash.prefix.tree import InterruptedChangeError, PrefixTree
 from lmstash.settings import parse_bytes
 from lmstash.store.base import Store
 
@@ -169,7 +169,11 @@ class Logprobs:
         Raises:
             InvalidArgumentError: `ids` are no token ids.
         """
-        return Context(self, self._places.start(ids))
+        try:
+            return Context(self, self._places.start(ids))
+        except InterruptedChangeError:  # a signal handler's contexts are apart from then on
+            self._places = PrefixTree()
+            return Context(self, self._places.start(ids))
 
     # --- the cache itself -----------------------------------------------------------------------------------------
 
