@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dis
+import functools
 import linecache
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import lmstash
@@ -15,16 +16,44 @@ import lmstash
 SOURCE = str(Path(lmstash.__file__).parent)
 
 
-def may_be_signalled(frame: FrameType) -> bool:
-    """Whether a signal may come here: Python looks for them at calls and jumps.
+class Lines:
+    """Tells the lines before which a signal may come: Python looks for them at calls and jumps only."""
 
-    As a `with` block ends, and at a `try:`, there is none, and what is raised would leave the block without its end.
-    Within a `__del__`, Python would drop it.
-    """
-    line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
-    begins = dis.opname[frame.f_code.co_code[frame.f_lasti]] in ("LOAD_FAST", "LOAD_GLOBAL", "LOAD_DEREF")
-    held = line == "try:" or line.endswith(".release()") or (line.startswith("with ") and not begins)
-    return not held and not _in_finalizer(frame)
+    def __init__(self) -> None:
+        self._last: dict[int, int] = {}
+        """For each frame where its last line began."""
+
+    def is_open(self, frame: FrameType, event: str) -> bool:
+        """Whether a signal may come at an event of a frame that is traced; to be told of all its events.
+
+        As a `with` block or a `try` begins or ends there is none, and what a tracer raises there would leave the block
+        without its end. Within a `__del__`, Python would drop it.
+        """
+        if event != "line":
+            if event == "return":
+                self._last.pop(id(frame), None)
+            return False
+        code, start = frame.f_code, self._last.get(id(frame), 0)
+        self._last[id(frame)] = frame.f_lasti
+        if not _calls(code, start):
+            return False
+        line = linecache.getline(code.co_filename, frame.f_lineno).strip()
+        begins = dis.opname[code.co_code[frame.f_lasti]] in ("LOAD_FAST", "LOAD_GLOBAL", "LOAD_DEREF")
+        held = line == "try:" or line.endswith(".release()") or (line.startswith("with ") and not begins)
+        return not held and not _in_finalizer(frame)
+
+
+@functools.cache
+def _calls(code: CodeType, start: int) -> bool:
+    """Whether the line that begins at an offset calls something, or jumps back, as the start of a function does."""
+    starts = sorted(offset for offset, line in dis.findlinestarts(code) if line is not None)
+    end = next((offset for offset in starts if offset > start), len(code.co_code))
+    if start == 0:
+        return True
+    return any(
+        start <= each.offset < end and ("CALL" in each.opname or each.opname in ("RESUME", "JUMP_BACKWARD", "SEND"))
+        for each in dis.get_instructions(code)
+    )
 
 
 def _in_finalizer(frame: FrameType | None) -> bool:
@@ -42,15 +71,15 @@ def at_line(line: int, work: Callable[[], object], act: Callable[[], object], wi
         act: Done once. What it raises comes out of `work`.
         within: Lines of files whose path contains this are counted.
     """
-    lines = 0
+    lines, count = Lines(), 0
 
     def trace(frame: FrameType, event: str, argument: Any) -> Any:
-        nonlocal lines
+        nonlocal count
         if within not in frame.f_code.co_filename:
             return None
-        if event == "line" and may_be_signalled(frame):
-            lines += 1
-            if lines == line:
+        if lines.is_open(frame, event):
+            count += 1
+            if count == line:
                 sys.settrace(None)  # what it does is not counted
                 act()
                 sys.settrace(trace)
@@ -62,4 +91,4 @@ def at_line(line: int, work: Callable[[], object], act: Callable[[], object], wi
         work()
     finally:
         sys.settrace(old)
-    return lines
+    return count

@@ -45,7 +45,7 @@ class Dictionary:
         trained: Any = self._zstandard.ZstdCompressionDict(data)
         self._compressor: Any = self._zstandard.ZstdCompressor(level=_LEVEL, dict_data=trained, write_dict_id=False)
         self._decompressor: Any = self._zstandard.ZstdDecompressor(dict_data=trained)
-        self._lock = threading.Lock()  # neither may be used by two threads at a time
+        self._lock = threading.RLock()  # neither may be used by two threads at a time
 
     @classmethod
     def train(cls, samples: Sequence[bytes]) -> Dictionary | None:

@@ -154,7 +154,7 @@ def _weights(device: str) -> Tensor:
 
 # --- Triton -------------------------------------------------------------------------------------------------------
 
-_lock = threading.Lock()
+_lock = threading.RLock()
 _working: dict[str, bool] = {}
 """By device: whether the kernel compiled there, and agreed with torch."""
 

@@ -58,8 +58,8 @@ class _Digests:
         """Of files that were read here, and had long been as they were."""
         self.unwanted: set[Stamp] = set()
         """Of files that need not be read ahead any more."""
-        self._lock = threading.Lock()
-        renew_after_fork(self, _lock=threading.Lock)
+        self._lock = threading.RLock()
+        renew_after_fork(self, _lock=threading.RLock)
 
     def of(self, path: str, stamp: Stamp) -> bytes:
         known = self._known.get(stamp)

@@ -46,12 +46,10 @@ class _Kept:
     created: float
     expires: float | None
     last_used: float
+    weight: int
+    """What it takes, counted against the limit."""
     hits: int = 0
     pinned: bool = False
-
-    @property
-    def weight(self) -> int:
-        return len(self.value) + len(self.meta_bytes) + ENTRY_OVERHEAD_BYTES
 
 
 class MemoryStore:
@@ -156,12 +154,7 @@ class MemoryStore:
     def delete(self, key: bytes) -> bool:
         """Remove one entry."""
         with self._lock:
-            kept = self._kept.pop(key, None)
-            if kept is None:
-                return False
-            self._bytes -= kept.weight
-            self._removals += 1
-            return True
+            return self._take_out(key) is not None
 
     def delete_many(self, keys: Sequence[bytes]) -> int:
         """Remove entries; returns how many there were."""
@@ -198,11 +191,9 @@ class MemoryStore:
                 if self._bytes <= to_bytes:
                     break
                 kept = self._kept.get(key)
-                if kept is None or kept.pinned or self._kept.pop(key, None) is None:  # a signal handler removes, too
+                if kept is None or kept.pinned or self._take_out(key) is None:  # a signal handler removes, too
                     continue
-                self._bytes -= kept.weight
                 removed += 1
-                self._removals += 1
                 nbytes += len(kept.value)
                 self.events.evict(kept.namespace, 1, kept.weight)
         return Removed(removed, nbytes)
@@ -257,6 +248,24 @@ class MemoryStore:
         """Return a number that changes whenever an entry is removed or replaced (for who remembers what is there)."""
         return self._removals
 
+    # No call is between an entry and the count of its bytes, neither here nor below: an interrupt would come there.
+
+    def _take_out(self, key: bytes) -> _Kept | None:
+        try:
+            kept = self._kept[key]
+        except KeyError:
+            return None
+        del self._kept[key]
+        self._bytes -= kept.weight
+        self._removals += 1
+        return kept
+
+    def _put_in(self, key: bytes, kept: _Kept) -> None:
+        if key in self._kept:  # by a signal handler
+            self._bytes -= self._kept[key].weight
+        self._kept[key] = kept
+        self._bytes += kept.weight
+
     def _use(self, key: bytes) -> None:
         with contextlib.suppress(KeyError):  # a signal handler may have removed it meanwhile
             self._kept.move_to_end(key)
@@ -293,6 +302,7 @@ class MemoryStore:
             created=now,
             expires=None if lifetime is None else now + lifetime,
             last_used=now,
+            weight=len(value) + len(meta_bytes) + ENTRY_OVERHEAD_BYTES,
         )
         with self._lock:
             if self._closed:
@@ -303,20 +313,16 @@ class MemoryStore:
             if capacity is not None and kept.weight > capacity:
                 reason = DropReason.DISABLED if capacity == 0 else DropReason.TOO_LARGE
                 return self._dropped(write, reason, f"{kept.weight:,} bytes over a limit of {capacity:,}")
-            old = self._kept.pop(write.key, None)
+            old = self._take_out(write.key)
             if old is not None:
-                self._removals += 1
-                self._bytes -= old.weight
                 kept.pinned = old.pinned
             if capacity is not None and self._bytes + kept.weight > capacity:
                 self.evict(capacity - kept.weight)
                 if self._bytes + kept.weight > capacity:
                     if old is not None:
-                        self._kept[write.key] = old
-                        self._bytes += old.weight
+                        self._put_in(write.key, old)
                     return self._dropped(write, DropReason.NO_ROOM, "everything kept is pinned")
-            self._kept[write.key] = kept
-            self._bytes += kept.weight
+            self._put_in(write.key, kept)
         self.events.put(write.namespace, write.key, len(value), write.compute_seconds)
         return True
 

@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from tests.at_lines import may_be_signalled
+from tests.at_lines import Lines
 
 from lmstash.errors import StoreUnavailableError
 from lmstash.store.base import Write
@@ -198,20 +198,16 @@ def interrupted_at(
     seed: int,
     act: Callable[[DiskStore, Journal], None] = raise_it,
 ) -> tuple[DiskStore, Journal, int]:
-    """Work, with something done at the `line`-th line of the store's code; returns the lines run.
-
-    Within a `__del__`, where Python would drop what is raised, it is done at the next line outside.
-    """
-    lines, raised = 0, False
+    """Work, with something done at the `line`-th line of the store's code where it may be; returns the lines run."""
+    lines, count = Lines(), 0
 
     def trace(frame: FrameType, event: str, argument: Any) -> Any:
-        nonlocal lines, raised
+        nonlocal count
         if "/lmstash/store/disk/" not in frame.f_code.co_filename and "contextlib" not in frame.f_code.co_filename:
             return None
-        if event == "line":
-            lines += 1
-            if not raised and 0 < line <= lines and may_be_signalled(frame):
-                raised = True
+        if lines.is_open(frame, event):
+            count += 1
+            if count == line:
                 act(store, journal)
         return trace
 
@@ -234,7 +230,7 @@ def interrupted_at(
             raise
     finally:
         sys.settrace(old)
-    return store, journal, lines
+    return store, journal, count
 
 
 def interrupt_at_lines(

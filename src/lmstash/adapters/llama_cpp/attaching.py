@@ -108,13 +108,10 @@ class Attachment:
     def keep(self) -> None:
         """Keep what of the context is not kept yet. Never raises, unless strict."""
         llm = self._llm()
-        if llm is None or self.is_paused or not llm.busy.acquire(blocking=False):
+        if llm is None or self.is_paused or llm.busy.locked():
             return  # another thread evaluates
-        try:
-            with self._guarded(lambda: self.cache.events.drop("states/unknown", b"", DropReason.UNAVAILABLE)):
-                self._keep(llm)
-        finally:
-            llm.busy.release()
+        with llm.busy, self._guarded(lambda: self.cache.events.drop("states/unknown", b"", DropReason.UNAVAILABLE)):
+            self._keep(llm)
 
     def unkept(self, chunks: Any) -> Generator[Any, None, None]:
         """Yield what `chunks` yields, each taken while paused."""

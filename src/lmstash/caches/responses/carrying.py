@@ -23,8 +23,8 @@ from lmstash.store.memory import MemoryStore
 
 _opened: dict[tuple[str, bool, bool], Store] = {}
 atexit.register(_opened.clear)  # while what they close themselves with is there
-_lock = threading.Lock()
-renew_after_fork(sys.modules[__name__], _lock=threading.Lock)
+_lock = threading.RLock()
+renew_after_fork(sys.modules[__name__], _lock=threading.RLock)
 
 
 def carried(cache: Responses) -> dict[str, Any]:

@@ -22,23 +22,26 @@ class Counts:
         """Begin."""
         self._next: dict[bytes, int] = {}
         self._free: dict[bytes, set[int]] = {}
-        self._lock = threading.Lock()
-        renew_after_fork(self, _lock=threading.Lock)
+        self._lock = threading.RLock()
+        renew_after_fork(self, _lock=threading.RLock)
 
     def take(self, name: bytes) -> int:
         """Return the smallest number that nobody has."""
         with self._lock:
-            free = self._free.get(name)
-            if free:
+            while free := self._free.get(name):
                 number = min(free)
-                free.remove(number)
+                try:
+                    free.remove(number)
+                except KeyError:  # a signal handler was faster
+                    continue
                 if not free:
-                    del self._free[name]
+                    self._free.pop(name, None)
                 return number
             if len(self._next) > _MOST_COUNTED:
                 self._next.clear()
                 self._free.clear()
-            number = self._next.get(name, 0)
+            self._next.setdefault(name, 0)
+            number = self._next[name]  # without a call: a signal handler would take the same one
             self._next[name] = number + 1
             return number
 

@@ -120,7 +120,7 @@ class Calls:
         """Whether the function may see in how a call is written what the signature does not say."""
         self._name = f"{fn.__module__}.{fn.__qualname__}"
         self._has_noted = self._is_too_deep = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may call in the middle of it
         self._running: list[_Run] = []
         package, model = owner_of(inspect.unwrap(fn).__module__), getattr(cache.asker.who, "model", None)
         self._sampling: tuple[list[Code], SamplingInCode | None] = [], None
@@ -170,17 +170,17 @@ class Calls:
         """Note whether a call computes beside others: nobody knows then which of them changed something."""
         files = files_named(asked.look)
         run = _Run(files, Memos(self._content, asked.look, asked.named, files), _here())
-        with self._lock:
-            others = [each for each in self._running if each.where != run.where]  # else it is called by that one
-            self._running.append(run)
-            for each in (*others, run) if others else ():
-                each.is_alone = False
         try:
+            with self._lock:
+                others = [each for each in self._running if each.where != run.where]  # else it is called by that one
+                self._running.append(run)
+                for each in (*others, run) if others else ():
+                    each.is_alone = False
             yield run
             run.memos.note()
         finally:
             with self._lock:
-                self._running.remove(run)
+                self._running = [each for each in self._running if each is not run]
 
     def _may_be_kept(self, asked: _Asked, run: _Run) -> bool:
         """Whether a call left all as it was that it goes by; says once what it did not."""

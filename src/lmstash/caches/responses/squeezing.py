@@ -37,7 +37,7 @@ class Squeezer:
         self._current: Dictionary | None = None
         self._samples: list[bytes] = []
         self._looked = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def squeeze(self, values: Sequence[Sequence[bytes]]) -> list[list[bytes]]:
         """Return values, in parts as `answers.pack` made them, compressed where there is a dictionary by now."""
