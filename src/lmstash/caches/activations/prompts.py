@@ -87,7 +87,7 @@ class Prompts(Sequence[Prompt]):
         return [joined[span] for span in self._spans()]
 
     def lists(self) -> list[list[int]]:
-        """Return the token ids of each as Python's own numbers. Costs a third of making lists of `arrays`."""
+        """Return the token ids of each as lists of Python's own numbers."""
         joined = self._joined().tolist()
         return [joined[span] for span in self._spans()]
 
