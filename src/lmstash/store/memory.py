@@ -263,6 +263,7 @@ class MemoryStore:
     def _put_in(self, key: bytes, kept: _Kept) -> None:
         if key in self._kept:  # by a signal handler
             self._bytes -= self._kept[key].weight
+            self._removals += 1
         self._kept[key] = kept
         self._bytes += kept.weight
 

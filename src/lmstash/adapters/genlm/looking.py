@@ -15,21 +15,22 @@ from lmstash.prefix.tree import Handle
 
 def look(cache: Logprobs, token_ids: Sequence[int]) -> tuple[TokenTrie, int, Any, int]:
     """Return what `AsyncTransformer.walk_cache` says; KV is copied out."""
-    engine = cache._now()
-    handle = engine.index.match(list(token_ids))
-    handle.pin()
-    try:
-        found = [handle.deepest(kind) for kind in (ROW, ANSWER)]
-        matched = max([depth for each in found if each is not None for depth in each[:1]], default=0)
-        node = TokenTrie()
-        if matched:
-            node.logprobs = cache.next_token_logprobs(token_ids[:matched])
-            if handle.covered >= matched:
-                node.past_key_values = _kv(engine, handle, matched)
-        base = min(handle.covered, len(token_ids) - 1)
-        return node, matched, _kv(engine, handle, base), base
-    finally:
-        handle.release()
+    with cache._lock:  # an engine that another thread has at work would be taken for one that was interrupted
+        engine = cache._now()
+        handle = engine.index.match(list(token_ids))
+        handle.pin()
+        try:
+            found = [handle.deepest(kind) for kind in (ROW, ANSWER)]
+            matched = max([depth for each in found if each is not None for depth in each[:1]], default=0)
+            node = TokenTrie()
+            if matched:
+                node.logprobs = cache.next_token_logprobs(token_ids[:matched])
+                if handle.covered >= matched:
+                    node.past_key_values = _kv(engine, handle, matched)
+            base = min(handle.covered, len(token_ids) - 1)
+            return node, matched, _kv(engine, handle, base), base
+        finally:
+            handle.release()
 
 
 def _kv(engine: Engine, handle: Handle, n_tokens: int) -> Any:

@@ -224,7 +224,7 @@ class ModelSource(TorchModel):
                 ours.append(kwargs.get("input_ids") is sent)
 
         def end(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if threading.get_ident() == thread:
+            if threading.get_ident() == thread and ours:  # not where a hook before `begin` has failed
                 ours.pop()
 
         def keep(layer: int, value: Any) -> None:

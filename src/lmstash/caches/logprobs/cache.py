@@ -136,7 +136,11 @@ class Logprobs:
         """As `next_token_logprobs`, together with what other tasks of this event loop ask for at the same time."""
         data = _data(ids)
         # Here, so that what is wrong with one query fails no other. What a model takes does not hang on its weights.
-        (self._engine or self._now()).check(data)
+        engine = self._engine
+        if engine is None:
+            with self._lock:
+                engine = self._now()
+        engine.check(data)
         loop = asyncio.get_running_loop()
         joiner = self._joiners.get(loop)
         if joiner is None:
@@ -239,7 +243,7 @@ class Logprobs:
         self._in_use = False
 
     def _now(self) -> Engine:
-        """Return what is known of the model as it is now: nothing, if it has changed."""
+        """Return what is known of the model as it is now: nothing, if it has changed. The lock is held."""
         found = self._watch.recognise()
         engine = self._engine
         known = engine is not None and found.digest == self._digest and engine.model.device == engine.device
