@@ -1,6 +1,7 @@
 """Queries of many tasks: batched by passes of the event loop, without a timer; a cancelled one disturbs no other."""
 
 import asyncio
+import threading
 
 import pytest
 import torch
@@ -135,3 +136,28 @@ def test_batches_and_contexts_and_several_loops(lp, model, plain):
         rows = asyncio.run(run())
         for context, row in zip([[1, 2, 3], [1, 2, 4], [1, 2, 3]], rows, strict=True):
             assert (row - plain(model, context)).abs().max() < 1e-5
+
+
+def test_who_looks_into_the_engine_waits_for_the_thread_that_has_it_at_work(lp):
+    """Taken for one that was interrupted, it would be thrown away in the midst of that work."""
+    from lmstash.adapters.genlm.looking import look
+
+    lp.next_token_logprobs([1, 2, 3])
+    engine, at_work, go_on = lp._engine, threading.Event(), threading.Event()
+
+    def work(_engine):
+        at_work.set()
+        assert go_on.wait(30)
+        return torch.zeros(1)
+
+    worker = threading.Thread(target=lambda: lp._with_engine(work))
+    looker = threading.Thread(target=lambda: look(lp, [1, 2, 3]))
+    worker.start()
+    assert at_work.wait(30)
+    looker.start()
+    looker.join(0.2)
+    assert looker.is_alive()
+    go_on.set()
+    worker.join(30)
+    looker.join(30)
+    assert lp._engine is engine
