@@ -20,6 +20,7 @@ PARENTS = {
     "CorruptEntryError": {"FormatError"},
     "UnsupportedFormatError": {"FormatError"},
     "MismatchError": {"LmstashError"},
+    "InterruptedChangeError": {"LmstashError"},
     "UnsupportedModelError": {"LmstashError"},
     "MissingDependencyError": {"LmstashError", "ImportError"},
     "LmstashError": {"Exception"},

@@ -13,6 +13,7 @@
     │   ├── CorruptEntryError                      bytes that fail their checksum
     │   └── UnsupportedFormatError                 written by a newer lmstash
     ├── MismatchError                              the kept value does not fit the live model, or the model changed
+    ├── InterruptedChangeError                     asked by a signal handler in the midst of a change of its own thread
     ├── UnsupportedModelError                      a model or setting whose results cannot be cached safely
     └── MissingDependencyError (also ImportError)  an extra is not installed; the message has the pip line
 
@@ -69,6 +70,10 @@ class UnsupportedFormatError(FormatError):
 
 class MismatchError(LmstashError):
     """A kept value does not fit the live model, or the model changed while it was used."""
+
+
+class InterruptedChangeError(LmstashError):
+    """What is asked for is half changed by the very code that was interrupted to ask: let that return first."""
 
 
 class UnsupportedModelError(LmstashError):

@@ -12,8 +12,8 @@ import pytest
 import torch
 from tests.at_lines import at_line
 
-from lmstash.errors import InvalidArgumentError
-from lmstash.prefix.tree import InterruptedChangeError, PointKind, PrefixTree, SpanKind
+from lmstash.errors import InterruptedChangeError, InvalidArgumentError
+from lmstash.prefix.tree import PointKind, PrefixTree, SpanKind
 
 
 def kept(tree, ids, slots=(), namespace=""):

@@ -20,6 +20,7 @@ from lmstash.errors import UnsupportedModelError
 from lmstash.forks import renew_after_fork
 from lmstash.identity.fingerprint import Fingerprint
 from lmstash.identity.model import Reading, read_model
+from lmstash.interrupts import held_here
 
 if TYPE_CHECKING:
     import torch
@@ -232,11 +233,11 @@ class ModelWatch:
 
         Another thread, which may want to look too, must not be waited for then.
         """
-        return self._is_probing() or self._lock._is_owned()  # pyright: ignore[reportAttributeAccessIssue]
+        return self._is_probing() or held_here(self._lock)
 
     def _is_probing(self) -> bool:
         """Whether a signal handler asks in the midst of a probe of its own thread: then no answer is right."""
-        return self._probing._is_owned()  # pyright: ignore[reportAttributeAccessIssue]
+        return held_here(self._probing)
 
     def _read(self) -> None:
         """Take a new reading, and everything that it is later compared with: together, whoever else reads meanwhile."""

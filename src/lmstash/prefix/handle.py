@@ -9,6 +9,7 @@ from typing import Any
 
 from lmstash.errors import InvalidArgumentError
 from lmstash.identity.tokens import TokenIds, token_bytes
+from lmstash.interrupts import held_here
 from lmstash.prefix.index import Index
 from lmstash.prefix.node import Node, Root, points_of
 from lmstash.prefix.spans import as_slots
@@ -47,14 +48,18 @@ class Handle:
         if node is None:
             return
         index.dropped.append((node, self._pins))
-        if not index.lock._is_owned():  # pyright: ignore[reportAttributeAccessIssue] - else what has it settles
+        if not held_here(index.lock):  # else what has it settles
             with index.lock:
                 index.settle()
                 news = index.news()
             index.tell(news)
 
     def fork(self) -> Handle:
-        """Return another handle to the same place, without pins."""
+        """Return another handle to the same place, without pins.
+
+        Raises:
+            InterruptedChangeError: A signal handler asks in the midst of a change of the tree by its own thread.
+        """
         self._index.refuse_within()
         with self._index.lock:
             node = self._here()
@@ -66,6 +71,7 @@ class Handle:
 
         Raises:
             InvalidArgumentError: As `tokens.token_bytes`.
+            InterruptedChangeError: A signal handler asks in the midst of a change of the tree by its own thread.
         """
         index, depth = self._index, self.depth
         try:
@@ -81,7 +87,11 @@ class Handle:
         return Handle(index, self._root, node, depth + len(data) // 4)
 
     def tokens(self) -> array[int]:
-        """Return all tokens up to here."""
+        """Return all tokens up to here.
+
+        Raises:
+            InterruptedChangeError: A signal handler asks in the midst of a change of the tree by its own thread.
+        """
         self._index.refuse_within()
         with self._index.lock:
             node: Node | None = self._here()

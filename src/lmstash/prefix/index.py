@@ -14,17 +14,14 @@ from collections import deque
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, TypeAlias
 
-from lmstash.errors import InvalidArgumentError, LmstashError
+from lmstash.errors import InterruptedChangeError, InvalidArgumentError
+from lmstash.interrupts import held_here
 from lmstash.prefix.node import Node, Root, is_used_to_its_end, lengthened, points_of, shared_bytes, split, trim, walk
 from lmstash.prefix.points import PointKind, Points
 from lmstash.prefix.spans import SpanKind, Spans
 
 News: TypeAlias = "tuple[list[tuple[Points, list[Any]]], array[int]]"
 """Values that went, by kind, and slots that are free again."""
-
-
-class InterruptedChangeError(LmstashError):
-    """The tree is half changed by what was interrupted to come here."""
 
 
 class Index:
@@ -62,7 +59,7 @@ class Index:
         Raises:
             InterruptedChangeError: That is so.
         """
-        if self.lock._is_owned():  # pyright: ignore[reportAttributeAccessIssue]
+        if held_here(self.lock):
             raise InterruptedChangeError(
                 "what has interrupted a change of the tree cannot use it. Let it return first."
             )

@@ -16,12 +16,12 @@ from typing import Any
 
 from lmstash.identity.tokens import TokenIds, token_bytes
 from lmstash.prefix.handle import Handle
-from lmstash.prefix.index import Index, InterruptedChangeError
+from lmstash.prefix.index import Index
 from lmstash.prefix.node import Node, walk
 from lmstash.prefix.points import PointKind
 from lmstash.prefix.spans import SpanKind
 
-__all__ = ["Handle", "InterruptedChangeError", "PointKind", "PrefixTree", "SpanKind", "TreeInfo"]
+__all__ = ["Handle", "PointKind", "PrefixTree", "SpanKind", "TreeInfo"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,7 @@ class PrefixTree:
 
         Raises:
             InvalidArgumentError: As `tokens.token_bytes`.
+            InterruptedChangeError: A signal handler asks in the midst of a change of the tree by its own thread.
         """
         data = token_bytes(ids)
         index = self._index
@@ -72,7 +73,7 @@ class PrefixTree:
         return Handle(index, root, node, at // 4)
 
     def match_many(self, rows: Iterable[TokenIds], namespace: Hashable = "") -> list[Handle]:
-        """Return `match` of each row, under one lock."""
+        """Return `match` of each row, under one lock; raises as it does."""
         datas = [token_bytes(ids) for ids in rows]
         index = self._index
         out: list[Handle] = []
@@ -92,6 +93,7 @@ class PrefixTree:
 
         Raises:
             InvalidArgumentError: As `tokens.token_bytes`.
+            InterruptedChangeError: A signal handler asks in the midst of a change of the tree by its own thread.
         """
         data = token_bytes(ids)
         index = self._index

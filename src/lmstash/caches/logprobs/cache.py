@@ -22,11 +22,11 @@ from lmstash.caches.logprobs.language_model import LanguageModel
 from lmstash.caches.logprobs.scoring import score
 from lmstash.caches.logprobs.shelf import Owner
 from lmstash.caches.models import describe_model
-from lmstash.errors import InvalidArgumentError
+from lmstash.errors import InterruptedChangeError, InvalidArgumentError
 from lmstash.forks import renew_after_fork
 from lmstash.identity.tokens import TokenIds, token_bytes
 from lmstash.identity.watch import watch_model
-from lmstash.prefix.tree import InterruptedChangeError, PrefixTree
+from lmstash.prefix.tree import PrefixTree
 from lmstash.settings import parse_bytes
 from lmstash.store.base import Store
 

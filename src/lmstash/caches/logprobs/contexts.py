@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 class Context:
     """Some tokens, kept where many contexts share what they begin with: going on costs by the new tokens only.
 
-    Never changes: `extend` returns another one. For one thread at a time; `Logprobs.start` makes it.
+    Never changes: `extend` returns another one. For one thread at a time; `Logprobs.start` makes it. A signal handler
+    or finalizer that comes in the midst of a change of these tokens gets an `InterruptedChangeError` of `extend`,
+    `fork` and `ids`.
     """
 
     __slots__ = ("_cache", "_handle")

@@ -19,6 +19,7 @@ from typing import Any
 
 import apsw
 
+from lmstash.interrupts import held_here
 from lmstash.store.disk import schema
 from lmstash.store.disk.adding import PUT, RowRun, add_rows
 from lmstash.store.disk.folder import Folder
@@ -207,7 +208,7 @@ class Index:
 
     def is_interrupted(self) -> bool:
         """Whether this thread is changing something, so that who asks is a signal handler or finalizer come between."""
-        return self.write_lock._is_owned()  # pyright: ignore[reportAttributeAccessIssue]
+        return held_here(self.write_lock)
 
     def writing(self) -> Guarded[None]:
         """Use the connection that writes: one thread at a time, no look-up beside, its errors in our words. Nests."""
