@@ -246,6 +246,60 @@ def test_assume_frozen_reads_once(build):
     assert watch.unchanged()
 
 
+def test_who_vouches_for_a_model_does_not_vouch_for_the_settings_of_every_thread(build):
+    model = build()
+    watch = ModelWatch(model, assume_frozen=True)
+    plain = watch.fingerprint
+    assert plain == fingerprint_model(model)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = watch.refresh()
+        assert cast == fingerprint_model(model) != plain
+        assert watch.recognise() is watch.look().fingerprint is watch.fingerprint is cast
+        assert watch.unchanged(cast)
+        assert not watch.unchanged(plain)
+        found = []
+        thread = threading.Thread(target=lambda: found.append(watch.refresh()))
+        thread.start()
+        thread.join()
+        assert found == [plain]
+    assert watch.refresh() is plain
+    assert watch.unchanged(plain)
+
+
+def test_who_vouches_for_a_model_that_evaluates_does_not_vouch_for_dropout(build):
+    model = build()
+    watch = ModelWatch(model, assume_frozen=True)
+    before = watch.refresh()
+    model.train()
+    for ask in (watch.refresh, watch.recognise, watch.look):
+        with pytest.raises(UnsupportedModelError, match="training mode"):
+            ask()
+    assert not watch.unchanged(before)
+    model.eval()
+    assert watch.refresh() is before
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("look", ["refresh", "recognise", "look"])
+def test_casts_that_autocast_kept_of_other_weights_are_forgotten_by_each_look(build, look, frozen):
+    """They come from an edit within an autocast block that was undone: who the model is says nothing of them."""
+    model = build()
+    ids = torch.arange(9)[None]
+    watch = ModelWatch(model, assume_frozen=frozen)
+    weight = next(each for name, each in model.named_parameters() if "mlp" in name and each.ndim == 2)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        right = model(ids).logits
+        getattr(watch, look)()
+        torch.clear_autocast_cache()
+        kept = weight.detach().clone()
+        weight.data.mul_(100)
+        assert not model(ids).logits.equal(right)
+        weight.data.copy_(kept)
+        assert not model(ids).logits.equal(right)  # as torch has it
+        getattr(watch, look)()
+        assert model(ids).logits.equal(right)
+
+
 def test_variant_and_strict_numerics_reach_the_fingerprint(build):
     model = build()
     assert ModelWatch(model, variant="a").fingerprint == fingerprint_model(model, variant="a")

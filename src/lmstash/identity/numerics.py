@@ -62,10 +62,8 @@ def numerics(devices: Iterable[str]) -> dict[str, object]:
     if modes:
         found["modes"] = modes
     kinds = tuple(devices)
-    for device in kinds:
-        with contextlib.suppress(RuntimeError):  # a kind of device that knows no autocast
-            if torch.is_autocast_enabled(device):
-                found[f"autocast {device}"] = str(torch.get_autocast_dtype(device))
+    for device in filter(autocasts, kinds):
+        found[f"autocast {device}"] = str(torch.get_autocast_dtype(device))
     backends = torch.backends
     for name, usual, get in _settings(kinds):
         try:  # not `suppress`, which costs as much as the look
@@ -78,6 +76,16 @@ def numerics(devices: Iterable[str]) -> dict[str, object]:
         if value != usual:
             found[name] = value
     return found
+
+
+def autocasts(device: str) -> bool:
+    """Whether autocast is on in this thread for a kind of device."""
+    import torch
+
+    try:
+        return torch.is_autocast_enabled(device)
+    except RuntimeError:  # a kind of device that knows no autocast
+        return False
 
 
 @lru_cache(maxsize=64)

@@ -86,6 +86,11 @@ def read(model: torch.nn.Module, *, variant: str | None, strict_numerics: bool) 
     return out
 
 
+def settings_component(settings: Mapping[str, object]) -> Component:
+    """Return what `numerics` found as it is in a model's key."""
+    return Describer(ModelCode(), lenient=False).value(settings, "numerics")
+
+
 def _read(model: torch.nn.Module, *, variant: str | None, strict_numerics: bool, whole_configs: bool) -> Structure:
     out = Structure()
     describer = Describer(out.code, lenient=variant is not None, whole_configs=whole_configs)
@@ -115,7 +120,7 @@ def _read(model: torch.nn.Module, *, variant: str | None, strict_numerics: bool,
                     outside[place] = describer.value(value, f"code {place}")
     out.components["modules"] = modules
     out.components["globals"] = outside
-    out.components["numerics"] = describer.value(numerics(device_types(out.tensors.values())), "numerics")
+    out.components["numerics"] = settings_component(numerics(device_types(out.tensors.values())))
     out.components["variant"] = variant
     if strict_numerics:
         out.components["environment"] = environment(out.tensors.values())

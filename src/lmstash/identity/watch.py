@@ -19,6 +19,7 @@ from weakref import WeakValueDictionary
 from lmstash.errors import UnsupportedModelError
 from lmstash.forks import renew_after_fork
 from lmstash.identity.fingerprint import Fingerprint
+from lmstash.identity.keys import Key
 from lmstash.identity.model import Reading, read_model
 from lmstash.interrupts import held_here
 
@@ -31,6 +32,8 @@ WHOLE_BYTES = 2**30
 """Weights on the CPU up to this size are read wholly on every `refresh`, where the kernel does not watch them."""
 _SHARE = 0.05
 """Of the time that `recognise` may spend on whole looks."""
+_MOST_SETTINGS = 64
+"""Remembered of a frozen model."""
 
 
 class ModelWatch:
@@ -42,7 +45,8 @@ class ModelWatch:
         model: The model; fingerprinted at once (about 0.4 s per GB).
         variant: As `fingerprint_model`.
         strict_numerics: As `fingerprint_model`.
-        assume_frozen: The caller promises that the model never changes; nothing is read again.
+        assume_frozen: The caller promises that the model never changes; nothing of it is read again. Autocast and the
+            like, which are not the model's, are still looked at, and so is whether it was put into training mode.
 
     Raises:
         UnsupportedModelError: As `fingerprint_model`.
@@ -70,9 +74,13 @@ class ModelWatch:
         self._glance: Glance | None = None
         self._due = 0.0
         """When the next whole look is due, by the monotonic clock."""
+        self._devices: list[str] = []
+        self._vouched: dict[str, Fingerprint] = {}
+        """Of a frozen model, by the settings of a thread."""
         renew_after_fork(self, _lock=threading.RLock, _probing=threading.RLock)
         with self._lock:
             self._read()
+            self._trains = model.training
 
     def watches(self, model: torch.nn.Module) -> bool:
         """Return whether this is the model."""
@@ -80,7 +88,9 @@ class ModelWatch:
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """The fingerprint last taken."""
+        """The fingerprint last taken; of a frozen model, the one under the settings of this thread."""
+        if self._frozen:
+            return self._vouched_for()
         reading = self._reading
         if reading is None:
             raise UnsupportedModelError("the model changed into one that cannot be cached. Call refresh() to see why.")
@@ -96,8 +106,9 @@ class ModelWatch:
         Raises:
             UnsupportedModelError: The model changed into one that cannot be cached safely.
         """
+        self._forget_casts()
         if self._frozen:
-            return self.fingerprint
+            return self._vouched_for()
         with self._lock:
             if not self._holds(WHOLE_BYTES):
                 self._read()
@@ -114,8 +125,9 @@ class ModelWatch:
         Raises:
             UnsupportedModelError: As `refresh`.
         """
+        self._forget_casts()
         if self._frozen:
-            return self.fingerprint
+            return self._vouched_for()
         with self._lock:
             glance = self._glance
             if glance is not None and time.monotonic() < self._due and glance.holds():
@@ -139,8 +151,9 @@ class ModelWatch:
         Raises:
             UnsupportedModelError: As `refresh`.
         """
+        self._forget_casts()
         if self._frozen:
-            return Sighting(self, self._model, self.fingerprint, None, [], [])
+            return Sighting(self, self._model, self._vouched_for(), None, [], [])
         with self._lock:
             budget_bytes = None if self._suspect else 0
             self._suspect = False
@@ -165,11 +178,14 @@ class ModelWatch:
     def unchanged(self, since: Fingerprint | None = None) -> bool:
         """Return whether the model is still the one of `since` (default: of the last `refresh`), reading everything.
 
-        Call it before publishing values computed since then. Always true under `assume_frozen`. Costs as `refresh`,
-        with all of the weights' bytes. Does not raise.
+        Call it before publishing values computed since then. Under `assume_frozen` only settings can have changed.
+        Costs as `refresh`, with all of the weights' bytes. Does not raise.
         """
         if self._frozen:
-            return True
+            try:
+                return since in (None, self._vouched_for())
+            except UnsupportedModelError:
+                return False
         with self._lock:
             reading = self._reading
             if reading is None:
@@ -192,6 +208,39 @@ class ModelWatch:
             return [each.name for each in since.explain(self.refresh())]
         except UnsupportedModelError as error:
             return [str(error)]
+
+    def _forget_casts(self) -> None:
+        """Have autocast cast weights anew: torch keeps what it has cast, and does not look whether they changed since."""
+        from lmstash.identity.numerics import autocasts
+
+        if any(map(autocasts, self._devices)):
+            import torch
+
+            torch.clear_autocast_cache()
+
+    def _vouched_for(self) -> Fingerprint:
+        """Return who a frozen model is under the settings of this thread, which nobody vouches for. Costs 8 us."""
+        from lmstash.identity.numerics import numerics
+        from lmstash.identity.structure import settings_component
+
+        reading = self._reading
+        if reading is None or self._model.training != self._trains:
+            raise UnsupportedModelError(
+                f"the model was put into {'training' if self._model.training else 'evaluation'} mode, and "
+                "assume_frozen=True promised that it stays as it was. Put it back, or make the cache anew."
+            )
+        settings = numerics(self._devices)
+        name = repr(settings)
+        found = self._vouched.get(name)
+        if found is None:
+            found = reading.fingerprint
+            components, now = found.components, settings_component(settings)
+            if components["numerics"] != now:
+                found = Fingerprint(Key(components | {"numerics": now}), found.recorded)
+            if len(self._vouched) >= _MOST_SETTINGS:
+                self._vouched.clear()
+            self._vouched[name] = found
+        return found
 
     def _next_glance(self, last: Glance | None) -> Glance | None:
         """Return a glance at the model as it is: the last one with other words of the weights, or a new one."""
@@ -241,6 +290,7 @@ class ModelWatch:
 
     def _read(self) -> None:
         """Take a new reading, and everything that it is later compared with: together, whoever else reads meanwhile."""
+        from lmstash.identity.numerics import device_types
         from lmstash.identity.structure import stamp
 
         known = self._reading.known if self._reading else {}
@@ -255,6 +305,7 @@ class ModelWatch:
                 found, live = stamp(self._model, code.objects, whole_configs=code.reads_all)
                 if code.objects:
                     addresses, versions = _addresses(live), _versions(live)
+                self._devices = device_types(reading.structure.tensors.values())
                 self._stamp, self._addresses, self._versions, self._reading = found, addresses, versions, reading
                 return
         raise UnsupportedModelError("the model changes while it is read. Let it come to rest, then retry.")

@@ -336,6 +336,23 @@ def test_autocast_is_another_identity(model, stash, prompt):
     assert stash.stats.drops == {}
 
 
+def test_casts_that_autocast_kept_of_weights_edited_and_put_back_are_not_used(model, stash, prompt):
+    kv, ids = stash.kv(model), prompt(100)
+    weight = model.model.layers[0].mlp.down_proj.weight
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        right = model(ids, use_cache=True).past_key_values
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        kept = weight.detach().clone()
+        weight.data.mul_(100)
+        model(ids[:, :5])
+        weight.data.copy_(kept)
+        kv.generate(ids, **GREEDY)
+        stash.flush()
+        past, n_tokens = kv.past(ids)
+    assert n_tokens == 99
+    assert torch.equal(past.layers[-1].keys, right.layers[-1].keys[:, :, :99])
+
+
 def test_private_stashes_keep_no_tokens(model, tmp_path, prompt, fed):
     ids = prompt(150)
     with lmstash.open(tmp_path / "private", private=True) as stash:

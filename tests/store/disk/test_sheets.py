@@ -206,6 +206,30 @@ def test_a_truncated_segment_loses_only_what_lay_behind(folder, n_bytes, apart):
     assert sum(store.events.stats.misses.values()) == 40
 
 
+@pytest.mark.parametrize("uneven", [False, True])
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_of_a_stretch_longer_than_what_is_hashed_at_a_time_each_record_is_checked(folder, step, uneven):
+    n, n_bytes = 400, 5000
+    assert n * n_bytes > 3 * sheet_reading._SLICE_BYTES
+    store, sheet = DiskStore(folder), sample_sheet(n, n_bytes, uneven=uneven)
+    put_sheets(store, [sheet])
+    asked = list(sheet.keys)[::step]
+    there = {key: value for key, value in expected(sheet).items() if key in asked}
+    assert fetched(store, asked) == there
+    rows = {number: store._opened.index.find(sheet.keys[number]) for number in (0, 102, 108, 216, 330)}
+    os.truncate(only_segment(folder), rows[330].off + rows[330].head + 17)
+    with only_segment(folder).open("r+b") as file:
+        for number in (0, 102, 108, 216):
+            at = rows[number].off + rows[number].head + 7 * number
+            file.seek(at)
+            byte = file.read(1)
+            file.seek(at)
+            file.write(bytes([byte[0] ^ 1]))
+    lost = [sheet.keys[0], sheet.keys[102], sheet.keys[108], sheet.keys[216], *sheet.keys[330:]]
+    assert fetched(store, asked) == {key: value for key, value in there.items() if key not in lost}
+    assert sum(store.events.stats.misses.values()) == len(set(lost) & set(asked))
+
+
 def test_a_deleted_segment_is_misses(folder):
     store, sheet = DiskStore(folder), sample_sheet(100, 5000)
     put_sheets(store, [sheet])

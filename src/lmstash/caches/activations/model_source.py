@@ -249,8 +249,6 @@ class ModelSource(TorchModel):
                     hooks.after(module, _reader_after(keep, layer))
             hooks.before(self._entry, begin, first=True)
             hooks.after(self._entry, end, always=True)
-            # Under autocast, torch keeps casts of weights, and does not look whether these changed since.
-            torch.clear_autocast_cache()
             with torch.no_grad():
                 self._entry(input_ids=sent, attention_mask=to_device(mask, here), **self._switched_off())
         except _EverythingRead:

@@ -69,7 +69,8 @@ class KV:
             queue: Through which it is written; by default one of its own.
             variant: A name for what lmstash cannot see (patched forwards, hooks of your own); part of the identity.
             strict_numerics: Make the torch version and the device part of the identity.
-            assume_frozen: Do not look for weights changed in place: you vouch for them.
+            assume_frozen: Do not look for weights changed in place: you vouch for them. Autocast and torch's other
+                settings are looked at all the same.
             salt: A tenant's secret; entries under different salts are invisible to each other.
             private: Keep no token ids, only digests; prefixes are then found by whole blocks and whole tails.
             storage_dtype: "float16" or "bfloat16" to keep KV rounded (None: exactly).

@@ -138,8 +138,6 @@ class LanguageModel(TorchModel):
         if cache is not None:
             settings[self._cache_name] = cache
             settings["use_cache"] = True
-        # Under autocast, torch keeps casts of weights, and does not look whether these changed since.
-        torch.clear_autocast_cache()
         with torch.no_grad():
             out = self._entry(input_ids=ids.to(self.device), attention_mask=mask, **settings)
         if self._entry is self.whole and not isinstance(out, tuple) and getattr(out, "logits", None) is None:
