@@ -14,6 +14,7 @@ from torch import nn
 from lmstash.errors import UnsupportedModelError
 from lmstash.identity import structure
 from lmstash.identity.model import Fingerprint, fingerprint_model
+from lmstash.identity.model_code import ModelCode
 from lmstash.identity.watch import ModelWatch
 
 
@@ -602,12 +603,67 @@ def test_one_adapter_is_the_same_by_its_name_and_as_a_list_of_one(build_llama):
     assert fingerprint_model(model) != fresh
 
 
+class AsksForNotes(torch.nn.Module):
+    """A layer that computes by what transformers' own only note down."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+
+    def forward(self, *args, **options):
+        factor = 2.0 if self.name_or_path == "steered" else 1.0
+        return self.block(*args, **options) * factor * self.generation_config.scale * self.hf_device_map["x"]
+
+
+class Asks(torch.nn.Module):
+    """A layer that asks a model of transformers for what it notes down."""
+
+    def __init__(self, block, model):
+        super().__init__()
+        self.block = block
+        self.ask = lambda: model.generation_config.temperature
+
+    def forward(self, *args, **options):
+        return self.block(*args, **options) * self.ask()
+
+
+@pytest.mark.parametrize("name", ["name_or_path", "generation_config", "hf_device_map"])
+def test_notes_count_where_a_class_of_ones_own_asks_for_them(build_llama, name):
+    model = build_llama()
+    layer = model.model.layers[0] = AsksForNotes(model.model.layers[0])
+    layer.name_or_path, layer.generation_config, layer.hf_device_map = "a", types.SimpleNamespace(scale=1.0), {"x": 1.0}
+    layer.warnings_issued = {"k": 1}
+    watch = ModelWatch(model)
+    before = watch.refresh()
+    layer.warnings_issued["k"] = 2  # nobody asks for it
+    assert watch.refresh() == before == fingerprint_model(model)
+    if name == "name_or_path":
+        layer.name_or_path = "steered"
+    elif name == "generation_config":
+        layer.generation_config.scale = 3.0
+    else:
+        layer.hf_device_map["x"] = 3.0
+    assert watch.refresh() == fingerprint_model(model) != before
+
+
+def test_notes_of_a_model_count_where_a_class_of_ones_own_asks_for_them(build_llama):
+    model = build_llama()
+    fresh = fingerprint_model(model)
+    model.generation_config.temperature = 0.5
+    assert fingerprint_model(model) == fresh
+    model.model.layers[0] = Asks(model.model.layers[0], model)
+    watch = ModelWatch(model)
+    before = watch.refresh()
+    model.generation_config.temperature = 0.7
+    assert watch.refresh() == fingerprint_model(model) != before
+
+
 def test_an_adapter_that_is_saved_and_loaded_again_is_the_same(build_llama, tmp_path):
     peft = pytest.importorskip("peft")
     torch.manual_seed(1)
     config = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
     model = peft.get_peft_model(build_llama(), config).eval()
-    fresh, stamped = fingerprint_model(model), structure.stamp(model, {}, whole_configs=False)[0]
+    fresh, stamped = fingerprint_model(model), structure.stamp(model, ModelCode())[0]
     model.save_pretrained(tmp_path)
     for trainable in (False, True):
         again = peft.PeftModel.from_pretrained(build_llama(), str(tmp_path), is_trainable=trainable).eval()
@@ -616,7 +672,7 @@ def test_an_adapter_that_is_saved_and_loaded_again_is_the_same(build_llama, tmp_
         assert fingerprint_model(again) == fresh
     model.peft_config["default"].inference_mode = True
     assert fingerprint_model(model) == fresh
-    assert structure.stamp(model, {}, whole_configs=False)[0] == stamped
+    assert structure.stamp(model, ModelCode())[0] == stamped
     model.peft_config["default"].lora_alpha += 1  # may be read by whoever merges it
     assert fingerprint_model(model) != fresh
 
@@ -626,17 +682,17 @@ def test_generate_of_peft_leaves_the_model_as_it_was(build_llama):
     torch.manual_seed(1)
     config = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
     model = peft.get_peft_model(build_llama(), config).eval()
-    fresh, glanced = fingerprint_model(model), structure.stamp(model, {})[0]
+    fresh, glanced = fingerprint_model(model), structure.stamp(model)[0]
     model.generate(input_ids=torch.tensor([[1, 2, 3]]), max_new_tokens=2, do_sample=False)
     left = model.base_model.__dict__["prepare_inputs_for_generation"]
     assert left == model.base_model.model.prepare_inputs_for_generation
     assert fingerprint_model(model) == fresh
-    assert structure.stamp(model, {})[0] == glanced
+    assert structure.stamp(model)[0] == glanced
     model.base_model.prepare_inputs_for_generation = (
         model.prepare_inputs_for_generation
     )  # another one stays, and counts
     assert fingerprint_model(model) != fresh
-    assert structure.stamp(model, {})[0] != glanced
+    assert structure.stamp(model)[0] != glanced
 
 
 def test_how_gradients_are_computed_is_no_part_of_a_model_that_evaluates(build_llama):

@@ -216,7 +216,7 @@ def _ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def described(model: torch.nn.Module) -> Any:
-    found, live = stamp(model, {})
+    found, live = stamp(model)
     return found, watch_module._addresses(live)
 
 

@@ -532,10 +532,10 @@ def test_a_stamp_does_not_grow_with_the_square_of_the_model(build_llama):
 
     for each in model.parameters():
         each._is_hf_initialized = True
-    found, live = stamp(model, {})
+    found, live = stamp(model)
     assert len({id(each) for each in live}) == len(live)
     next(model.parameters()).meaning = 3
-    assert stamp(model, {})[0] != found
+    assert stamp(model)[0] != found
 
 
 # --- one watch for the caches of one model ----------------------------------------------------------------------------

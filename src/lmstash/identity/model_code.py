@@ -39,12 +39,14 @@ class ModelCode(CodeByText):
 
     Attributes:
         reads_all: Whether some of it may read any field of a configuration.
+        asked: Names of attributes that code of yours asks for, and texts in it.
     """
 
     def __init__(self) -> None:
         """Begin with nothing."""
         super().__init__()
         self.reads_all = False
+        self.asked: set[str] = set()
         self._within_known = False
         self._reads_environment = False
         self._words: set[str] = set()
@@ -83,7 +85,9 @@ class ModelCode(CodeByText):
             names = {*names_in(code)}
             held = (function.__globals__.get(each) for each in names)
             self._reads_environment |= not ENVIRONMENT.isdisjoint(names) or any(map(is_environment, held))
-            self._words |= words_within([*texts_in(code), function.__defaults__, function.__kwdefaults__])
+            texts = [*texts_in(code)]
+            self.asked |= names | {each for each in texts if isinstance(each, str)}
+            self._words |= words_within([*texts, function.__defaults__, function.__kwdefaults__])
             if self.is_yours(defined_in(function)):
                 self._files.see(function)
         return super()._add_bytecode(function, name)

@@ -210,7 +210,7 @@ class ModelWatch:
             return [str(error)]
 
     def _forget_casts(self) -> None:
-        """Have autocast cast weights anew: torch keeps what it has cast, and does not look whether they changed since."""
+        """Have autocast cast weights anew: torch keeps what it has cast, and does not look whether these changed."""
         from lmstash.identity.numerics import autocasts
 
         if any(map(autocasts, self._devices)):
@@ -262,7 +262,7 @@ class ModelWatch:
         if self._reading is None:
             return False
         code = self._reading.structure.code
-        found, live = stamp(self._model, code.objects, whole_configs=code.reads_all)
+        found, live = stamp(self._model, code)
         if found != self._stamp or _addresses(live) != self._addresses or not code.unchanged():
             return False
         versions = _versions(live)
@@ -296,13 +296,13 @@ class ModelWatch:
         known = self._reading.known if self._reading else {}
         self._reading = self._glance = None
         for _ in range(3):
-            before, live = stamp(self._model, {})
+            before, live = stamp(self._model)
             addresses, versions = _addresses(live), _versions(live)
             reading = read_model(self._model, variant=self._variant, strict_numerics=self._strict_numerics, known=known)
-            after, live = stamp(self._model, {})
+            after, live = stamp(self._model)
             if after == before and _addresses(live) == addresses:
                 code = reading.structure.code
-                found, live = stamp(self._model, code.objects, whole_configs=code.reads_all)
+                found, live = stamp(self._model, code)
                 if code.objects:
                     addresses, versions = _addresses(live), _versions(live)
                 self._devices = device_types(reading.structure.tensors.values())
@@ -377,7 +377,7 @@ class Sighting:
         from lmstash.identity.structure import stamp
 
         code = self._reading.structure.code
-        found, live = stamp(self._model, code.objects, whole_configs=code.reads_all)
+        found, live = stamp(self._model, code)
         found[-1] = self._stamp[-1]  # numerics, which are this thread's
         if found != self._stamp or _addresses(live) != self._addresses or not code.unchanged():
             return False
