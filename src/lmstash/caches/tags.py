@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
+from lmstash.errors import InvalidArgumentError
+
 NAMED: Final = ("task", "doc", "split", "run", "user")
 """The usual facts with a name. Each is one field of an entry's `meta`; words are in its field `tags`."""
+
+
+def as_words(tags: Iterable[str] | str | None) -> tuple[str, ...]:
+    """Return what somebody gives as words: one, several, or none.
+
+    Raises:
+        InvalidArgumentError: It is something else.
+    """
+    words = () if tags is None else (tags,) if isinstance(tags, str) else tags
+    if not isinstance(words, Iterable) or isinstance(words, Mapping):
+        raise InvalidArgumentError(f"tags={tags!r}: give words, such as ['probe-7'].")
+    found = tuple(words)
+    if not all(isinstance(each, str) for each in found):
+        raise InvalidArgumentError(f"tags={tags!r}: each must be a word, such as 'probe-7'.")
+    return found
 
 
 def has_tag(meta: Mapping[str, Any], tag: str) -> bool:

@@ -63,7 +63,10 @@ class TorchModel:
                 "the model inside, if it only wraps one and changes nothing; else give it that method, or pass "
                 "extractor=, an object that reads the values."
             )
-        self._embeddings: Any = whole.get_input_embeddings()
+        try:
+            self._embeddings: Any = whole.get_input_embeddings()
+        except NotImplementedError as error:  # of models that have none, such as CANINE
+            raise UnsupportedModelError(f"{type(model).__name__}: {error} Pass extractor=.") from None
         self.vocabulary: int | None = getattr(self._embeddings, "num_embeddings", None)
         self.max_tokens = self._find_max_tokens()
 

@@ -429,6 +429,9 @@ def test_an_out_that_does_not_fit_is_explained(model, prompts):
     for out in wrong:
         with pytest.raises(InvalidArgumentError, match="out="):
             acts(prompts, [0, 1], out=out)
+    for out in (torch.zeros(1, 1, 32).expand(len(prompts), 2, 32), torch.zeros(len(prompts), 2, 32, device="meta")):
+        with pytest.raises(InvalidArgumentError, match="memory of its own"):
+            acts(prompts, [0, 1], out=out)
     with pytest.raises(InvalidArgumentError, match="out="):
         acts(prompts, [0, 1], None, out=np.zeros((7, 2, 32)))
     with pytest.raises(InvalidArgumentError, match="out="):
@@ -545,6 +548,32 @@ def test_entries_carry_what_people_look_for(model, tokenizer):
     assert len(entry.meta["text"]) == 200
     components = entry.meta["id"]["components"]
     assert (components["site"], components["layers"], components["pool"]) == ("block_out", [2], "mean")
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [("probe-7", ["probe-7"]), (None, None), ((), None), (("a", "b"), ["a", "b"])]
+)
+def test_one_tag_may_be_given_as_a_word(model, given, kept):
+    store = MemoryStore()
+    acts = Activations(store, model)
+    acts([[1, 2, 3]], [2], tags=given)
+    (entry,) = store.entries(acts.namespace)
+    assert entry.meta.get("tags") == kept
+
+
+@pytest.mark.parametrize("given", [7, [7], {"a": "b"}, [None]])
+def test_tags_that_are_no_words_are_refused(model, given):
+    with pytest.raises(InvalidArgumentError, match="such as"):
+        Activations(MemoryStore(), model)([[1, 2, 3]], [2], tags=given)
+
+
+def test_a_model_without_embeddings_of_tokens_is_refused(model, monkeypatch):
+    def raises(self):
+        raise NotImplementedError("it has characters.")
+
+    monkeypatch.setattr(type(model), "get_input_embeddings", raises)
+    with pytest.raises(UnsupportedModelError, match=r"it has characters\. Pass extractor="):
+        Activations(MemoryStore(), model)
 
 
 def test_threads_may_share_it(make_model, prompts):

@@ -26,6 +26,7 @@ from lmstash.caches.states.buffers import Scratch
 from lmstash.caches.states.cache import Match, States
 from lmstash.caches.writing import WriteBehind
 from lmstash.events import DropReason, MissReason
+from lmstash.interrupts import held_here
 from lmstash.store.base import Write, byte_views
 
 _PART_BYTES = 16 << 20
@@ -101,15 +102,17 @@ class Attachment:
 
     def restore(self, tokens: Sequence[int]) -> None:
         """Put as much of a prompt into the context as is kept, if it holds less. Never raises, unless strict."""
-        if not self.is_paused:
-            with self._guarded(lambda: self.cache.events.miss("states/unknown", b"", MissReason.UNAVAILABLE)):
-                self._restore(list(tokens))
+        llm = self._llm()
+        if llm is None or self.is_paused or held_here(llm.busy):
+            return  # as in `keep`
+        with llm.busy, self._guarded(lambda: self.cache.events.miss("states/unknown", b"", MissReason.UNAVAILABLE)):
+            self._restore(list(tokens))
 
     def keep(self) -> None:
         """Keep what of the context is not kept yet. Never raises, unless strict."""
         llm = self._llm()
-        if llm is None or self.is_paused or llm.busy.locked():
-            return  # another thread evaluates
+        if llm is None or self.is_paused or llm.evaluates or held_here(llm.busy):
+            return  # another thread evaluates, or a signal handler asks in the midst of what uses the same memory
         with llm.busy, self._guarded(lambda: self.cache.events.drop("states/unknown", b"", DropReason.UNAVAILABLE)):
             self._keep(llm)
 
@@ -180,6 +183,7 @@ class Attachment:
         return self._queue.flush(_PATIENCE_SECONDS)
 
     def _keep(self, llm: Any) -> None:
+        changes = llm.changes
         states = self.view.states_now()
         n_tokens = llm.n_tokens
         if states is None or not n_tokens:
@@ -187,7 +191,7 @@ class Attachment:
         if llm.origin_now() != states.fingerprint.digest:
             self.cache.events.drop("states/unknown", b"", DropReason.MODEL_CHANGED)
             return
-        ids = llm.input_ids[:n_tokens]
+        ids = llm.input_ids[:n_tokens].copy()
         if (ids < 0).any():  # images
             return
         match = states.missing(ids, llm.exact_tokens(), scores=llm._logits_all)
@@ -197,6 +201,9 @@ class Attachment:
         if blob is None:
             raise RuntimeError("llama.cpp does not say its state")
         writes = states.cut(match, blob, n_tokens, seconds_per_token=llm.seconds_per_token, scores=llm.take_scores())
+        if llm.changes != changes:  # by a signal handler, so that these are not the values of those tokens
+            self.cache.events.drop("states/unknown", b"", DropReason.UNAVAILABLE)
+            return
         waits = self._queue.waits([each.key for each in writes])
         self._write([each for each, there in zip(writes, waits, strict=True) if not there])
 

@@ -24,6 +24,7 @@ from lmstash.caches.activations.sites import LAYERLESS_SITES, check_site
 from lmstash.caches.activations.source import ExtractorSource, Source, resolve_layers
 from lmstash.caches.activations.texts import TextIndex
 from lmstash.caches.models import describe_model
+from lmstash.caches.tags import as_words
 from lmstash.caches.telling import tell_summary, told
 from lmstash.codecs.dtypes import check_storage_dtype
 from lmstash.errors import InvalidArgumentError, NotFoundError
@@ -144,7 +145,7 @@ class Activations:
         refresh: bool = False,
         cache_only: bool = False,
         on_miss: str = "compute",
-        tags: Sequence[str] = (),
+        tags: Sequence[str] | str | None = (),
         max_retries: int | None = None,
     ) -> Any:
         """Return activations, computing (and keeping) what is not kept yet.
@@ -192,7 +193,7 @@ class Activations:
         if pool is None and out is not None:
             raise InvalidArgumentError("out= is for pooled values: raw ones differ in length. Use batches().")
         asked = read_prompts(prompts, self.tokenizer, self._texts)
-        context, fingerprint = self._context(tags)
+        context, fingerprint = self._context(as_words(tags))
         source = context.source
         chosen = _choose_layers(layers, site, source)
         _check_prompts(asked, pool, source)
@@ -290,7 +291,7 @@ class Activations:
         shelf.look()
         return [prompts[distinct[index]] for index in shelf.absent()]
 
-    def _context(self, tags: Sequence[str]) -> tuple[Context, Fingerprint | None]:
+    def _context(self, tags: tuple[str, ...]) -> tuple[Context, Fingerprint | None]:
         """Return the identity as of now: what changed since the last call, in place or by its own word, is another."""
         found: Fingerprint | None = None
         with self._at_rest(), self._lock:
@@ -314,7 +315,7 @@ class Activations:
                 self._salt,
                 self._private,
                 self._ttl_seconds,
-                tuple(tags),
+                tags,
             )
         return context, found
 

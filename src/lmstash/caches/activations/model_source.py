@@ -18,7 +18,14 @@ from lmstash.caches.activations.padding import pad, rounding_of, shows_company, 
 from lmstash.caches.activations.passes import passes_over
 from lmstash.caches.activations.pooling import Pool, pack_tokens, pool_tokens
 from lmstash.caches.activations.prompts import Prompts
-from lmstash.caches.activations.sites import LAYERLESS_SITES, find_blocks, find_submodule, first_tensor, router_layers
+from lmstash.caches.activations.sites import (
+    LAYERLESS_SITES,
+    find_blocks,
+    find_submodule,
+    first_tensor,
+    logits_of,
+    router_layers,
+)
 from lmstash.caches.activations.source import Values
 from lmstash.caches.pass_hooks import PassHooks
 from lmstash.caches.torch_model import TorchModel, first_number
@@ -246,7 +253,7 @@ class ModelSource(TorchModel):
                 if site == "embed":
                     hooks.before(module, _reader_before(keep, layer))
                 else:
-                    hooks.after(module, _reader_after(keep, layer))
+                    hooks.after(module, _reader_after(keep, layer, logits=site == "router_logits"))
             hooks.before(self._entry, begin, first=True)
             hooks.after(self._entry, end, always=True)
             with torch.no_grad():
@@ -368,8 +375,8 @@ def _reader_before(keep: Callable[[int, Any], None], layer: int) -> Callable[...
     return hook
 
 
-def _reader_after(keep: Callable[[int, Any], None], layer: int) -> Callable[..., None]:
+def _reader_after(keep: Callable[[int, Any], None], layer: int, *, logits: bool) -> Callable[..., None]:
     def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        keep(layer, output)
+        keep(layer, logits_of(module, output) if logits else output)
 
     return hook

@@ -284,4 +284,7 @@ def _as_target(out: Any, n_prompts: int, n_layers: int) -> Tensor:
             f"out= has shape {tuple(target.shape)} of {target.dtype}; it must be [{n_prompts}, {n_layers}, hidden] of "
             "floating-point numbers."
         )
+    steps = zip(target.stride(), target.shape, strict=True)
+    if target.device.type == "meta" or any(step == 0 and size > 1 for step, size in steps):
+        raise InvalidArgumentError("out= has no memory of its own for every number: pass one that was not expanded.")
     return target

@@ -3,12 +3,17 @@
 No table of families: the blocks are the `ModuleList` as long as the configuration says; inside a block only a few names
 for "attention" and "MLP" are known. Values are read where the submodule's own contribution leaves, before it is added
 to the residual stream; where the submodule adds the residual itself (Bloom, MPT, BERT) that is its last projection.
+What is not known to be the whole contribution is refused: a block with a second MLP beside the first, for instance.
 """
 
 from __future__ import annotations
 
+import ast
 import inspect
+import re
+import textwrap
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from torch import nn
@@ -30,7 +35,16 @@ _INNER_NAMES = {"attn_out": ("SelfAttention",), "mlp_out": ("DenseReluDense",)}
 """Of what lies one step deeper, where a block is a list of parts (T5)."""
 _ROUTER_NAMES = ("gate", "router")
 _PROJECTION_NAMES = ("dense", "dense_4h_to_h", "down_proj", "out_proj", "o_proj")
-_RESIDUAL_ARGUMENTS = {"residual", "input_tensor"}
+_RESIDUAL_ARGUMENTS = {"residual", "input_tensor", "residual_tensor"}
+_OWN_NORMS = ("LayerNorm", "layer_norm")
+"""Of an attention that adds the residual and normalises their sum, where a part of it does not."""
+_INNER_ATTENTION = ("attn",)
+"""What computes within such a one (MPNet)."""
+_LIKE_AN_MLP = re.compile("mlp|expert|moe|ffn|feed_?forward|router", re.IGNORECASE)
+_NO_MLP = re.compile("norm|ln_|_ln|drop|scale|gate|act|output|intermediate|_hc$", re.IGNORECASE)
+"""Of `hc`, hyper-connections lead to an MLP and away from it."""
+_OUTSIDE_BIAS = "dense_bias"
+"""A parameter that is handed out beside the output, and added to it by the block (GPT-NeoX-Japanese)."""
 
 
 def check_site(site: object) -> str:
@@ -83,11 +97,18 @@ def find_submodule(block: nn.Module, site: str, layer: int, n_experts: int | Non
         router = None if n_experts is None else _find_router(block)
         if router is None:
             raise UnsupportedModelError(
-                f"layer {layer} ({type(block).__name__}) has no router: site='router_logits' needs experts."
+                f"layer {layer} ({type(block).__name__}) has no router in a known form: site='router_logits' needs "
+                "experts whose router says its logits. Read another site, or pass extractor=."
             )
         return router
     names = _ATTENTION_NAMES if site == "attn_out" else _MLP_NAMES
     module = _child(block, names)
+    beside = [] if site == "attn_out" or module is None else _mlps_beside(block, module)
+    if beside:
+        raise UnsupportedModelError(
+            f"site={site!r}: layer {layer} ({type(block).__name__}) has {', '.join(beside)} beside its MLP, so what "
+            "they add to the residual together is no module's output. Read another site, or pass extractor=."
+        )
     parts = getattr(block, "layer", None)
     if module is None and isinstance(parts, nn.ModuleList):
         module = next(filter(None, (_child(part, _INNER_NAMES[site]) for part in parts)), None)
@@ -104,6 +125,31 @@ def find_submodule(block: nn.Module, site: str, layer: int, n_experts: int | Non
 def router_layers(blocks: Sequence[nn.Module]) -> list[int]:
     """Return the layers that have a router."""
     return [layer for layer, block in enumerate(blocks) if _find_router(block) is not None]
+
+
+def logits_of(router: nn.Module, output: Any) -> Any:
+    """Return the logits among what a router computed: the output, or the one of several that it names so."""
+    place = _place_of_logits(type(router))
+    if isinstance(output, tuple | list):
+        return output[place] if place is not None and 0 <= place < len(output) else output
+    return output
+
+
+@lru_cache(maxsize=64)
+def _place_of_logits(kind: type[nn.Module]) -> int | None:
+    """Return which of several outputs of a router are its logits, -1 where it has but one; None where none is said."""
+    try:
+        source = ast.parse(textwrap.dedent(inspect.getsource(kind.forward)))
+    except (OSError, TypeError, SyntaxError):
+        return None
+    returned = [each.value for each in ast.walk(source) if isinstance(each, ast.Return)]
+    places = {
+        next((at for at, one in enumerate(value.elts) if "logits" in ast.unparse(one)), None)
+        if isinstance(value, ast.Tuple)
+        else -1
+        for value in returned
+    }
+    return places.pop() if len(places) == 1 else None
 
 
 def first_tensor(output: Any) -> Any:
@@ -123,15 +169,32 @@ def _child(parent: nn.Module, names: Sequence[str]) -> nn.Module | None:
 
 def _find_router(block: nn.Module) -> nn.Module | None:
     mlp = _child(block, _MLP_NAMES)
-    return None if mlp is None else _child(mlp, _ROUTER_NAMES)
+    router = None if mlp is None else _child(mlp, _ROUTER_NAMES)
+    return None if router is None or _place_of_logits(type(router)) is None else router
+
+
+def _mlps_beside(block: nn.Module, chosen: nn.Module) -> list[str]:
+    """Return the names of what else in a block may be an MLP, or a part of one."""
+    return [
+        name
+        for name, child in block.named_children()
+        if child is not chosen
+        and _LIKE_AN_MLP.search(name)
+        and not _NO_MLP.search(name)
+        and next(child.parameters(), None) is not None
+    ]
 
 
 def _before_residual(module: nn.Module) -> nn.Module | None:
     """The module itself; its last projection when it adds the residual; None when that is not known."""
+    if getattr(module, _OUTSIDE_BIAS, None) is not None:
+        return None
     inner = getattr(module, "output", None)
     if isinstance(inner, nn.Module) and _adds_residual(inner):
         module = inner
-    return _child(module, _PROJECTION_NAMES) if _adds_residual(module) else module
+    if _adds_residual(module):
+        return _child(module, _PROJECTION_NAMES)
+    return module if _child(module, _OWN_NORMS) is None else _child(module, _INNER_ATTENTION)
 
 
 def _adds_residual(module: nn.Module) -> bool:
