@@ -1,10 +1,12 @@
 """Queries of many tasks: batched by passes of the event loop, without a timer; a cancelled one disturbs no other."""
 
 import asyncio
+import contextlib
 import threading
 
 import pytest
 import torch
+from tests.at_lines import at_line
 
 import lmstash
 from lmstash.caches.logprobs.joining import Joiner
@@ -161,3 +163,47 @@ def test_who_looks_into_the_engine_waits_for_the_thread_that_has_it_at_work(lp):
     worker.join(30)
     looker.join(30)
     assert lp._engine is engine
+
+
+class Stop(KeyboardInterrupt):
+    """Somebody pressed Ctrl-C."""
+
+
+@pytest.mark.parametrize("error", [Stop, TimeoutError])
+def test_after_an_interrupt_the_queries_of_the_same_loop_are_answered(error):
+    def compute(contexts):
+        return torch.tensor([[float(sum(each))] for each in contexts])
+
+    def interrupt():
+        raise error
+
+    async def ask_two(joiner):
+        return await asyncio.wait_for(asyncio.gather(joiner.ask(b"a"), joiner.ask(b"b"), return_exceptions=True), 5)
+
+    async def ask_next(joiner):
+        return float(await asyncio.wait_for(joiner.ask(bytes([3, 4])), 5))
+
+    n_lines = at_line(0, lambda: asyncio.run(ask_two(Joiner(compute))), interrupt, "logprobs/joining.py")
+    assert n_lines > 10
+    for line in range(1, n_lines + 1):
+        loop, joiner = asyncio.new_event_loop(), Joiner(compute)
+        loop.set_exception_handler(lambda *_: None)
+        with contextlib.suppress(Stop, TimeoutError):
+            at_line(
+                line,
+                lambda loop=loop, joiner=joiner: loop.run_until_complete(ask_two(joiner)),
+                interrupt,
+                "logprobs/joining.py",
+            )
+        for _ in range(2):  # what has come out of a task of the loop comes out of those that wait for it, once
+            with contextlib.suppress(Stop):
+                assert loop.run_until_complete(ask_next(joiner)) == 7.0, line
+                break
+        else:
+            pytest.fail(f"nothing is answered after an interrupt at line {line}")
+        left = asyncio.all_tasks(loop)
+        for task in left:
+            task.cancel()
+        if left:
+            loop.run_until_complete(asyncio.wait(left))
+        loop.close()

@@ -377,3 +377,70 @@ def test_a_map_computes_what_is_kept_and_cannot_be_read_here(stash: Stash) -> No
 def test_a_tag_that_cannot_be_said_is_no_reason_to_lose_an_answer(responses: Responses) -> None:
     assert responses.map([{"q": 1}], lambda batch: ["a"], tags=lambda request: request["nothing"]) == ["a"]
     assert responses.get({"q": 1}) == "a"
+
+
+@pytest.mark.parametrize("who", ["another loop", "a thread", "a loop in a thread"])
+def test_a_task_whose_loop_was_interrupted_is_not_waited_for(responses: Responses, who: str) -> None:
+    async def compute() -> str:
+        await asyncio.sleep(0.01)
+        return "answer"
+
+    async def begin() -> None:
+        asked = asyncio.ensure_future(responses.get_or_compute_async("q", lambda: asyncio.sleep(60, "late")))
+        await asyncio.sleep(0.01)
+        assert not asked.done()
+        raise KeyboardInterrupt
+
+    halted = asyncio.new_event_loop()
+    with pytest.raises(KeyboardInterrupt):
+        halted.run_until_complete(begin())
+    started = time.monotonic()
+    got: list[str] = []
+    ended = threading.Event()
+
+    def ask() -> None:
+        if who == "a thread":
+            got.append(responses.get_or_compute("q", lambda: "answer"))
+        else:
+            got.append(asyncio.run(responses.get_or_compute_async("q", compute)))
+        ended.set()
+
+    if who == "another loop":
+        ask()
+    else:
+        threading.Thread(target=ask, daemon=True).start()
+    assert ended.wait(10)
+    assert got == ["answer"]
+    assert time.monotonic() - started < 10
+    left = asyncio.all_tasks(halted)
+    for each in left:
+        each.cancel()
+    halted.run_until_complete(asyncio.wait(left))
+    halted.close()
+
+
+def test_a_loop_that_a_handler_runs_does_not_wait_for_a_task_of_the_one_it_has_interrupted(
+    responses: Responses,
+) -> None:
+    async def compute() -> str:
+        return "answer"
+
+    def handler() -> str:
+        running = asyncio._get_running_loop()
+        asyncio._set_running_loop(None)
+        try:
+            return asyncio.run(responses.get_or_compute_async("q", compute))
+        finally:
+            asyncio._set_running_loop(running)
+
+    async def run() -> None:
+        leave = asyncio.Event()
+        asked = asyncio.ensure_future(responses.get_or_compute_async("q", leave.wait))
+        await asyncio.sleep(0.01)
+        started = time.monotonic()
+        assert handler() == "answer"
+        assert time.monotonic() - started < 10
+        leave.set()
+        await asked
+
+    asyncio.run(run())

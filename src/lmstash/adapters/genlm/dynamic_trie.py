@@ -51,7 +51,6 @@ class DynamicTokenTrie(TokenTrie):
         if parent is None:
             self._own = Recency(self)
             self._recency = self._own.ref
-            self._own.n_kv = int(past_key_values is not None)
         self._children = Children(self._recency)
 
     @property
@@ -71,10 +70,11 @@ class DynamicTokenTrie(TokenTrie):
 
     @past_key_values.setter
     def past_key_values(self, past_key_values: Any) -> None:
-        had, self._kv = self._kv is not None, past_key_values
         recency = self._recency()
-        if recency is not None and had != (past_key_values is not None):
-            (recency.dropped if had else recency.stored)(self)
+        if recency is None:
+            self._kv = past_key_values
+        else:
+            recency.store_untouched(self, past_key_values)
 
     @property
     def parent(self) -> DynamicTokenTrie | None:
@@ -163,7 +163,7 @@ class DynamicTokenTrie(TokenTrie):
         """Count the nodes with KV from here on, set their `kv_size`, and return the number. O(nodes)."""
         nodes: list[DynamicTokenTrie] = list(nodes_of(self))
         for node in reversed(nodes):
-            below = sum(child.kv_size for child in node._children.values())
+            below = sum(child.kv_size for child in list(node._children.values()))
             node.kv_size = below + (node._kv is not None)
         return self.kv_size
 
@@ -180,11 +180,14 @@ class DynamicTokenTrie(TokenTrie):
         own = self._own
         if own is not None and own.order is None:
             own.apply()
-            own = self._own = kept_in_books(nodes_of(self), self, own.counted)
-        if own is not None and own.order is not None:
-            own.evict(max_kv)
+            books = kept_in_books(nodes_of(self), self, own.counted)
+            if self._own is not own:  # a signal handler has been here meanwhile: whose books the nodes are in is mixed
+                books.order = None
+            own = self._own = books
+        kept = None if own is None else own.evict(max_kv)
+        if own is not None and kept is not None:
             own.counted += 1
-            self.kv_size = own.n_kv
+            self.kv_size = kept
         else:
             self._evict_by_walk(max_kv)
 
@@ -222,12 +225,13 @@ class DynamicTokenTrie(TokenTrie):
             recency = self._recency()
             child._recency = child._children.recency = self._recency
             child._counted = recency.counted if recency is not None else 0
-            dict.__setitem__(self._children, token_id, child)
+            child = dict.setdefault(self._children, token_id, child)  # a signal handler may have added one meanwhile
         if past_key_values is not None and child._kv is None:
-            child._kv = past_key_values
             recency = self._recency()
-            if recency is not None:
-                recency.n_kv += 1
+            if recency is None:
+                child._kv = past_key_values
+            else:
+                recency.store(child, past_key_values)
         return child
 
     def _touched(self, stamp: float, n_nodes: int = 1) -> None:

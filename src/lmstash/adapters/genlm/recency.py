@@ -41,6 +41,9 @@ class Recency:
 
     `order` holds the nodes with KV but the root, coldest first, or is None after somebody wrote to `children`,
     `last_access`, `parent` or (out of turn) `past_key_values`: the next eviction then walks the tree and starts anew.
+
+    A signal handler may use the tree between any two calls, or end what it has interrupted by raising. So a node's KV
+    and its place in `order` change with no call between them (docs/decisions/0017).
     """
 
     def __init__(self, root: DynamicTokenTrie, counted: int = 0) -> None:
@@ -48,9 +51,9 @@ class Recency:
         self.ref: weakref.ref[Recency] = weakref.ref(self)
         self.root: weakref.ref[DynamicTokenTrie] = weakref.ref(root)
         self.order: OrderedDict[DynamicTokenTrie, None] | None = OrderedDict()
-        self.n_kv = 0
         self.counted = counted
         self._pending: list[tuple[DynamicTokenTrie, float]] = []
+        self._taken: list[tuple[DynamicTokenTrie, float]] = []
         self._n_touched = 0
         self._batch = _LEAST_BATCH
 
@@ -59,8 +62,9 @@ class Recency:
         if node is self.root():
             node._last = stamp
             return
+        parent = node._parent()
         pending = self._pending
-        if pending and (pending[-1][0] is node or pending[-1][0] is node._parent()):
+        if pending and (pending[-1][0] is node or pending[-1][0] is parent):
             pending[-1] = (node, stamp)  # whatever the earlier access reached, this one does
         else:
             pending.append((node, stamp))
@@ -68,17 +72,25 @@ class Recency:
         if self._n_touched >= self._batch:
             self.apply()
 
-    def stored(self, node: DynamicTokenTrie) -> None:
-        """Note that `node` has got KV; a touch of it is expected before anything else."""
-        self.n_kv += 1
-        if not (self._pending and self._pending[-1][0] is node) and node is not self.root():
-            self.written()
+    def store(self, node: DynamicTokenTrie, kv: Any) -> None:
+        """Set the KV of a node. One that had none is the coldest until it is touched, which is expected next."""
+        root = self.root()
+        order, old = self.order, node._kv  # the old one is freed when the books are right: that may run code, too
+        node._kv = kv
+        if order is not None and node is not root:
+            if kv is None and node in order:
+                del order[node]
+            elif kv is not None and node not in order:
+                order[node] = None
+                order.move_to_end(node, last=False)  # in front of its parent, as all nodes are
+        del old
 
-    def dropped(self, node: DynamicTokenTrie) -> None:
-        """Note that `node` has lost its KV."""
-        self.n_kv -= 1
-        if self.order is not None:
-            self.order.pop(node, None)
+    def store_untouched(self, node: DynamicTokenTrie, kv: Any) -> None:
+        """Set the KV of a node to which somebody wrote; it is accessed neither now nor next."""
+        gets_some = kv is not None and node._kv is None and node is not self.root()
+        self.store(node, kv)
+        if gets_some and not (self._pending and self._pending[-1][0] is node):
+            self.written()
 
     def written(self) -> None:
         """Note that somebody wrote to the tree without its methods: the books no longer say everything."""
@@ -86,8 +98,12 @@ class Recency:
         self.order = None
 
     def apply(self) -> None:
-        """Carry the noted accesses upwards, the latest first; each node is visited once."""
-        pending, self._pending, self._n_touched = self._pending, [], 0
+        """Carry the noted accesses upwards, the latest first; each node is visited once.
+
+        What an interrupt keeps it from carrying, the next one carries.
+        """
+        pending = self._taken + self._pending
+        self._taken, self._pending, self._n_touched = pending, [], 0
         mark, root = new_mark(), self.root()
         paths: list[list[DynamicTokenTrie]] = []
         n_visited = 0
@@ -110,26 +126,33 @@ class Recency:
             for path in reversed(paths):
                 for each in path:
                     if each._kv is not None:
-                        order.pop(each, None)
                         order[each] = None
+                        order.move_to_end(each)
+        if self._taken is pending:
+            self._taken = []
 
-    def evict(self, max_kv: int) -> None:
-        """Take KV from the coldest nodes until at most `max_kv` nodes have some. Needs `order`."""
+    def evict(self, max_kv: int) -> int | None:
+        """Take KV from the coldest nodes until at most `max_kv` nodes have some.
+
+        Returns:
+            How many have; None where there is no `order`.
+        """
         self.apply()
-        order, excess = self.order, self.n_kv - max_kv
-        assert order is not None
-        if excess <= 0:
-            return
-        victims = list(itertools.islice(order, excess))
-        for node in victims:
-            node._kv = None
-        for node in victims:
-            del order[node]
-        self.n_kv -= len(victims)
-        root = self.root()
-        if excess > len(victims) and root is not None and root._kv is not None:
+        root, order = self.root(), self.order
+        if order is None:
+            return None
+        n_above = int(root is not None and root._kv is not None)
+        while order and len(order) + n_above > max_kv:
+            for node in order:  # the first; from here on there is no call
+                gone = node._kv
+                node._kv = None
+                del order[node]
+                del gone  # freed when the books are right: that may run code, too
+                break
+        if n_above and root is not None and len(order) + n_above > max_kv:
             root._kv = None
-            self.n_kv -= 1
+            n_above = 0
+        return len(order) + n_above
 
 
 class Children(dict[Any, Any]):
@@ -195,6 +218,7 @@ def kept_in_books(nodes: Iterator[DynamicTokenTrie], root: DynamicTokenTrie, cou
     parent, a parent that is not the one above): such a tree is evicted from by walking.
     """
     books = Recency(root, counted)
+    books.order = None
     holders: list[DynamicTokenTrie] = []
     regular = True
     for node in nodes:
@@ -204,9 +228,8 @@ def kept_in_books(nodes: Iterator[DynamicTokenTrie], root: DynamicTokenTrie, cou
                 holders.append(node)
         node._recency = books.ref
         node._children.recency = books.ref
-        for child in node._children.values():
+        for child in list(node._children.values()):
             regular = regular and child._parent() is node and child._last <= node._last
-    books.n_kv = len(holders) + (root._kv is not None)
     holders.sort(key=lambda node: (node._last, -node.depth))
     books.order = OrderedDict.fromkeys(holders) if regular else None
     return books

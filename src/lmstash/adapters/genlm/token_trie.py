@@ -17,7 +17,7 @@ def nodes_of(root: Node) -> Iterator[Node]:
         node = stack.pop()
         yield node
         if node.children:
-            stack.extend(reversed(node.children.values()))  # pyright: ignore[reportArgumentType]
+            stack.extend(list(node.children.values())[::-1])  # pyright: ignore[reportArgumentType]
 
 
 class TokenTrie:
@@ -58,7 +58,7 @@ class TokenTrie:
                 continue
             pieces.append("*[" if item.past_key_values is not None else "[")
             pending.append("]")
-            for index, (token_id, child) in reversed(list(enumerate(item.children.items()))):
+            for index, (token_id, child) in reversed(list(enumerate(list(item.children.items())))):
                 pending += [child, f"{', ' if index else ''}{token_id}: "]
         return "".join(pieces)
 
@@ -137,7 +137,7 @@ def _as_rows(root: TokenTrie) -> list[Row]:
         index = len(rows)
         seen = getattr(node, "last_access", 0.0)
         rows.append((parent, token_id, type(node), node.logprobs, node.past_key_values, seen))
-        pending.extend((index, each, child) for each, child in reversed(node.children.items()))
+        pending.extend((index, each, child) for each, child in list(node.children.items())[::-1])
     return rows
 
 

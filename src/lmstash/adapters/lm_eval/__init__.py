@@ -8,6 +8,7 @@ lmstash eval lm_eval --model hf --model_args pretrained=... --tasks ...  # or it
 `beside_classes.py` what the harness's classes call · `questions.py` what is asked · `imported.py` what the harness had
 kept · `partials.py` results as they come · `reporting.py` whose may be kept then · `running.py` calls in parts ·
 `chunks.py` how large · `ranks.py` several processes · `vouching.py` a model that changes ·
+`under_way.py` calls within calls · `answers.py` which answers are kept ·
 `made_in_calls.py` what it makes when it is needed · `stores.py` by which code · `cached.py` the wrapper ·
 `dropin.py` in place of the harness's cache · `importing.py` its databases · `launching.py` its command line.
 """

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import math
-import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.model import LM
 
+from lmstash.adapters.lm_eval.answers import is_kept, plain
 from lmstash.adapters.lm_eval.draws import Draws, Place
 from lmstash.adapters.lm_eval.generators import Generators
 from lmstash.adapters.lm_eval.identity import who_answers
@@ -20,6 +19,7 @@ from lmstash.adapters.lm_eval.partials import Hook
 from lmstash.adapters.lm_eval.questions import Questions, tags_of
 from lmstash.adapters.lm_eval.ranks import most_of_all, must_be_even
 from lmstash.adapters.lm_eval.running import run
+from lmstash.adapters.lm_eval.under_way import Call
 from lmstash.adapters.lm_eval.vouching import Vouched
 from lmstash.caches.responses.asking import Asked
 from lmstash.caches.responses.cache import Responses
@@ -114,7 +114,7 @@ class CachedLM(LM):
             empty = getattr(self._who, "keeps_empty", False) if keep_empty is None else keep_empty
             self._vouched = Vouched(self._who, stash.store, lm)
             self.responses = stash.responses(
-                self._vouched, keep_sampled=keep_sampled, keep_if=lambda answer: _is_kept(answer, empty)
+                self._vouched, keep_sampled=keep_sampled, keep_if=lambda answer: is_kept(answer, empty)
             )
         except InvalidArgumentError:
             raise
@@ -248,33 +248,38 @@ class CachedLM(LM):
                 self.counts.filled += most - len(todo)
         if not todo and not n_even:
             return []
-        model = next((each.model for each in names.values()), None)
-        if model is not None:
-            self._vouched.begin(model)
+        call = next((Call(each.model) for each in names.values()), None)
 
         def keep(numbers: list[int], values: list[Any], seconds: float) -> None:
             if self.responses is None or (not self._keep_sampled and self._drew(generators)):
                 return
-            whole = draws.complete([todo[number] for number in numbers], [_plain(each) for each in values])
+            whole = draws.complete([todo[number] for number in numbers], [plain(each) for each in values])
             for n_drawn in {each[2] for each in whole}:
                 kept = [(number, value) for number, value, n in whole if n == n_drawn and number in names]
                 pairs = [(names[number], tags_of(instances[number]), value) for number, value in kept]
-                self._keep(pairs, seconds * n_drawn)
+                self._keep(call, pairs, seconds * n_drawn)
 
         def begin(part: Sequence[Any]) -> None:
             generators.begin(part)
-            if model is not None:
-                self._vouched.see_what_was_made()
+            if call is not None:
+                self._vouched.see_what_was_made(call)
 
         generators = Generators()
-        even = {"fill": fill, "n_even": n_even, "one_first": model is not None and self._vouched.wants_one_first}
         self.counts.computed += len(todo)
         try:
+            if call is not None:
+                self._vouched.begin(call)
+            # What the model may make for its first question is to be seen before the others are asked.
+            even = {"fill": fill, "n_even": n_even, "one_first": call is not None and bool(call.may_make)}
             return run(self.lm, self._hook, method, [instances[each] for each in todo], keep=keep, begin=begin, **even)
         finally:
-            if model is not None:
-                self._vouched.end()
-                self._say_what_is_new(model)
+            try:
+                if call is not None:
+                    self._vouched.end(call)
+                    self._say_what_is_new(call.model)
+            finally:
+                if call is not None:
+                    call.is_over = True  # also where its end was interrupted
 
     def _say_what_is_new(self, model: Fingerprint) -> None:
         """Where nothing was found, name the attributes that may be why, now and each time."""
@@ -304,13 +309,13 @@ class CachedLM(LM):
             )
         return bool(moved)
 
-    def _keep(self, pairs: list[Any], seconds: float) -> None:
-        if not pairs or self.responses is None:
+    def _keep(self, call: Call | None, pairs: list[Any], seconds: float) -> None:
+        if not pairs or self.responses is None or call is None:
             return
         asked, tags, values = zip(*pairs, strict=True)
         try:
             kept = self.responses.shelf.keep(asked, values, tags, seconds, None)
-            self._vouched.kept([each for each, one in zip(asked, kept, strict=True) if one is not None])
+            self._vouched.kept(call, [each for each, one in zip(asked, kept, strict=True) if one is not None])
         except Exception as error:
             if self.stash.store.strict:
                 raise
@@ -370,31 +375,3 @@ class CachedLM(LM):
     def set_cache_hook(self, cache_hook: Any) -> None:
         """Have another hook told what this model reports."""
         self._hook.outer = cache_hook
-
-
-def _is_kept(answer: Any, empty: bool) -> bool:
-    if answer is None:
-        return False
-    if isinstance(answer, str) and answer and answer == _placeholder():
-        return False
-    if isinstance(answer, list):  # of samples that were drawn together, too
-        return (empty or bool(answer)) and all(_is_kept(each, empty) for each in answer)
-    if isinstance(answer, str | dict):
-        return empty or bool(answer)
-    numbers = answer if isinstance(answer, tuple) else (answer,)
-    return not any(isinstance(each, float) and math.isnan(each) for each in numbers)
-
-
-def _placeholder() -> str:
-    """Return what the harness writes where an API gave nothing."""
-    name = "LMEVAL_MODEL_NONE_ANSWER_PLACEHOLDER"
-    return getattr(sys.modules.get("lm_eval.models.api_models"), name, name)
-
-
-def _plain(answer: Any) -> Any:
-    """Return an answer in Python's own types: some backends give numbers of numpy."""
-    if type(answer) is tuple and len(answer) == 2:
-        value, greedy = answer
-        if isinstance(value, float) and type(greedy).__name__ in ("bool", "bool_"):
-            return float(value), bool(greedy)
-    return float(answer) if isinstance(answer, float) else answer

@@ -26,6 +26,7 @@ from weakref import WeakValueDictionary
 
 from lmstash.adapters.lm_eval.code_of import LmDescriber, code_of_model, described
 from lmstash.adapters.lm_eval.own_names import Followed
+from lmstash.adapters.lm_eval.under_way import Call, Calls
 from lmstash.identity.bytecode import names_in, parts_of
 from lmstash.identity.encoding import Component, encode
 from lmstash.identity.fingerprint import Fingerprint
@@ -64,34 +65,21 @@ class MadeInCalls:
         self._made: dict[str, _Made] = {}
         self._stale: set[str] = set()
         """Those that were made before something else changed."""
-        self._open: dict[str, bool] = {}
-        """What the call under way may still make, and whether it is None till then."""
-        self._model: Fingerprint | None = None
-        """Who answers the call under way."""
+        self._calls = Calls()
 
-    def begin(self, model: Fingerprint) -> None:
-        """A call to this model begins, in which it makes what is not there."""
+    def begin(self, call: Call) -> None:
+        """A call begins, in which the model makes what is not there; once it is over, that is somebody else's."""
         with self._lock:
-            self._open, self._model = {}, model
             with contextlib.suppress(Exception):  # whatever other people's classes do when they are looked at
-                self._open = _may_be_made(self._lm)
-
-    def end(self) -> None:
-        """It is over: what is put there from now on is somebody else's."""
-        with self._lock:
-            self._open, self._model = {}, None
-
-    @property
-    def expects(self) -> bool:
-        """Whether the call under way may still make something: then one question should be asked before the others."""
-        return bool(self._open)
+                call.may_make = _may_be_made(self._lm)
+            self._calls.begin(call)
 
     def told(self, look: Callable[[], Fingerprint]) -> Fingerprint:
         """Return what `look` says who answers, by `before`; once more, where something was made under another one."""
         with self._lock:
             found = look()
-            stale = {name for name, each in self._made.items() if each.since != found} - self._stale
-            if stale and self._model is None:
+            stale = {name for name, each in [*self._made.items()] if each.since != found} - self._stale
+            if stale and self._calls.now is None:
                 self._stale |= stale
                 found = look()
             return found
@@ -101,29 +89,32 @@ class MadeInCalls:
         with self._lock:
             held = attributes_of(self._lm)
             self._look(held)
-            for name, made in self._made.items():
+            for name, made in [*self._made.items()]:
                 if name in self._stale:
                     held[name] = ["made", made.digest]
                 elif made.was_none:
                     held[name] = None
                 else:
-                    del held[name]
+                    held.pop(name, None)
             return held
 
     def _look(self, held: Mapping[str, Any]) -> None:
-        for name, made in list(self._made.items()):
-            now, is_answering = held.get(name), self._model is not None
-            is_kept = now is made.value or (now is not None and is_answering)  # it may be made again
+        call = self._calls.now
+        for name, made in [*self._made.items()]:  # copies: a signal handler may look, too
+            now = held.get(name)
+            is_kept = now is made.value or (now is not None and call is not None)  # it may be made again
             if is_kept and self._told(name, now) == made.digest:
                 self._made[name] = made._replace(value=now)
             else:
-                del self._made[name]
+                self._made.pop(name, None)
                 self._stale.discard(name)
-        for name in [each for each in self._open if held.get(each) is not None]:
-            was_none = self._open.pop(name)
+        if call is None:
+            return
+        for name in [each for each in [*call.may_make] if held.get(each) is not None]:
+            was_none = call.may_make.pop(name, None)
             digest = self._told(name, held[name])
-            if digest is not None and self._model is not None:
-                self._made[name] = _Made(held[name], digest, was_none, self._model)
+            if digest is not None and was_none is not None:
+                self._made[name] = _Made(held[name], digest, was_none, call.model)
 
     def _told(self, name: str, value: Any) -> str | None:
         """Return a digest of what was made; None where it may come of the question, or nobody can tell."""

@@ -19,21 +19,20 @@ from lmstash.identity.owners import is_installed, owner_of
 
 
 class Remembered:
-    """Looks at such functions when a call of the harness begins and ends. For the thread that calls."""
+    """Looks at such functions when a call of the harness begins. For the thread that calls."""
 
     def __init__(self, lm: Any) -> None:
         """Take the harness's model; of one that somebody installed there is nothing to see."""
         module = type(lm).__module__
         self._lm = lm
         self._content = None if is_installed(module) else Content(owner_of(module), frozenset())
-        self._memos: Memos | None = None
 
-    def begin(self) -> list[str]:
-        """A call begins; returns the functions that remember what is of another model."""
+    def begin(self) -> Memos | None:
+        """A call begins; returns the functions that remember, to be told of its end."""
         content = self._content
         if content is None:
-            return []
-        look, self._memos = content.begin(), None
+            return None
+        look = content.begin()
         with contextlib.suppress(Exception):  # what cannot be looked into is told of elsewhere
             content.code(type(self._lm), given=True)
             for each in vars(self._lm).values():
@@ -44,10 +43,5 @@ class Remembered:
         with contextlib.suppress(Exception):
             held = [*vars(self._lm).values()]
             files = {each: content_of(each) for each in held if type(each) is str and may_be_path(each)}
-            self._memos = Memos(content, look, {"self": self._lm}, files, held)
-        return [] if self._memos is None else self._memos.stale
-
-    def end(self) -> None:
-        """The call is over."""
-        if self._memos is not None:
-            self._memos.note()
+            return Memos(content, look, {"self": self._lm}, files, held)
+        return None

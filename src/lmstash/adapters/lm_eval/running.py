@@ -76,12 +76,12 @@ def _call(
 
     arguments, alone = [each.args for each in wanted], len(wanted) == len(part)
     pending = Pending(method, arguments, keep_here, _size_of(lm), alone=alone)
-    hook.pending = pending if early else None
     started = time.perf_counter()
+    outer, hook.pending = hook.pending, pending if early else None
     try:
         answers = list(getattr(lm, method)(part))
     finally:
-        hook.pending = None
+        hook.pending = outer  # that of the call in whose midst a signal handler asks
         pending.end()
     if len(answers) != len(part):
         raise ValueError(f"{type(lm).__name__}.{method} got {len(part)} requests and returned {len(answers)} answers")

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import re
-import threading
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from lmstash.adapters.lm_eval.made_in_calls import MadeInCalls
 from lmstash.adapters.lm_eval.remembered import Remembered
+from lmstash.adapters.lm_eval.under_way import Call, Calls
 from lmstash.caches.responses.asking import KIND, Asked
 from lmstash.caches.responses.who import Who
 from lmstash.errors import UnsupportedModelError
@@ -47,12 +47,8 @@ class Vouched:
         self._remembered = Remembered(lm)
         self._made: MadeInCalls | None = getattr(who, "made", None)
         self._store = store
-        self._lock = threading.Lock()
-        self._model: Fingerprint | None = None
-        self._good = True
-        self._unsure: list[bytes] = []
+        self._calls = Calls()
         self._cost_seconds = 0.0
-        self._due = 0.0
 
     def look(self) -> Fingerprint:
         """Return who would answer now."""
@@ -68,73 +64,70 @@ class Vouched:
 
     def unchanged(self, since: Fingerprint) -> bool:
         """Within a call, whether nothing else was seen so far; else as the model itself says."""
-        return self._good and self._model == since if self._model is not None else self._is_still(since)
+        call = self._calls.now
+        return self._is_still(since) if call is None else call.good and call.model == since
 
-    def begin(self, model: Fingerprint) -> None:
-        """A call to this model begins."""
-        stale = self._remembered.begin()
-        self._model, self._good, self._unsure = model, not stale, []
+    def begin(self, call: Call) -> None:
+        """A call begins; it is under way till `end`, or till its `is_over` is set."""
+        call.memos = self._remembered.begin()
+        stale = [] if call.memos is None else call.memos.stale
+        call.good = not stale
         if stale:
             self._store.events.warn_once("lm_eval memos", _STALE, ", ".join(stale), stale[0])
         if self._made is not None:
-            self._made.begin(model)
-        self._due = time.perf_counter() + self._cost_seconds / _SHARE
+            self._made.begin(call)
+        call.due = time.perf_counter() + self._cost_seconds / _SHARE
+        self._calls.begin(call)
 
-    def kept(self, asked: Sequence[Asked]) -> None:
+    def kept(self, call: Call, asked: Sequence[Asked]) -> None:
         """These answers were kept."""
         keys = [each.key for each in asked]
-        with self._lock:
-            if self._good:
-                self._unsure += keys
+        with call.lock:
+            if call.good:
+                call.unsure += keys
                 return
         self._take_back(keys)  # the model was found changed while they were written
 
     def check_if_due(self) -> None:
         """Look at the model if it is time to."""
-        if self._model is not None and self._good and time.perf_counter() >= self._due:
-            self._check()
+        call = self._calls.now
+        if call is not None and call.good and time.perf_counter() >= call.due:
+            self._check(call)
 
-    def end(self) -> bool:
-        """The call is over, and all its answers are kept; returns whether they were the model's."""
-        if self._model is None:
-            return True
-        if self._good:
-            self._check()
-        self._remembered.end()
-        good, self._model = self._good, None
-        if self._made is not None:
-            self._made.end()
-        return good
+    def end(self, call: Call) -> bool:
+        """A call is over, and all its answers are kept; returns whether they were the model's."""
+        if call.good:
+            self._check(call)
+        if call.memos is not None:
+            call.memos.note()
+        call.is_over = True
+        return call.good
 
-    @property
-    def wants_one_first(self) -> bool:
-        """Whether the model may make something for its first question, so that it is to be seen before the others."""
-        return self._model is not None and self._made is not None and self._made.expects
-
-    def see_what_was_made(self) -> None:
+    def see_what_was_made(self, call: Call) -> None:
         """Look at what the last questions may have had the model make."""
-        if self.wants_one_first and self._made is not None:
+        if call.may_make and self._made is not None:
             with contextlib.suppress(Exception):  # whatever other people's classes do when they are looked at
                 self._made.before()
 
-    def _check(self) -> None:
-        assert self._model is not None
+    def _check(self, call: Call) -> None:
         started = time.perf_counter()
-        with self._lock:
-            keys, self._unsure = self._unsure, []
-        if not self._is_still(self._model):
-            with self._lock:
-                self._good = False
-                keys, self._unsure = keys + self._unsure, []
+        n_before = len(call.unsure)
+        if self._is_still(call.model):
+            with call.lock:
+                del call.unsure[:n_before]
+        else:
+            with call.lock:
+                call.good = False
+                keys, call.unsure = call.unsure, []
             self._take_back(keys)
             self._store.events.warn_once(
                 "lm_eval model changed",
                 "lmstash: the model changed while it was evaluated%s; what it answered meanwhile is not kept%s",
-                *self._what_changed(self._model),
+                *self._what_changed(call.model),
             )
         now = time.perf_counter()
         self._cost_seconds = now - started
-        self._due = now + self._cost_seconds / _SHARE
+        call.due = now + self._cost_seconds / _SHARE
 
     def _is_still(self, model: Fingerprint) -> bool:
         try:

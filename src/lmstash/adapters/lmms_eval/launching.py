@@ -176,9 +176,9 @@ class RunCache(ResponseCache):
 
     def _clear(self, lm: Any) -> None:
         """Remove what was kept of this model and these tasks before this run began; each rank may do so."""
-        self.meet(lm)
+        met = self._meet(lm)
         started = self.started if self.part[1] == 1 else min(self.started, parent_began())
-        fingerprint = self.identity()
+        fingerprint = met.responses.asker.look()
         if fingerprint is not None:
             removed = self.stash.store.prune(
                 lambda entry: entry.meta.get("task") in self.tasks and entry.created < started,
@@ -186,9 +186,8 @@ class RunCache(ResponseCache):
             )
             logger.info("lmstash: cleared %d answers", removed.entries)
         if self.part[0] == 0:
-            model = self.model_name
-            names = {f"{model}_{task}" for task in self.tasks}
-            delete_chosen(lambda meta: meta.get("name") in names and meta.get("models") == [model])
+            names = {f"{met.name}_{task}" for task in self.tasks}
+            delete_chosen(lambda meta: meta.get("name") in names and meta.get("models") == [met.name])
 
 
 def _names(task_dict: Mapping[str, Any]) -> list[str]:

@@ -16,10 +16,11 @@ from lmstash.adapters.lmms_eval.at_once import batch_size_of
 from lmstash.adapters.lmms_eval.chance import read_all, reading_draws
 from lmstash.adapters.lmms_eval.drawing import says_sampling, unexplained
 from lmstash.adapters.lmms_eval.instances import is_padding, length_of, repeats_of, tags_of
+from lmstash.adapters.lmms_eval.met import Met, Seen
 from lmstash.adapters.lmms_eval.model import ModelObject
 from lmstash.adapters.lmms_eval.sampling import samples_by_default
 from lmstash.adapters.lmms_eval.types import is_worth_keeping, register_types
-from lmstash.caches.responses import MISSING, Responses
+from lmstash.caches.responses import MISSING
 from lmstash.caches.responses.who import Declared, named
 from lmstash.errors import InvalidArgumentError
 from lmstash.events import MissReason, logger
@@ -94,15 +95,7 @@ class ResponseCache:
         self._chunk_size = chunk_size
         self._refresh = refresh
         self._urls = urls
-        self._lm: Any = None
-        self._who: ModelObject | Declared | None = None
-        self._responses: Responses | None = None
-        self._chunks: Chunks | None = None
-        self._samples = False
-        self._reordered = False
-        """Whether this model was asked in another order than the harness's."""
-        self._drew = False
-        """Whether the answers at hand were drawn though nothing says so."""
+        self._met: Met | None = None
         self._hits = 0
         self._computed = 0
 
@@ -141,8 +134,15 @@ class ResponseCache:
             InvalidArgumentError: The model did not return one answer for each request.
         """
         register_types()
-        self.meet(lm)
-        assert self._responses is not None
+        met = self._meet(lm)
+        drew = met.seen.drew
+        try:
+            return self._execute(met, reqtype, requests)
+        finally:  # a signal handler may ask while what another call has computed is being kept
+            met.seen.drew = drew
+
+    def _execute(self, met: Met, reqtype: str, requests: Sequence[Any]) -> list[Any]:
+        lm, look = met.lm, met.responses.asker.look
         if _is_sharded(lm):  # its ranks compute together, so all have to be called equally often
             self.stash.store.events.warn_once(
                 "sharded model", "lmstash: a model that is sharded over ranks is called for every request"
@@ -152,17 +152,17 @@ class ResponseCache:
         reader = Reader(lm, reqtype)
         answers: list[Any] = [None] * len(requests)
         for start in range(0, len(requests), _WINDOW):
-            if self._responses.asker.look() is None:  # as without a cache: its answers may hang on their order
+            if look() is None:  # as without a cache: its answers may hang on their order
                 answers[start:] = self._passed_on(lm, reqtype, requests[start:])
                 break
             numbers = range(start, min(start + _WINDOW, len(requests)))
-            self._window(lm, reqtype, reader, requests, repeats, numbers, answers)
-        if self._reordered and self._responses.asker.look() is None:
+            self._window(met, reqtype, reader, requests, repeats, numbers, answers)
+        if met.seen.reordered and look() is None:
             self.stash.store.events.warn_once(
                 "asked in another order",
                 "lmstash: before it was seen that answers of %s may hang on what was asked before, it was asked the "
                 "longest contexts first. The results of this run may not be those without a cache: run it again.",
-                self.model_name,
+                met.name,
             )
         return answers
 
@@ -203,37 +203,42 @@ class ResponseCache:
     @property
     def model_name(self) -> str:
         """The name that the harness was given for the model, else that of its class."""
-        return self._name or type(self._lm).__name__
+        return self._name or type(None if self._met is None else self._met.lm).__name__
 
     def identity(self) -> Fingerprint | None:
         """Return who answers now; None where nobody can say. Call `meet` before."""
-        return None if self._responses is None else self._responses.asker.look()
+        return None if self._met is None else self._met.responses.asker.look()
 
     def meet(self, lm: Any) -> None:
         """Get to know the model that answers; `execute` does so itself."""
-        if lm is self._lm:
-            return
-        self._lm = lm
+        self._meet(lm)
+
+    def _meet(self, lm: Any) -> Met:
+        """Return what is known of a model. Whoever asks holds on to it, as a signal handler may meet another one."""
+        if self._met is not None and lm is self._met.lm:
+            return self._met
         store = self.stash.store
         if self._declared is not None:
-            self._who = Declared(named(self._declared, revision=self._revision))
+            who = Declared(named(self._declared, revision=self._revision))
         else:
             given = {**self._arguments, **({} if self._revision is None else {"revision declared": self._revision})}
-            self._who = ModelObject(lm, store, name=self._name, arguments=given, harmless=self._harmless)
-        self._samples = samples_by_default(lm, self._arguments)
-        self._drew = self._reordered = False
-        self._responses = self.stash.responses(
-            self._who,
-            sampled_by_default=self._samples,
+            who = ModelObject(lm, store, name=self._name, arguments=given, harmless=self._harmless)
+        samples, seen = samples_by_default(lm, self._arguments), Seen()
+        responses = self.stash.responses(
+            who,
+            sampled_by_default=samples,
             keep_sampled=self._keep_sampled,
-            keep_if=lambda answer: not self._drew and is_worth_keeping(answer),
+            keep_if=lambda answer: not seen.drew and is_worth_keeping(answer),
             urls=self._urls,
         )
-        self._chunks = Chunks(batch_size_of(lm), self._chunk_size)
+        name, chunks = self._name or type(lm).__name__, Chunks(batch_size_of(lm), self._chunk_size)
+        met = Met(lm, name, who, responses, chunks, samples, seen)
+        self._met = met  # at once: an interrupt before leaves the one that was met before
+        return met
 
     def _window(
         self,
-        lm: Any,
+        met: Met,
         method: str,
         reader: Reader,
         requests: Sequence[Any],
@@ -245,9 +250,7 @@ class ResponseCache:
 
         The longest first, as most models order what they get at once: so their batches are of equals here, too.
         """
-        responses, chunks = self._responses, self._chunks
-        assert responses is not None
-        assert chunks is not None
+        lm, responses, chunks = met.lm, met.responses, met.chunks
         asked = read_all(reader, [requests[number] for number in numbers], [repeats[number] for number in numbers])
         for each in asked:
             if isinstance(each, Unnameable):
@@ -269,13 +272,13 @@ class ResponseCache:
             found = chunks.timed(lambda part: _listed(getattr(lm, method)(part), len(part)), given)
             drew = moved(before, states())
             # What a task's functions draw while the model is shown their documents is judged where these are read.
-            self._drew = bool(drew) and not reading_draws(reader, given) and self._has_drawn(drew, chunk)
+            met.seen.drew = bool(drew) and not reading_draws(reader, given) and self._has_drawn(met, drew, chunk)
             return found
 
         n_looked_up = len(numbers)
         # In the harness's own order till it is known that no answer hangs on that.
         first = [place for place in range(len(numbers)) if not is_padding(requests[numbers[place]])][: chunks.size()]
-        for place, answer in self._first(first, asked, occurrences, tags, compute):
+        for place, answer in self._first(met, first, asked, occurrences, tags, compute):
             answers[numbers[place]] = answer
             answered.add(place)
         left = [place for place in range(len(numbers)) if place not in answered]
@@ -285,7 +288,8 @@ class ResponseCache:
                 answers[numbers[place]] = answer
             n_looked_up, left = n_looked_up - len(left), []
         left.sort(key=lambda place: -length_of(requests[numbers[place]]))
-        self._reordered = self._reordered or left != sorted(left)
+        if left != sorted(left):
+            met.seen.reordered = True
         if left:
             for place, answer in responses.stream(
                 [asked[each] for each in left],
@@ -305,34 +309,33 @@ class ResponseCache:
         self._computed += len(requests)
         return _listed(getattr(lm, method)(list(requests)), len(requests))
 
-    def _has_drawn(self, generators: list[str], questions: Sequence[Any]) -> bool:
+    def _has_drawn(self, met: Met, generators: list[str], questions: Sequence[Any]) -> bool:
         """Whether answers were drawn though nothing says so: then another run would draw others."""
         if self._keep_sampled or "random" in self._harmless:
             return False
-        if says_sampling(questions, self._samples):
+        if says_sampling(questions, met.samples):
             return False
-        drew = unexplained(self._lm, generators)
+        drew = unexplained(met.lm, generators)
         if drew:
             self.stash.store.events.warn_once(
                 f"drew {drew}",
                 "lmstash: %s drew at random (%s) while it answered, though nothing says that it samples: what it "
                 "answered then is not kept. If it samples, have the generation arguments say so (a temperature, and a "
                 "seed for what is to be kept); if its answers do not hang on that, say harmless=['random'].",
-                self.model_name,
+                met.name,
                 ", ".join(drew),
             )
         return bool(drew)
 
     def _first(
-        self, places: list[int], asked: list[Any], occurrences: list[int] | None, tags: Any, compute: Any
+        self, met: Met, places: list[int], asked: list[Any], occurrences: list[int] | None, tags: Any, compute: Any
     ) -> list[tuple[int, Any]]:
         """Have a model that nobody has seen answer yet answer a chunk, to see what that changes about it.
 
         Returns:
             Answers by place; none for a model that is known.
         """
-        responses, who = self._responses, self._who
-        assert responses is not None
+        responses, who = met.responses, met.who
         model = responses.asker.look()
         if model is None or not isinstance(who, ModelObject) or who.settled or not places:
             return []

@@ -80,14 +80,15 @@ class ByteLRUCache(Cache):
     def current_bytes(self) -> int:
         """Return how many bytes the values in memory take."""
         with self._lock:
-            return sum(self._sizes.get(key, 0) for key in self.cache)
+            return sum(self._sizes.get(key, 0) for key in list(self.cache))  # a signal handler may change it
 
     def get(self, key: str | int) -> Any | None:
         """Return the value under `key` and make it the latest, or None."""
         with self._lock:
             if key in self.cache:
+                value = self.cache[key]  # first: a signal handler may put it out at the next call
                 self.cache.move_to_end(key)
-                return self.cache[key]
+                return value
         if self._shelf is None or not isinstance(key, str):
             return None
         value = self._shelf.get(key)
@@ -97,16 +98,21 @@ class ByteLRUCache(Cache):
 
     def put(self, key: str | int, value: Any) -> None:
         """Keep `value` under `key` as the latest, and put out the oldest ones until the limit holds."""
+        if self._shelf is None or not isinstance(key, str):
+            self._keep(key, value)
+            return
+        self._shelf.drop(key)  # or after an interrupt the older value is served when memory has put this one out
         self._keep(key, value)
-        if self._shelf is not None and isinstance(key, str):
-            self._shelf.put(key, value)
+        self._shelf.put(key, value)
 
     def _keep(self, key: str | int, value: Any) -> None:
         nbytes = bytes_held(value)
         evicted: list[Any] = []
         with self._lock:
             self.cache.pop(key, None)
-            self._sizes = {each: self._sizes[each] for each in self.cache if each in self._sizes}
+            for each in list(self._sizes):
+                if each not in self.cache:
+                    self._sizes.pop(each, None)
             used = sum(self._sizes.values())
             limit = sys.maxsize if self.capacity_bytes is None else self.capacity_bytes
             if nbytes <= limit:

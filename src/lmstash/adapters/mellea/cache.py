@@ -51,8 +51,9 @@ class SimpleLRUCache(Cache):
         """Return the value under `key` and make it the latest, or None."""
         if key not in self.cache:
             return None
+        value = self.cache[key]  # first: a signal handler may put it out at the next call
         self.cache.move_to_end(key)
-        return self.cache[key]
+        return value
 
     def put(self, key: str | int, value: Any) -> None:
         """Keep `value` under `key` as the latest; when full and the key is new, put out the oldest one first."""

@@ -46,6 +46,13 @@ class Shelf:
         except (LmstashError, RuntimeError) as error:
             self._fault("was not written", error)
 
+    def drop(self, key: str) -> None:
+        """Forget what is kept."""
+        try:
+            self._stash.tensors.delete(self._identity(key))
+        except (LmstashError, RuntimeError) as error:
+            self._fault("was not dropped", error)
+
     def get(self, key: str) -> Any:
         """Return the value, its tensors on the model's device, or None."""
         try:

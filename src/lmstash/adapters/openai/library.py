@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -141,8 +143,8 @@ class Library:
         self._revision = revision
         self._ttl_seconds = stash.ttl_seconds if ttl_seconds is None else ttl_seconds
         self._options = {} if wait_seconds is None else {"wait_seconds": wait_seconds}
-        self._caches: dict[Any, Responses] = {}
-        self._lock = threading.Lock()
+        self._caches: OrderedDict[Any, Responses] = OrderedDict()
+        self._lock = threading.RLock()  # a signal handler may ask in the middle of it
 
     def consider(self, method: str, url: str, headers: Sequence[tuple[str, str]], body: bytes) -> Case | Bypass:
         """Return what can be looked up, or why the request is to be passed on.
@@ -192,9 +194,9 @@ class Library:
         """Return the answers of a model; one object for each, since to make one costs more than a look-up."""
         name = (question.base_url, question.model, question.endpoint, keep_sampled)
         with self._lock:
-            found = self._caches.pop(name, None)
+            found = self._caches.get(name)
             if found is None:
-                found = self._stash.responses(
+                made = self._stash.responses(
                     question.model,
                     base_url=question.base_url,
                     revision=self._revision,
@@ -205,9 +207,11 @@ class Library:
                     urls="trust",  # `read_question` lets no others through
                     **self._options,  # and a `Case` knows how long its answer is served
                 )
-            self._caches[name] = found  # the one used last is at the end
+                found = self._caches.setdefault(name, made)  # a signal handler may have made one meanwhile
+            with contextlib.suppress(KeyError):  # or may have put it out
+                self._caches.move_to_end(name)
             while len(self._caches) > _MOST_MODELS:
-                del self._caches[next(iter(self._caches))]
+                self._caches.popitem(last=False)
             return found
 
 

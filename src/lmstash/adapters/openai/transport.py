@@ -37,14 +37,15 @@ class _Transport:
         """
         self.library = Library(stash, **options)
         self._inner = inner
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may ask in the middle of it
 
     def _sender(self, request: Any, name: str) -> Any:
         """Return the transport that sends; the first request says of which package it has to be."""
         if self._inner is None:
             with self._lock:
-                if self._inner is None:
-                    self._inner = getattr(_package_of(request), name)()
+                made = getattr(_package_of(request), name)()
+                if self._inner is None:  # who has had the lock before, or a signal handler, may have made one
+                    self._inner = made
         return self._inner
 
     def _consider(self, request: Any, body: bytes) -> Case | Bypass:

@@ -1,8 +1,8 @@
 """Queries of many tasks of one event loop, computed together.
 
-The first query asks the loop to come back in its next pass; while passes bring more queries, it waits for another. So
-tasks that are ready at once share a batch, without a timer: no query waits for time to go by, and a steady trickle of
-others cannot hold it up for long.
+A query asks the loop to come back in its next pass; while passes bring more queries, it waits for another. So tasks
+that are ready at once share a batch, without a timer: no query waits for time to go by, and a steady trickle of others
+cannot hold it up for long.
 """
 
 from __future__ import annotations
@@ -24,26 +24,36 @@ class Joiner:
         self._compute = compute
         self._waiting: dict[bytes, list[asyncio.Future[Tensor]]] = {}
         self._arrived = 0
-        self._passes = 0
 
     async def ask(self, context: bytes) -> Tensor:
         """Return the row after a context, `[vocabulary]`. A task that is cancelled meanwhile disturbs no other."""
         loop = asyncio.get_running_loop()  # not held: a loop that is over must be free to go
         future: asyncio.Future[Tensor] = loop.create_future()
-        if not self._waiting:
-            self._passes = 0
-            loop.call_soon(self._look, -1)
+        loop.call_soon(self._look, future, -1, 1)
         self._waiting.setdefault(context, []).append(future)
         self._arrived += 1
         return await future
 
-    def _look(self, seen: int) -> None:
-        """Wait for another pass if the last one brought queries, else compute."""
-        self._passes += 1
-        if self._arrived != seen and self._passes < _PASSES:
-            asyncio.get_running_loop().call_soon(self._look, self._arrived)
-            return
-        waiting, self._waiting = self._waiting, {}
+    def _look(self, future: asyncio.Future[Tensor], seen: int, passes: int) -> None:
+        """Wait for another pass if the last one brought queries, else compute.
+
+        Each query has looks of its own until it is answered: where an interrupt keeps the loop from one of them, those
+        of the next query answer both.
+        """
+        waiting = self._waiting
+        try:
+            if future.done():
+                return
+            if self._arrived != seen and passes < _PASSES:
+                asyncio.get_running_loop().call_soon(self._look, future, self._arrived, passes + 1)
+                return
+            self._waiting = {}
+            self._answer(waiting)
+        except BaseException as error:  # an interrupt
+            _fail(waiting, error)
+            raise
+
+    def _answer(self, waiting: dict[bytes, list[asyncio.Future[Tensor]]]) -> None:
         asked = {
             context: alive
             for context, futures in waiting.items()
@@ -53,15 +63,17 @@ class Joiner:
             return
         try:
             rows = self._compute(list(asked))
-        except BaseException as error:
-            for futures in asked.values():
-                for future in futures:
-                    if not future.done():
-                        future.set_exception(error if isinstance(error, Exception) else asyncio.CancelledError())
-            if not isinstance(error, Exception):
-                raise
+        except Exception as error:
+            _fail(asked, error)
             return
         for row, futures in zip(rows, asked.values(), strict=True):
             for future in futures:
                 if not future.done():
                     future.set_result(row.clone())  # its own: a view would hold on to the whole batch
+
+
+def _fail(waiting: dict[bytes, list[asyncio.Future[Tensor]]], error: BaseException) -> None:
+    for futures in waiting.values():
+        for future in futures:
+            if not future.done():
+                future.set_exception(error if isinstance(error, Exception) else asyncio.CancelledError())

@@ -8,6 +8,7 @@ all of a file's locks: 4,096 in one file cost 55 us each, in 32 files 5.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import os
@@ -58,7 +59,7 @@ class Flight:
         work: The call that computes it, while that runs.
     """
 
-    __slots__ = ("key", "landed", "locked", "thread", "work")
+    __slots__ = ("_loop", "key", "landed", "locked", "thread", "work")
 
     def __init__(self, key: bytes) -> None:
         """Belongs to the calling thread."""
@@ -67,6 +68,21 @@ class Flight:
         self.locked = False
         self.thread = threading.get_ident()
         self.work: Work | None = None
+        # Weakly, or a task that nobody goes on with would never be collected, which ends its flight.
+        loop = asyncio._get_running_loop()
+        self._loop: weakref.ref[asyncio.AbstractEventLoop] | None = None
+        if loop is not None:
+            with contextlib.suppress(TypeError):  # a loop of somebody's that bears no such reference
+                self._loop = weakref.ref(loop)
+
+    def is_of(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Whether it was begun in this event loop."""
+        return self._loop is not None and self._loop() is loop
+
+    def is_halted(self) -> bool:
+        """Whether it was begun in an event loop that does not run: a task of it does not go on."""
+        loop = None if self._loop is None else self._loop()
+        return self._loop is not None and (loop is None or not loop.is_running())
 
     def own(self) -> bool:
         """Whether to wait for it would be to wait for oneself: it waits for what runs here."""

@@ -44,11 +44,11 @@ def wait_here(flight: Flight, seconds: float) -> bytes | None:
 
 
 async def wait_there(flight: Flight, seconds: float) -> bytes | None:
-    """Wait in this task, for at most so long."""
+    """Wait in this task, for at most so long; not for what else its thread has begun, which could not go on."""
     landed = flight.landed
-    if landed is None:
-        return None
     loop = asyncio.get_running_loop()
+    if landed is None or (flight.thread == threading.get_ident() and not flight.is_of(loop)):
+        return None
     woken = loop.create_future()
 
     def wake(_landed: Any) -> None:
@@ -100,6 +100,8 @@ def _spans(flight: Flight, seconds: float, *, wholly: bool) -> Iterator[float]:
 
 
 def _is_in_vain(flight: Flight, wholly: bool, since: float) -> bool:
+    if flight.is_halted():
+        return True
     work = flight.work
     pool = pool_of_this_thread() if work is not None and work.size > 1 else None
     # Others of this pool wait for other answers of the same batch; the computation will wait for them in turn.
