@@ -1,4 +1,5 @@
 import json
+import operator
 import os
 import random
 import subprocess
@@ -656,6 +657,86 @@ def test_notes_of_a_model_count_where_a_class_of_ones_own_asks_for_them(build_ll
     before = watch.refresh()
     model.generation_config.temperature = 0.7
     assert watch.refresh() == fingerprint_model(model) != before
+
+
+NOTE = "name_or_path"
+READ_NOTE = operator.attrgetter(NOTE)
+
+
+class Steered(torch.nn.Module):
+    """A layer that computes by a note which it asks for in some way or other."""
+
+    HERE = NOTE
+
+    def __init__(self, block, how):
+        super().__init__()
+        self.block, self.how, self.name_or_path, self.fields = block, how, "a", [NOTE]
+
+    def read(self, name=NOTE):
+        return {
+            "global": lambda: getattr(self, NOTE),
+            "default": lambda: getattr(self, name),
+            "class": lambda: getattr(self, self.HERE),
+            "list": lambda: getattr(self, self.fields[0]),
+            "attrgetter": lambda: READ_NOTE(self),
+            "vars": lambda: vars(self)["name_or" + "_path"],
+        }[self.how]()
+
+    def forward(self, *args, **options):
+        return self.block(*args, **options) * (2.0 if self.read() == "steered" else 1.0)
+
+
+@pytest.mark.parametrize("how", ["global", "default", "class", "list", "attrgetter", "vars"])
+def test_notes_count_however_code_of_ones_own_asks_for_them(build_llama, how):
+    model = build_llama()
+    layer = model.model.layers[0] = Steered(model.model.layers[0], how)
+    watch = ModelWatch(model)
+    before = watch.refresh()
+    layer.name_or_path = "steered"
+    assert watch.refresh() == fingerprint_model(model) != before
+
+
+class Applies:
+    def __init__(self, model):
+        self.ask = lambda: model.name_or_path
+
+
+def test_what_a_note_itself_asks_for_counts_too(build_llama):
+    model = build_llama()
+    layer = model.model.layers[0] = AsksForNotes(model.model.layers[0])
+    layer.name_or_path, layer.hf_device_map = "a", {"x": 1.0}
+    layer.generation_config = Applies(layer)
+    before = fingerprint_model(model)
+    layer.name_or_path = "steered"
+    assert fingerprint_model(model) != before
+
+
+GENERATES = """
+import sys, torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from lmstash.identity.model import fingerprint_model
+class Mine(LlamaForCausalLM):
+    def say(self, ids):
+        return self.generate(ids, generation_config=self.generation_config)
+shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+torch.manual_seed(0)
+print(fingerprint_model(Mine(LlamaConfig(**shape, vocab_size=30)).eval()).hex)
+"""
+
+
+def test_a_class_of_ones_own_that_names_its_generation_config_is_the_same_in_each_process(tmp_path):
+    (tmp_path / "mine.py").write_text(GENERATES)
+    found = {
+        subprocess.run(
+            [sys.executable, str(tmp_path / "mine.py")],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(found) == 1
 
 
 def test_an_adapter_that_is_saved_and_loaded_again_is_the_same(build_llama, tmp_path):

@@ -256,7 +256,8 @@ def test_who_vouches_for_a_model_does_not_vouch_for_the_settings_of_every_thread
         assert cast == fingerprint_model(model) != plain
         assert watch.recognise() is watch.look().fingerprint is watch.fingerprint is cast
         assert watch.unchanged(cast)
-        assert not watch.unchanged(plain)
+        assert watch.unchanged(plain)  # it is the model that must be so, whoever flushes
+        assert not watch.unchanged(fingerprint_model(build_other()))
         found = []
         thread = threading.Thread(target=lambda: found.append(watch.refresh()))
         thread.start()
@@ -264,6 +265,11 @@ def test_who_vouches_for_a_model_does_not_vouch_for_the_settings_of_every_thread
         assert found == [plain]
     assert watch.refresh() is plain
     assert watch.unchanged(plain)
+    assert watch.unchanged(cast)
+
+
+def build_other():
+    return nn.Linear(2, 2).eval()
 
 
 def test_who_vouches_for_a_model_that_evaluates_does_not_vouch_for_dropout(build):
@@ -275,6 +281,7 @@ def test_who_vouches_for_a_model_that_evaluates_does_not_vouch_for_dropout(build
         with pytest.raises(UnsupportedModelError, match="training mode"):
             ask()
     assert not watch.unchanged(before)
+    assert watch.fingerprint is before
     model.eval()
     assert watch.refresh() is before
 
@@ -298,6 +305,27 @@ def test_casts_that_autocast_kept_of_other_weights_are_forgotten_by_each_look(bu
         assert not model(ids).logits.equal(right)  # as torch has it
         getattr(watch, look)()
         assert model(ids).logits.equal(right)
+
+
+@pytest.mark.parametrize("outside", [("cpu", False), ("cuda", False)])
+def test_casts_that_the_model_s_own_autocast_has_left_are_forgotten(build, outside):
+    """torch drops them as the outermost context ends, of whatever kind and however it is set."""
+    model, (device, enabled) = build(), outside
+    ids = torch.arange(9)[None]
+    watch = ModelWatch(model)
+    weight = next(each for name, each in model.named_parameters() if "mlp" in name and each.ndim == 2)
+
+    def run():
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return model(ids).logits
+
+    with torch.no_grad(), torch.autocast(device, enabled=enabled):
+        run()
+        weight.data.mul_(3)
+        watch.refresh()
+        found = run()
+    with torch.no_grad():
+        assert found.equal(run())
 
 
 def test_variant_and_strict_numerics_reach_the_fingerprint(build):

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lmstash.caches.tags import as_words
 from lmstash.errors import FormatError
 from lmstash.store.base import Store
 
@@ -33,7 +34,7 @@ class Tensors:
         tensors: Mapping[str, Any],
         *,
         compute_seconds: float = 0.0,
-        tags: Sequence[str] = (),
+        tags: Sequence[str] | str | None = (),
         ttl_seconds: float | None = None,
     ) -> bool:
         """Keep `tensors` (torch or numpy) under `key`.
@@ -50,7 +51,8 @@ class Tensors:
         """
         from lmstash.codecs.tensors import encode_tensors
 
-        meta: dict[str, Any] = {"tags": list(tags)} if tags else {}
+        words = as_words(tags)
+        meta: dict[str, Any] = {"tags": list(words)} if words else {}
         if not self._private:
             meta["key"] = json.loads(json.dumps(key, default=repr))
         return self.store.put(

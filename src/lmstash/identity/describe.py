@@ -47,6 +47,9 @@ _HARMLESS_FIELDS = {
 _LEFT_BEHIND = {"bitsandbytes.autograd._functions.MatmulLtState": ("idx", "subB")}
 """By class, a field that each pass writes before it reads it, unless the other one says that an older version does."""
 
+_SALTED = "_original_object_hash"
+"""In a `GenerationConfig`, what Python's `hash` said of it: another number in each process."""
+
 WITHOUT_MEANING = (logging.Logger, type(threading.Lock()), type(threading.RLock()))
 """What says how a program runs, not what it computes: how much is logged, who else is at it."""
 _LOGURU = "loguru._logger"
@@ -257,6 +260,8 @@ class Describer:
             fields["model_type"] = value.model_type
         if name in _HARMLESS_FIELDS and not self._whole_configs:
             fields = {key: each for key, each in fields.items() if key not in _HARMLESS_FIELDS[name]}
+        if hasattr(kind, "from_model_config"):
+            fields.pop(_SALTED, None)
         field, unless = _LEFT_BEHIND.get(name, ("", ""))
         if field in fields and fields.get(unless) is None:  # the outliers of the last batch, for its way back
             del fields[field]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from functools import partial
+from operator import attrgetter
 from pathlib import PurePath
 from types import FunctionType
 from typing import Any
@@ -21,7 +22,7 @@ from lmstash.identity.bytecode import names_in, texts_in
 from lmstash.identity.encoding import Component
 from lmstash.identity.files_in_code import FilesInCode
 from lmstash.identity.owners import BY_NAME, defined_in, owner_of
-from lmstash.identity.words import ENVIRONMENT, is_environment, variables_under, words_within
+from lmstash.identity.words import ANY_NAME, ENVIRONMENT, is_environment, variables_under, words_within
 
 _KNOWN = frozenset(
     {
@@ -32,6 +33,8 @@ _KNOWN = frozenset(
     }
 )  # fmt: skip
 """Packages whose layers and functions know no configuration, or read of it what counts anyway."""
+_ANY_NAME = ANY_NAME - {"getattr"}
+"""`getattr` is everywhere, and the words that it may take are looked at."""
 
 
 class ModelCode(CodeByText):
@@ -39,7 +42,8 @@ class ModelCode(CodeByText):
 
     Attributes:
         reads_all: Whether some of it may read any field of a configuration.
-        asked: Names of attributes that code of yours asks for, and texts in it.
+        asked: Words by which code of yours may ask for an attribute: names and texts in it and beside it.
+        asks_for_any: Whether some of it asks for attributes that it does not name.
     """
 
     def __init__(self) -> None:
@@ -47,6 +51,7 @@ class ModelCode(CodeByText):
         super().__init__()
         self.reads_all = False
         self.asked: set[str] = set()
+        self.asks_for_any = False
         self._within_known = False
         self._reads_environment = False
         self._words: set[str] = set()
@@ -85,9 +90,10 @@ class ModelCode(CodeByText):
             names = {*names_in(code)}
             held = (function.__globals__.get(each) for each in names)
             self._reads_environment |= not ENVIRONMENT.isdisjoint(names) or any(map(is_environment, held))
-            texts = [*texts_in(code)]
-            self.asked |= names | {each for each in texts if isinstance(each, str)}
-            self._words |= words_within([*texts, function.__defaults__, function.__kwdefaults__])
+            words = words_within([*texts_in(code), function.__defaults__, function.__kwdefaults__])
+            self.asked |= names | words
+            self.asks_for_any |= not _ANY_NAME.isdisjoint(names)
+            self._words |= words
             if self.is_yours(defined_in(function)):
                 self._files.see(function)
         return super()._add_bytecode(function, name)
@@ -95,14 +101,19 @@ class ModelCode(CodeByText):
     def _add_class(self, cls: type) -> str:
         self._meet(cls.__module__)
         if self._is_own(cls.__module__):
-            self._words |= words_within([*vars(cls).values()])
+            words = words_within([*vars(cls).values()])
+            self.asked |= words
+            self._words |= words
             if self.is_yours(cls.__module__):
                 self._files.see_values(vars(cls))
         return super()._add_class(cls)
 
     def _follow(self, here: str, value: Any, name: str) -> None:
         if self._is_own(here):
-            self._words |= words_within(value)
+            words = words_within(value)
+            self.asked |= words
+            self.asks_for_any |= isinstance(value, attrgetter)
+            self._words |= words
             if isinstance(value, str | PurePath | list | tuple | dict) and self.is_yours(here):
                 self._files.see_value(re.split("[:.]", name)[-1], value)
         outside = self._within_known

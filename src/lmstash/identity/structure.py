@@ -20,6 +20,7 @@ from lmstash.identity.patched import patched
 from lmstash.identity.patched_library import patched_library
 from lmstash.identity.reached import global_hooks
 from lmstash.identity.registries import registered
+from lmstash.identity.words import words_within
 
 if TYPE_CHECKING:
     import torch
@@ -49,6 +50,10 @@ HARMLESS = frozenset(
     }
 )
 """Module attributes that do not change what a forward pass computes, unless code of yours asks for them."""
+
+_NOTES = frozenset({"name_or_path", "generation_config", "warnings_issued", "hf_device_map"})
+"""Those among them that code may look at without knowing how transformers works inside."""
+_PLAIN = (str, list, tuple, dict)
 
 _CHECKPOINTING = frozenset({"gradient_checkpointing", "_gradient_checkpointing_func"})
 """How gradients are computed: transformers' own classes look at these in training mode only."""
@@ -80,12 +85,13 @@ def read(model: torch.nn.Module, *, variant: str | None, strict_numerics: bool) 
     Raises:
         UnsupportedModelError: It cannot be cached safely as it is; the message says what to do.
     """
-    out = _read(model, variant=variant, strict_numerics=strict_numerics, whole_configs=False)
-    asked = _asked(out.code)
-    if out.code.reads_all or asked:  # which is known once it has been followed
-        whole = out.code.reads_all
+    whole, asked = False, frozenset[str]()
+    while True:
         out = _read(model, variant=variant, strict_numerics=strict_numerics, whole_configs=whole, asked=asked)
-    return out
+        found = whole or out.code.reads_all, asked | _asked(out.code)  # which is known once it has been followed
+        if found == (whole, asked):
+            return out
+        whole, asked = found  # what counts now may lead to more code
 
 
 def settings_component(settings: Mapping[str, object]) -> Component:
@@ -134,6 +140,9 @@ def _read(
     if strict_numerics:
         out.components["environment"] = environment(out.tensors.values())
     own = [each for each in model.modules() if not type(each).__module__.startswith(("torch.", "transformers."))]
+    for each in own:
+        if describer.is_yours(type(each)):
+            out.code.asked |= words_within([held for held in vars(each).values() if type(held) in _PLAIN])
     variables = out.code.environment(value for each in own for value in vars(each).values())
     if variables:
         out.components["environment variables"] = variables
@@ -247,7 +256,7 @@ def _is_put_back(module: torch.nn.Module, attribute: str, value: Any) -> bool:
 
 def _asked(code: ModelCode) -> frozenset[str]:
     """Return which attributes count that would not if there were no code of yours."""
-    return HARMLESS & code.asked
+    return HARMLESS & code.asked | (_NOTES if code.asks_for_any else frozenset())
 
 
 def _skipped(module: torch.nn.Module, asked: frozenset[str]) -> frozenset[str]:

@@ -89,12 +89,10 @@ class ModelWatch:
     @property
     def fingerprint(self) -> Fingerprint:
         """The fingerprint last taken; of a frozen model, the one under the settings of this thread."""
-        if self._frozen:
-            return self._vouched_for()
         reading = self._reading
         if reading is None:
             raise UnsupportedModelError("the model changed into one that cannot be cached. Call refresh() to see why.")
-        return reading.fingerprint
+        return self._as_set(reading) if self._frozen else reading.fingerprint
 
     def refresh(self) -> Fingerprint:
         """Look whether the model changed, and return who it is now. Call it before serving hits.
@@ -178,14 +176,11 @@ class ModelWatch:
     def unchanged(self, since: Fingerprint | None = None) -> bool:
         """Return whether the model is still the one of `since` (default: of the last `refresh`), reading everything.
 
-        Call it before publishing values computed since then. Under `assume_frozen` only settings can have changed.
-        Costs as `refresh`, with all of the weights' bytes. Does not raise.
+        Call it before publishing values computed since then. Under `assume_frozen` it is, under whatever settings,
+        unless it was put into training mode. Costs as `refresh`, with all of the weights' bytes. Does not raise.
         """
         if self._frozen:
-            try:
-                return since in (None, self._vouched_for())
-            except UnsupportedModelError:
-                return False
+            return self._model.training == self._trains and (since is None or since in self._vouched.values())
         with self._lock:
             reading = self._reading
             if reading is None:
@@ -210,25 +205,28 @@ class ModelWatch:
             return [str(error)]
 
     def _forget_casts(self) -> None:
-        """Have autocast cast weights anew: torch keeps what it has cast, and does not look whether these changed."""
-        from lmstash.identity.numerics import autocasts
+        """Have autocast cast weights anew: torch keeps what it has cast, and does not look whether these changed.
 
-        if any(map(autocasts, self._devices)):
-            import torch
+        Also where autocast is off here: within a model's own code it may be on, and keep its casts from call to call.
+        """
+        import torch
 
-            torch.clear_autocast_cache()
+        torch.clear_autocast_cache()
 
     def _vouched_for(self) -> Fingerprint:
         """Return who a frozen model is under the settings of this thread, which nobody vouches for. Costs 8 us."""
-        from lmstash.identity.numerics import numerics
-        from lmstash.identity.structure import settings_component
-
         reading = self._reading
         if reading is None or self._model.training != self._trains:
             raise UnsupportedModelError(
                 f"the model was put into {'training' if self._model.training else 'evaluation'} mode, and "
                 "assume_frozen=True promised that it stays as it was. Put it back, or make the cache anew."
             )
+        return self._as_set(reading)
+
+    def _as_set(self, reading: Reading) -> Fingerprint:
+        from lmstash.identity.numerics import numerics
+        from lmstash.identity.structure import settings_component
+
         settings = numerics(self._devices)
         name = repr(settings)
         found = self._vouched.get(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -69,3 +70,20 @@ def test_an_interrupted_put_does_not_leave_the_older_value_to_be_served_after_th
             cache.cache.clear()  # other values have put it out of memory
             assert cache.get("key") in ("new", None)
     assert n_served
+
+
+SMALL = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 9}
+
+
+def test_what_could_not_be_replaced_in_the_folder_is_served_no_more(tmp_path: Path) -> None:
+    model = transformers.BertModel(transformers.BertConfig(**SMALL)).eval()
+    with lmstash.open(tmp_path) as stash:
+        ByteLRUCache(None, stash=stash, model=model).put("a", {"x": torch.ones(3)})
+    with lmstash.open(tmp_path, read_only=True) as stash:
+        cache = ByteLRUCache(0, stash=stash, model=model)
+        before = cache.get("a")
+        assert before is not None
+        assert before["x"].equal(torch.ones(3))
+        cache.put("a", {"x": torch.zeros(3)})
+        assert cache.get("a") is None
+        assert cache.get("b") is None

@@ -116,6 +116,51 @@ def test_a_router_that_does_not_say_which_are_its_logits_is_refused(kind):
         find_submodule(model.model.layers[0], "router_logits", 0, 4)
 
 
+class Wrapped(torch.nn.Module):
+    """As peft wraps what is trained whole."""
+
+    def __init__(self, router):
+        super().__init__()
+        self.router = router
+
+    def forward(self, *args, **options):
+        return self.router(*args, **options)
+
+
+def test_what_wraps_a_router_of_several_outputs_is_refused():
+    options = {**EXPERTS, "intermediate_size_mlp": 48, "interleave_moe_layer_step": 1}
+    model = build("Llama4ForCausalLM", "Llama4TextConfig", **options)
+    for block in model.model.layers:
+        block.feed_forward.router = Wrapped(block.feed_forward.router)
+    with pytest.raises(UnsupportedModelError, match="router_logits"):
+        read(model, "router_logits")
+
+
+class NormsBefore(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer_norm, self.inner = torch.nn.LayerNorm(4), torch.nn.Linear(4, 4)
+
+    def forward(self, hidden):
+        return self.inner(self.layer_norm(hidden)) + 0
+
+
+class NormsTheSum(NormsBefore):
+    def forward(self, hidden):
+        return self.layer_norm(hidden + self.inner(hidden))
+
+
+def test_a_norm_of_its_own_matters_where_it_is_over_the_sum():
+    block = torch.nn.Module()
+    block.attention = NormsBefore()
+    assert find_submodule(block, "attn_out", 0, None) is block.attention
+    block.attention = NormsTheSum()
+    with pytest.raises(UnsupportedModelError, match="attn_out"):
+        find_submodule(block, "attn_out", 0, None)
+    block.attention.attn = torch.nn.Linear(4, 4)
+    assert find_submodule(block, "attn_out", 0, None) is block.attention.attn
+
+
 def test_a_block_with_a_second_mlp_beside_the_first_is_refused():
     model = build("GraniteMoeSharedForCausalLM", "GraniteMoeSharedConfig", **EXPERTS, shared_intermediate_size=24)
     with pytest.raises(UnsupportedModelError, match="shared_mlp beside its MLP"):

@@ -31,16 +31,18 @@ class Shelf:
         self._stash = stash
         self._model = model
         self._watch = watch_model(model)
+        self._undropped: set[str] = set()
+        """Of what is kept of these nothing is right."""
 
     def put(self, key: str, value: Any) -> None:
-        """Keep `value`, if it is of a kind that can be restored as it was; what was kept before goes in any case."""
+        """Keep `value`, if it is of a kind that can be restored as it was; `drop` what was kept before."""
         try:
-            self._stash.tensors.delete(self._identity(key))
             tensors: list[Any] = []
             record = {"form": _FORM, "value": _take_apart(value, tensors)}
             named = {str(index): tensor for index, tensor in enumerate(tensors)}
             named[_RECORD] = torch.frombuffer(bytearray(encode_record(record)), dtype=torch.uint8)
-            self._stash.tensors.put(self._identity(key), named, tags=("mellea",))
+            if self._stash.tensors.put(self._identity(key), named, tags=("mellea",)):
+                self._undropped.discard(key)
         except NotKept as error:
             self._say("kept in memory only", error)
         except (LmstashError, RuntimeError) as error:
@@ -48,13 +50,18 @@ class Shelf:
 
     def drop(self, key: str) -> None:
         """Forget what is kept."""
+        self._undropped.add(key)
         try:
-            self._stash.tensors.delete(self._identity(key))
+            identity = self._identity(key)
+            if self._stash.tensors.delete(identity) or self._stash.tensors.get(identity) is None:
+                self._undropped.discard(key)
         except (LmstashError, RuntimeError) as error:
             self._fault("was not dropped", error)
 
     def get(self, key: str) -> Any:
         """Return the value, its tensors on the model's device, or None."""
+        if key in self._undropped:
+            return None
         try:
             named = self._stash.tensors.get(self._identity(key))
             if named is None:

@@ -37,9 +37,9 @@ _ROUTER_NAMES = ("gate", "router")
 _PROJECTION_NAMES = ("dense", "dense_4h_to_h", "down_proj", "out_proj", "o_proj")
 _RESIDUAL_ARGUMENTS = {"residual", "input_tensor", "residual_tensor"}
 _OWN_NORMS = ("LayerNorm", "layer_norm")
-"""Of an attention that adds the residual and normalises their sum, where a part of it does not."""
+"""Of an attention or MLP that adds the residual and normalises their sum."""
 _INNER_ATTENTION = ("attn",)
-"""What computes within such a one (MPNet)."""
+"""What computes within such an attention (MPNet)."""
 _LIKE_AN_MLP = re.compile("mlp|expert|moe|ffn|feed_?forward|router", re.IGNORECASE)
 _NO_MLP = re.compile("norm|ln_|_ln|drop|scale|gate|act|output|intermediate|_hc$", re.IGNORECASE)
 """Of `hc`, hyper-connections lead to an MLP and away from it."""
@@ -129,18 +129,17 @@ def router_layers(blocks: Sequence[nn.Module]) -> list[int]:
 
 def logits_of(router: nn.Module, output: Any) -> Any:
     """Return the logits among what a router computed: the output, or the one of several that it names so."""
+    if not isinstance(output, tuple | list):
+        return output
     place = _place_of_logits(type(router))
-    if isinstance(output, tuple | list):
-        return output[place] if place is not None and 0 <= place < len(output) else output
-    return output
+    return output[place] if place is not None and 0 <= place < len(output) else None  # who wraps a router says nothing
 
 
 @lru_cache(maxsize=64)
 def _place_of_logits(kind: type[nn.Module]) -> int | None:
     """Return which of several outputs of a router are its logits, -1 where it has but one; None where none is said."""
-    try:
-        source = ast.parse(textwrap.dedent(inspect.getsource(kind.forward)))
-    except (OSError, TypeError, SyntaxError):
+    source = _source_of(kind)
+    if source is None:
         return None
     returned = [each.value for each in ast.walk(source) if isinstance(each, ast.Return)]
     places = {
@@ -194,7 +193,28 @@ def _before_residual(module: nn.Module) -> nn.Module | None:
         module = inner
     if _adds_residual(module):
         return _child(module, _PROJECTION_NAMES)
-    return module if _child(module, _OWN_NORMS) is None else _child(module, _INNER_ATTENTION)
+    return _child(module, _INNER_ATTENTION) if _normalises_a_sum(type(module)) else module
+
+
+@lru_cache(maxsize=256)
+def _normalises_a_sum(kind: type[nn.Module]) -> bool:
+    """Whether a kind of module has a norm of its own to which its `forward` hands a sum."""
+    source = _source_of(kind)
+    calls = [] if source is None else [each for each in ast.walk(source) if isinstance(each, ast.Call)]
+    return any(
+        isinstance(call.func, ast.Attribute)
+        and call.func.attr in _OWN_NORMS
+        and any(isinstance(each, ast.BinOp) and isinstance(each.op, ast.Add) for each in ast.walk(call))
+        for call in calls
+    )
+
+
+def _source_of(kind: type[nn.Module]) -> ast.Module | None:
+    """Return what `forward` says, where that can be read."""
+    try:
+        return ast.parse(textwrap.dedent(inspect.getsource(kind.forward)))
+    except (OSError, TypeError, SyntaxError):
+        return None
 
 
 def _adds_residual(module: nn.Module) -> bool:
