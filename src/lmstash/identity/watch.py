@@ -180,7 +180,8 @@ class ModelWatch:
         unless it was put into training mode. Costs as `refresh`, with all of the weights' bytes. Does not raise.
         """
         if self._frozen:
-            return self._model.training == self._trains and (since is None or since in self._vouched.values())
+            known = [None, *self._vouched.values()]  # at once: other threads may add to them
+            return self._model.training == self._trains and since in known
         with self._lock:
             reading = self._reading
             if reading is None:
@@ -205,10 +206,7 @@ class ModelWatch:
             return [str(error)]
 
     def _forget_casts(self) -> None:
-        """Have autocast cast weights anew: torch keeps what it has cast, and does not look whether these changed.
-
-        Also where autocast is off here: within a model's own code it may be on, and keep its casts from call to call.
-        """
+        """Have weights cast anew: torch keeps what autocast has cast, even if they change; a model may have its own."""
         import torch
 
         torch.clear_autocast_cache()
