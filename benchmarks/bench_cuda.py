@@ -71,8 +71,8 @@ def identity(report: Report, models: dict[str, Callable[[], Any]], rounds: int) 
     import torch
 
     import lmstash
-    from lmstash.identity import device_sums
-    from lmstash.identity.watch import ModelWatch
+    from lmstash.identity.memory import device_sums
+    from lmstash.identity.models.watch import ModelWatch
 
     rows = []
     for name, build in models.items():

@@ -18,7 +18,7 @@ from lmstash.unset import UNSET
 if TYPE_CHECKING:
     import os
 
-    from lmstash.identity.model import Fingerprint
+    from lmstash.identity.models.fingerprinting import Fingerprint
     from lmstash.stash import Stash
 
 __version__ = "0.1.0"
@@ -97,7 +97,7 @@ def fingerprint(model: Any, *, variant: str | None = None, strict_numerics: bool
     Raises:
         UnsupportedModelError: The model cannot be identified safely (meta device, dropout in training mode, hooks).
     """
-    from lmstash.identity.model import fingerprint_model
+    from lmstash.identity.models.fingerprinting import fingerprint_model
 
     return fingerprint_model(model, variant=variant, strict_numerics=strict_numerics)
 

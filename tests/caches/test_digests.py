@@ -11,8 +11,8 @@ import lmstash
 from lmstash.caches import digests
 from lmstash.caches.digests import FILES, keep_digests, recall_digests
 from lmstash.codecs.records import decode_record, encode_record
-from lmstash.identity import files
-from lmstash.identity.files import file_digest, file_system, stamp_of
+from lmstash.identity.content import files
+from lmstash.identity.content.files import file_digest, file_system, stamp_of
 from lmstash.store.memory import MemoryStore
 from lmstash.testing.faulty import FaultyStore
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from lmstash.identity.model import fingerprint_model
-from lmstash.identity.watch import ModelWatch
+from lmstash.identity.models.fingerprinting import fingerprint_model
+from lmstash.identity.models.watch import ModelWatch
 
 pytestmark = pytest.mark.cuda
 
@@ -111,7 +111,7 @@ CHANGES = [
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_change_on_the_gpu_is_seen_before_a_hit_is_served(build, cuda, change, triton, monkeypatch):
     if not triton:
-        from lmstash.identity import device_sums
+        from lmstash.identity.memory import device_sums
 
         monkeypatch.setitem(device_sums._working, str(cuda), False)
     model = build().to(cuda)

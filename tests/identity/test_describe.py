@@ -21,7 +21,7 @@ import pytest
 import torch
 
 import lmstash
-from lmstash.identity.watch import watch_model
+from lmstash.identity.models.watch import watch_model
 
 
 class Scale:

@@ -21,7 +21,7 @@ from lmstash.caches.responses.asking import namespace_of
 from lmstash.caches.responses.hiding import settings_show_secret
 from lmstash.caches.responses.urls import points_at_urls
 from lmstash.errors import InvalidArgumentError
-from lmstash.identity.media import text_media
+from lmstash.identity.content.media import text_media
 
 if TYPE_CHECKING:
     from lmstash.stash import Stash

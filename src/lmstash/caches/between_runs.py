@@ -15,10 +15,10 @@ from typing import Any, Final
 
 from lmstash.codecs.records import decode_record, encode_record
 from lmstash.errors import LmstashError
+from lmstash.identity.code.owners import is_installed_file
+from lmstash.identity.content.held_files import content_of
 from lmstash.identity.encoding import Component, encode
-from lmstash.identity.held_files import content_of
 from lmstash.identity.keys import Key
-from lmstash.identity.owners import is_installed_file
 from lmstash.store.base import Store, Write
 
 RUNS: Final = "runs/all"

@@ -15,7 +15,7 @@ from typing import Any
 from lmstash.codecs.records import decode_record, encode_record
 from lmstash.errors import LmstashError
 from lmstash.events import MissReason
-from lmstash.identity.files import Stamp, file_system, probe, settled_digest
+from lmstash.identity.content.files import Stamp, file_system, probe, settled_digest
 from lmstash.identity.keys import Key
 from lmstash.store.base import Buffer, Store, Write
 

@@ -17,7 +17,7 @@ from lmstash.cli.models import explain_models
 from lmstash.cli.place import model_of
 from lmstash.cli.why import miss
 from lmstash.errors import FormatError, InvalidArgumentError, LmstashError
-from lmstash.identity.media import Media
+from lmstash.identity.content.media import Media
 from lmstash.store.base import EntryInfo, Store
 
 _MOST_NAMED = 12

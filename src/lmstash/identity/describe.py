@@ -22,9 +22,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from lmstash.errors import UnsupportedModelError
-from lmstash.identity.asked_by_text import CodeByText
+from lmstash.identity.code.asked_by_text import CodeByText
+from lmstash.identity.content.media import media_of
 from lmstash.identity.encoding import Component, encode
-from lmstash.identity.media import media_of
 
 IMMUTABLE = frozenset({type(None), bool, int, float, str, bytes})
 

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from lmstash.errors import UnsupportedModelError
-from lmstash.identity.asked_by_text import CodeByText
+from lmstash.identity.code.asked_by_text import CodeByText
 from lmstash.identity.describe import Describer
 from lmstash.identity.encoding import Component
 from lmstash.identity.fingerprint import Fingerprint

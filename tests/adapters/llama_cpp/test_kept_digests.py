@@ -7,7 +7,7 @@ import pytest
 from lmstash.adapters.llama_cpp import LlamaDiskCache, LlamaRAMCache
 from lmstash.caches.digests import FILES
 from lmstash.codecs.records import decode_record, encode_record
-from lmstash.identity import files
+from lmstash.identity.content import files
 
 from .conftest import STORY, say
 

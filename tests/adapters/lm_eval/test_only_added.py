@@ -15,7 +15,7 @@ import lmstash
 from lmstash.adapters.lm_eval import CachedLM
 from lmstash.adapters.lm_eval.identity import who_answers
 from lmstash.adapters.lm_eval.own_names import Followed
-from lmstash.identity.words import words_within
+from lmstash.identity.code.words import words_within
 
 from .conftest import generations, tiny_model
 

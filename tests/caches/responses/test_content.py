@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from lmstash.caches.responses import Responses
-from lmstash.identity.owners import version_of
+from lmstash.identity.code.owners import version_of
 from lmstash.stash import Stash
 
 from .conftest import library, made_program

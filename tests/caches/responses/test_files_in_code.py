@@ -11,8 +11,8 @@ import pytest
 
 import lmstash
 from lmstash.caches.responses import Responses
-from lmstash.identity import held_files
-from lmstash.identity.files_in_code import FilesInCode
+from lmstash.identity.code.files import FilesInCode
+from lmstash.identity.content import held_files
 
 IMPORTS = """
 import json, logging, os

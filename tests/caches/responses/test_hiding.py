@@ -13,7 +13,7 @@ import lmstash
 from lmstash.caches.responses.hiding import is_secret
 from lmstash.caches.responses.requests import read_request
 from lmstash.codecs.records import decode_record
-from lmstash.identity.media import Media
+from lmstash.identity.content.media import Media
 
 FIELDS = [
     *("token", "Token", "session_token", "aws_session_token", "github_token", "private_token", "sessionToken", "jwt"),

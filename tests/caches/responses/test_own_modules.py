@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from lmstash.caches.responses import Responses
-from lmstash.identity.own_code import OwnCode
+from lmstash.identity.code.own_code import OwnCode
 from lmstash.stash import Stash
 
 from .conftest import made_program

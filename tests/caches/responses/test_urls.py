@@ -19,7 +19,7 @@ from lmstash.caches.responses.requests import read_request
 from lmstash.caches.responses.urls import UnreadUrlError, fetch_media
 from lmstash.codecs.records import decode_record
 from lmstash.errors import InvalidArgumentError
-from lmstash.identity.media import Media, media_of
+from lmstash.identity.content.media import Media, media_of
 from lmstash.stash import Stash
 
 

@@ -20,7 +20,7 @@ from lmstash.adapters.llama_cpp.watching import SeenContext, SeenFile, SeenModel
 from lmstash.caches.digests import keep_digests, recall_digests
 from lmstash.caches.states.cache import Memory
 from lmstash.errors import UnsupportedModelError
-from lmstash.identity.files import Stamp, file_digest, stamp_of, stop_reading
+from lmstash.identity.content.files import Stamp, file_digest, stamp_of, stop_reading
 from lmstash.identity.fingerprint import Fingerprint
 from lmstash.identity.keys import Key
 from lmstash.store.base import Store

@@ -8,7 +8,7 @@ import llama_cpp
 
 from lmstash.adapters.llama_cpp.identity import Identity, library_files
 from lmstash.adapters.llama_cpp.sequences import Sequences
-from lmstash.identity.files import read_ahead
+from lmstash.identity.content.files import read_ahead
 
 
 class Llama(Sequences, llama_cpp.Llama):

@@ -16,7 +16,7 @@ from lmstash.adapters.llama_cpp.caches import LlamaDiskCache, LlamaRAMCache, Sto
 from lmstash.adapters.llama_cpp.identity import library_files
 from lmstash.adapters.llama_cpp.llama import bind
 from lmstash.errors import MissingDependencyError
-from lmstash.identity.files import read_ahead
+from lmstash.identity.content.files import read_ahead
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

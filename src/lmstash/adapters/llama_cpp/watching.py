@@ -21,7 +21,7 @@ from typing import Any
 import llama_cpp
 from llama_cpp import llama_cpp as _c
 
-from lmstash.identity.files import Stamp, stamp_of
+from lmstash.identity.content.files import Stamp, stamp_of
 
 _ROTATION = "LLAMA_ATTN_ROT_DISABLE"
 _SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FunctionType, MethodType
 from typing import Any
 
-from lmstash.identity.code import defined_in, is_installed
+from lmstash.identity.code.digests import defined_in, is_installed
 from lmstash.identity.encoding import Component
 
 _FILES = ("models/utils*.py", "models/api_models.py", "api/model.py", "utils.py", "defaults.py")

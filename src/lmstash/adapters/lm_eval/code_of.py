@@ -22,14 +22,14 @@ from lmstash.adapters.lm_eval.partials import Hook
 from lmstash.adapters.lm_eval.sessions import session_told
 from lmstash.caches.responses.hiding import SECRETS
 from lmstash.errors import InvalidArgumentError, UnsupportedModelError
-from lmstash.identity.bytecode import parts_of
+from lmstash.identity.code.bytecode import parts_of
+from lmstash.identity.code.owners import defined_in, is_installed
+from lmstash.identity.code.templates import is_template, parts_of_template
+from lmstash.identity.content.held_files import content_of
+from lmstash.identity.content.object_parts import attributes_of
+from lmstash.identity.content.tables import table_told
 from lmstash.identity.describe import Describer
 from lmstash.identity.encoding import Component, encode
-from lmstash.identity.held_files import content_of
-from lmstash.identity.object_parts import attributes_of
-from lmstash.identity.owners import defined_in, is_installed
-from lmstash.identity.tables import table_told
-from lmstash.identity.templates import is_template, parts_of_template
 
 _BY_VERSION = frozenset(
     {
@@ -287,7 +287,7 @@ def described(
             ) from error
     small = sum(each.nbytes for each in describer.tensors.values()) <= _READ_BYTES
     if not vouched and small and not describer.modules:
-        from lmstash.identity.weights import content_digest
+        from lmstash.identity.memory.weights import content_digest
 
         for name, each in _dense(describer):
             try:

@@ -20,11 +20,11 @@ from lmstash.adapters.lm_eval.settings import DERIVED, RUNNING, header_of, how_s
 from lmstash.caches.responses.hiding import SECRETS
 from lmstash.caches.responses.who import named
 from lmstash.errors import InvalidArgumentError
+from lmstash.identity.code.owners import defined_in, is_installed
+from lmstash.identity.content.object_parts import attributes_of
 from lmstash.identity.encoding import Component, encode
 from lmstash.identity.fingerprint import Fingerprint
 from lmstash.identity.keys import Key
-from lmstash.identity.object_parts import attributes_of
-from lmstash.identity.owners import defined_in, is_installed
 
 _NEW = frozenset({"tokenizer", "_model", "_header"})
 """Attributes of most models, which say nothing where they are None."""

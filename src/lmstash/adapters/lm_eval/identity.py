@@ -31,12 +31,12 @@ from lmstash.adapters.lm_eval.settings import (
 from lmstash.caches.responses.sampling import seed_of
 from lmstash.caches.responses.who import Who, plain_url
 from lmstash.errors import InvalidArgumentError, UnsupportedModelError
+from lmstash.identity.content.object_parts import attributes_of
 from lmstash.identity.encoding import Component
 from lmstash.identity.fingerprint import Fingerprint
 from lmstash.identity.keys import Key
 from lmstash.identity.live_tokenizers import LiveTokenizers
-from lmstash.identity.object_parts import attributes_of
-from lmstash.identity.watch import ModelWatch, watch_model
+from lmstash.identity.models.watch import ModelWatch, watch_model
 
 _GENERATION_NAMES = frozenset({"transformers_version", "_from_model_config"})
 

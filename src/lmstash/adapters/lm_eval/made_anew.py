@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Collection
 from typing import Any
 
-from lmstash.identity.object_parts import attributes_of
+from lmstash.identity.content.object_parts import attributes_of
 
 _DAY_SECONDS = 86400
 _ID = re.compile(r"[0-9a-f]{8}-?[0-9a-f]{4}-?4[0-9a-f]{3}-?[89ab][0-9a-f]{3}-?[0-9a-f]{12}", re.IGNORECASE)

@@ -27,13 +27,13 @@ from weakref import WeakValueDictionary
 from lmstash.adapters.lm_eval.code_of import LmDescriber, code_of_model, described
 from lmstash.adapters.lm_eval.own_names import Followed
 from lmstash.adapters.lm_eval.under_way import Call, Calls
-from lmstash.identity.bytecode import names_in, parts_of
+from lmstash.identity.code.bytecode import names_in, parts_of
+from lmstash.identity.code.only_added import is_addable, used_in
+from lmstash.identity.code.owners import defined_in
+from lmstash.identity.content.object_parts import attributes_of
+from lmstash.identity.dataflow.stores import Stores, changed_in_place, loaded_in, stores_in, takes_nothing_more
 from lmstash.identity.encoding import Component, encode
 from lmstash.identity.fingerprint import Fingerprint
-from lmstash.identity.object_parts import attributes_of
-from lmstash.identity.only_added import is_addable, used_in
-from lmstash.identity.owners import defined_in
-from lmstash.identity.stores import Stores, changed_in_place, loaded_in, stores_in, takes_nothing_more
 
 _CONSTRUCTORS = frozenset({"__init__", "__new__", "__post_init__"})
 _ANYTHING = frozenset({"setattr", "putenv", "__dict__"})

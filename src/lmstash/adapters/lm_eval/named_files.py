@@ -9,12 +9,12 @@ from typing import Any
 
 from lmstash.adapters.lm_eval.own_names import Followed
 from lmstash.caches.responses.hiding import SECRETS
-from lmstash.identity.asked_by_text import IMPORTS, file_of_module
+from lmstash.identity.code.asked_by_text import IMPORTS, file_of_module
+from lmstash.identity.code.named_texts import may_be_path
+from lmstash.identity.code.owners import is_foreign, is_installed
+from lmstash.identity.content.held_files import content_of
+from lmstash.identity.content.object_parts import attributes_of
 from lmstash.identity.encoding import Component
-from lmstash.identity.held_files import content_of
-from lmstash.identity.named_texts import may_be_path
-from lmstash.identity.object_parts import attributes_of
-from lmstash.identity.owners import is_foreign, is_installed
 
 _NESTED = 4
 

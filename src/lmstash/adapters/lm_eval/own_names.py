@@ -9,17 +9,24 @@ from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 from lmstash.caches.responses.hiding import is_secret
-from lmstash.identity.alone import functions_in
-from lmstash.identity.asked_by_text import CodeByText
-from lmstash.identity.bytecode import names_in, parts_of, texts_in
-from lmstash.identity.closures import variables_of
+from lmstash.identity.code.alone import functions_in
+from lmstash.identity.code.asked_by_text import CodeByText
+from lmstash.identity.code.bytecode import names_in, parts_of, texts_in
+from lmstash.identity.code.closures import variables_of
+from lmstash.identity.code.files import FilesInCode
+from lmstash.identity.code.only_added import is_addable, used_in
+from lmstash.identity.code.owners import defined_in, is_installed
+from lmstash.identity.code.uses import COUNTED, READ, WRITTEN, uses_of
+from lmstash.identity.code.words import (
+    ANY_NAME,
+    ENVIRONMENT,
+    is_environment,
+    texts_within,
+    variables_under,
+    words_within,
+)
+from lmstash.identity.content.object_parts import attributes_of
 from lmstash.identity.encoding import Component
-from lmstash.identity.files_in_code import FilesInCode
-from lmstash.identity.object_parts import attributes_of
-from lmstash.identity.only_added import is_addable, used_in
-from lmstash.identity.owners import defined_in, is_installed
-from lmstash.identity.uses import COUNTED, READ, WRITTEN, uses_of
-from lmstash.identity.words import ANY_NAME, ENVIRONMENT, is_environment, texts_within, variables_under, words_within
 
 SECRET_KINDS = (str, bytes, bool, type(None))
 """What a secret is, or whether there is one: other things that are named as secrets are something else."""

@@ -13,9 +13,9 @@ from typing import Any
 
 from lmstash.caches.responses.content import Content
 from lmstash.caches.responses.memos import Memos
-from lmstash.identity.held_files import content_of
-from lmstash.identity.named_texts import may_be_path
-from lmstash.identity.owners import is_installed, owner_of
+from lmstash.identity.code.named_texts import may_be_path
+from lmstash.identity.code.owners import is_installed, owner_of
+from lmstash.identity.content.held_files import content_of
 
 
 class Remembered:

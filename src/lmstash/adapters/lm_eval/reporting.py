@@ -10,8 +10,8 @@ import sys
 from types import FunctionType
 from typing import Any
 
-from lmstash.identity.bytecode import names_in, parts_of
-from lmstash.identity.code import defined_in
+from lmstash.identity.code.bytecode import names_in, parts_of
+from lmstash.identity.code.digests import defined_in
 
 _REPORTING = ("lm_eval.models.huggingface", "HFLM"), ("lm_eval.models.api_models", "TemplateAPI")
 """Whose methods report each item with the arguments that it came with."""

@@ -13,8 +13,8 @@ from lmstash.adapters.lm_eval.code_of import described, own_code
 from lmstash.adapters.lm_eval.named_files import files_named
 from lmstash.adapters.lm_eval.own_names import Followed, harmless, variables
 from lmstash.caches.responses.hiding import SECRETS
+from lmstash.identity.content.object_parts import attributes_of
 from lmstash.identity.encoding import Component
-from lmstash.identity.object_parts import attributes_of
 
 _PLACES = frozenset(
     {

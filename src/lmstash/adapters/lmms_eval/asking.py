@@ -22,7 +22,7 @@ from typing import Any
 
 from lmstash.adapters.lmms_eval.code_of import is_of_task, source_of
 from lmstash.errors import InvalidArgumentError
-from lmstash.identity.media import Media, bytes_media, media_of
+from lmstash.identity.content.media import Media, bytes_media, media_of
 
 SHOWN = frozenset({"generate_until", "loglikelihood"})
 """Methods that call a function once, with the document: what it returns says all. Elsewhere its code counts, too."""

@@ -17,8 +17,8 @@ from lmstash.adapters.lmms_eval.images import (
 )
 from lmstash.codecs.records import decode_record, encode_record
 from lmstash.errors import InvalidArgumentError, LmstashError
+from lmstash.identity.content.media import file_of, media_of
 from lmstash.identity.keys import KeyFamily
-from lmstash.identity.media import file_of, media_of
 from lmstash.store.base import Buffer, Store, Write
 
 NAMESPACE = "lmms_eval/media"

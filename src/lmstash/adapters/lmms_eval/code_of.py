@@ -11,9 +11,9 @@ from typing import Any
 from lmstash.adapters.lm_eval.own_names import variables
 from lmstash.adapters.lmms_eval.pinned import harness_code
 from lmstash.errors import UnsupportedModelError
+from lmstash.identity.content.media import media_of
 from lmstash.identity.describe import Describer
 from lmstash.identity.encoding import Component, encode
-from lmstash.identity.media import media_of
 
 ROLES = ("doc_to_text", "doc_to_visual", "doc_to_messages", "doc_to_target", "doc_to_choice", "process_docs")
 """What a task's configuration may hold as functions that decide what a model is asked."""

@@ -11,8 +11,8 @@ from typing import Any
 from lmstash.adapters.lm_eval.own_names import harmless as harmless_of
 from lmstash.adapters.lmms_eval.noted import Noted
 from lmstash.adapters.lmms_eval.reading import PATIENCE, RUNNING, is_secret, is_url
+from lmstash.identity.content.held_files import content_of
 from lmstash.identity.encoding import Component
-from lmstash.identity.held_files import content_of
 
 _PASSWORD = re.compile(r"(token|secret|password)$", re.IGNORECASE)
 

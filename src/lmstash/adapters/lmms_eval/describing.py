@@ -19,8 +19,8 @@ from lmstash.adapters.lmms_eval.pinned import harness_code
 from lmstash.errors import UnsupportedModelError
 from lmstash.identity.describe import IMMUTABLE, Describer
 from lmstash.identity.encoding import Component, encode
-from lmstash.identity.generation import GenerationDefaults
 from lmstash.identity.live_tokenizers import LiveTokenizers, is_tokenizer, rules_of
+from lmstash.identity.models.generation import GenerationDefaults
 
 _SMALL_BYTES = 2**20
 """Tensors up to this size are read at each look."""
@@ -213,7 +213,7 @@ def _glance(tokenizer: Any) -> list[Component]:
 
 
 def _tensor(tensor: Any) -> bytes:
-    from lmstash.identity.weights import content_digest
+    from lmstash.identity.memory.weights import content_digest
 
     return digest([str(tensor.dtype), list(tensor.shape), content_digest(tensor)])
 

@@ -13,7 +13,7 @@ from typing import Any
 from lmstash.adapters.lm_eval.addresses import is_client
 from lmstash.adapters.lmms_eval.pinned import harness_code
 from lmstash.caches.responses.sampling import is_sampled
-from lmstash.identity.bytecode import names_in
+from lmstash.identity.code.bytecode import names_in
 
 _SEEDING = frozenset({"set_seed", "manual_seed", "manual_seed_all", "seed_everything"})
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from lmstash.codecs.records import decode_record, encode_record
 from lmstash.errors import CorruptEntryError, InvalidArgumentError
-from lmstash.identity.media import media_of
+from lmstash.identity.content.media import media_of
 from lmstash.store.base import Buffer
 
 _LENGTH = struct.Struct("<I")

@@ -57,7 +57,7 @@ def _told(value: Any) -> Any:
         return ["task", task_fingerprint(value)]
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.nn.Module):
-        from lmstash.identity.model import fingerprint_model
+        from lmstash.identity.models.fingerprinting import fingerprint_model
 
         return ["fingerprint", fingerprint_model(value).hex]
     if callable(value):

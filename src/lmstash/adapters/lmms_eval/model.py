@@ -40,7 +40,7 @@ from lmstash.store.base import Store
 
 if TYPE_CHECKING:
     from lmstash.identity.encoding import Component
-    from lmstash.identity.watch import ModelWatch
+    from lmstash.identity.models.watch import ModelWatch
 
 _BY_NAME = "by its name"
 """Stands among them for: it comes to hold what nobody can take apart."""

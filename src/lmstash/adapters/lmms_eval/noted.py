@@ -11,10 +11,10 @@ from types import FunctionType
 from typing import Any
 
 from lmstash.adapters.lm_eval.own_names import Followed
+from lmstash.identity.code.only_added import used_in
+from lmstash.identity.code.owners import defined_in, is_installed
+from lmstash.identity.code.words import ANY_NAME
 from lmstash.identity.encoding import Component
-from lmstash.identity.only_added import used_in
-from lmstash.identity.owners import defined_in, is_installed
-from lmstash.identity.words import ANY_NAME
 
 
 class Noted(Followed):

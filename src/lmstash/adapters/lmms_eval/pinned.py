@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from lmstash.adapters.lmms_eval.noted import Noted
-from lmstash.identity.code import is_installed
+from lmstash.identity.code.digests import is_installed
 from lmstash.identity.encoding import Component
 
 _FOLLOWED = ("lmms_eval.models.simple.", "lmms_eval.models.chat.", "lmms_eval.tasks.")

@@ -23,14 +23,14 @@ from lmstash.adapters.lmms_eval.remembering import Remembered, holds_objects, is
 from lmstash.caches.responses.hiding import SECRETS
 from lmstash.errors import UnsupportedModelError
 from lmstash.events import logger
+from lmstash.identity.code.words import words_within
 from lmstash.identity.encoding import Component, encode
 from lmstash.identity.fingerprint import Fingerprint
-from lmstash.identity.generation import GenerationDefaults
 from lmstash.identity.live_tokenizers import LiveTokenizers
-from lmstash.identity.words import words_within
+from lmstash.identity.models.generation import GenerationDefaults
 
 if TYPE_CHECKING:
-    from lmstash.identity.watch import ModelWatch
+    from lmstash.identity.models.watch import ModelWatch
 
 RUNNING = frozenset(
     {
@@ -223,7 +223,7 @@ def read_parts(
     for path, module in walk.modules:
         watch = memory.watches.get(id(module))
         if watch is None:
-            from lmstash.identity.watch import watch_model
+            from lmstash.identity.models.watch import watch_model
 
             watch = memory.watches[id(module)] = watch_model(module)
         fingerprint = look(watch)

@@ -93,7 +93,7 @@ class CachedExtractor:
 
         Equal prompts are computed once. Cost of a hit: reading it, once, into the result; a call in which everything
         is kept holds little beside its result. A local model is re-hashed first, so that weights changed in place are
-        noticed (see `lmstash.identity.watch`).
+        noticed (see `lmstash.identity.models.watch`).
 
         Args:
             prompts: Strings.

@@ -29,17 +29,17 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from lmstash.errors import LmstashError
-from lmstash.identity.asked_by_text import CodeByText
-from lmstash.identity.bytecode import names_in
+from lmstash.identity.code.asked_by_text import CodeByText
+from lmstash.identity.code.bytecode import names_in
+from lmstash.identity.code.owners import defined_in, owner_of
 from lmstash.identity.describe import Describer
 from lmstash.identity.encoding import Component, encode
 from lmstash.identity.fingerprint import Fingerprint
 from lmstash.identity.keys import Key
-from lmstash.identity.owners import defined_in, owner_of
 from lmstash.store.base import Store
 
 if TYPE_CHECKING:
-    from lmstash.identity.watch import ModelWatch
+    from lmstash.identity.models.watch import ModelWatch
 
 NAMESPACE = "lmprobe/extractors"
 _COMPARED = ("attribute:", "global:", "code:")
@@ -80,7 +80,7 @@ def watch(owner: Any, model: Any) -> ModelWatch:
     Raises:
         UnsupportedModelError: The model cannot be cached safely.
     """
-    from lmstash.identity.watch import ModelWatch
+    from lmstash.identity.models.watch import ModelWatch
 
     try:
         held = _watches.setdefault(owner, {})
@@ -316,7 +316,7 @@ def _tokenizer(tokenizer: Any) -> bytes:
 
 
 def _content(tensor: Any) -> bytes:
-    from lmstash.identity.weights import content_digest
+    from lmstash.identity.memory.weights import content_digest
 
     return encode((str(tensor.dtype), list(tensor.shape), content_digest(tensor)))
 

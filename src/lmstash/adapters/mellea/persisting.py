@@ -9,7 +9,7 @@ import torch
 
 from lmstash.codecs.records import decode_record, encode_record
 from lmstash.errors import FormatError, LmstashError
-from lmstash.identity.watch import watch_model
+from lmstash.identity.models.watch import watch_model
 from lmstash.stash import Stash
 
 _FORM = 1

@@ -107,7 +107,7 @@ class Activations:
             self._watch = None
             self._digest = _vouched(extractor, variant)
         else:
-            from lmstash.identity.watch import watch_model
+            from lmstash.identity.models.watch import watch_model
 
             self._source = ModelSource(model)
             if not assume_frozen:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lmstash.events import logger
 from lmstash.forks import renew_after_fork
-from lmstash.identity.structure import HARMLESS, TORCH_OWN
+from lmstash.identity.models.structure import HARMLESS, TORCH_OWN
 
 _Out = TypeVar("_Out")
 _Name = tuple[type, str]

@@ -17,7 +17,7 @@ from lmstash.caches.activations.passes import Mark, State, is_own, strangers_see
 from lmstash.errors import UnsupportedModelError
 from lmstash.events import logger
 from lmstash.identity.describe import IMMUTABLE
-from lmstash.identity.structure import TORCH_OWN
+from lmstash.identity.models.structure import TORCH_OWN
 
 _Container = list[Any] | dict[Any, Any]
 
@@ -78,7 +78,7 @@ def _is_of_many() -> bool:
 
 def _is_supported(model: nn.Module, variant: str | None) -> bool:
     """Whether the model can be named as it is: in training, say, a pass might change what nobody wants changed."""
-    from lmstash.identity.structure import read
+    from lmstash.identity.models.structure import read
 
     try:
         read(model, variant=variant, strict_numerics=False)

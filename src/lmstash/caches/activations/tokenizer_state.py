@@ -17,7 +17,7 @@ from itertools import chain
 from operator import attrgetter
 from typing import Any
 
-from lmstash.identity.patched_library import LibraryParts
+from lmstash.identity.models.patched_library import LibraryParts
 
 _HARMLESS = frozenset({"padding_side", "verbose", "deprecation_warnings"})
 """Settings that decide how batches are padded and what is printed: the index does neither, and others change them."""

@@ -26,7 +26,7 @@ from lmstash.caches.writing import WriteBehind
 from lmstash.codecs.dtypes import check_storage_dtype
 from lmstash.errors import InvalidArgumentError
 from lmstash.identity.chain import BLOCK_TOKENS
-from lmstash.identity.watch import Sighting, watch_model
+from lmstash.identity.models.watch import Sighting, watch_model
 from lmstash.store.base import Store
 
 

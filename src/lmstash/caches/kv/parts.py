@@ -24,7 +24,7 @@ from lmstash.caches.writing import WriteBehind
 from lmstash.events import MissReason
 from lmstash.forks import renew_after_fork
 from lmstash.identity.fingerprint import Fingerprint
-from lmstash.identity.watch import ModelWatch
+from lmstash.identity.models.watch import ModelWatch
 from lmstash.store.base import Store
 
 

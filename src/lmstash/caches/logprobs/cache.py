@@ -24,8 +24,8 @@ from lmstash.caches.logprobs.shelf import Owner
 from lmstash.caches.models import describe_model
 from lmstash.errors import InterruptedChangeError, InvalidArgumentError
 from lmstash.forks import renew_after_fork
+from lmstash.identity.models.watch import watch_model
 from lmstash.identity.tokens import TokenIds, token_bytes
-from lmstash.identity.watch import watch_model
 from lmstash.prefix.tree import PrefixTree
 from lmstash.settings import parse_bytes
 from lmstash.store.base import Store

@@ -16,9 +16,9 @@ from typing import Any
 from lmstash.caches.responses.content import Content
 from lmstash.caches.responses.looks import Look, is_name
 from lmstash.caches.responses.own_objects import differing, parts_told
-from lmstash.identity.held_files import content_of
-from lmstash.identity.named_texts import may_be_path
-from lmstash.identity.stores import changed_in_place, stores_in
+from lmstash.identity.code.named_texts import may_be_path
+from lmstash.identity.content.held_files import content_of
+from lmstash.identity.dataflow.stores import changed_in_place, stores_in
 
 
 def files_named(before: Look) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from lmstash.caches.responses.own_objects import SOURCE_TEXT, parts_told
 from lmstash.caches.responses.requests import read_request
 from lmstash.caches.responses.values import Values
 from lmstash.errors import InvalidArgumentError
+from lmstash.identity.code.words import SourceText, texts_within, variables_under, words_of
 from lmstash.identity.keys import Key
-from lmstash.identity.words import SourceText, texts_within, variables_under, words_of
 
 _WORD = re.compile(rb'(?:"|\$\{?)([A-Za-z_][A-Za-z0-9_]*)')
 

@@ -25,7 +25,7 @@ from lmstash.caches.responses.sampling_in_code import SamplingInCode
 from lmstash.caches.responses.shelf import Unkept
 from lmstash.errors import InvalidArgumentError
 from lmstash.events import MissReason
-from lmstash.identity.owners import owner_of
+from lmstash.identity.code.owners import owner_of
 
 if TYPE_CHECKING:
     from lmstash.caches.responses.cache import Responses

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import unquote
 
-from lmstash.identity.media import Media, bytes_media, text_media
+from lmstash.identity.content.media import Media, bytes_media, text_media
 
 CREDENTIALS = re.compile(r"(x[-_]?)?api[-_]?key", re.IGNORECASE)
 """Names of fields that let a request through and change no answer: neither stored nor part of the key."""

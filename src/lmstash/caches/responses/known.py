@@ -17,11 +17,11 @@ from typing import Any
 
 from lmstash.caches.responses.everyday import LOCKS, zone_of
 from lmstash.errors import InvalidArgumentError
-from lmstash.identity.annotations import taken_apart
+from lmstash.identity.code.annotations import taken_apart
+from lmstash.identity.code.owners import is_installed, owner_of, version_of
+from lmstash.identity.code.templates import is_template, parts_of_template
+from lmstash.identity.content.tables import table_told
 from lmstash.identity.live_tokenizers import LiveTokenizers, is_tokenizer
-from lmstash.identity.owners import is_installed, owner_of, version_of
-from lmstash.identity.tables import table_told
-from lmstash.identity.templates import is_template, parts_of_template
 
 _WITHOUT_MEANING = (logging.Logger, type(threading.Lock()), type(threading.RLock()))
 _TUPLE_GETTER: Any = type(vars(collections.namedtuple("_", "x"))["x"])

@@ -9,11 +9,11 @@ from types import FunctionType
 from typing import Any
 
 from lmstash.caches.responses.package_settings import settings_of
+from lmstash.identity.code.only_added import is_addable
+from lmstash.identity.code.own_code import OwnCode
+from lmstash.identity.code.owners import defined_in
+from lmstash.identity.code.words import variables_under
 from lmstash.identity.keys import Key
-from lmstash.identity.only_added import is_addable
-from lmstash.identity.own_code import OwnCode
-from lmstash.identity.owners import defined_in
-from lmstash.identity.words import variables_under
 
 
 class Code:

@@ -19,9 +19,9 @@ from typing import Any
 
 from lmstash.caches.responses.content import Content
 from lmstash.caches.responses.looks import Look
-from lmstash.identity.calls_in_code import calls_in
-from lmstash.identity.expressions import CONST
-from lmstash.identity.lying_in import attributes_lying_in
+from lmstash.identity.dataflow.calls import calls_in
+from lmstash.identity.dataflow.expressions import CONST
+from lmstash.identity.dataflow.lying_in import attributes_lying_in
 
 _FILLED: weakref.WeakKeyDictionary[Any, dict[frozenset[str], dict[str, Any]]] = weakref.WeakKeyDictionary()
 """What functions go by, as it was when they began to remember, by what is said to be harmless."""

@@ -10,10 +10,10 @@ from pathlib import PosixPath, PurePath, PurePosixPath, PureWindowsPath, Windows
 from typing import Any
 
 from lmstash.errors import InvalidArgumentError
+from lmstash.identity.content.held_files import files_within, held_at
+from lmstash.identity.content.media import media_of
+from lmstash.identity.content.object_parts import attributes_of
 from lmstash.identity.encoding import Component
-from lmstash.identity.held_files import files_within, held_at
-from lmstash.identity.media import media_of
-from lmstash.identity.object_parts import attributes_of
 
 _SAY_MORE = (str, bytes, int, float, list, tuple, dict, set, frozenset)
 """Dataclasses that are these hold more than their fields."""

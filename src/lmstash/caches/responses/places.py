@@ -15,7 +15,7 @@ from functools import lru_cache
 from itertools import zip_longest
 from typing import Any, Final
 
-from lmstash.identity.media import Media
+from lmstash.identity.content.media import Media
 
 URL, PATH, ADDRESS = 1, 2, 4
 """What a text may be, by where it stands: the URL of media; the path of a file of media; a URL of anything."""

@@ -19,7 +19,7 @@ from lmstash.caches.responses.sampling import ARGUMENTS, NAMES, note, note_elsew
 from lmstash.caches.responses.urls import resolve_media
 from lmstash.codecs.records import encode_record
 from lmstash.errors import InvalidArgumentError
-from lmstash.identity.media import Media, media_of
+from lmstash.identity.content.media import Media, media_of
 
 HARMLESS = frozenset({"timeout", "request_timeout", "max_retries"})
 """Fields of a request that change no answer."""

@@ -16,9 +16,10 @@ from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, Modul
 from typing import Any
 
 from lmstash.caches.responses.sampling import HOTTEST, MAY_HOLD_ARGUMENTS, is_sampled, seed_of
-from lmstash.identity.arguments_in_code import Arguments
-from lmstash.identity.calls_in_code import Calls, calls_in, has, inherited, takes_names, takes_self
-from lmstash.identity.expressions import (
+from lmstash.identity.code.own_code import OwnCode
+from lmstash.identity.dataflow.arguments import Arguments
+from lmstash.identity.dataflow.calls import Calls, calls_in, has, inherited, takes_names, takes_self
+from lmstash.identity.dataflow.expressions import (
     ATTRIBUTE,
     CALL,
     CONST,
@@ -34,11 +35,10 @@ from lmstash.identity.expressions import (
     expressions,
     given_in,
 )
-from lmstash.identity.lying_in import UNKNOWN, attribute, attributes_lying_in
-from lmstash.identity.own_code import OwnCode
-from lmstash.identity.settings_files import ENDINGS
-from lmstash.identity.values_in_code import Scope
-from lmstash.identity.variables import parameters
+from lmstash.identity.dataflow.lying_in import UNKNOWN, attribute, attributes_lying_in
+from lmstash.identity.dataflow.settings_files import ENDINGS
+from lmstash.identity.dataflow.values import Scope
+from lmstash.identity.dataflow.variables import parameters
 
 _NAMES = frozenset({"temperature", "do_sample", "doSample", "seed", "random_seed"})
 """Of those of requests; `n=3` may count anything in code."""

@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 from lmstash.caches.responses.places import ADDRESS, NAMED, PATH, URL, replace_named
 from lmstash.errors import InvalidArgumentError
-from lmstash.identity.media import Media, media_of
+from lmstash.identity.content.media import Media, media_of
 
 POLICIES: Final = ("refuse", "content", "trust")
 MOST_BYTES: Final = 64 << 20

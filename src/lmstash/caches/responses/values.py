@@ -27,11 +27,11 @@ from lmstash.caches.responses.objects import (
 )
 from lmstash.caches.responses.own_objects import attributes_in, is_its_attributes, why_unread
 from lmstash.errors import InvalidArgumentError
+from lmstash.identity.code.named_texts import may_be_path
+from lmstash.identity.code.own_modules import OwnModules
+from lmstash.identity.content.media import media_of
 from lmstash.identity.encoding import encode
 from lmstash.identity.keys import Key
-from lmstash.identity.media import media_of
-from lmstash.identity.named_texts import may_be_path
-from lmstash.identity.own_modules import OwnModules
 
 _PLAIN = (type(None), bool, int, float, str, bytes)
 _NUMBERS = (type(None), bool, int, float, bytes)

@@ -11,7 +11,7 @@ from lmstash.identity.keys import Key
 
 if TYPE_CHECKING:
     from lmstash.identity.encoding import Component
-    from lmstash.identity.watch import ModelWatch
+    from lmstash.identity.models.watch import ModelWatch
 
 
 class Who(Protocol):
@@ -51,7 +51,7 @@ class Watched:
 
     def __init__(self, model: Any, watch: ModelWatch) -> None:
         """Take the model and its watch."""
-        from lmstash.identity.generation import GenerationDefaults
+        from lmstash.identity.models.generation import GenerationDefaults
 
         self.model = model
         self._watch = watch
@@ -120,7 +120,7 @@ def who_is(
     if hasattr(model, "look") and hasattr(model, "unchanged"):
         return model
     if hasattr(model, "named_parameters"):
-        from lmstash.identity.watch import watch_model
+        from lmstash.identity.models.watch import watch_model
 
         options: dict[str, Any] = {"strict_numerics": strict_numerics, "assume_frozen": assume_frozen}
         return Watched(model, watch_model(model, variant=variant, **options))

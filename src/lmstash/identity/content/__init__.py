@@ -1,0 +1,1 @@
+"""Things by what they hold: files and folders, images and audio, tables, objects of packages."""

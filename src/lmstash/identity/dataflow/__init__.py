@@ -1,0 +1,1 @@
+"""What expressions in code may give, told from bytecode without running anything."""

@@ -1,0 +1,345 @@
+"""What a torch model is apart from its tensors' bytes: modules, plain attributes, configuration, hooks, numerics.
+
+One walk gives the components of the fingerprint (`read`), another, cheap enough for every call, a stamp that changes
+whenever the components could (`stamp`). Both leave out only what is named here and known to be harmless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from types import MethodType
+from typing import TYPE_CHECKING, Any
+
+from lmstash.errors import UnsupportedModelError
+from lmstash.identity.code.asked_by_text import CodeByText
+from lmstash.identity.code.words import words_within
+from lmstash.identity.describe import IMMUTABLE, TENSOR_MARKS, Describer
+from lmstash.identity.encoding import Component, encode
+from lmstash.identity.models.code import ModelCode
+from lmstash.identity.models.numerics import device_types, environment, numerics
+from lmstash.identity.models.patched import patched
+from lmstash.identity.models.patched_library import patched_library
+from lmstash.identity.models.reached import global_hooks
+from lmstash.identity.models.registries import registered
+
+if TYPE_CHECKING:
+    import torch
+
+TORCH_OWN = frozenset(
+    {
+        "training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_is_full_backward_hook",
+        "_backward_pre_hooks", "_backward_hooks", "_forward_hooks", "_forward_hooks_with_kwargs",
+        "_forward_hooks_always_called", "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_state_dict_hooks",
+        "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
+    }
+)  # fmt: skip
+"""What torch keeps in a module's `__dict__`; read in its own way here, or about gradients and files only."""
+
+HARMLESS = frozenset(
+    {
+        "name_or_path",  # where it was loaded from
+        "generation_config",  # about generate(), not about a forward pass
+        "warnings_issued",
+        "hf_device_map",  # devices are recorded
+        "_is_hf_initialized",  # set by loading
+        "_weight_conversions",  # how files were read
+        "_output_capturing_hooks_installed",  # transformers' recording hooks, see _HARMLESS_HOOKS
+        "_is_accelerate_prepared",  # so that it is not wrapped again
+        "_require_grads_hooks",  # handles of hooks, see _HARMLESS_HOOKS
+        "_require_grads_hook",
+    }
+)
+"""Module attributes that do not change what a forward pass computes, unless code of yours asks for them."""
+
+_NOTES = frozenset({"name_or_path", "generation_config", "warnings_issued", "hf_device_map"})
+"""Those among them that code may look at without knowing how transformers works inside."""
+_PLAIN = (str, list, tuple, dict)
+
+_CHECKPOINTING = frozenset({"gradient_checkpointing", "_gradient_checkpointing_func"})
+"""How gradients are computed: transformers' own classes look at these in training mode only."""
+_SKIP = TORCH_OWN | HARMLESS
+_SKIP_OWN = _SKIP | {"_previous_max_cache_length", "_compiled_call", "_last_compile_config"}
+"""The same for transformers' own classes: what generate() leaves for its next call, and no forward of theirs reads."""
+_ONE_OR_MORE = frozenset({"active_adapter", "_active_adapter"})
+"""Attributes of peft's in which one name stands for a list of one."""
+_SKIP_EVALUATING = _SKIP_OWN | _CHECKPOINTING
+_NO_KERNELS = "_use_kernels"  # False after loading, absent before
+_HARMLESS_HOOKS = frozenset({"transformers.utils.output_capturing"})  # these record outputs and return None
+_NEEDS_GRADIENTS = "make_inputs_require_grad"
+"""Begins the names of hooks of transformers and peft that say of an output that it needs gradients."""
+_RANDOM_WORDS = ("drop", "jitter", "noise")
+
+
+class Structure:
+    """What `read` found. `tensors` are named as they lie in the model; shared ones appear under each name."""
+
+    def __init__(self) -> None:
+        self.components: dict[str, Component] = {}
+        self.tensors: dict[str, torch.Tensor] = {}
+        self.code = ModelCode()
+
+
+def read(model: torch.nn.Module, *, variant: str | None, strict_numerics: bool) -> Structure:
+    """Walk the model and return its components, but for the bytes of its tensors.
+
+    Raises:
+        UnsupportedModelError: It cannot be cached safely as it is; the message says what to do.
+    """
+    whole, asked = False, frozenset[str]()
+    while True:
+        out = _read(model, variant=variant, strict_numerics=strict_numerics, whole_configs=whole, asked=asked)
+        found = whole or out.code.reads_all, asked | _asked(out.code)  # which is known once it has been followed
+        if found == (whole, asked):
+            return out
+        whole, asked = found  # what counts now may lead to more code
+
+
+def settings_component(settings: Mapping[str, object]) -> Component:
+    """Return what `numerics` found as it is in a model's key."""
+    return Describer(ModelCode(), lenient=False).value(settings, "numerics")
+
+
+def _read(
+    model: torch.nn.Module,
+    *,
+    variant: str | None,
+    strict_numerics: bool,
+    whole_configs: bool,
+    asked: frozenset[str] = frozenset(),
+) -> Structure:
+    out = Structure()
+    describer = Describer(out.code, lenient=variant is not None, whole_configs=whole_configs)
+    describer.tensors = out.tensors
+    describer.own = frozenset(map(id, (*model.modules(), *model.parameters(), *model.buffers())))
+    modules: dict[Component, Component] = {}
+    config = getattr(model, "config", None)
+    if config is not None:
+        out.components["config"] = describer.value(config, "config")
+    describer.module(model, "")
+    if any("parametrizations" in each._modules for each in model.modules()):
+        out.code.watch(_parametrizations_kept)
+        _refuse_kept_parametrizations()
+    hooks = foreign_hooks(global_hooks())
+    _refuse_hooks(hooks, "torch's global hooks", variant)
+    out.components["global_hooks"] = [describer.value(each, "global hooks") for each in hooks]
+    put = patched(model, out.code, lenient=variant is not None)
+    out.components["registered"] = {**registered(model, out.code), **put, **patched_library(out.code)}
+    outside: dict[Component, Component] = {}
+    while describer.modules or len(outside) < len(out.code.objects):
+        while describer.modules:
+            name, module = describer.modules.pop()
+            modules[name or "<root>"] = _read_module(name, module, describer, variant, asked)
+        for place, value in list(out.code.objects.items()):  # reading one may lead to more code, and to more modules
+            if place not in outside:
+                with describer.ordered(True):
+                    outside[place] = describer.value(value, f"code {place}")
+    out.components["modules"] = modules
+    out.components["globals"] = outside
+    out.components["numerics"] = settings_component(numerics(device_types(out.tensors.values())))
+    out.components["variant"] = variant
+    if strict_numerics:
+        out.components["environment"] = environment(out.tensors.values())
+    own = [each for each in model.modules() if not type(each).__module__.startswith(("torch.", "transformers."))]
+    for each in own:
+        if describer.is_yours(type(each)):
+            out.code.asked |= words_within([held for held in vars(each).values() if type(held) in _PLAIN])
+    variables = out.code.environment(value for each in own for value in vars(each).values())
+    if variables:
+        out.components["environment variables"] = variables
+    files = out.code.files(held for each in own for held in vars(each).items())
+    if files:
+        out.components["files"] = files
+    out.components["packages"] = out.code.packages()
+    out.components["code"] = out.code.components()
+    return out
+
+
+def _read_module(
+    name: str, module: torch.nn.Module, describer: Describer, variant: str | None, asked: frozenset[str]
+) -> Component:
+    where = name or "the model"
+    if module.training:
+        _refuse_randomness(where, module)
+    if "forward" in module.__dict__ and variant is None:
+        raise UnsupportedModelError(
+            f"{where} has its own `forward` (set on the instance, as accelerate and torch.compile do), "
+            "which lmstash cannot compare. Remove it, or name it: variant='...' (a new name whenever it changes)."
+        )
+    hooks = foreign_hooks(own_hooks(module))
+    _refuse_hooks(hooks, where, variant)
+    found: dict[Component, Component] = {
+        "<class>": describer.code(type(module)),
+        "<training>": module.training,
+        "<hooks>": [describer.value(each, f"{where}'s hooks") for each in hooks],
+        "<children>": [
+            [child, None if each is None else describer.module(each, f"{name}.{child}" if name else child)]
+            for child, each in module._modules.items()
+        ],
+    }
+    skipped, in_order = _skipped(module, asked), describer.is_yours(type(module))
+    for attribute, value in module.__dict__.items():
+        if attribute in _ONE_OR_MORE and isinstance(value, str) and type(module).__module__.startswith("peft.tuners."):
+            value = [value]
+        if _is_put_back(module, attribute, value):
+            continue
+        if attribute not in skipped and (attribute != _NO_KERNELS or value is not False):
+            with describer.ordered(in_order):
+                found[attribute] = describer.value(value, f"{name}.{attribute}" if name else attribute)
+    for kind in (module._parameters, module._buffers):
+        for each, tensor in kind.items():
+            path = f"{name}.{each}" if name else each
+            found[f"<{each}>"] = None if tensor is None else describer.tensor(tensor, path)
+    return found
+
+
+def stamp(model: torch.nn.Module, code: ModelCode | None = None) -> tuple[list[object], list[torch.Tensor]]:
+    """Return a list that differs from an earlier one if `read` could, and the model's live tensors, in order.
+
+    The list holds classes, names and plain values; what is not plain is described anew. `code` is what `read` followed,
+    and says what counts beside the model's own; without it, that is configurations as wholes. Costs about 2 ms for a
+    model of 400 modules.
+    """
+    outside: Mapping[str, Any] = {} if code is None else code.objects
+    whole_configs, asked = (True, frozenset()) if code is None else (code.reads_all, _asked(code))
+    describer = Describer(CodeByText(), lenient=True, follow_code=False, whole_configs=whole_configs)
+    flat: list[object] = [encode(describer.value(getattr(model, "config", None), "config"))]
+    live: list[torch.Tensor] = []
+    pending = describer.modules
+    seen = describer.seen_modules
+    describer.module(model, "")
+    with describer.ordered(True):
+        flat += [encode(describer.value(value, place)) for place, value in outside.items()]
+    flat += [encode(describer.value(each, "hook")) for each in foreign_hooks(global_hooks())]
+    while pending:
+        name, module = pending.pop()
+        state = module.__dict__
+        flat += (type(module), module.training, name)
+        skipped = _skipped(module, asked)
+        for attribute, value in state.items():
+            if attribute in skipped or _is_put_back(module, attribute, value):
+                continue
+            kind = type(value)
+            if kind in IMMUTABLE:
+                flat += (attribute, kind, value.hex() if kind is float else value)  # 0.0 == -0.0
+            else:
+                with describer.ordered(describer.is_yours(type(module))):
+                    flat += (attribute, encode(describer.value(value, attribute)))
+        for hooks in (state["_forward_hooks"], state["_forward_pre_hooks"]):
+            if hooks:
+                flat += [encode(describer.value(each, "hook")) for each in foreign_hooks([hooks])]
+        for tensors in (state["_parameters"], state["_buffers"]):
+            for each, tensor in tensors.items():
+                flat.append(each)
+                if tensor is not None:
+                    live.append(tensor)
+                    if not TENSOR_MARKS.issuperset(tensor.__dict__):
+                        flat.append(encode(describer.tensor(tensor, each)))
+        for child, inner in state["_modules"].items():
+            flat += (child, id(inner))
+            if inner is not None and id(inner) not in seen:
+                seen[id(inner)] = child
+                pending.append((child, inner))
+    live += describer.tensors.values()
+    flat.append(repr(numerics(device_types(live))))
+    return flat, live
+
+
+def _is_put_back(module: torch.nn.Module, attribute: str, value: Any) -> bool:
+    """Whether this is what peft's generate() leaves: a method of the model inside, which is found without it, too."""
+    return (
+        type(value) is MethodType
+        and type(module).__module__.startswith("peft.tuners.")
+        and not hasattr(type(module), attribute)
+        and value == getattr(module._modules.get("model"), attribute, None)
+    )
+
+
+def _asked(code: ModelCode) -> frozenset[str]:
+    """Return which attributes count that would not if there were no code of yours."""
+    return HARMLESS & code.asked | (_NOTES if code.asks_for_any else frozenset())
+
+
+def _skipped(module: torch.nn.Module, asked: frozenset[str]) -> frozenset[str]:
+    """Return which attributes of a module do not count."""
+    if not type(module).__module__.startswith("transformers."):
+        found = _SKIP
+    else:
+        found = _SKIP_OWN if module.training else _SKIP_EVALUATING
+    return found - asked if asked else found
+
+
+def own_hooks(module: torch.nn.Module) -> list[dict[int, Any]]:
+    """Return the module's dicts of hooks that can change what its forward pass computes."""
+    return [module._forward_hooks, module._forward_pre_hooks]
+
+
+def foreign_hooks(groups: Iterable[dict[int, Any]]) -> list[Any]:
+    """Return the hooks that count: neither lmstash's own nor known to be harmless."""
+    return [
+        hook
+        for hooks in groups
+        for hook in list(hooks.values())
+        if not (getattr(hook, "_lmstash", False) or _is_harmless(hook))
+    ]
+
+
+def _is_harmless(hook: Any) -> bool:
+    module = str(getattr(hook, "__globals__", {}).get("__name__"))
+    if module.partition(".")[0] in ("transformers", "peft"):
+        return module in _HARMLESS_HOOKS or hook.__name__.startswith(_NEEDS_GRADIENTS)
+    return False
+
+
+def _refuse_hooks(hooks: list[Any], where: str, variant: str | None) -> None:
+    if variant is not None:
+        return
+    for hook in hooks:
+        if not str(getattr(type(hook), "__module__", "")).startswith("torch.nn.utils."):  # weight_norm and such
+            what = getattr(hook, "__qualname__", type(hook).__qualname__)
+            raise UnsupportedModelError(
+                f"{where} has a forward hook ({what}) that lmstash did not place and cannot compare. "
+                "Remove it, or name what it does: variant='...' (a new name whenever it changes)."
+            )
+
+
+def _parametrizations_kept() -> int:
+    from torch.nn.utils import parametrize
+
+    return parametrize._cache_enabled
+
+
+def _refuse_kept_parametrizations() -> None:
+    # What is kept may be of before an edit; and a pass of ours would leave what has no gradients to others' passes.
+    if _parametrizations_kept():
+        raise UnsupportedModelError(
+            "torch.nn.utils.parametrize.cached() is on, under which a parametrized model computes with weights as they "
+            "were when they were first used. Ask for cached values outside of it."
+        )
+
+
+def _refuse_randomness(where: str, module: torch.nn.Module) -> None:
+    import torch
+
+    if isinstance(module, torch.nn.modules.batchnorm._NormBase) and module.track_running_stats:
+        reason = "normalises by the batch"
+    else:
+        is_dropout = isinstance(module, torch.nn.modules.dropout._DropoutNd)
+        rates = [
+            attribute
+            for attribute, value in module.__dict__.items()
+            if isinstance(value, float)
+            and value > 0
+            and (any(word in attribute.lower() for word in _RANDOM_WORDS) or (is_dropout and attribute == "p"))
+        ]
+        if not rates:
+            return
+        reason = f"draws random numbers ({rates[0]}={module.__dict__[rates[0]]})"
+    raise UnsupportedModelError(f"{where} is in training mode and {reason}. Call model.eval() before caching.")
+
+
+def named(tensors: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the dense tensors behind the model's tensors, shared ones once, each under its first name."""
+    from lmstash.identity.memory.weights import dense_parts
+
+    for name, tensor in tensors.items():
+        yield from dense_parts(name, tensor)
