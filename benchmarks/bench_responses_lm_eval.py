@@ -29,8 +29,8 @@ from measuring import ROOT, Report, Scratch, Timing, arguments, interleave, rati
 
 import lmstash
 from lmstash.adapters.lm_eval import CachedLM
-from lmstash.adapters.lm_eval.partials import Hook, Pending
-from lmstash.adapters.lm_eval.vouching import Vouched
+from lmstash.adapters.lm_eval.asking.partials import Hook, Pending
+from lmstash.adapters.lm_eval.who.vouching import Vouched
 
 GOAL_HITS, GOAL_OVERHEAD = 20.0, 0.01
 LARGE = 1_000

@@ -25,7 +25,7 @@ PAGES: list[tuple[str, str, list[str]]] = [
     ("lmstash.caches.logprobs", "caches/logprobs/cache.py", ["Logprobs"]),
     ("lmstash.caches.logprobs", "caches/logprobs/contexts.py", ["Context"]),
     ("lmstash.caches.responses", "caches/responses/cache.py", ["Responses"]),
-    ("lmstash.caches.responses", "caches/responses/answers.py", ["register"]),
+    ("lmstash.caches.responses", "caches/responses/answers/records.py", ["register"]),
     ("lmstash.prefix.tree", "prefix/tree.py", ["PrefixTree"]),
     ("lmstash.identity.fingerprint", "identity/fingerprint.py", ["Fingerprint"]),
     ("lmstash.identity.keys", "identity/keys.py", ["Key"]),

@@ -8,7 +8,7 @@ import lmstash
 from lmstash.codecs.records import encode_record
 from lmstash.identity.fingerprint import Fingerprint
 from lmstash.identity.keys import Key
-from lmstash.store.disk.folder import Folder
+from lmstash.store.disk.files.folder import Folder
 
 
 def damage(folder) -> None:

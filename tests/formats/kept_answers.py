@@ -95,8 +95,8 @@ def _plain(answer: Any) -> Any:
 
 def write_squeezed(stash: Stash) -> Any:
     """Compressed answers, with a dictionary that was trained on a thousand others which are not kept."""
-    from lmstash.caches.responses.answers import encode_answer, pack
-    from lmstash.caches.responses.squeezing import Squeezer
+    from lmstash.caches.responses.answers.records import encode_answer, pack
+    from lmstash.caches.responses.answers.squeezing import Squeezer
 
     responses = stash.responses("provider/squeezed", compress=True)
     namespace = f"responses/{responses.asker.look().hex[:16]}"

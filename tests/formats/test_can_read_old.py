@@ -22,8 +22,8 @@ import pytest
 from lmstash.errors import UnsupportedFormatError
 from lmstash.events import MissReason
 from lmstash.store.base import Write
-from lmstash.store.disk.format import FORMAT_VERSION, Located, RecordType
-from lmstash.store.disk.segment import read_footer, read_segment_header, scan
+from lmstash.store.disk.files.format import FORMAT_VERSION, Located, RecordType
+from lmstash.store.disk.files.segment import read_footer, read_segment_header, scan
 from lmstash.store.disk.store import DiskStore
 
 HERE = Path(__file__).parent

@@ -17,9 +17,9 @@ from langchain_core.messages import message_to_dict, messages_from_dict
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, Generation, GenerationChunk
 
 from lmstash.adapters.openai.references import points_at_uploads
-from lmstash.caches.responses.asking import namespace_of
-from lmstash.caches.responses.hiding import settings_show_secret
-from lmstash.caches.responses.urls import points_at_urls
+from lmstash.caches.responses.requests.asking import namespace_of
+from lmstash.caches.responses.requests.hiding import settings_show_secret
+from lmstash.caches.responses.requests.urls import points_at_urls
 from lmstash.errors import InvalidArgumentError
 from lmstash.identity.content.media import text_media
 

@@ -49,7 +49,7 @@ def chosen_entries(store: Store, arguments: argparse.Namespace, names: ModelName
         if chosen(entry) and (text is None or (entry.kind != KIND and text in str(entry.meta.get("text", "")))):
             yield entry
     if text is not None and kind in (None, KIND):
-        from lmstash.caches.responses.finding import Conditions, scan
+        from lmstash.caches.responses.answers.finding import Conditions, scan
 
         yield from (kept.entry for kept in scan(store, Conditions(text=text), also=chosen))
 

@@ -24,7 +24,7 @@ from lmstash.errors import LmstashError
 from lmstash.settings import resolve, resolve_all
 
 if TYPE_CHECKING:
-    from lmstash.store.disk.folder import Folder
+    from lmstash.store.disk.files.folder import Folder
 
 OK, NOTE, BAD = "ok", "note", "bad"
 REPAIR = "Run: lmstash verify --repair"
@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     findings += check_settings()
     where = location(arguments)
     if "://" not in where:
-        from lmstash.store.disk.folder import Folder
+        from lmstash.store.disk.files.folder import Folder
 
         findings += check_folder(Folder(where))
     bad = sum(each.level == BAD for each in findings)
@@ -124,7 +124,7 @@ def check_folder(folder: Folder) -> Iterator[Finding]:
         )
         return
     yield from check_access(folder)
-    from lmstash.store.disk.folder import NETWORK_FILE_SYSTEMS, file_system
+    from lmstash.store.disk.files.folder import NETWORK_FILE_SYSTEMS, file_system
 
     kind = file_system(folder.path)
     if kind in NETWORK_FILE_SYSTEMS:
@@ -193,7 +193,7 @@ def check_disk(folder: Folder, lies_on: Path) -> Iterator[Finding]:
 
 def check_index(folder: Folder) -> Iterator[Finding]:
     """Check that the index can be read and that it and the segments speak of the same files."""
-    from lmstash.store.disk.rows import IndexDamagedError
+    from lmstash.store.disk.files.rows import IndexDamagedError
 
     try:
         folder.describe()
@@ -231,7 +231,7 @@ class _Look(NamedTuple):
 
     @classmethod
     def at(cls, folder: Folder) -> _Look:
-        from lmstash.store.disk.index import Index
+        from lmstash.store.disk.indexing.index import Index
 
         index = Index(folder, read_only=True)
         try:

@@ -30,8 +30,8 @@ _TELLING = (
 
 def exchange_of(store: Store, entry: EntryInfo) -> dict[str, Any]:
     """Return `request` and `answer` of a kept response, JSON-able; None for what is not kept or cannot be read."""
-    from lmstash.caches.responses.answers import read_back
-    from lmstash.caches.responses.finding import open_value
+    from lmstash.caches.responses.answers.finding import open_value
+    from lmstash.caches.responses.answers.records import read_back
 
     kept = open_value(store, entry)
     try:

@@ -28,8 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Write the file, and say how many rows it has."""
     from lmstash.caches.models import ModelNames, names_model
+    from lmstash.caches.responses.answers.finding import Conditions
     from lmstash.caches.responses.exporting import export_responses
-    from lmstash.caches.responses.finding import Conditions
 
     if arguments.out == "-" and arguments.json:
         raise InvalidArgumentError("--json prints on stdout, too: name a file with --out")

@@ -44,7 +44,7 @@ def open_named(arguments: argparse.Namespace, *, write: bool = False, make: bool
     where = location(arguments)
     read_only = not write or bool(resolve("read_only").value)
     if "://" not in where and not make:
-        from lmstash.store.disk.folder import Folder
+        from lmstash.store.disk.files.folder import Folder
 
         folder = Folder(where)
         if not folder.description.exists():

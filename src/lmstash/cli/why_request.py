@@ -9,10 +9,10 @@ from typing import Any
 from lmstash.adapters.openai.endpoints import ENDPOINTS
 from lmstash.adapters.openai.question import RESERVED
 from lmstash.caches.models import ModelNames, fingerprint_of, read_digests
-from lmstash.caches.responses.answers import decode_record
-from lmstash.caches.responses.asking import KIND, Namer
-from lmstash.caches.responses.finding import Conditions, occurrence_of, scan
-from lmstash.caches.responses.requests import read_request
+from lmstash.caches.responses.answers.finding import Conditions, occurrence_of, scan
+from lmstash.caches.responses.answers.records import decode_record
+from lmstash.caches.responses.requests.asking import KIND, Namer
+from lmstash.caches.responses.requests.encoding import read_request
 from lmstash.cli.models import explain_models
 from lmstash.cli.place import model_of
 from lmstash.cli.why import miss

@@ -28,7 +28,7 @@ def interrupt() -> None:
 def test_a_handler_that_asks_ends_no_evaluation(stash):
     lm = CachedLM(Scripted(echo, reports=True), stash, model="m")
     lm._vouched._cost_seconds = -1.0  # it is always time to look
-    within = "/lm_eval/vouching.py"
+    within = "/lm_eval/who/vouching.py"
     total = at_line(0, lambda: lm.generate_until(asked(0)), lambda: None, within)
     assert total > 20
     for line in range(1, total + 1):
@@ -45,7 +45,7 @@ def test_a_handler_that_asks_ends_no_evaluation(stash):
         assert lm.counts.computed == before  # all were kept
 
 
-@pytest.mark.parametrize("within", ["/lm_eval/vouching.py", "/lm_eval/cached.py"])
+@pytest.mark.parametrize("within", ["/lm_eval/who/vouching.py", "/lm_eval/cached.py"])
 def test_no_call_that_was_interrupted_stays_under_way(stash, within):
     lm = CachedLM(Scripted(echo, reports=True), stash, model="m")
     total = at_line(0, lambda: lm.generate_until(asked(0)), lambda: None, within)

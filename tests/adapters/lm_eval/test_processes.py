@@ -148,7 +148,7 @@ def test_nobody_calls_where_all_ranks_find_all(stash):
 
 
 def test_ranks_of_a_model_that_is_not_sharded_do_not_wait_for_each_other(hflm):
-    from lmstash.adapters.lm_eval.ranks import must_be_even
+    from lmstash.adapters.lm_eval.asking.ranks import must_be_even
 
     lm = hflm()
     assert not must_be_even(lm, "loglikelihood")

@@ -12,10 +12,11 @@ from lmms_standins import Echo, Task, questions
 from tests.at_lines import at_line
 
 import lmstash
-from lmstash.adapters.lmms_eval import ResponseCache, response_cache
+from lmstash.adapters.lmms_eval import ResponseCache
+from lmstash.adapters.lmms_eval.answering import response_cache
 from lmstash.stash import Stash
 
-HERE = "/lmms_eval/response_cache.py"
+HERE = "/lmms_eval/answering/response_cache.py"
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def test_a_model_whose_meeting_was_interrupted_gets_its_own_answers(stash: Stash
         assert ask(cache, lm, docs) == ["b Q0 -> 0"]
 
 
-@pytest.mark.parametrize("within", ["/lmms_eval/instances.py", HERE])
+@pytest.mark.parametrize("within", ["/lmms_eval/answering/instances.py", HERE])
 def test_a_handler_that_evaluates_another_model_leaves_the_one_under_way(
     stash: Stash, monkeypatch: pytest.MonkeyPatch, within: str
 ) -> None:
@@ -90,11 +91,13 @@ def test_what_was_drawn_is_not_kept_though_a_handler_asks_before_it_would_be(sta
         cache.execute(lm, "generate_until", [drawn])
 
     cache.execute(lm, "generate_until", plain[:1])
-    total = at_line(0, draw, lambda: None, "/responses/shelf.py")
+    total = at_line(0, draw, lambda: None, "/responses/answers/shelf.py")
     assert 5 < total < 100
     for line in range(1, total + 1):
         asked = [plain[line]]
-        at_line(line, draw, lambda asked=asked: cache.execute(lm, "generate_until", asked), "/responses/shelf.py")
+        at_line(
+            line, draw, lambda asked=asked: cache.execute(lm, "generate_until", asked), "/responses/answers/shelf.py"
+        )
         before = lm.n_asked
         draw()
         assert lm.n_asked == before + 1

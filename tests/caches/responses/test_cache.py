@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 import lmstash
-from lmstash.caches.responses import MISSING, answers, register
-from lmstash.caches.responses.asking import namespace_of
+from lmstash.caches.responses import MISSING, register
+from lmstash.caches.responses.answers import records as answers
+from lmstash.caches.responses.requests.asking import namespace_of
 from lmstash.errors import InvalidArgumentError
 from lmstash.stash import Stash
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 import lmstash
 from lmstash.caches.responses import register
-from lmstash.caches.responses.answers import decode_answer, encode_answer
+from lmstash.caches.responses.answers.records import decode_answer, encode_answer
 from lmstash.errors import InvalidArgumentError
 from lmstash.stash import Stash
 

@@ -13,8 +13,8 @@ import pytest
 
 import lmstash
 from lmstash.caches.responses import MISSING
+from lmstash.caches.responses.answers.finding import Conditions
 from lmstash.caches.responses.exporting import export_responses, import_responses
-from lmstash.caches.responses.finding import Conditions
 from lmstash.errors import InvalidArgumentError, MissingDependencyError
 from lmstash.stash import Stash
 

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmstash.caches.responses import register
-from lmstash.caches.responses.answers import UnknownTypeError, decode_answer, encode_answer
-from lmstash.caches.responses.requests import ARGUMENTS, HARMLESS, NUMBERS, read_request
+from lmstash.caches.responses.answers.records import UnknownTypeError, decode_answer, encode_answer
+from lmstash.caches.responses.requests.encoding import ARGUMENTS, HARMLESS, NUMBERS, read_request
 from lmstash.codecs.records import decode_record
 from lmstash.errors import CorruptEntryError, InvalidArgumentError
 

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from lmstash.events import EventLog
-from lmstash.store.disk.rows import PLACE
+from lmstash.store.disk.files.rows import PLACE
 from lmstash.store.disk.store import DiskStore
 
 MOST_SECONDS = 400

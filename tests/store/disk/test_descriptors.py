@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lmstash.store.base import Write
-from lmstash.store.disk.segment import descriptors
+from lmstash.store.disk.files.segment import descriptors
 from lmstash.store.disk.store import DiskStore
 from lmstash.testing.samples import sample_bytes, sample_key
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from lmstash.store.base import Write
-from lmstash.store.disk.appender import Item
 from lmstash.store.disk.intake import item_of
 from lmstash.store.disk.store import DiskStore
+from lmstash.store.disk.writing.appender import Item
 
 
 def drop_index(folder: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 import lmstash
 from lmstash.errors import LmstashError, ReadOnlyError, StoreUnavailableError, UnsupportedFormatError
-from lmstash.store.disk import folder as folder_module
+from lmstash.store.disk.files import folder as folder_module
 from lmstash.store.disk.store import DiskStore
 
 NOBODY = 65534

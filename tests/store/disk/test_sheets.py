@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 from lmstash.store.base import Entry, Write
-from lmstash.store.disk import format as fmt
-from lmstash.store.disk import sheet_reading, sheet_writing, tables
-from lmstash.store.disk.rows import Row, place_of, row_id
-from lmstash.store.disk.segment import read_footer, scan
+from lmstash.store.disk.files import format as fmt
+from lmstash.store.disk.files.rows import Row, place_of, row_id
+from lmstash.store.disk.files.segment import read_footer, scan
+from lmstash.store.disk.indexing import tables
+from lmstash.store.disk.reading import sheets as sheet_reading
 from lmstash.store.disk.store import DiskStore
+from lmstash.store.disk.writing import sheets as sheet_writing
 from lmstash.store.sheets import Sheet, fetch_sheets, found_of, put_sheets
 from lmstash.testing import sample_bytes, sample_key
 from lmstash.testing.sheets import expected, fetched, sample_sheet

@@ -4,13 +4,9 @@ lm = CachedLM(HFLM(pretrained="..."), lmstash.open("runs/eval"))       # simple_
 install(); simple_evaluate(..., use_cache="runs/eval")                 # or the harness's own argument
 lmstash eval lm_eval --model hf --model_args pretrained=... --tasks ...  # or its own command line
 
-`identity.py` who answers · `addresses.py` where · `code_of.py` by which code ·
-`beside_classes.py` what the harness's classes call · `questions.py` what is asked · `imported.py` what the harness had
-kept · `partials.py` results as they come · `reporting.py` whose may be kept then · `running.py` calls in parts ·
-`chunks.py` how large · `ranks.py` several processes · `vouching.py` a model that changes ·
-`under_way.py` calls within calls · `answers.py` which answers are kept ·
-`made_in_calls.py` what it makes when it is needed · `stores.py` by which code · `cached.py` the wrapper ·
-`dropin.py` in place of the harness's cache · `importing.py` its databases · `launching.py` its command line.
+`who/` which model answers · `asking/` what is asked, in which parts, and which answers are kept · `cached.py` the
+wrapper · `under_way.py` calls within calls · `generators.py` whether a model drew · `dropin.py` in place of the
+harness's cache · `importing.py` its databases, `imported.py` answers from there · `launching.py` its command line.
 """
 
 from __future__ import annotations

@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.model import LM
 
-from lmstash.adapters.lm_eval.answers import is_kept, plain
-from lmstash.adapters.lm_eval.draws import Draws, Place
+from lmstash.adapters.lm_eval.asking.answers import is_kept, plain
+from lmstash.adapters.lm_eval.asking.draws import Draws, Place
+from lmstash.adapters.lm_eval.asking.partials import Hook
+from lmstash.adapters.lm_eval.asking.questions import Questions, tags_of
+from lmstash.adapters.lm_eval.asking.ranks import most_of_all, must_be_even
+from lmstash.adapters.lm_eval.asking.running import run
 from lmstash.adapters.lm_eval.generators import Generators
-from lmstash.adapters.lm_eval.identity import who_answers
 from lmstash.adapters.lm_eval.imported import ImportedAnswers
-from lmstash.adapters.lm_eval.made_anew import made_anew
-from lmstash.adapters.lm_eval.partials import Hook
-from lmstash.adapters.lm_eval.questions import Questions, tags_of
-from lmstash.adapters.lm_eval.ranks import most_of_all, must_be_even
-from lmstash.adapters.lm_eval.running import run
 from lmstash.adapters.lm_eval.under_way import Call
-from lmstash.adapters.lm_eval.vouching import Vouched
-from lmstash.caches.responses.asking import Asked
+from lmstash.adapters.lm_eval.who.identity import who_answers
+from lmstash.adapters.lm_eval.who.made_anew import made_anew
+from lmstash.adapters.lm_eval.who.vouching import Vouched
+from lmstash.caches.responses.answers.shelf import MISSING
 from lmstash.caches.responses.cache import Responses
-from lmstash.caches.responses.shelf import MISSING
+from lmstash.caches.responses.requests.asking import Asked
 from lmstash.errors import InvalidArgumentError, UnsupportedModelError
 from lmstash.events import MissReason
 from lmstash.identity.fingerprint import Fingerprint

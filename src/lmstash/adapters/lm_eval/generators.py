@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lmstash.caches.responses.sampling import is_sampled
+from lmstash.caches.responses.requests.sampling import is_sampled
 
 _SEED_BYTES = 8
 """Of a device's state, before that which says how much was drawn."""

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from lmstash.caches.responses.asking import Asked
-from lmstash.caches.responses.sampling import is_sampled
-from lmstash.caches.responses.shelf import MISSING, Shelf
+from lmstash.caches.responses.answers.shelf import MISSING, Shelf
+from lmstash.caches.responses.requests.asking import Asked
+from lmstash.caches.responses.requests.sampling import is_sampled
 from lmstash.caches.responses.who import Declared, named
 from lmstash.identity.keys import KeyFamily
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from lmstash.caches.responses.memos import Memos
+from lmstash.caches.responses.functions.memos import Memos
 from lmstash.identity.fingerprint import Fingerprint
 
 

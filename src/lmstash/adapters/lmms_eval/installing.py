@@ -8,10 +8,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from lmstash.adapters.lmms_eval.attaching import Building, building
-from lmstash.adapters.lmms_eval.invalidating import task_fingerprint
-from lmstash.adapters.lmms_eval.response_cache import ResponseCache
-from lmstash.adapters.lmms_eval.saved import delete_cache, delete_chosen, load_from_cache, save_to_cache
+from lmstash.adapters.lmms_eval.answering.response_cache import ResponseCache
+from lmstash.adapters.lmms_eval.saved_requests.attaching import Building, building
+from lmstash.adapters.lmms_eval.saved_requests.invalidating import task_fingerprint
+from lmstash.adapters.lmms_eval.saved_requests.saved import delete_cache, delete_chosen, load_from_cache, save_to_cache
 from lmstash.errors import LmstashError
 from lmstash.events import logger
 

@@ -13,11 +13,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
-from lmstash.adapters.lmms_eval.parts import parent_began, run_of_ranks
-from lmstash.adapters.lmms_eval.requests import Request
-from lmstash.adapters.lmms_eval.response_cache import ResponseCache, is_padding
-from lmstash.adapters.lmms_eval.saved import delete_chosen, save_to_cache
-from lmstash.caches.responses.asking import namespace_of
+from lmstash.adapters.lmms_eval.answering.response_cache import ResponseCache, is_padding
+from lmstash.adapters.lmms_eval.saved_requests.parts import parent_began, run_of_ranks
+from lmstash.adapters.lmms_eval.saved_requests.requests import Request
+from lmstash.adapters.lmms_eval.saved_requests.saved import delete_chosen, save_to_cache
+from lmstash.caches.responses.requests.asking import namespace_of
 from lmstash.errors import InvalidArgumentError
 from lmstash.events import logger
 
@@ -198,6 +198,6 @@ def _names(task_dict: Mapping[str, Any]) -> list[str]:
 
 
 def _default_place() -> str:
-    from lmstash.adapters.lmms_eval.saved import default_place
+    from lmstash.adapters.lmms_eval.saved_requests.saved import default_place
 
     return default_place()

@@ -13,12 +13,12 @@ from lmstash.adapters.openai.control import Control, read_control
 from lmstash.adapters.openai.judging import is_worth_keeping
 from lmstash.adapters.openai.question import Bypass, Question, read_question
 from lmstash.adapters.openai.recorded import Recorded, from_answer, to_answer
-from lmstash.caches.responses.asking import KIND, Asked
+from lmstash.caches.responses.answers.shelf import MISSING
 from lmstash.caches.responses.cache import Responses
-from lmstash.caches.responses.requests import HARMLESS, read_request
-from lmstash.caches.responses.sampling import is_sampled, seed_of
-from lmstash.caches.responses.shelf import MISSING
-from lmstash.caches.responses.steps import CALL, Steps, fly
+from lmstash.caches.responses.requests.asking import KIND, Asked
+from lmstash.caches.responses.requests.encoding import HARMLESS, read_request
+from lmstash.caches.responses.requests.sampling import is_sampled, seed_of
+from lmstash.caches.responses.single_flight.steps import CALL, Steps, fly
 from lmstash.errors import InvalidArgumentError
 from lmstash.events import DropReason, MissReason
 

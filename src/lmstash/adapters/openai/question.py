@@ -14,9 +14,9 @@ from urllib.parse import SplitResult, urlsplit
 
 from lmstash.adapters.openai.endpoints import Endpoint, endpoint_of
 from lmstash.adapters.openai.references import depends_on_state, points_at_uploads, said
-from lmstash.caches.responses.hiding import SECRETS
-from lmstash.caches.responses.sampling import is_sampled, seed_of
-from lmstash.caches.responses.urls import points_at_urls
+from lmstash.caches.responses.requests.hiding import SECRETS
+from lmstash.caches.responses.requests.sampling import is_sampled, seed_of
+from lmstash.caches.responses.requests.urls import points_at_urls
 
 RESERVED = "lmstash"
 """Our own field beside those of the body; a body that has it is not cached."""

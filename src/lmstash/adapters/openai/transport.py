@@ -16,7 +16,7 @@ from lmstash.adapters.openai.endpoints import endpoint_of
 from lmstash.adapters.openai.library import Case, Library
 from lmstash.adapters.openai.question import Bypass, lower
 from lmstash.adapters.openai.recorded import MARK, REASON, Recorded, record
-from lmstash.caches.responses.steps import drive, drive_async
+from lmstash.caches.responses.single_flight.steps import drive, drive_async
 
 if TYPE_CHECKING:
     from lmstash.stash import Stash

@@ -9,7 +9,7 @@ from lmstash.caches.forgetting.asked import Asked, Tokenizer
 from lmstash.caches.forgetting.trail import Trail, roots_said
 from lmstash.caches.kv.naming import KIND as KV
 from lmstash.caches.models import read_digests
-from lmstash.caches.responses import finding
+from lmstash.caches.responses.answers import finding
 from lmstash.caches.states import naming
 from lmstash.identity.chain import chain_root
 from lmstash.identity.tokens import TokenIds, digest_text

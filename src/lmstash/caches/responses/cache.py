@@ -7,21 +7,21 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lmstash.caches.responses.answers import is_kept
-from lmstash.caches.responses.asking import KIND, Asked, Asker, Namer, namespace_of
-from lmstash.caches.responses.counting import counts_of
-from lmstash.caches.responses.flights import flights_of
-from lmstash.caches.responses.given import check_ttl, listed, one_for_each
-from lmstash.caches.responses.shelf import MISSING, Shelf, Tags
-from lmstash.caches.responses.steps import CALL, Aside, Steps, drive, drive_async, fly
-from lmstash.caches.responses.urls import POLICIES
+from lmstash.caches.responses.answers.records import is_kept
+from lmstash.caches.responses.answers.shelf import MISSING, Shelf, Tags
+from lmstash.caches.responses.requests.asking import KIND, Asked, Asker, Namer, namespace_of
+from lmstash.caches.responses.requests.counting import counts_of
+from lmstash.caches.responses.requests.given import check_ttl, listed, one_for_each
+from lmstash.caches.responses.requests.urls import POLICIES
+from lmstash.caches.responses.single_flight.flights import flights_of
+from lmstash.caches.responses.single_flight.steps import CALL, Aside, Steps, drive, drive_async, fly
 from lmstash.caches.responses.who import who_is
 from lmstash.errors import InvalidArgumentError
 from lmstash.events import MissReason
 from lmstash.store.base import Removed, Store
 
 if TYPE_CHECKING:
-    from lmstash.caches.responses.finding import Conditions, Found
+    from lmstash.caches.responses.answers.finding import Conditions, Found
 
 
 class Responses:
@@ -212,7 +212,7 @@ class Responses:
         Raises:
             InvalidArgumentError: No function whose result can be kept.
         """
-        from lmstash.caches.responses.decorating import decorate
+        from lmstash.caches.responses.functions.decorating import decorate
 
         def decorator(fn: Callable[..., Any]) -> Callable[..., Any]:
             return decorate(self, fn, tags=tags, harmless=harmless, ttl_seconds=ttl_seconds)
@@ -229,7 +229,7 @@ class Responses:
                 as a pattern (`gsm8k*`); `text=`, in the request or the answer; `older_than=`, seconds since its last
                 use.
         """
-        from lmstash.caches.responses import finding
+        from lmstash.caches.responses.answers import finding
 
         chosen, place = _conditions(conditions), self._place()
         return iter(()) if place is None else finding.find(self.store, chosen, **place)
@@ -240,7 +240,7 @@ class Responses:
         Raises:
             InvalidArgumentError: There is no condition.
         """
-        from lmstash.caches.responses import finding
+        from lmstash.caches.responses.answers import finding
 
         chosen, place = _conditions(conditions), self._place()
         return Removed(0, 0) if place is None else finding.prune(self.store, chosen, dry_run=dry_run, **place)
@@ -392,7 +392,7 @@ class Responses:
 
 
 def _conditions(given: dict[str, Any]) -> Conditions:
-    from lmstash.caches.responses.finding import Conditions
+    from lmstash.caches.responses.answers.finding import Conditions
 
     try:
         return Conditions(**given)

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from lmstash.caches.models import ModelNames, fingerprint_of, name_model, read_digests
-from lmstash.caches.responses.answers import pack, read_back
-from lmstash.caches.responses.asking import KIND, Namer
-from lmstash.caches.responses.finding import Conditions, occurrence_of, scan
+from lmstash.caches.responses.answers.finding import Conditions, occurrence_of, scan
+from lmstash.caches.responses.answers.records import pack, read_back
+from lmstash.caches.responses.requests.asking import KIND, Namer
 from lmstash.caches.tags import NAMED
 from lmstash.errors import FormatError, InvalidArgumentError, MissingDependencyError
 from lmstash.store.base import Store, Write

@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lmstash.caches.responses.answers import copy_of, decode_answer
-from lmstash.caches.responses.asking import KIND, Asked
-from lmstash.caches.responses.flights import ABANDONED, Flight, computing
-from lmstash.caches.responses.given import check_ttl, listed, one_for_each
-from lmstash.caches.responses.shelf import MISSING
-from lmstash.caches.responses.steps import Aside, Pause, Wait, await_here, await_there
-from lmstash.caches.responses.waiting import Slow
+from lmstash.caches.responses.answers.records import copy_of, decode_answer
+from lmstash.caches.responses.answers.shelf import MISSING
+from lmstash.caches.responses.requests.asking import KIND, Asked
+from lmstash.caches.responses.requests.given import check_ttl, listed, one_for_each
+from lmstash.caches.responses.single_flight.flights import ABANDONED, Flight, computing
+from lmstash.caches.responses.single_flight.steps import Aside, Pause, Wait, await_here, await_there
+from lmstash.caches.responses.single_flight.waiting import Slow
 from lmstash.errors import InvalidArgumentError, MissingDependencyError
 from lmstash.events import MissReason
 
 if TYPE_CHECKING:
+    from lmstash.caches.responses.answers.shelf import Tags
     from lmstash.caches.responses.cache import Responses
-    from lmstash.caches.responses.shelf import Tags
 
 _LOOK_UP = 1024
 """So many are looked up at once."""

@@ -5,13 +5,9 @@
     <folder>/recency               when each entry was last used, mapped by every process
     <folder>/segments/<id>.seg     the records
 
-The files here, from the bytes up: `format` (records and segments as bytes), `folder` (paths, permissions, what file
-system this is), `segment` (one file), `rows`, `schema` and `index` (SQLite), `recency` (the mapped file), `room` (the
-limit), `appender` (this process's open segments), `reclaim` and `moving` (evicting and merging), `shrinking` (a
-lowered limit), `renumbering` (a shorter `recency`), `recovery` (after a crash or damage), `reading` and `lookup`
-(from keys to values), `cold_reading` and `kernel_reads` (around the page cache), `intake` and `putting` (from values
-to records), `sheet_reading` and `sheet_writing` (the same for thousands of small values), `value_reading` (of any
-lengths), `tables` (rows and headers as arrays), `locating` (thousands of keys at once), `survey` (all entries),
-`opened` (the parts together), `guarded` (interrupts), `forks` (what else happens to a process), `store` (the public
-class). The format is specified in `docs/format.md`.
+From the bytes up: `files` (records, segments and the folder, as bytes), `indexing` (SQLite: where each key is),
+`accounting` (uses and room), `reading`, `writing`, `reclaiming` (evicting and merging), `recovery` (after a crash or
+damage), `intake` (from values to indexed records), `opened` (the parts together), `putting` (writes in groups),
+`survey` (all entries), `store` (the public class); beside them `guarded` (interrupts) and `forks` (what else happens to
+a process). They import one way, in this order. The format is specified in `docs/format.md`.
 """

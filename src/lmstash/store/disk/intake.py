@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING
 from lmstash.errors import CapacityError
 from lmstash.events import EventLog
 from lmstash.store.base import Write, byte_views, check_write
-from lmstash.store.disk.appender import Appender, Item
-from lmstash.store.disk.format import TOMBSTONE, RecordType
-from lmstash.store.disk.index import Index
-from lmstash.store.disk.recency import Recency
-from lmstash.store.disk.reclaim import Reclaimer
-from lmstash.store.disk.rows import Row, row_ids
-from lmstash.store.disk.segment import SegmentWriter
-from lmstash.store.disk.shrinking import Shrinker
+from lmstash.store.disk.accounting.recency import Recency
+from lmstash.store.disk.files.format import TOMBSTONE, RecordType
+from lmstash.store.disk.files.rows import Row, row_ids
+from lmstash.store.disk.files.segment import SegmentWriter
+from lmstash.store.disk.indexing.index import Index
+from lmstash.store.disk.reclaiming.reclaim import Reclaimer
+from lmstash.store.disk.reclaiming.shrinking import Shrinker
+from lmstash.store.disk.writing.appender import Appender, Item
 
 if TYPE_CHECKING:
-    from lmstash.store.disk.adding import RowRun
+    from lmstash.store.disk.indexing.adding import RowRun
     from lmstash.store.sheets import Sheet
 
 
@@ -134,7 +134,7 @@ class Intake:
         Raises:
             OSError, CapacityError: The disk is full.
         """
-        from lmstash.store.disk.sheet_writing import MOST_BYTES, most_bytes
+        from lmstash.store.disk.writing.sheets import MOST_BYTES, most_bytes
 
         if any(sheet.values.shape[1] > MOST_BYTES for sheet in sheets):
             return False
@@ -165,7 +165,7 @@ class Intake:
     def _commit_sheets(
         self, writer: SegmentWriter, sheets: Sequence[Sheet], ids: Sequence[list[int]], expires_us: int
     ) -> None:
-        from lmstash.store.disk.sheet_writing import lay_out
+        from lmstash.store.disk.writing.sheets import lay_out
 
         now = int(time.time() * 1e6)
         first_slot, n_records, live_bytes = writer.first_slot + writer.count, 0, 0

@@ -7,28 +7,28 @@ from typing import TYPE_CHECKING
 
 from lmstash.errors import CapacityError, FormatError, StoreUnavailableError
 from lmstash.events import EventLog, MissReason
-from lmstash.store.disk.appender import Appender
-from lmstash.store.disk.folder import Folder
+from lmstash.store.disk.accounting.recency import Recency
+from lmstash.store.disk.accounting.renumbering import renumber
+from lmstash.store.disk.accounting.room import Room, Sizes, default_capacity_bytes
+from lmstash.store.disk.files.folder import Folder
+from lmstash.store.disk.files.format import OtherKeyError
+from lmstash.store.disk.files.rows import DAMAGE, IndexDamagedError, Row
+from lmstash.store.disk.files.segment import SegmentFile
 from lmstash.store.disk.forks import opening
-from lmstash.store.disk.format import OtherKeyError
-from lmstash.store.disk.index import Index
+from lmstash.store.disk.indexing.index import Index
 from lmstash.store.disk.intake import Intake
-from lmstash.store.disk.lookup import Lookup
-from lmstash.store.disk.recency import Recency
-from lmstash.store.disk.reclaim import Reclaimer
+from lmstash.store.disk.reading.lookup import Lookup
+from lmstash.store.disk.reclaiming.reclaim import Reclaimer
+from lmstash.store.disk.reclaiming.shrinking import Shrinker
 from lmstash.store.disk.recovery import Recovery, rebuild
-from lmstash.store.disk.renumbering import renumber
-from lmstash.store.disk.room import Room, Sizes, default_capacity_bytes
-from lmstash.store.disk.rows import DAMAGE, IndexDamagedError, Row
-from lmstash.store.disk.segment import SegmentFile
-from lmstash.store.disk.shrinking import Shrinker
+from lmstash.store.disk.writing.appender import Appender
 from lmstash.store.policies.base import Policy
 from lmstash.unset import UNSET
 
 if TYPE_CHECKING:
-    from lmstash.store.disk.lending import Lender
-    from lmstash.store.disk.sheet_reading import SheetReader
-    from lmstash.store.disk.value_reading import ValueReader
+    from lmstash.store.disk.reading.lending import Lender
+    from lmstash.store.disk.reading.sheets import SheetReader
+    from lmstash.store.disk.reading.values import ValueReader
 
 
 class Opened:
@@ -177,7 +177,7 @@ class Opened:
     def sheet_reader(self) -> SheetReader:
         """Return what reads many small records at once; loads numpy when it is first asked for."""
         if self._sheet_reader is None:
-            from lmstash.store.disk.sheet_reading import SheetReader
+            from lmstash.store.disk.reading.sheets import SheetReader
 
             self._sheet_reader = SheetReader(self.index, self.recency, self.lookup, self.events)
         return self._sheet_reader
@@ -185,7 +185,7 @@ class Opened:
     def value_reader(self) -> ValueReader:
         """Return what reads the values of many small records at once; loads numpy when it is first asked for."""
         if self._value_reader is None:
-            from lmstash.store.disk.value_reading import ValueReader
+            from lmstash.store.disk.reading.values import ValueReader
 
             self._value_reader = ValueReader(self.index, self.recency, self.lookup, self.events)
         return self._value_reader
@@ -193,7 +193,7 @@ class Opened:
     def lender(self) -> Lender:
         """Return what lends large values."""
         if self._lender is None:
-            from lmstash.store.disk.lending import Lender
+            from lmstash.store.disk.reading.lending import Lender
 
             self._lender = Lender(self.index, self.recency, self.lookup, self.events)
         return self._lender

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from lmstash.errors import CapacityError, LmstashError, ReadOnlyError, StoreUnavailableError
 from lmstash.events import DropReason, EventLog
 from lmstash.store.base import Write
-from lmstash.store.disk.appender import Item
-from lmstash.store.disk.folder import Folder
+from lmstash.store.disk.accounting.room import GROUP_ROWS
+from lmstash.store.disk.files.folder import Folder
+from lmstash.store.disk.files.rows import DAMAGE
 from lmstash.store.disk.intake import NoRoomError, expiry_us, item_of
 from lmstash.store.disk.opened import Opened
-from lmstash.store.disk.room import GROUP_ROWS
-from lmstash.store.disk.rows import DAMAGE
+from lmstash.store.disk.writing.appender import Item
 
 if TYPE_CHECKING:
     from lmstash.store.sheets import Sheet

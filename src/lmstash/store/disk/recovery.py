@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 
 from lmstash.errors import FormatError
 from lmstash.events import EventLog, logger
-from lmstash.store.disk.folder import Folder
-from lmstash.store.disk.format import (
+from lmstash.store.disk.accounting.recency import FIRST_SLOT, Recency, region
+from lmstash.store.disk.files.folder import Folder
+from lmstash.store.disk.files.format import (
     FLAG_PINNED,
     SEGMENT_HEADER_BYTES,
     Located,
@@ -26,10 +27,9 @@ from lmstash.store.disk.format import (
     pack_footer,
     pack_listing,
 )
-from lmstash.store.disk.index import Index
-from lmstash.store.disk.recency import FIRST_SLOT, Recency, region
-from lmstash.store.disk.rows import OPEN, SEALED, IndexDamagedError, Row, SegmentRow, checked_segment, row_id
-from lmstash.store.disk.segment import lock_if_abandoned, read_footer, read_segment_header, scan, seal_file
+from lmstash.store.disk.files.rows import OPEN, SEALED, IndexDamagedError, Row, SegmentRow, checked_segment, row_id
+from lmstash.store.disk.files.segment import lock_if_abandoned, read_footer, read_segment_header, scan, seal_file
+from lmstash.store.disk.indexing.index import Index
 
 
 class Recovery:

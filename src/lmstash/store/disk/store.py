@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 from lmstash.errors import InvalidArgumentError, LmstashError, ReadOnlyError, StoreUnavailableError
 from lmstash.events import EventLog, MissReason
 from lmstash.store.base import Buffer, Entry, EntryInfo, Removed, Selector, StoreInfo, VerifyReport, Write
-from lmstash.store.disk import forks, schema, survey
-from lmstash.store.disk.folder import Folder
-from lmstash.store.disk.lookup import Loaded, entry_of
+from lmstash.store.disk import forks, survey
+from lmstash.store.disk.accounting.room import GROUP_ROWS
+from lmstash.store.disk.files.folder import Folder
+from lmstash.store.disk.files.rows import DAMAGE, SURE_DAMAGE
+from lmstash.store.disk.indexing import schema
 from lmstash.store.disk.opened import Opened, connect
 from lmstash.store.disk.putting import Putting
-from lmstash.store.disk.room import GROUP_ROWS
-from lmstash.store.disk.rows import DAMAGE, SURE_DAMAGE
+from lmstash.store.disk.reading.lookup import Loaded, entry_of
 from lmstash.store.policies import policy_named
 from lmstash.unset import UNSET
 

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 
 from lmstash.errors import FormatError
 from lmstash.store.base import EntryInfo, NamespaceInfo, Removed, StoreInfo, VerifyReport, decode_meta, matches
+from lmstash.store.disk.accounting.recency import hits, last_used
+from lmstash.store.disk.files.rows import IndexDamagedError, Row, sane
 from lmstash.store.disk.opened import Opened
-from lmstash.store.disk.reading import read_one
-from lmstash.store.disk.recency import hits, last_used
-from lmstash.store.disk.rows import IndexDamagedError, Row, sane
+from lmstash.store.disk.reading.record import read_one
 
 
 def entries(opened: Opened, namespace: str | None) -> Iterator[EntryInfo]:

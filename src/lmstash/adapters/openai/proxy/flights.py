@@ -13,7 +13,7 @@ from lmstash.adapters.openai.library import Case
 from lmstash.adapters.openai.proxy.metrics import Metrics
 from lmstash.adapters.openai.proxy.upstream import Sent
 from lmstash.adapters.openai.recorded import Recorded, record
-from lmstash.caches.responses.steps import drive_async
+from lmstash.caches.responses.single_flight.steps import drive_async
 
 _MOST_BYTES = 2**30
 

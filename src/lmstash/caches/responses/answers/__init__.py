@@ -1,0 +1,1 @@
+"""Kept answers: their records, their shelf, and looking through them."""

@@ -1,0 +1,1 @@
+"""When each entry was last used, and what room there is."""

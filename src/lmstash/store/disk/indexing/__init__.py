@@ -1,0 +1,1 @@
+"""The index: an SQLite database that says where each key is."""

@@ -1,0 +1,1 @@
+"""Reading records, one or many, copied or lent, each checked before it is served."""

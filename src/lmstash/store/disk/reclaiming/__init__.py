@@ -1,0 +1,1 @@
+"""Getting room back: eviction and reclaim, which are one act."""
