@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import dis
 import functools
 import linecache
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -92,3 +93,21 @@ def at_line(line: int, work: Callable[[], object], act: Callable[[], object], wi
     finally:
         sys.settrace(old)
     return count
+
+
+def after_interrupt(loop: asyncio.AbstractEventLoop, ask: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    """Return what is answered in a loop that was interrupted, and close it.
+
+    Asked again once: what has come out of a task of the loop comes out of those that wait for it, once.
+    """
+    try:
+        return loop.run_until_complete(ask())
+    except KeyboardInterrupt:
+        return loop.run_until_complete(ask())
+    finally:
+        left = asyncio.all_tasks(loop)
+        for task in left:
+            task.cancel()
+        if left:
+            loop.run_until_complete(asyncio.wait(left))
+        loop.close()

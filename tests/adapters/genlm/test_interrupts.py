@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.at_lines import at_line
+from tests.at_lines import after_interrupt, at_line
 
 from lmstash.adapters.genlm import DynamicTokenTrie
 from lmstash.adapters.genlm.joining import Abandoned, Joiner
@@ -51,18 +51,7 @@ def test_after_an_interrupt_the_questions_of_the_same_loop_are_answered(error: t
             at_line(line, ask_both, interrupt, JOINING)
         for each in got:
             assert isinstance(each, TimeoutError | Abandoned) or float(each) in (1.0, 2.0)
-        for _ in range(2):  # what has come out of a task of the loop comes out of those that wait for it, once
-            with contextlib.suppress(Stop):
-                assert loop.run_until_complete(ask_next(joiner)) == 7.0
-                break
-        else:
-            pytest.fail(f"nothing is answered after an interrupt at line {line}")
-        left = asyncio.all_tasks(loop)
-        for task in left:
-            task.cancel()
-        if left:
-            loop.run_until_complete(asyncio.wait(left))
-        loop.close()
+        assert after_interrupt(loop, lambda joiner=joiner: ask_next(joiner)) == 7.0, line
 
 
 def kv_of(tokens: Sequence[int]) -> torch.Tensor:

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import torch
-from tests.at_lines import at_line
+from tests.at_lines import after_interrupt, at_line
 
 import lmstash
 from lmstash.caches.logprobs.joining import Joiner
@@ -195,15 +195,4 @@ def test_after_an_interrupt_the_queries_of_the_same_loop_are_answered(error):
                 interrupt,
                 "logprobs/joining.py",
             )
-        for _ in range(2):  # what has come out of a task of the loop comes out of those that wait for it, once
-            with contextlib.suppress(Stop):
-                assert loop.run_until_complete(ask_next(joiner)) == 7.0, line
-                break
-        else:
-            pytest.fail(f"nothing is answered after an interrupt at line {line}")
-        left = asyncio.all_tasks(loop)
-        for task in left:
-            task.cancel()
-        if left:
-            loop.run_until_complete(asyncio.wait(left))
-        loop.close()
+        assert after_interrupt(loop, lambda joiner=joiner: ask_next(joiner)) == 7.0, line

@@ -32,16 +32,22 @@ def begun(vouched):
     return call
 
 
+def answering(stash, answer):
+    """Begin a call in which an answer is kept, though nobody was told of it yet."""
+    who = Fickle()
+    vouched = Vouched(who, stash.store, object())
+    responses = stash.responses(vouched)
+    call = begun(vouched)
+    asked = responses.asker.ask(call.model, "q")
+    assert asked is not None
+    assert responses.shelf.keep([asked], [answer], [None], 0.0, None)[0] is not None
+    return who, vouched, responses, call, asked
+
+
 @pytest.mark.parametrize("late", [False, True], ids=["before it is seen", "while it is seen"])
 def test_what_a_changed_model_answered_is_taken_back(late):
     with lmstash.open("memory://", strict=True) as stash:
-        who = Fickle()
-        vouched = Vouched(who, stash.store, object())
-        responses = stash.responses(vouched)
-        call = begun(vouched)
-        asked = responses.asker.ask(call.model, "q")
-        assert asked is not None
-        assert responses.shelf.keep([asked], ["of another"], [None], 0.0, None)[0] is not None
+        who, vouched, responses, call, asked = answering(stash, "of another")
         who.now = named("n")
         if late:  # another thread has written it, and says so after the change was found
             vouched._check(call)
@@ -57,12 +63,7 @@ def test_what_a_changed_model_answered_is_taken_back(late):
 @pytest.mark.parametrize("changes", [False, True])
 def test_a_call_within_another_leaves_that_one_to_be_judged(changes):
     with lmstash.open("memory://", strict=True) as stash:
-        who = Fickle()
-        vouched = Vouched(who, stash.store, object())
-        responses = stash.responses(vouched)
-        call = begun(vouched)
-        asked = responses.asker.ask(call.model, "q")
-        responses.shelf.keep([asked], ["answer"], [None], 0.0, None)
+        who, vouched, responses, call, asked = answering(stash, "answer")
         vouched.kept(call, [asked])
         if changes:
             who.now = named("n")
@@ -76,12 +77,7 @@ def test_a_call_within_another_leaves_that_one_to_be_judged(changes):
 
 def test_what_was_kept_before_a_look_that_is_interrupted_is_taken_back_by_the_next(monkeypatch):
     with lmstash.open("memory://", strict=True) as stash:
-        who = Fickle()
-        vouched = Vouched(who, stash.store, object())
-        responses = stash.responses(vouched)
-        call = begun(vouched)
-        asked = responses.asker.ask(call.model, "q")
-        responses.shelf.keep([asked], ["of another"], [None], 0.0, None)
+        who, vouched, responses, call, asked = answering(stash, "of another")
         vouched.kept(call, [asked])
         who.now = named("n")
 
