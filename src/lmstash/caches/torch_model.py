@@ -111,17 +111,20 @@ class TorchModel:
         """Return how long a batch may be to be computed as any shorter one is; None for any length, 0 for none.
 
         By what the configuration says: some rotary embeddings turn otherwise in longer batches, for every prompt in
-        them, and BigBird's attention is whole in short ones.
+        them, BigBird's attention is whole in short ones, and an indexer that picks the best tokens (DeepSeek's) picks
+        others in longer batches where several score alike.
         """
         if getattr(self.base, "attention_type", None) == "block_sparse":
             return 0
         config = self.config
         ropes = [getattr(config, name, None) for name in ("rope_scaling", "rope_parameters")]
         before = first_number(config, "original_max_position_embeddings", "max_position_embeddings") or 0
-        return min((limit for rope in ropes for limit in _alike_tokens(rope, before)), default=None)
+        limits = [limit for rope in ropes for limit in _alike_tokens(rope, before)]
+        chosen = first_number(config, "index_topk")
+        return min([*limits, chosen] if chosen else limits, default=None)
 
     def _find_max_tokens(self) -> int | None:
-        limit = first_number(self.config, "max_position_embeddings", "n_positions")
+        limit = first_number(self.config, "max_position_embeddings", "n_positions", "max_seq_len")
         if limit is None:
             return None
         for path, module in self.base.named_modules():

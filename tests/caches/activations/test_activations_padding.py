@@ -263,11 +263,11 @@ def test_the_call_after_one_without_memory_shares_with_all_others(encoder, monke
     Activations(store, encoder)([SHORT], 1, on_miss="error")
 
 
-def build_moe(fraction):
+def build_moe(fraction, **more):
     sizes = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
     heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "num_experts": 4, "pad_token_id": 1}
     steps = {"encoder_sparse_step": 1, "decoder_sparse_step": 1, "max_position_embeddings": 256, "vocab_size": 128}
-    config = transformers.NllbMoeConfig(**sizes, **heads, **steps, moe_eval_capacity_token_fraction=fraction)
+    config = transformers.NllbMoeConfig(**sizes, **heads, **steps, moe_eval_capacity_token_fraction=fraction, **more)
     torch.manual_seed(0)
     return transformers.NllbMoeModel(config).eval().get_encoder()
 
@@ -282,6 +282,16 @@ def test_experts_with_room_for_so_many_tokens_of_a_batch_are_given_one_prompt_at
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
     assert ModelSource(model).runs_alone("block_out")
     assert not ModelSource(build_moe(1.0)).runs_alone("block_out")
+
+
+def test_experts_with_room_for_more_tokens_than_a_trial_has_are_given_one_prompt_at_a_time():
+    prompts = torch.randint(3, 128, (20, 60), generator=torch.Generator().manual_seed(0)).tolist()
+    alone = build_moe(-1.0, expert_capacity=64)
+    got = Activations(MemoryStore(), build_moe(-1.0, expert_capacity=64))(prompts, 0, "mean", site="final")
+    for ids, values in zip(prompts, got[:, 0], strict=True):
+        with torch.no_grad():
+            wanted = alone(input_ids=torch.tensor([ids]))[0][0].mean(dim=0)
+        torch.testing.assert_close(values, wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "options"), LEAKING, ids=lambda each: str(each).split("(")[0])

@@ -345,6 +345,32 @@ def test_rotary_embeddings_that_depend_on_the_prompt_length_are_not_kept_by_pref
     assert ModelSource(model).causal() is chained
 
 
+def test_an_indexer_whose_scores_tie_is_given_prompts_of_one_length():
+    attention = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8}
+    indexer = {"index_n_heads": 2, "index_head_dim": 8, "index_topk": 4}
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "n_shared_experts": 1}
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 16, "num_hidden_layers": 4}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 90, "first_k_dense_replace": 1}
+    torch.manual_seed(0)
+    config = transformers.DeepseekV32Config(**attention, **indexer, **experts, **sizes, **heads)
+    model = transformers.DeepseekV32ForCausalLM(config).eval()
+    prompts = [list(range(1, 8)), [12], list(range(20, 32)), list(range(40, 70))]
+    assert not ModelSource(model).causal()
+    got = Activations(MemoryStore(), model)(prompts, 0, None, site="final")
+    for ids, values in zip(prompts, got, strict=True):
+        with torch.no_grad():
+            wanted = model.model(torch.tensor([ids]))[0]
+        torch.testing.assert_close(values, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_prompt_longer_than_an_mpt_has_positions_for_is_refused():
+    config = transformers.MptConfig(d_model=32, n_heads=4, n_layers=2, vocab_size=90, max_seq_len=16)
+    acts = Activations(MemoryStore(), transformers.MptForCausalLM(config).eval())
+    assert acts([[5] * 16], 0).shape == (1, 1, 32)
+    with pytest.raises(InvalidArgumentError, match="17 tokens"):
+        acts([[5] * 17], 0)
+
+
 def test_roberta_positions_leave_fewer_tokens_than_the_table_has_rows():
     acts = Activations(MemoryStore(), build(FAMILIES[-2]))
     assert acts([[5] * 64], 0).shape == (1, 1, 32)

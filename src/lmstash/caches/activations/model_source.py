@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lmstash.caches.activations.batching import ACCELERATOR_BATCH_TOKENS, BATCH_TOKENS
 from lmstash.caches.activations.on_device import says_no_memory, to_device, to_host
-from lmstash.caches.activations.padding import pad, rounding_of, shows_company, shows_padding
+from lmstash.caches.activations.padding import has_room_for_so_many, pad, rounding_of, shows_company, shows_padding
 from lmstash.caches.activations.passes import passes_over
 from lmstash.caches.activations.pooling import Pool, pack_tokens, pool_tokens
 from lmstash.caches.activations.prompts import Prompts
@@ -174,10 +174,12 @@ class ModelSource(TorchModel):
         """Return whether each prompt must run by itself.
 
         Tried once for each site, and only where padding shows: whatever depends on the prompts beside it does on those.
+        Experts with room for so many tokens are believed untried: they run out of it in larger batches only.
         """
         if site not in self._runs_alone:
             shown = self.padded_tokens(site) == 0 and self.alike_tokens() != 0
-            self._runs_alone[site] = shown and self._tried(shows_company, site) is not False
+            by_room = shown and has_room_for_so_many(self.base)
+            self._runs_alone[site] = shown and (by_room or self._tried(shows_company, site) is not False)
             if self._runs_alone[site]:
                 logger.info("%s: the prompts beside a prompt show in %s, so each runs by itself", self.name, site)
         return self._runs_alone[site]
@@ -311,7 +313,7 @@ class ModelSource(TorchModel):
         return find_blocks(tower if isinstance(tower, nn.Module) else self.base, n_layers)
 
     def _is_blind_to_padding(self, site: str) -> bool:
-        if self.max_tokens == 0 or self.alike_tokens() == 0:
+        if self.max_tokens == 0 or self.alike_tokens() == 0 or has_room_for_so_many(self.base):
             return False
         try:
             if self.is_plain() and (self._says_causal() or self.causal()):

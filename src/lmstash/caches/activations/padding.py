@@ -1,8 +1,9 @@
 """Padding: how prompts of different lengths lie in one batch, and whether a model's values depend on what lies beside.
 
 A model that mixes tokens without regard to its attention mask (Fourier transforms, convolutions) computes other values
-for a prompt beside a longer one than alone. One that shares something out among the tokens of a batch (experts with
-room for so many) computes others beside any prompt. No configuration says so: it is tried.
+for a prompt beside a longer one than alone. One that shares something out among the tokens of a batch computes others
+beside any prompt. No configuration says so: it is tried, but for experts with room for so many tokens, which a trial
+would have to fill.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _LENGTHS = 2, 5, 11
 """Tokens of the prompts that are tried; odd ones, too, for models that work on chunks. More would cost more."""
@@ -98,6 +99,20 @@ def shows_company(
         for layer, values in enumerate(together)
         for row in range(_BESIDE)
     )
+
+
+def has_room_for_so_many(base: nn.Module) -> bool:
+    """Return whether modules name a capacity, as experts do that take so many tokens of a batch and drop the others."""
+    for module in base.modules():
+        rooms = {name: each for name, each in vars(module).items() if "capacity" in name and _is_number(each)}
+        # NLLB's experts have, by a fraction of the tokens. With all of them for each nothing is dropped.
+        if rooms and rooms.get("moe_eval_capacity_token_fraction", 0) < 1:
+            return True
+    return False
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _differs(got: Tensor, wanted: Tensor, rounding: float) -> bool:
