@@ -14,6 +14,8 @@ from lmstash.errors import MissingDependencyError, UnsupportedModelError
 
 _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope", "su")
 """Rotary embeddings whose early positions change with the length of the whole prompt."""
+TRIED_TOKENS = 24
+"""How long prompts are with which a model is tried."""
 
 
 class TorchModel:
@@ -28,8 +30,13 @@ class TorchModel:
         max_tokens: Longest prompt; None when the configuration names no limit.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, unknown_code: bool = False) -> None:
         """Look at `model`.
+
+        Args:
+            model: A transformers model, with peft's wrapper or without.
+            unknown_code: Whether it runs code that may do what its configuration does not say
+                (`ModelWatch.runs_unknown_code`).
 
         Raises:
             UnsupportedModelError: No transformers model, an encoder-decoder (not its encoder), a model on the meta
@@ -49,6 +56,7 @@ class TorchModel:
                 "Load them first (from_pretrained without device_map='meta')."
             )
         self.model = model
+        self._unknown_code = unknown_code
         self.name: str = getattr(config, "name_or_path", "") or type(model).__name__
         self._refuse_prompt_learning()
         whole: Any = model
@@ -84,7 +92,7 @@ class TorchModel:
         """Whether calling the base model alone is what the whole model would do on the way."""
         model = self.model
         plain = type(model).__module__.startswith("transformers.") and "forward" not in vars(model)
-        return plain and not (model._forward_hooks or model._forward_pre_hooks)
+        return plain and not (model._forward_hooks or model._forward_pre_hooks) and _is_of_transformers(type(model))
 
     def declared_causal(self) -> bool:
         """Whether a token depends on nothing after it, not even on how much follows, by what the configuration says."""
@@ -112,7 +120,8 @@ class TorchModel:
 
         By what the configuration says: some rotary embeddings turn otherwise in longer batches, for every prompt in
         them, BigBird's attention is whole in short ones, and an indexer that picks the best tokens (DeepSeek's) picks
-        others in longer batches where several score alike.
+        others in longer batches where several score alike. What code may do that nobody knows shows in trials, up to
+        their length.
         """
         if getattr(self.base, "attention_type", None) == "block_sparse":
             return 0
@@ -121,7 +130,11 @@ class TorchModel:
         before = first_number(config, "original_max_position_embeddings", "max_position_embeddings") or 0
         limits = [limit for rope in ropes for limit in _alike_tokens(rope, before)]
         chosen = first_number(config, "index_topk")
-        return min([*limits, chosen] if chosen else limits, default=None)
+        if chosen is not None:
+            limits.append(chosen)
+        if self._unknown_code:
+            limits.append(TRIED_TOKENS)
+        return min(limits, default=None)
 
     def _find_max_tokens(self) -> int | None:
         limit = first_number(self.config, "max_position_embeddings", "n_positions", "max_seq_len")
@@ -146,6 +159,18 @@ class TorchModel:
             raise UnsupportedModelError(
                 f"{self.name} has an activated LoRA, which begins where a later token says so. Unload the adapter."
             )
+
+
+def _is_of_transformers(kind: type) -> bool:
+    """Whether a class's passes run no function that somebody has put there, in however many wrappers."""
+    for name in ("forward", "__call__"):
+        function = getattr(kind, name)
+        while function is not None:
+            home = getattr(function, "__globals__", {}).get("__name__", "")
+            if home.partition(".")[0] not in ("transformers", "torch"):
+                return False
+            function = getattr(function, "__wrapped__", None)
+    return True
 
 
 def _is_encoder(module: Any) -> bool:

@@ -23,6 +23,7 @@ from typing import Any
 
 from lmstash.errors import UnsupportedModelError
 from lmstash.identity.code.asked_by_text import CodeByText
+from lmstash.identity.code.owners import owner_of, version_of
 from lmstash.identity.content.media import media_of
 from lmstash.identity.encoding import Component, encode
 
@@ -132,6 +133,8 @@ class Describer:
                 return self.module(value, path)
             if kind is torch.device:
                 return "device"
+            if kind is torch.Generator:
+                return ["generator", value.device.type, bytes(value.get_state().numpy())]
             if kind.__module__ == "torch" and kind.__name__ in _TORCH_NAMES:
                 return ["torch", str(value)]
         if isinstance(value, WITHOUT_MEANING) or kind.__module__ == _LOGURU:
@@ -185,11 +188,17 @@ class Describer:
         while self.tensors.get(path, tensor) is not tensor:
             path += "'"
         self.tensors[path] = tensor
+        kind = type(tensor)
+        told: list[Component] = ["tensor at", path]
+        if kind.__module__ != "torch" and not kind.__module__.startswith("torch."):  # it computes in its own way
+            told.append(
+                self.code(kind) if self.is_yours(kind) else [kind.__qualname__, version_of(owner_of(kind.__module__))]
+            )
         extra = {name: each for name, each in vars(tensor).items() if name not in TENSOR_MARKS}
         if extra and id(tensor) not in self._seen:
             self._see(tensor, path)
-            return ["tensor at", path, self.value(extra, path)]
-        return ["tensor at", path]
+            told.append(self.value(extra, path))
+        return told
 
     def _referent(self, reference: weakref.ref[Any], path: str) -> Component:
         """Return where it is told what a weak reference leads to: with the objects that the code names."""
@@ -239,7 +248,7 @@ class Describer:
             return ["op", value._qualname, self.code(value._init_fn, path), self.value(value._backend_fns, path)]
         item = getattr(value, "item", None)
         if kind.__module__ == "numpy" and item is not None and getattr(value, "shape", None) == ():
-            return ["numpy", kind.__name__, self.value(item(), path)]
+            return ["numpy", str(value.dtype), self.value(item(), path)]
         if kind.__module__ == "numpy" and kind.__name__ == "ndarray" and value.dtype.kind in "biufc":
             return ["numpy", str(value.dtype), list(value.shape), value.tobytes()]
         pil = sys.modules.get("PIL.Image")
@@ -339,13 +348,23 @@ def bound_to(value: Any) -> Any:
 
 
 def _fields(value: Any, kind: type) -> dict[Any, Any]:
-    fields = dict(getattr(value, "__dict__", {}))
+    return {**getattr(value, "__dict__", {}), **in_slots(value, kind)}
+
+
+def in_slots(value: Any, kind: type) -> dict[str, Any]:
+    """Return what an object of a class holds in slots."""
+    return {slot: getattr(value, slot) for slot in _slots(kind) if hasattr(value, slot)}
+
+
+@functools.lru_cache(maxsize=1024)
+def _slots(kind: type) -> tuple[str, ...]:
+    found: list[str] = []
     for base in kind.__mro__:
         slots = vars(base).get("__slots__", ())
         for slot in (slots,) if isinstance(slots, str) else slots:
-            if slot not in {"__dict__", "__weakref__"} and hasattr(value, slot):
-                fields[slot] = getattr(value, slot)
-    return fields
+            is_private = slot.startswith("__") and not slot.endswith("__")
+            found.append(f"_{base.__name__.lstrip('_')}{slot}" if is_private else slot)
+    return tuple(slot for slot in found if slot not in {"__dict__", "__weakref__"})
 
 
 def _is_transparent(kind: type) -> bool:

@@ -204,7 +204,7 @@ def test_a_model_that_ignores_its_state_is_found_out(make_model, stash, prompt, 
 
     monkeypatch.setattr(Lfm2ShortConv, "forward", forgetful)
     assert not continues(model, family_of(model))
-    kv = stash.kv(model)
+    kv = stash.kv(model, variant="forgetful")
     kv.generate(prompt(100), do_sample=False, max_new_tokens=3)
     assert list(kv.stats.passed_on) == ["it does not continue from its cache as it should"]
     assert [entry.meta["id"]["kind"] for entry in stash.store.entries("kv/")] == ["kv probe"]
@@ -280,13 +280,13 @@ def test_models_of_several_modalities_are_left_alone(stash):
 
 
 def test_a_config_of_another_model_s_code_must_prove_itself(make_model, stash, prompt):
-    """Code from outside transformers is asked once, and the answer is kept for other processes."""
+    """Code from elsewhere that somebody vouches for is asked once, and the answer is kept for other processes."""
 
     model = make_model()
     own = type("Custom", (type(model),), {"__module__": "somebody.else"})
     model.__class__ = own
     assert family_of(model).doubtful
-    kv = stash.kv(model)
+    kv = stash.kv(model, variant="as the original")
     for _ in range(2):
         kv.generate(prompt(100), do_sample=False, max_new_tokens=3)
         stash.flush()

@@ -8,6 +8,7 @@ import textwrap
 import threading
 import types
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -899,3 +900,71 @@ def test_a_module_with_names_that_are_no_texts_is_read(build_llama):
     before = fingerprint_model(model)
     mod.b = 3
     assert fingerprint_model(model) != before
+
+
+class InSlots(nn.Linear):
+    __slots__ = ("__hidden", "scale")
+
+    def __init__(self, size):
+        super().__init__(size, size)
+        self.scale, self.__hidden = 1.0, 1.0
+
+    def hide(self, value):
+        self.__hidden = value
+
+    def forward(self, given):
+        return super().forward(given) * self.scale * self.__hidden
+
+
+@pytest.mark.parametrize("change", [lambda layer: setattr(layer, "scale", 5.0), lambda layer: layer.hide(5.0)])
+def test_what_a_module_keeps_in_slots_counts(change):
+    layer = InSlots(4).eval()
+    watch = ModelWatch(layer)
+    before = watch.refresh()
+    change(layer)
+    assert not watch.unchanged(before)
+    assert fingerprint_model(layer) != before
+
+
+def test_what_somebody_puts_into_a_library_s_class_counts_where_code_of_theirs_asks_for_it(build_llama, monkeypatch):
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    model = build_llama()
+    plain = fingerprint_model(model)
+    monkeypatch.setattr(LlamaMLP, "gain", 1, raising=False)
+    assert fingerprint_model(model) == plain  # nobody asks
+    theirs = LlamaMLP.forward
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: theirs(self, x) * self.gain + self.config.shift[0])
+    monkeypatch.setattr(LlamaConfig, "shift", [0], raising=False)
+    watch = ModelWatch(model)
+    seen = {watch.refresh().hex}
+    monkeypatch.setattr(LlamaMLP, "gain", 4)
+    seen.add(watch.refresh().hex)
+    LlamaConfig.shift[0] = 1
+    seen.add(watch.refresh().hex)
+    assert fingerprint_model(model).hex in seen
+    assert len(seen) == 3
+
+
+def test_the_precision_of_one_number_counts():
+    class Holds(nn.Module):
+        def __init__(self, value):
+            super().__init__()
+            self.value = value
+
+    values = [np.array(0.5, np.float32), np.array(0.5, np.float64), np.float32(0.5), 0.5]
+    assert len({fingerprint_model(Holds(each).eval()).hex for each in values}) >= 3
+    assert fingerprint_model(Holds(values[0]).eval()) == fingerprint_model(Holds(np.array(0.5, np.float32)).eval())
+
+
+def test_a_generator_of_random_numbers_counts_by_where_it_stands():
+    layer = nn.Linear(2, 2).eval()
+    layer.draws = torch.Generator().manual_seed(1)
+    watch = ModelWatch(layer)
+    before = watch.refresh()
+    assert watch.refresh() == before
+    torch.rand(1, generator=layer.draws)
+    assert watch.refresh() != before
+    layer.draws.manual_seed(1)
+    assert watch.refresh() == before

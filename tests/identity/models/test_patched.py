@@ -223,6 +223,48 @@ def test_a_kernel_that_is_replaced_is_refused_unless_somebody_vouches_for_it(mod
     assert watch.recognise().hex == first
 
 
+def test_a_kernel_for_every_kind_of_tensor_is_refused_too(model: torch.nn.Module) -> None:
+    with torch.library._scoped_library("aten", "IMPL") as library:
+        library.impl("linear", lambda x, weight, bias=None: x @ weight.T * 2, "CompositeImplicitAutograd")
+        with pytest.raises(UnsupportedModelError, match="aten/linear/CompositeImplicitAutograd"):
+            lmstash.fingerprint(model)
+
+
+@pytest.mark.parametrize("of", ["torch", "transformers"])
+def test_code_that_is_put_into_a_method_counts_at_once(build_llama: Any, of: str) -> None:
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    def forward(self, given):
+        return given * 2
+
+    method = torch.nn.Linear.forward if of == "torch" else LlamaRMSNorm.forward
+    watch = watch_model(build_llama())
+    first, code = watch.recognise().hex, method.__code__
+    try:
+        method.__code__ = forward.__code__.replace(co_qualname=code.co_qualname)
+        assert watch.recognise().hex != first
+        assert lmstash.fingerprint(build_llama()).hex != first
+    finally:
+        method.__code__ = code
+    assert watch.recognise().hex == first
+
+
+def test_what_torchs_modules_take_for_its_functions_counts(build_llama: Any, put: Any) -> None:
+    class Functions:
+        def __getattr__(self, name):
+            return getattr(torch.nn.functional, name)
+
+        def linear(self, x, weight, bias=None):
+            return torch.nn.functional.linear(x, weight, bias) * 2
+
+    watch = watch_model(build_llama())
+    first = watch.recognise().hex
+    back = put(torch.nn.modules.linear, "F", Functions())
+    assert watch.recognise().hex != first
+    back()
+    assert watch.recognise().hex == first
+
+
 def test_what_is_no_function_in_the_place_of_one_of_transformers_counts(put: Any, build_llama: Any) -> None:
     from transformers.models.llama import modeling_llama
 

@@ -33,6 +33,25 @@ PLACES = [
 ]
 
 
+def test_code_that_is_put_into_a_function_counts(build_llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.integrations import sdpa_attention
+
+    def sdpa_attention_forward(module, query, key, value, attention_mask, *rest, **named):
+        return value, None
+
+    code = sdpa_attention_forward.__code__.replace(co_qualname="sdpa_attention_forward")
+    first = lmstash.fingerprint(build_llama()).hex
+    theirs = sdpa_attention.sdpa_attention_forward
+    before = theirs.__code__, theirs.__defaults__
+    try:
+        theirs.__code__ = code
+        after = lmstash.fingerprint(build_llama()).hex
+    finally:
+        theirs.__code__, theirs.__defaults__ = before
+    assert after != first
+    assert lmstash.fingerprint(build_llama()).hex == first
+
+
 def around(function: Any) -> Any:
     return lambda *given, **named: function(*given, **named)
 
@@ -87,6 +106,15 @@ def test_a_registry_and_a_method_of_its_own_count(build_llama: Any, monkeypatch:
         patch.setattr(modeling_utils.AttentionInterface, "__getitem__", lambda self, key: None, raising=False)
         assert watch.recognise().hex != first
     assert watch.recognise().hex == first
+
+
+def test_the_parts_of_what_torch_compiled_are_nobody_s_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = CodeGraph()
+    patched_library(graph)
+    for name in ("__compiled_fn_1_0f3c", "__resume_at_20_2"):
+        monkeypatch.setattr(generic, name, around(len), raising=False)
+    assert patched_library(CodeGraph()) == {}
+    assert graph.unchanged()
 
 
 def test_it_finds_transformers_own_places(monkeypatch: pytest.MonkeyPatch) -> None:

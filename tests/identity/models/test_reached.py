@@ -17,6 +17,7 @@ from lmstash.identity.memory import dict_stamps, object_words
 from lmstash.identity.models import watch as watch_module
 from lmstash.identity.models.glance import Glance
 from lmstash.identity.models.reached import Reached
+from lmstash.identity.models.sighting import addresses_of
 from lmstash.identity.models.structure import stamp
 from lmstash.identity.models.watch import ModelWatch
 
@@ -217,7 +218,7 @@ def _ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 
 def described(model: torch.nn.Module) -> Any:
     found, live = stamp(model)
-    return found, watch_module._addresses(live)
+    return found, addresses_of(live)
 
 
 @pytest.mark.usefixtures("_ways")

@@ -1,3 +1,4 @@
+import copy
 import gc
 import os
 import signal
@@ -76,6 +77,26 @@ def switch_attention(model):
     model.set_attn_implementation("eager")
 
 
+class Loud(torch.Tensor):
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        found = super().__torch_function__(func, types, args, kwargs or {})
+        return found * 2 if func is nn.functional.linear else found
+
+
+class LoudParameter(nn.Parameter, Loud):
+    pass
+
+
+def take_for_another_class(model):
+    weight = model.lm_head.weight
+    model.lm_head._parameters["weight"] = weight.as_subclass(Loud)
+
+
+def assign_another_class(model):
+    model.lm_head.weight.__class__ = LoudParameter
+
+
 def replace_module(model):
     model.model.layers[0].mlp.act_fn = nn.GELU()
 
@@ -97,6 +118,8 @@ def add_attribute_tensor(model):
 
 
 CHANGES = [
+    take_for_another_class,
+    assign_another_class,
     add_in_place,
     copy_in_place,
     edit_data,
@@ -621,3 +644,82 @@ def test_a_forked_child_does_not_wait_for_a_thread_it_does_not_have(build_llama)
             thread.join()
             os._exit(0 if answered == [True] else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+class Louder(torch.overrides.TorchFunctionMode):
+    by = 2
+
+    def __init__(self):
+        super().__init__()
+        self.more = 1
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        return found * self.by * self.more if func is nn.functional.linear else found
+
+
+def test_a_mode_counts_as_it_is(build):
+    watch = ModelWatch(build())
+    first = watch.refresh().hex
+    mode = Louder()
+    with mode:
+        seen = {first, watch.refresh().hex}
+        assert watch.refresh().hex in seen
+        mode.more = 3
+        assert not watch.unchanged()
+        seen.add(watch.refresh().hex)
+        Louder.by = 4
+        try:
+            seen.add(watch.refresh().hex)
+        finally:
+            Louder.by = 2
+    other = copy.deepcopy(mode)
+    with other:
+        seen.add(watch.refresh().hex)
+    assert len(seen) == 5
+    assert watch.refresh().hex == first
+
+
+def test_a_part_that_is_swapped_for_an_equal_one_is_read_again(build_llama):
+    model = build_llama()
+    watch = ModelWatch(model)
+    before, n_readings = watch.refresh(), watch.n_readings
+    assert (watch.refresh(), watch.n_readings) == (before, n_readings)
+    other = type(model.model)(model.config).eval()
+    other.load_state_dict(model.model.state_dict())
+    model.model = other
+    assert watch.refresh() == before
+    assert watch.n_readings > n_readings
+
+
+class Gained(nn.Module):
+    def __init__(self, inner, gain):
+        super().__init__()
+        self.inner, self.gain = inner, gain
+
+    def forward(self, given):
+        return self.inner(given) * self.gain
+
+
+def test_only_code_that_nobody_knows_and_nobody_vouches_for_is_unknown(build_llama):
+    model = build_llama()
+    watch = ModelWatch(model)
+    assert not watch.runs_unknown_code()
+    model.model.norm = Gained(model.model.norm, 2)
+    assert watch.refresh()
+    assert watch.runs_unknown_code()
+    assert not ModelWatch(model, variant="twice the norm").runs_unknown_code()
+
+
+def test_what_nests_too_deep_is_said_to(build_llama):
+    model = build_llama()
+    watch = ModelWatch(model)
+    deep = []
+    for _ in range(5000):
+        deep = [deep]
+    model.notes = deep
+    assert not watch.unchanged()
+    with pytest.raises(UnsupportedModelError, match="too deep"):
+        watch.refresh()
+    del model.notes
+    assert watch.refresh()

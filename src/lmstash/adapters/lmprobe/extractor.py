@@ -79,7 +79,7 @@ class CachedExtractor:
         self.extractor = extractor
         self._teller: tuple[Stash, Teller] | None = None
         self._recorder = Recorder()
-        self._source: tuple[int, bytes, ModelSource] | None = None
+        self._source: tuple[tuple[int, bytes, int], ModelSource] | None = None
 
     def extract(
         self,
@@ -177,9 +177,10 @@ class CachedExtractor:
     def _live(self, identity: Identity) -> ModelSource:
         """Return the model as a source: the same one as long as it is the same, since whether it is causal is tried."""
         model = self.extractor.model
-        if self._source is None or self._source[:2] != (id(model), identity.digest):
-            self._source = id(model), identity.digest, ModelSource(model)
-        return self._source[2]
+        told = id(model), identity.digest, identity.n_readings
+        if self._source is None or self._source[0] != told:
+            self._source = told, ModelSource(model, unknown_code=identity.unknown_code)
+        return self._source[1]
 
     def _run(self, call: _Call, invalidate: bool, cache_only: bool) -> tuple[Tensor, Tensor] | None:
         n_tokens = self._lengths(call)

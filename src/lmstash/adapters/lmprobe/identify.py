@@ -63,6 +63,10 @@ class Identity:
     """What it was read off, by name; empty where a fingerprint stands for all."""
     counts: Mapping[str, Any] = field(default_factory=dict)
     """Copies of the numbers and containers among the parts: what may turn out to be counters and logs."""
+    n_readings: int = 0
+    """How often a watched model had been read (see `ModelWatch.n_readings`)."""
+    unknown_code: bool = False
+    """Whether it runs code that nobody here knows (see `ModelWatch.runs_unknown_code`)."""
 
 
 def is_local_lmprobe(extractor: Any, remote: bool) -> bool:
@@ -102,7 +106,9 @@ def identify_model(extractor: Any) -> Identity:
     watched = watch(extractor, model)
     _forget_others(extractor, [model])
     fingerprint: Fingerprint = watched.refresh()
-    return Identity(fingerprint.digest, lambda: watched.unchanged(fingerprint), {})
+    unchanged = partial(watched.unchanged, fingerprint)
+    unknown = watched.runs_unknown_code()
+    return Identity(fingerprint.digest, unchanged, {}, n_readings=watched.n_readings, unknown_code=unknown)
 
 
 class Teller:

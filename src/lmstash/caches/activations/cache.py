@@ -102,6 +102,8 @@ class Activations:
         self._extractor = extractor
         self._variant = variant
         self._source: Source
+        self._n_readings = 0
+        """How often the model had been read when the source was made, which holds its parts."""
         if extractor is not None:
             self._source = ExtractorSource(extractor)
             self._watch = None
@@ -109,13 +111,14 @@ class Activations:
         else:
             from lmstash.identity.models.watch import watch_model
 
-            self._source = ModelSource(model)
+            source = ModelSource(model)
             if not assume_frozen:
-                settle(self._source, variant=variant)
+                settle(source, variant=variant)
             self._watch = watch_model(
                 model, variant=variant, strict_numerics=strict_numerics, assume_frozen=assume_frozen
             )
-            self._digest = self._watch.fingerprint.digest
+            self._source = ModelSource(model, unknown_code=self._watch.runs_unknown_code())
+            self._digest, self._n_readings = self._watch.fingerprint.digest, self._watch.n_readings
 
     @property
     def fingerprint(self) -> str:
@@ -297,9 +300,10 @@ class Activations:
         with self._at_rest(), self._lock:
             if self._watch is not None:
                 found = self._watch.refresh()
-                if found.digest != self._digest:
-                    self._source = ModelSource(self._model)
-                    self._digest = found.digest
+                told = found.digest, self._watch.n_readings
+                if told != (self._digest, self._n_readings):
+                    self._source = ModelSource(self._model, unknown_code=self._watch.runs_unknown_code())
+                    self._digest, self._n_readings = told
                 elif isinstance(self._source, ModelSource):
                     self._source = self._source.renewed()
             elif self._extractor is not None:

@@ -52,13 +52,13 @@ class ModelSource(TorchModel):
     max_retries = 0
     retry_seconds = 0.0
 
-    def __init__(self, model: Any) -> None:
-        """Find the blocks of `model`.
+    def __init__(self, model: Any, *, unknown_code: bool = False) -> None:
+        """Find the blocks of `model`; takes what `TorchModel` takes.
 
         Raises:
             UnsupportedModelError: An encoder-decoder, a model on the meta device, or one whose blocks cannot be found.
         """
-        super().__init__(model)
+        super().__init__(model, unknown_code=unknown_code)
         self._entry = self.base if self.may_skip_head() else model
         self.blocks = self._find_blocks()
         self.n_experts = first_number(self.config, "num_experts", "num_local_experts", "n_routed_experts")

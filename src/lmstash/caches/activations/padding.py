@@ -15,9 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lmstash.caches.torch_model import TRIED_TOKENS
+
 _LENGTHS = 2, 5, 11
 """Tokens of the prompts that are tried; odd ones, too, for models that work on chunks. More would cost more."""
-_WIDTH = 24
+_WIDTH = TRIED_TOKENS
 """Tokens they are padded to: those of a prompt beside them that fills the batch, as the longest one always does."""
 _BESIDE = 4
 """Prompts of that length that are tried side by side."""

@@ -98,7 +98,7 @@ class KV:
     @property
     def reason(self) -> str:
         """Why nothing is kept for this model; empty when it is served."""
-        return self._parts.family.reason
+        return self._parts.reason()
 
     @property
     def fingerprint(self) -> str:

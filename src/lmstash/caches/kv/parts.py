@@ -28,6 +28,12 @@ from lmstash.identity.models.watch import ModelWatch
 from lmstash.store.base import Store
 
 
+_UNKNOWN_CODE = (
+    "it runs code that lmstash does not know, which may look at how long the whole prompt is. If it does not, vouch for "
+    "it: variant='...'"
+)
+
+
 @dataclass(slots=True, weakref_slot=True, eq=False)
 class Parts:
     """One model over one store. Threads may share it."""
@@ -59,6 +65,12 @@ class Parts:
             return "a call in the midst of another one's look at the model"
         return self.family.reason
 
+    def reason(self) -> str:
+        """Return why nothing is kept for the model, as it was last read; empty where that is no matter of its kind."""
+        if self.watch.runs_unknown_code():
+            return self.family.reason or _UNKNOWN_CODE
+        return self.family.reason
+
     def names(self, fingerprint: Fingerprint) -> Names:
         """Return what entries of the model are called."""
         return Names.of(fingerprint.digest, self.salt, self.storage_dtype)
@@ -79,6 +91,8 @@ class Parts:
             return (
                 family.reason or "its cache is made of other layers than when stash.kv(model) was called: call it again"
             )
+        if reason := self.reason():
+            return reason
         if family.doubtful and not verdict(self.store, self.model, family, fingerprint):
             return "it does not continue from its cache as it should"
         return ""

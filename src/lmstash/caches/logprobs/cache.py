@@ -99,7 +99,7 @@ class Logprobs:
         self._joiners: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Joiner] = weakref.WeakKeyDictionary()
         self._places = PrefixTree()
         """The tokens of contexts that somebody holds. They are the same whoever computes."""
-        self._digest = b""
+        self._digest, self._n_readings = b"", 0
         self._engine: Engine | None = None
         self._in_use = False
         """Whether the engine is at work, or was when an interrupt ended that: what it has in RAM may be half changed.
@@ -244,16 +244,17 @@ class Logprobs:
 
     def _now(self) -> Engine:
         """Return what is known of the model as it is now: nothing, if it has changed. The lock is held."""
-        found = self._watch.recognise()
+        found, n_readings = self._watch.recognise(), self._watch.n_readings
         engine = self._engine
-        known = engine is not None and found.digest == self._digest and engine.model.device == engine.device
+        told = found.digest == self._digest and n_readings == self._n_readings
+        known = engine is not None and told and engine.model.device == engine.device
         if engine is not None and known and not self._in_use:
             return engine
         if found.digest == self._digest:
             self._saver.flush()
         self._saver.drop()
         self._let_go()  # what it holds goes first
-        model = LanguageModel(self._model)
+        model = LanguageModel(self._model, unknown_code=self._watch.runs_unknown_code())
         owner = Owner(self.store, found.digest, model.name, self._salt, self._private, self._ttl_seconds)
         watch, store = self._watch, self.store  # not `self`, which must be free to go
         publisher = Publisher(
@@ -263,7 +264,7 @@ class Logprobs:
             on_saved=lambda: describe_model(store, found, model.name),
         )
         self._engine = Engine(model, owner, publisher, keep=self._keep, budgets=self._budgets)
-        self._digest = found.digest
+        self._digest, self._n_readings = found.digest, n_readings
         self._saver.publisher = publisher
         return self._engine
 

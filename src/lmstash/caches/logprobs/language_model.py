@@ -48,13 +48,13 @@ class LanguageModel(TorchModel):
         finals: An example of final states, `[1, width]`.
     """
 
-    def __init__(self, model: Any) -> None:
-        """Look at `model` and probe it (four passes of eleven tokens).
+    def __init__(self, model: Any, *, unknown_code: bool = False) -> None:
+        """Look at `model` and probe it (four passes of eleven tokens); takes what `TorchModel` takes.
 
         Raises:
             UnsupportedModelError: It is no causal language model, or as `TorchModel`.
         """
-        super().__init__(model)
+        super().__init__(model, unknown_code=unknown_code)
         if self.whole is not model and (model._forward_hooks or model._forward_pre_hooks):
             raise UnsupportedModelError(f"{self.name} has hooks on its adapter's wrapper, which is not what is called.")
         if self._rotates():

@@ -18,21 +18,17 @@ Not seen: state that a function reaches neither through its arguments, its modul
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from enum import Enum
 from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
-from itertools import chain
-from operator import is_, methodcaller
 from pathlib import Path
 from types import (
     BuiltinFunctionType,
-    CellType,
     CodeType,
     FunctionType,
     MethodDescriptorType,
@@ -51,14 +47,22 @@ from lmstash.identity.code.bytecode import (
     parts_of,
     plain_component,
 )
-from lmstash.identity.code.owners import BY_NAME, defined_in, is_foreign, is_installed, is_installed_file, owner_of
+from lmstash.identity.code.owners import (
+    BY_NAME,
+    defined_in,
+    is_foreign,
+    is_installed,
+    is_installed_file,
+    is_of_its_file,
+    owner_of,
+)
+from lmstash.identity.code.watched import Watched
 from lmstash.identity.encoding import Component, encode
-from lmstash.identity.memory.dict_stamps import Stamps
 
 _PYTHON = f"{sys.implementation.name}-{sys.version_info.major}.{sys.version_info.minor}"
 
 
-class CodeGraph:
+class CodeGraph(Watched):
     """Collects the code reachable from classes and functions. Not for several threads at once.
 
     Reading is done once per object; `unchanged` says whether anything that was read has been replaced since.
@@ -76,15 +80,7 @@ class CodeGraph:
         self._units: dict[str, str] = {}
         self._seen: dict[int, str] = {}
         self._alive: list[Any] = []  # what was read, so that its id stays its own
-        self._places: list[tuple[Mapping[str, Any], str, Any, bytes | None]] = []
-        self._classes: list[Mapping[str, Any]] = []
-        self._members: list[Any] = []
-        self._n_members: list[int] = []
-        self._stamps: Stamps | None = None
-        self._named: list[tuple[Mapping[str, Any], list[str], list[Any]]] = []
-        self._functions: list[tuple[FunctionType, Any, Any, Any]] = []
-        self._cells: list[tuple[CellType, Any, bytes | None]] = []
-        self._looks: list[tuple[Callable[[], Any], Any]] = []
+        super().__init__()
         self.objects: dict[str, Any] = {}
         """Other things that your own code names as globals, by where; whoever asked for the code describes them."""
 
@@ -102,50 +98,6 @@ class CodeGraph:
         roots = {name.partition(".")[0] for name in self._units} - BY_NAME
         versions = {root: getattr(sys.modules.get(root), "__version__", None) for root in sorted(roots)}
         return {root: version for root, version in versions.items() if isinstance(version, str)}
-
-    def unchanged(self) -> bool:
-        """Return whether classes, functions and globals are still the objects that were read. Costs about 0.03 ms."""
-        for namespace, name, value, data in self._places:
-            if namespace.get(name) is not value or (data is not None and self._mutable(value) != data):
-                return False
-        for function, code, defaults, named in self._functions:  # as autoreloaders swap them
-            if function.__code__ is not code or function.__defaults__ is not defaults:
-                return False
-            if function.__kwdefaults__ is not named:
-                return False
-        if not all(self._holds(*each) for each in self._cells) or any(look() != seen for look, seen in self._looks):
-            return False
-        stamps = self._stamps
-        if stamps is None:
-            tables = [*self._classes, *(table for table, _, _ in self._named)]
-            proxied = (each if isinstance(each, dict) else gc.get_referents(each)[0] for each in tables)
-            stamps = self._stamps = Stamps(proxied)
-        return stamps.hold(self._same_members)
-
-    def _same_members(self) -> bool:
-        members = chain.from_iterable(map(methodcaller("values"), self._classes))
-        if list(map(len, self._classes)) != self._n_members or not all(map(is_, members, self._members)):
-            return False
-        return all(all(map(is_, map(table.get, names), values)) for table, names, values in self._named)
-
-    def watch(self, look: Callable[[], Any]) -> None:
-        """Have `unchanged` say no once `look` returns something else than now. It is called at each look."""
-        self._looks.append((look, look()))
-
-    def watch_names(self, table: Mapping[str, Any], names: list[str]) -> None:
-        """Have `unchanged` say no once a module or class has others, or none any more, under these names than now."""
-        self._named.append((table, names, [table.get(name) for name in names]))
-        self._stamps = None
-
-    def watch_class(self, cls: type) -> None:
-        """Have `unchanged` say no once a class has other members than now."""
-        self._watch_table(vars(cls))
-
-    def _watch_table(self, table: Mapping[str, Any]) -> None:
-        self._classes.append(table)
-        self._members += table.values()
-        self._n_members.append(len(table))
-        self._stamps = None
 
     def add(self, code: Any) -> str:
         """Read a class, function or builtin and what it leads to; return its qualified name."""
@@ -206,12 +158,13 @@ class CodeGraph:
         module = str(function.__globals__.get("__name__"))  # `__module__` is copied about by functools.wraps
         name = f"{module}.{function.__code__.co_qualname}"
         owner = self._owner(module)
-        if owner in BY_NAME:
+        if owner in BY_NAME and is_of_its_file(function):
             name = self._note(function, name, "by name")
         elif self._pinned(module):
             name = self._note(function, name, "by version")
-        elif owner == "transformers":
+        elif owner == "transformers" and is_of_its_file(function):
             name = self._note(function, name, "file", _file_digest(module))
+            self.watch_code([function])
         else:
             name = self._add_bytecode(function, name)
         self._add_closure(function, name)
@@ -332,28 +285,10 @@ class CodeGraph:
         """Return names that a function asks for elsewhere than in its code."""
         return frozenset()
 
-    def _encoded(self, value: Any) -> bytes | None:
-        """Return what tells a plain value from others; None where it holds anything else."""
-        return encoded(value)
-
-    def _mutable(self, value: Any) -> bytes | None:
-        """Return what tells a value that may change in place from what it comes to be; None for others."""
-        return self._encoded(value) if isinstance(value, list | dict | set) else None
-
-    def _holds(self, cell: CellType, held: Any, data: bytes | None) -> bool:
-        """Whether a cell holds what it held."""
-        try:
-            return cell.cell_contents is held and (data is None or self._mutable(held) == data)
-        except ValueError:  # an empty cell
-            return False
-
     def _link(self, place: str, name: str) -> None:
         """Note which code lies in a place, where the place's own name does not say it."""
         if place.replace(":", ".") != name:
             self._units[f"{place} is"] = name
-
-    def _place(self, namespace: Mapping[str, Any], name: str, value: Any) -> None:
-        self._places.append((namespace, name, value, self._mutable(value)))
 
     def _follow(self, here: str, value: Any, name: str) -> None:
         """Read what code in a module leads to, and note under what name it does."""

@@ -32,6 +32,16 @@ def defined_in(code: Any) -> str:
     return str(getattr(code, "__module__", None))
 
 
+def is_of_its_file(function: FunctionType) -> bool:
+    """Return whether a function's code was written in its module's file, and not put there (`f.__code__ = ...`).
+
+    Code that was made of no file is believed.
+    """
+    written = function.__code__.co_filename
+    path = getattr(sys.modules.get(defined_in(function)), "__file__", None)
+    return written[:1] == "<" or path is None or written == path or not path.endswith(".py")
+
+
 def is_installed(module: str) -> bool:
     """Return whether a module belongs to an installed package, whose version pins what its globals hold."""
     if module not in sys.modules:  # it may be loaded later

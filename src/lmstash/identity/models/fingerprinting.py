@@ -77,7 +77,7 @@ def read_model(
     try:
         found = structure.read(model, variant=variant, strict_numerics=strict_numerics)
     except RecursionError:
-        raise UnsupportedModelError("something on the model nests too deep, or holds itself. Remove it.") from None
+        raise UnsupportedModelError(structure.TOO_DEEP) from None
     dense = dict(structure.named(found.tensors))
     digests, kept, watched = probe.content_digests(dense, known)
     tensors: dict[Component, Component] = {

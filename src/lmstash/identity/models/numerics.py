@@ -6,14 +6,19 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable
 from functools import lru_cache
+from hashlib import sha256
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
-from lmstash.identity.encoding import Component
+from lmstash.identity.describe import Describer
+from lmstash.identity.encoding import Component, encode
 
 if TYPE_CHECKING:
     import torch
 
+_marks: WeakKeyDictionary[Any, bytes] = WeakKeyDictionary()
+"""What modes are called: not by a mark on them, which copies would bear, too."""
 _ANYWHERE = {"fp32_precision": "none"}
 _BY_DEVICE: dict[str, dict[str, str]] = {
     "cpu": {
@@ -111,11 +116,16 @@ def _modes() -> list[Any]:
 
 
 def _mark(mode: Any) -> str:
-    """Return a name of the mode's own: what it does cannot be compared, so nothing is shared with any other."""
+    """Return a name of the mode's own as it is: what it does cannot be compared, so nothing is shared with another."""
+    from lmstash.identity.code.asked_by_text import CodeByText
+
+    describer = Describer(CodeByText(), lenient=True, follow_code=False)
+    held = encode([describer.value(each, "mode") for each in (vars(mode), dict(vars(type(mode))))])
     try:
-        return vars(mode).setdefault("_lmstash_mark", os.urandom(16).hex())
-    except TypeError:
-        return os.urandom(16).hex()
+        own = _marks.setdefault(mode, os.urandom(16))
+    except TypeError:  # it cannot be hashed
+        own = os.urandom(16)
+    return sha256(own + held).hexdigest()
 
 
 def device_types(tensors: Iterable[torch.Tensor]) -> list[str]:

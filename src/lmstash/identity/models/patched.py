@@ -14,7 +14,7 @@ from types import BuiltinFunctionType, FunctionType, MethodDescriptorType, Metho
 from typing import TYPE_CHECKING, Any
 
 from lmstash.errors import UnsupportedModelError
-from lmstash.identity.code.digests import defined_in, owner_of
+from lmstash.identity.code.owners import defined_in, is_of_its_file, owner_of
 from lmstash.identity.encoding import Component
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _MODULES = ("torch", "torch.nn.functional", "torch.linalg", "torch.special", "torch.fft", "torch._C._nn")
 _MODULE = "torch.nn.modules.module.Module"
+_FUNCTIONAL = "F"
+"""How torch's modules name `torch.nn.functional`."""
 _HARMLESS = frozenset({f"{_MODULE}.{name}" for name in ("smart_apply", "__init__", "__setstate__")})
 """What makes modules: transformers replaces the first with each model, `torch.compile` the others when first used."""
 _ALIASES = frozenset(
@@ -34,7 +36,12 @@ _ALIASES = frozenset(
 """Places whose functions have other names, as torch is made."""
 _OWN_KERNELS = frozenset({"aten/_foreach_mm/CUDA", "aten/linalg_lu_solve.out/MPS"})
 """Kernels that torch itself makes in this way."""
-_KEYS = frozenset({"CPU", "CUDA", "AutogradCPU", "AutogradCUDA", "Autograd", "MPS", "XPU"})
+_KEYS = frozenset(
+    {
+        *("CPU", "CUDA", "AutogradCPU", "AutogradCUDA", "Autograd", "MPS", "XPU"),
+        *("CompositeImplicitAutograd", "CompositeExplicitAutograd"),
+    }
+)
 """What computes; torch puts others in the place of those that only say shapes or map over batches."""
 _OWN = frozenset({"torch", "typing", "typing_extensions", "collections"})
 """torch imports words for annotations from the others."""
@@ -85,10 +92,17 @@ def patched(model: Any, code: CodeGraph, *, lenient: bool = False) -> dict[Compo
         table = vars(sys.modules[name]) if name in sys.modules else {}
         code.watch_names(table, [each for each, value in list(table.items()) if callable(value)])
         look(name, table)
+    functional = sys.modules["torch.nn.functional"]
     classes = {base: None for module in model.modules() for base in type(module).__mro__}
     for cls in (*classes, sys.modules["torch"].Tensor):
         if owner_of(cls.__module__) == "torch":
             place = f"{cls.__module__}.{cls.__qualname__}"
+            code.watch_code([each for each in vars(cls).values() if isinstance(each, FunctionType)])
+            home = vars(sys.modules[cls.__module__])
+            code.watch_names(home, [_FUNCTIONAL])
+            if home.get(_FUNCTIONAL, functional) is not functional:
+                found[f"{cls.__module__}.{_FUNCTIONAL}"] = "replaced"
+                code.objects[f"{cls.__module__}.{_FUNCTIONAL}"] = home[_FUNCTIONAL]
             if place == _MODULE:  # behind it is nothing that a new name could hide
                 names = [name for name in vars(cls) if f"{place}.{name}" not in _HARMLESS]
                 code.watch_names(vars(cls), [*names, "__getattribute__"])
@@ -128,6 +142,8 @@ def _foreign(name: str, value: Any) -> Iterator[Any]:
     elif isinstance(value, FunctionType | type):
         if owner not in _OWN and not (isinstance(value, type) and owner == "builtins"):
             yield value
+        elif isinstance(value, FunctionType):
+            yield from () if is_of_its_file(value) else (value,)
     elif isinstance(value, _NATIVE):
         holder = getattr(value, "__self__", None)
         if getattr(value, "__module__", None) is not None:

@@ -21,7 +21,7 @@ from types import BuiltinFunctionType, FunctionType, MethodDescriptorType, Metho
 from typing import TYPE_CHECKING, Any
 
 from lmstash.identity.code.digests import owner_of
-from lmstash.identity.code.owners import BY_NAME, defined_in
+from lmstash.identity.code.owners import BY_NAME, defined_in, is_of_its_file
 from lmstash.identity.encoding import Component
 from lmstash.identity.memory.dict_stamps import Stamps
 
@@ -50,6 +50,8 @@ _ALIASES = frozenset({"transformers.pytorch_utils.compile_compatible_method_lru_
 _READ_ELSEWHERE = frozenset({"ROPE_INIT_FUNCTIONS", "LOSS_MAPPING", "__builtins__"})
 """Dicts of functions that `registered` reads, or that no forward pass calls."""
 _PLAIN = frozenset({type(None), bool, int, float, str, bytes, tuple, list, dict, set, frozenset, ModuleType})
+_COMPILED = ("__compiled_fn_", "__resume_at_")
+"""Begins names by which only what `torch.compile` has made of a function finds its parts, in the function's module."""
 _NESTED = 6
 
 
@@ -114,7 +116,7 @@ class LibraryParts:
         found: list[tuple[str, list[Any] | str]] = []
         for place, table, of in tables:
             for name, value in list(table.items()):
-                if type(value) in _PLAIN:
+                if type(value) in _PLAIN or str(name).startswith(_COMPILED):
                     continue
                 where = f"{place}.{name}"
                 what = [*_foreign(value, name, of if isinstance(of, ModuleType) else None)]
@@ -183,7 +185,7 @@ def _foreign(value: Any, name: Any, module: ModuleType | None, depth: int = 0) -
     if isinstance(value, _INNER):
         yield from chain.from_iterable(map(into, _inner(value)))
     elif isinstance(value, FunctionType):
-        if not _is_own(value, name, module):
+        if not (_is_own(value, name, module) and is_of_its_file(value)):
             yield value
             return
         for cell in value.__closure__ or ():  # decorators hold what they decorate

@@ -21,6 +21,7 @@ from lmstash.forks import renew_after_fork
 from lmstash.identity.fingerprint import Fingerprint
 from lmstash.identity.keys import Key
 from lmstash.identity.models.fingerprinting import Reading, read_model
+from lmstash.identity.models.sighting import WHOLE_BYTES, Sighting, addresses_of, versions_of
 from lmstash.interrupts import held_here
 
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
     from lmstash.identity.models.glance import Glance
 
-WHOLE_BYTES = 2**30
-"""Weights on the CPU up to this size are read wholly on every `refresh`, where the kernel does not watch them."""
 _SHARE = 0.05
 """Of the time that `recognise` may spend on whole looks."""
 _MOST_SETTINGS = 64
@@ -67,6 +66,8 @@ class ModelWatch:
         self._lock = threading.RLock()
         self._probing = threading.RLock()  # a probe is for one thread at a time
         self._suspect = False
+        self.n_readings = 0
+        """How often the model was read: after another time its parts may be other objects, equal as they are."""
         self._reading: Reading | None = None
         self._stamp: list[object] = []
         self._addresses: list[object] = []
@@ -93,6 +94,15 @@ class ModelWatch:
         if reading is None:
             raise UnsupportedModelError("the model changed into one that cannot be cached. Call refresh() to see why.")
         return self._as_set(reading) if self._frozen else reading.fingerprint
+
+    def runs_unknown_code(self) -> bool:
+        """Return whether the model, as last read, runs code that nobody here knows and nobody has vouched for.
+
+        That is code of yours, remote code, and layers of packages unknown here: what the configuration says of the
+        model may not hold of them. A `variant` vouches.
+        """
+        reading = self._reading
+        return self._variant is None and reading is not None and reading.structure.code.reads_all
 
     def refresh(self) -> Fingerprint:
         """Look whether the model changed, and return who it is now. Call it before serving hits.
@@ -258,10 +268,13 @@ class ModelWatch:
         if self._reading is None:
             return False
         code = self._reading.structure.code
-        found, live = stamp(self._model, code)
-        if found != self._stamp or _addresses(live) != self._addresses or not code.unchanged():
+        try:
+            found, live = stamp(self._model, code)
+        except UnsupportedModelError:  # which is said when it is read
             return False
-        versions = _versions(live)
+        if found != self._stamp or addresses_of(live) != self._addresses or not code.unchanged():
+            return False
+        versions = versions_of(live)
         if versions != self._versions:
             budget_bytes = None
         if budget_bytes != 0 or self._reading.probe.on_devices:  # else another thread's look would be waited for
@@ -291,16 +304,17 @@ class ModelWatch:
 
         known = self._reading.known if self._reading else {}
         self._reading = self._glance = None
+        self.n_readings += 1
         for _ in range(3):
             before, live = stamp(self._model)
-            addresses, versions = _addresses(live), _versions(live)
+            addresses, versions = addresses_of(live), versions_of(live)
             reading = read_model(self._model, variant=self._variant, strict_numerics=self._strict_numerics, known=known)
             after, live = stamp(self._model)
-            if after == before and _addresses(live) == addresses:
+            if after == before and addresses_of(live) == addresses:
                 code = reading.structure.code
                 found, live = stamp(self._model, code)
                 if code.objects:
-                    addresses, versions = _addresses(live), _versions(live)
+                    addresses, versions = addresses_of(live), versions_of(live)
                 self._devices = device_types(reading.structure.tensors.values())
                 self._stamp, self._addresses, self._versions, self._reading = found, addresses, versions, reading
                 return
@@ -337,62 +351,3 @@ def watch_model(
     elif not found.unchanged():
         found.refresh()
     return found
-
-
-class Sighting:
-    """A model as `ModelWatch.look` saw it. Any thread may ask; the settings that count are those of who looked."""
-
-    def __init__(
-        self,
-        watch: ModelWatch,
-        model: torch.nn.Module,
-        fingerprint: Fingerprint,
-        reading: Reading | None,
-        stamp: list[object],
-        addresses: list[object],
-    ) -> None:
-        """Take what was seen; without a reading everything is vouched for."""
-        self._watch = watch
-        self._model = model
-        self.fingerprint = fingerprint
-        self._reading = reading
-        self._stamp = stamp
-        self._addresses = addresses
-
-    def holds(self) -> bool:
-        """Return whether the weights' bytes are those that the fingerprint names (read: up to 1 GiB of them).
-
-        Works in this thread alone, at about 10 GB/s where the kernel does not watch them.
-        """
-        return self._reading is None or self._watch.holding(self._reading, WHOLE_BYTES)
-
-    def unchanged(self) -> bool:
-        """Return whether the model is still what was seen, reading everything. Call it before publishing."""
-        if self._reading is None:
-            return True
-        from lmstash.identity.models.structure import stamp
-
-        code = self._reading.structure.code
-        found, live = stamp(self._model, code)
-        found[-1] = self._stamp[-1]  # numerics, which are this thread's
-        if found != self._stamp or _addresses(live) != self._addresses or not code.unchanged():
-            return False
-        return self._watch.holding(self._reading, None)
-
-
-def _addresses(tensors: list[torch.Tensor]) -> list[object]:
-    out: list[object] = []
-    for each in tensors:
-        out += (id(each), _address(each), each.shape, each.stride(), each.dtype, each.is_conj(), each.is_neg())
-    return out
-
-
-def _address(tensor: torch.Tensor) -> object:
-    try:
-        return tensor.data_ptr(), tensor.untyped_storage().nbytes()
-    except (RuntimeError, NotImplementedError):  # a wrapper; its inner tensors are read by content
-        return None
-
-
-def _versions(tensors: list[torch.Tensor]) -> list[object]:
-    return [None if each.is_inference() else each._version for each in tensors]
