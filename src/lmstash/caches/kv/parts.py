@@ -27,10 +27,9 @@ from lmstash.identity.fingerprint import Fingerprint
 from lmstash.identity.models.watch import ModelWatch
 from lmstash.store.base import Store
 
-
 _UNKNOWN_CODE = (
-    "it runs code that lmstash does not know, which may look at how long the whole prompt is. If it does not, vouch for "
-    "it: variant='...'"
+    "it runs code that lmstash does not know, which may look at how long the whole prompt is. If it does not, vouch "
+    "for it: variant='...'"
 )
 
 
