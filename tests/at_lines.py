@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dis
-import functools
 import linecache
 import sys
 from collections.abc import Callable, Coroutine
@@ -23,28 +22,36 @@ class Lines:
     def __init__(self) -> None:
         self._last: dict[int, int] = {}
         """For each frame where its last line began."""
+        self._known: dict[tuple[int, int, int], bool] = {}
+        self._alive: list[CodeType] = []
 
     def is_open(self, frame: FrameType, event: str) -> bool:
         """Whether a signal may come at an event of a frame that is traced; to be told of all its events.
 
         As a `with` block or a `try` begins or ends there is none, and what a tracer raises there would leave the block
-        without its end. Within a `__del__`, Python would drop it.
+        without its end.
         """
         if event != "line":
             if event == "return":
                 self._last.pop(id(frame), None)
             return False
-        code, start = frame.f_code, self._last.get(id(frame), 0)
-        self._last[id(frame)] = frame.f_lasti
-        if not _calls(code, start):
-            return False
-        line = linecache.getline(code.co_filename, frame.f_lineno).strip()
-        begins = dis.opname[code.co_code[frame.f_lasti]] in ("LOAD_FAST", "LOAD_GLOBAL", "LOAD_DEREF")
-        held = line == "try:" or line.endswith(".release()") or (line.startswith("with ") and not begins)
-        return not held and not _in_finalizer(frame)
+        code, start, at = frame.f_code, self._last.get(id(frame), 0), frame.f_lasti
+        self._last[id(frame)] = at
+        name = id(code), start, at
+        found = self._known.get(name)
+        if found is None:
+            self._alive.append(code)
+            found = self._known[name] = _calls(code, start) and not _begins_block(code, at, frame.f_lineno)
+        return found
 
 
-@functools.cache
+def _begins_block(code: CodeType, at: int, number: int) -> bool:
+    """Whether a line is the beginning of a block, or its end."""
+    line = linecache.getline(code.co_filename, number).strip()
+    begins = dis.opname[code.co_code[at]] in ("LOAD_FAST", "LOAD_GLOBAL", "LOAD_DEREF")
+    return line == "try:" or line.endswith(".release()") or (line.startswith("with ") and not begins)
+
+
 def _calls(code: CodeType, start: int) -> bool:
     """Whether the line that begins at an offset calls something, or jumps back, as the start of a function does."""
     starts = sorted(offset for offset, line in dis.findlinestarts(code) if line is not None)
@@ -63,27 +70,35 @@ def _in_finalizer(frame: FrameType | None) -> bool:
     return frame is not None
 
 
-def at_line(line: int, work: Callable[[], object], act: Callable[[], object], within: str = SOURCE) -> int:
+def at_line(line: int, work: Callable[[], object], act: Callable[[], object], *within: str) -> int:
     """Do `work`, and `act` at its `line`-th line where a signal may come; returns how many such lines were run.
+
+    Within a `__del__`, where Python would drop what is raised, it waits for the next such line.
 
     Args:
         line: From 1; 0 for none.
         work: What is interrupted.
-        act: Done once. What it raises comes out of `work`.
-        within: Lines of files whose path contains this are counted.
+        act: Done once; what is run from then on is not counted. What it raises comes out of `work`.
+        within: Lines of files are counted whose path contains any of these; by default lmstash's.
     """
-    lines, count = Lines(), 0
+    lines, count, has_acted = Lines(), 0, False
+    known: dict[str, bool] = {}
 
     def trace(frame: FrameType, event: str, argument: Any) -> Any:
-        nonlocal count
-        if within not in frame.f_code.co_filename:
+        nonlocal count, has_acted
+        file = frame.f_code.co_filename
+        inside = known.get(file)
+        if inside is None:
+            inside = known[file] = any(each in file for each in within or (SOURCE,))
+        if has_acted or not inside:
             return None
         if lines.is_open(frame, event):
             count += 1
-            if count == line:
-                sys.settrace(None)  # what it does is not counted
+            if 0 < line <= count and not _in_finalizer(frame):
+                has_acted = True
+                sys.settrace(None)
                 act()
-                sys.settrace(trace)
+                return None
         return trace
 
     old = sys.gettrace()

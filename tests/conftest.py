@@ -12,6 +12,9 @@ from typing import Any
 import hypothesis
 import pytest
 
+# For the processes that tests start, too: two workers on two cores, whose threads would make each other wait.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 ROOT = Path(__file__).parent.parent
 CONVERTED_MODEL = ROOT / ".cache" / "models" / "smollm2"
 

@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from tests.at_lines import Lines
+from tests.at_lines import at_line
 
 from lmstash.errors import StoreUnavailableError
 from lmstash.store.base import Write
@@ -199,37 +199,26 @@ def interrupted_at(
     act: Callable[[DiskStore, Journal], None] = raise_it,
 ) -> tuple[DiskStore, Journal, int]:
     """Work, with something done at the `line`-th line of the store's code where it may be; returns the lines run."""
-    lines, count = Lines(), 0
-
-    def trace(frame: FrameType, event: str, argument: Any) -> Any:
-        nonlocal count
-        if "/lmstash/store/disk/" not in frame.f_code.co_filename and "contextlib" not in frame.f_code.co_filename:
-            return None
-        if lines.is_open(frame, event):
-            count += 1
-            if count == line:
-                act(store, journal)
-        return trace
-
     store = DiskStore(folder, capacity_bytes=capacity)
     journal, draw = Journal(tools), random.Random(seed)
     # Enough kept beforehand that room must be made.
     for version in range(1, 3 if capacity is None else 9):
         journal.put(store, list(range(60)), version)
     journal.put(store, list(range(200, 210)), 1)
-    old = sys.gettrace()
-    sys.settrace(trace)
-    try:
+
+    def work() -> None:
         for version in range(100, 112):
             some_work(store, journal, draw, version)
             journal.put(store, list(range(60, 120)), version)
+
+    count = 0
+    try:
+        count = at_line(line, work, lambda: act(store, journal), "/lmstash/store/disk/", "contextlib")
     except KeyboardInterrupt:
         pass
     except StoreUnavailableError:  # of what must be done
         if not store._closed:
             raise
-    finally:
-        sys.settrace(old)
     return store, journal, count
 
 
@@ -241,7 +230,7 @@ def interrupt_at_lines(
     seed: int,
     act: Callable[[DiskStore, Journal], None] = raise_it,
 ) -> None:
-    store, _journal, total = interrupted_at(-1, tmp_path / "whole", capacity, tools, seed)
+    store, _journal, total = interrupted_at(0, tmp_path / "whole", capacity, tools, seed)
     store.close()
     assert total > 2000, "the lines of the store are counted"
     draw = random.Random(seed)
@@ -259,7 +248,7 @@ def interrupt_at_lines(
 
 @CAPACITIES
 def test_an_interrupt_at_any_line_leaves_the_store_working(capacity: int | None, tmp_path: Path, tools: Any) -> None:
-    interrupt_at_lines(40, tmp_path, capacity, tools, seed=3)
+    interrupt_at_lines(25, tmp_path, capacity, tools, seed=3)
 
 
 HANDLERS = pytest.mark.parametrize("act", [write_and_return, close_and_return])
@@ -270,7 +259,7 @@ HANDLERS = pytest.mark.parametrize("act", [write_and_return, close_and_return])
 def test_a_handler_that_writes_or_closes_at_any_line_costs_nothing_that_was_acknowledged(
     capacity: int | None, act: Callable[[DiskStore, Journal], None], tmp_path: Path, tools: Any
 ) -> None:
-    interrupt_at_lines(12, tmp_path, capacity, tools, 4, act)
+    interrupt_at_lines(8, tmp_path, capacity, tools, 4, act)
 
 
 @pytest.mark.campaign
