@@ -68,6 +68,8 @@ class DropReason(StrEnum):
     """An empty answer, or one that says that something failed."""
     INPUT_CHANGED = "input_changed"
     """What it was computed from changed while it was computed."""
+    RANDOM = "random"
+    """The model drew random numbers while it computed the value, which is another one each time."""
 
 
 @dataclass(frozen=True, slots=True)

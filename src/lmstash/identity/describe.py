@@ -23,6 +23,7 @@ from typing import Any
 
 from lmstash.errors import UnsupportedModelError
 from lmstash.identity.code.asked_by_text import CodeByText
+from lmstash.identity.code.memos import Memo, memos_among
 from lmstash.identity.code.owners import owner_of, version_of
 from lmstash.identity.content.media import media_of
 from lmstash.identity.encoding import Component, encode
@@ -94,6 +95,8 @@ class Describer:
         """Modules met and not yet walked, by path."""
         self.tensors: dict[str, Any] = {}
         """Tensors met, by path."""
+        self.memos: list[Memo[Any]] = []
+        """Functions met that remember their results."""
         self.own: frozenset[int] = frozenset()
         """Modules and tensors that are met in their own places, by `id`: a weak reference to one says nothing new."""
         self.in_order = False
@@ -229,11 +232,13 @@ class Describer:
         if isinstance(value, functools.partial):
             beside = self._beside(value, kind, path)
             return ["partial", self.value(value.func, path), self.value([value.args, value.keywords], path), *beside]
-        if isinstance(value, functools._lru_cache_wrapper):
+        if isinstance(value, Memo):
+            self.memos.append(value)
             return ["cached", self.value(value.__wrapped__, path)]
         if kind in (staticmethod, classmethod):
             return [name, self.value(value.__func__, path)]
         if isinstance(value, types.MethodType):
+            self.memos += memos_among([value])
             return ["method", self.code(value.__func__, path), self.value(value.__self__, f"{path}.__self__")]
         if isinstance(value, Mapping):
             items = [(self.value(key, path), self.value(each, f"{path}.{key}")) for key, each in value.items()]

@@ -11,13 +11,11 @@ from __future__ import annotations
 import contextlib
 import random
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from lmstash.caches.drawing import moved, torch_states
 from lmstash.caches.responses.requests.sampling import is_sampled
-
-_SEED_BYTES = 8
-"""Of a device's state, before that which says how much was drawn."""
 
 
 class Generators:
@@ -35,11 +33,6 @@ class Generators:
         return [] if self._before is None else moved(self._before, states())
 
 
-def moved(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return which generators were drawn from, or seeded, between two `states`."""
-    return [name for name in now if (now[name] != before[name] if name in before else _is_used(name, now[name]))]
-
-
 def asks_for_sampling(instance: Any) -> bool:
     """Whether a request of the harness says that its answer is to be sampled."""
     options = instance.args[1] if len(instance.args) > 1 else None
@@ -52,23 +45,4 @@ def states() -> dict[str, Any]:
     with contextlib.suppress(Exception):  # not loaded, or somebody's own
         kind, *state = sys.modules["numpy.random"].get_state()
         found["numpy.random"] = [kind, state[0].tobytes(), state[1:]]
-    torch: Any = sys.modules.get("torch")
-    with contextlib.suppress(Exception):
-        found["torch"] = _bytes_of(torch.get_rng_state())
-    for device in ("cuda", "xpu"):
-        with contextlib.suppress(Exception):
-            module = getattr(torch, device)
-            if module.is_initialized():
-                found |= {f"torch.{device} {n}": _bytes_of(each) for n, each in enumerate(module.get_rng_state_all())}
-    with contextlib.suppress(Exception):
-        found["torch.mps"] = _bytes_of(torch.mps.get_rng_state())
-    return found
-
-
-def _is_used(name: str, state: Any) -> bool:
-    """Whether something was drawn from a generator that was not there before, as far as its state tells."""
-    return name.startswith(("torch.cuda", "torch.xpu")) and any(state[_SEED_BYTES:])
-
-
-def _bytes_of(state: Any) -> bytes:
-    return state.numpy().tobytes()
+    return found | torch_states()

@@ -311,16 +311,8 @@ class Activations:
                 if digest != self._digest:
                     self._source = ExtractorSource(self._extractor)
                     self._digest = digest
-            context = Context(
-                self.store,
-                self._source,
-                self._digest,
-                self._storage_dtype,
-                self._salt,
-                self._private,
-                self._ttl_seconds,
-                tags,
-            )
+            who, settings = (self.store, self._source, self._digest), (self._salt, self._private, self._ttl_seconds)
+            context = Context(*who, self._storage_dtype, *settings, tags)
         return context, found
 
     def _at_rest(self) -> AbstractContextManager[None]:

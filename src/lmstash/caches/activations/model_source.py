@@ -77,6 +77,12 @@ class ModelSource(TorchModel):
         return self.device.type == "cuda"
 
     @property
+    def remakes_layers(self) -> bool:
+        """Whether a pass may make layers anew, drawing weights that it overwrites at once: BigBird's attention."""
+        owners = {type(each).__module__.partition(".")[0] for each in self.model.modules()}
+        return hasattr(self.base, "set_attention_type") and owners <= {"torch", "transformers"} and self.is_plain()
+
+    @property
     def batch_tokens(self) -> int:
         """Padded tokens in a batch when the user names no batch size."""
         return BATCH_TOKENS if self.device.type == "cpu" else ACCELERATOR_BATCH_TOKENS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from lmstash.caches.drawing import NOT_KEPT
 from lmstash.errors import MismatchError
 from lmstash.events import DropReason
 from lmstash.store.base import Store, Write
@@ -89,9 +90,7 @@ class Publisher:
         fresh, again = self._held, self._held_again
         self._held, self._held_again, self._held_bytes = [], [], 0
         if self.changed or not self._check():
-            for each in (*fresh, *again):
-                for key in each.keys if isinstance(each, Sheet) else (each.key,):
-                    self._store.events.drop(each.namespace, key, DropReason.MODEL_CHANGED)
+            self._drop([*fresh, *again], DropReason.MODEL_CHANGED)
             return
         sheets = [each for each in fresh if isinstance(each, Sheet)]
         writes = [each for each in fresh if not isinstance(each, Sheet)]
@@ -103,6 +102,21 @@ class Publisher:
             self._store.put_many(again, replace=True)
         if self._on_saved is not None:
             self._on_saved()
+
+    def refuse_drawn(self, writes: Sequence[Write | Sheet], name: str) -> None:
+        """Drop what a model computed that drew at random meanwhile, and say once why.
+
+        Args:
+            writes: What would have been saved.
+            name: The model's, for people.
+        """
+        self._drop(writes, DropReason.RANDOM)
+        self._store.events.warn_once(f"{name} draws", "lmstash: values of %s are not kept: %s", name, NOT_KEPT)
+
+    def _drop(self, writes: Sequence[Write | Sheet], reason: DropReason) -> None:
+        for each in writes:
+            for key in each.keys if isinstance(each, Sheet) else (each.key,):
+                self._store.events.drop(each.namespace, key, reason)
 
     def _check(self) -> bool:
         started = time.monotonic()

@@ -20,6 +20,7 @@ from lmstash.caches.activations.pooling import Pool
 from lmstash.caches.activations.prompts import Prompts
 from lmstash.caches.activations.publish import Publisher
 from lmstash.caches.activations.source import Source, Values
+from lmstash.caches.drawing import moved, torch_states
 from lmstash.errors import LmstashError, MissingDependencyError
 from lmstash.events import logger
 
@@ -54,6 +55,8 @@ class _Running:
     finish: Callable[[], Sequence[Values]]
     seconds: float | None = None
     """What it took, where that is known already."""
+    drew: bool = False
+    """Whether a model that runs here drew at random on the way."""
 
 
 class Runner:
@@ -182,13 +185,18 @@ class Runner:
         retries = self._source.max_retries if max_retries is None else max_retries
         for attempt in range(retries + 1):
             started = time.perf_counter()
+            before = {} if self._source.remote else torch_states()
             try:
                 launch = getattr(self._source, "launch", None)
                 if launch is not None and getattr(self._source, "overlaps", False):
-                    return _Running(members, positions, started, launch(batch, layers, self._site, self._pool))
-                values = self._source.compute(batch, layers, self._site, self._pool)
-                seconds, self._has_computed = time.perf_counter() - started, True
-                return _Running(members, positions, started, partial(_same, values), seconds)
+                    finish, seconds = launch(batch, layers, self._site, self._pool), None
+                else:
+                    values = self._source.compute(batch, layers, self._site, self._pool)
+                    finish, seconds, self._has_computed = partial(_same, values), time.perf_counter() - started, True
+                drew = bool(before and moved(before, torch_states())) and not getattr(
+                    self._source, "remakes_layers", False
+                )
+                return _Running(members, positions, started, finish, seconds, drew)
             except (LmstashError, _OutOfMemory):
                 raise
             except Exception as error:
@@ -211,7 +219,10 @@ class Runner:
         seconds = now - max(batch.started, self._finished) if batch.seconds is None else batch.seconds
         self._finished = now
         fresh, again = self._shelf.keep(batch.members, batch.positions, values, seconds)
-        self._publisher.offer(fresh, again)
+        if batch.drew:
+            self._publisher.refuse_drawn([*fresh, *again], self._source.name)
+        else:
+            self._publisher.offer(fresh, again)
 
     def _save_before_leaving(self) -> None:
         """Save what is held while another error is on its way, which must not be hidden."""

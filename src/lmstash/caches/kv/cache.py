@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lmstash.caches.drawing import NOT_KEPT, moved, torch_states
 from lmstash.caches.kv.calls import Prompts, read_prompts
 from lmstash.caches.kv.families import family_of
 from lmstash.caches.kv.finding import Finder, Match
@@ -238,13 +239,16 @@ class KV:
         cache = parts.restored(prompts, matches, width)
         load(cache, state, self.model.device)
         states: dict[int, dict[str, Tensor]] = {}
-        started, fed = time.perf_counter(), width
+        started, fed, random = time.perf_counter(), width, torch_states()
         for pause in pauses:
             parts.forward(prompts.first(pause), cache, fed)
             fed = pause
             if parts.family.linear:
                 states[pause] = snapshot(cache, parts.family.linear)
         n_fed = len(prompts.rows) * (fed - width)
+        if moved(random, torch_states()):
+            parts.keeper.refuse(NOT_KEPT)
+            return n_fed
         parts.keeper.keep(
             begun.rows(fed),
             cache,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from lmstash.caches.drawing import NOT_KEPT
 from lmstash.caches.kv.calls import Call, read_call
 from lmstash.caches.kv.clock import PrefillClock
 from lmstash.caches.kv.finding import Finder, Match
@@ -18,6 +19,7 @@ from lmstash.caches.kv.guard import Guard, UnverifiedError
 from lmstash.caches.kv.keeping import PATIENCE, Filled
 from lmstash.caches.kv.naming import Names
 from lmstash.caches.kv.parts import Parts, restorable
+from lmstash.caches.kv.passes import DrawsInPasses
 from lmstash.caches.kv.recurrent import find_state, load, snapshot, stops
 from lmstash.identity.chain import BLOCK_TOKENS
 from lmstash.identity.models.watch import Sighting
@@ -131,8 +133,9 @@ class Generating:
     def _run(self, turn: Turn, inputs: Any, arguments: Mapping[str, Any]) -> Any:
         """Generate, and keep what the cache holds then."""
         parts, cache = self._parts, turn.cache
-        clock = PrefillClock()
+        clock, draws = PrefillClock(), DrawsInPasses(parts.model)
         try:
+            draws.begin()
             fed = turn.width
             for stop in turn.stops:
                 parts.forward(turn.call.prompts.first(stop), cache, fed)
@@ -148,10 +151,16 @@ class Generating:
                 raise
             parts.pass_on(f"{type(error).__name__}: {error}")
             return parts.model.generate(inputs, **arguments)
+        finally:
+            draws.hooks.live = False
+            draws.hooks.remove()
         try:
             if turn.passed():
                 parts.count(turn.call.prompts, turn.matches, turn.width)
-                self._keep(turn, out, clock)
+                if draws.seen():
+                    parts.keeper.refuse(NOT_KEPT)
+                else:
+                    self._keep(turn, out, clock)
             else:
                 parts.keeper.refuse("the model changed before or while it computed")
             parts.family.forget(cache)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lmstash.caches.activations.prompts import check_vocabulary
 from lmstash.caches.activations.publish import Publisher
+from lmstash.caches.drawing import NOT_KEPT
 from lmstash.caches.logprobs.feeding import Feeder
 from lmstash.caches.logprobs.forms import form_named
 from lmstash.caches.logprobs.hot_rows import HotRows
@@ -25,6 +26,7 @@ from lmstash.caches.logprobs.language_model import LanguageModel, Reuse
 from lmstash.caches.logprobs.shelf import Owner, Shelf
 from lmstash.caches.logprobs.slab import Slab
 from lmstash.errors import InvalidArgumentError
+from lmstash.events import DropReason
 from lmstash.identity.chain import BLOCK_TOKENS
 from lmstash.prefix.tree import PointKind, PrefixTree, SpanKind
 
@@ -124,6 +126,17 @@ class Engine:
         """Hand values `[n, n_bytes]` to the store, which gets them once the model is known not to have changed."""
         shelf.offer(self._publisher, contexts, values, seconds)
 
+    def drop_drawn(self, shelf: Shelf, contexts: Sequence[bytes], n_drawn: int) -> bool:
+        """Count values as dropped if the model drew at random since it had `n_drawn`; return whether it did."""
+        if self.model.n_drawn == n_drawn:
+            return False
+        events = self._owner.store.events
+        for context in contexts:
+            events.drop(self._owner.namespace, shelf.key_of(context), DropReason.RANDOM)
+        name = self.model.name
+        events.warn_once(f"{name} draws", "lmstash: log-probabilities of %s are not kept: %s", name, NOT_KEPT)
+        return True
+
     def _fill(self, out: Tensor, contexts: Sequence[bytes], slots: Sequence[int | None]) -> None:
         """Write the row of each distinct context into `out`."""
         known = [(place, slot) for place, slot in enumerate(slots) if slot is not None]
@@ -171,8 +184,12 @@ class Engine:
     def _compute(self, out: Tensor, contexts: Sequence[bytes], places: list[int]) -> None:
         started = time.perf_counter()
         names = [contexts[place] for place in places]
+        n_drawn = self.model.n_drawn
         finals = self.feeder.finals(names)
         rows = self.model.rows(finals)
+        if self.drop_drawn(self.shelf, names, n_drawn):
+            out[_indices(places)] = rows
+            return
         self._seconds = (time.perf_counter() - started) / len(names)
         answers, unfit = self.form.encode(finals, rows)
         self._set(out, contexts, places, rows)

@@ -205,6 +205,7 @@ class Feeder:
                     self._pool.read(past, rows.fill(row))
             ordered = [feeds[index] for index in sorted(range(len(feeds)), key=row_of.__getitem__)]
             self._count(ordered)
+            n_drawn = self._model.n_drawn
             out = self._model.run(ordered, rows.starts, rows.end, rows.cache())
         except BaseException:
             self.forget()  # half written
@@ -214,6 +215,9 @@ class Feeder:
             self.forget()
             if not clean:
                 return self._run_with_kv(feeds, clean=True)
+            return out if ordered == feeds else out[_back(feeds, row_of).to(out.device)]
+        if self._model.n_drawn > n_drawn:  # nothing may go on from this
+            self.forget()
             return out if ordered == feeds else out[_back(feeds, row_of).to(out.device)]
         self._keep(ordered, rows)
         before = rows.end

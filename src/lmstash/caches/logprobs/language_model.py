@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lmstash.caches.drawing import moved, torch_states
 from lmstash.caches.logprobs.head import Head, log_softmax
 from lmstash.caches.logprobs.kv_form import KVForm
 from lmstash.caches.logprobs.plan import Feed
@@ -46,6 +47,7 @@ class LanguageModel(TorchModel):
         max_tokens: Longest context that there are positions for; None for rotary embeddings, which go on.
         n_logits: Numbers in a row.
         finals: An example of final states, `[1, width]`.
+        n_drawn: How many batches drew at random while they ran.
     """
 
     def __init__(self, model: Any, *, unknown_code: bool = False) -> None:
@@ -60,6 +62,7 @@ class LanguageModel(TorchModel):
         if self._rotates():
             self.max_tokens = None
         self.reuse = Reuse.NOTHING
+        self.n_drawn = 0
         self.form: KVForm | None = None
         self.head: Head | None = None
         self._entry: Any = self.whole
@@ -107,7 +110,9 @@ class LanguageModel(TorchModel):
         rows = [row for row, feed in enumerate(feeds) for _ in feed.reads]
         columns = [length - feed.n_past - 1 for feed in feeds for length in feed.reads]
         mask = mask_of(starts, end, counts, self.device)
+        before = torch_states()
         out = self._forward(ids, mask, positions, cache)
+        self.n_drawn += bool(moved(before, torch_states()))
         found = out[_indices(rows, out), _indices(columns, out)]
         return found if self.head is not None else log_softmax(found)
 

@@ -37,11 +37,12 @@ def score(engine: Engine, context: bytes) -> Tensor:
             for number in lacking
             for target in range(max(1, number * BLOCK_TOKENS), min(n_tokens, (number + 1) * BLOCK_TOKENS))
         ]
-        started = time.perf_counter()
+        started, n_drawn = time.perf_counter(), engine.model.n_drawn
         blocks.view(-1)[torch.tensor(targets, dtype=torch.int64, device="cpu")] = _computed(engine, context, targets)
         seconds = (time.perf_counter() - started) / len(lacking)
-        values = blocks[torch.tensor(lacking, device="cpu")].view(torch.uint8)
-        engine.save(engine.score_shelf, [names[number] for number in lacking], values, seconds)
+        values, kept = blocks[torch.tensor(lacking, device="cpu")].view(torch.uint8), [names[each] for each in lacking]
+        if not engine.drop_drawn(engine.score_shelf, kept, n_drawn):
+            engine.save(engine.score_shelf, kept, values, seconds)
     return blocks.view(-1)[1:n_tokens].clone()
 
 

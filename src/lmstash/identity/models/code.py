@@ -20,6 +20,7 @@ from typing import Any
 from lmstash.identity.code.asked_by_text import CodeByText
 from lmstash.identity.code.bytecode import names_in, texts_in
 from lmstash.identity.code.files import FilesInCode
+from lmstash.identity.code.memos import Memo, memos_among
 from lmstash.identity.code.owners import BY_NAME, defined_in, owner_of
 from lmstash.identity.code.words import ANY_NAME, ENVIRONMENT, is_environment, variables_under, words_within
 from lmstash.identity.encoding import Component
@@ -44,6 +45,7 @@ class ModelCode(CodeByText):
         reads_all: Whether some of it may read any field of a configuration.
         asked: Words by which code of yours may ask for an attribute: names and texts in it and beside it.
         asks_for_any: Whether some of it asks for attributes that it does not name.
+        memos: Functions that it names and that remember their results.
     """
 
     def __init__(self) -> None:
@@ -52,6 +54,7 @@ class ModelCode(CodeByText):
         self.reads_all = False
         self.asked: set[str] = set()
         self.asks_for_any = False
+        self.memos: list[Memo[Any]] = []
         self._within_known = False
         self._reads_environment = False
         self._words: set[str] = set()
@@ -100,6 +103,7 @@ class ModelCode(CodeByText):
 
     def _add_class(self, cls: type) -> str:
         self._meet(cls.__module__)
+        self.memos += memos_among([*vars(cls).values()])
         if self._is_own(cls.__module__):
             words = words_within([*vars(cls).values()])
             self.asked |= words
@@ -109,6 +113,7 @@ class ModelCode(CodeByText):
         return super()._add_class(cls)
 
     def _follow(self, here: str, value: Any, name: str) -> None:
+        self.memos += memos_among([value])
         if self._is_own(here):
             words = words_within(value)
             self.asked |= words

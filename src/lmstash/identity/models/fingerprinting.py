@@ -68,6 +68,7 @@ def read_model(
         ) from None
     from lmstash.identity.memory import probe
     from lmstash.identity.models import structure
+    from lmstash.identity.models.remembered import outdated
 
     if not isinstance(model, torch.nn.Module):
         raise UnsupportedModelError(
@@ -86,8 +87,11 @@ def read_model(
     for name, each in found.tensors.items():
         if name not in tensors:  # taken apart
             tensors[name] = [f"{type(each).__module__}.{type(each).__qualname__}", str(each.dtype), list(each.shape)]
-    key = Key({"what": "torch model", **found.components, "tensors": tensors})
-    return Reading(Fingerprint(key, _recorded(model, found)), found, watched, kept)
+    components: dict[str, Component] = {"what": "torch model", **found.components, "tensors": tensors}
+    mark = outdated(model, found.memos, found.code, components)
+    if mark is not None:
+        components["memos"] = mark
+    return Reading(Fingerprint(Key(components), _recorded(model, found)), found, watched, kept)
 
 
 def _recorded(model: torch.nn.Module, found: Structure) -> dict[str, Component]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmstash.errors import UnsupportedModelError
 from lmstash.identity.code.asked_by_text import CodeByText
+from lmstash.identity.code.memos import Memo
 from lmstash.identity.code.words import words_within
 from lmstash.identity.describe import IMMUTABLE, TENSOR_MARKS, Describer, in_slots
 from lmstash.identity.encoding import Component, encode
@@ -79,6 +80,8 @@ class Structure:
         self.components: dict[str, Component] = {}
         self.tensors: dict[str, torch.Tensor] = {}
         self.code = ModelCode()
+        self.memos: list[Memo[Any]] = []
+        """Functions that the model leads to and that remember their results."""
 
 
 def read(model: torch.nn.Module, *, variant: str | None, strict_numerics: bool) -> Structure:
@@ -156,6 +159,7 @@ def _read(
         out.components["class members"] = put
     out.components["packages"] = out.code.packages()
     out.components["code"] = out.code.components()
+    out.memos = [*describer.memos, *out.code.memos]
     return out
 
 

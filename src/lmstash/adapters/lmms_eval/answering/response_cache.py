@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lmstash.adapters.lm_eval.asking.chunks import Chunks
-from lmstash.adapters.lm_eval.generators import moved, states
+from lmstash.adapters.lm_eval.generators import states
 from lmstash.adapters.lmms_eval.answering.asking import Reader, Unnameable
 from lmstash.adapters.lmms_eval.answering.at_once import batch_size_of
 from lmstash.adapters.lmms_eval.answering.chance import read_all, reading_draws
@@ -20,6 +20,7 @@ from lmstash.adapters.lmms_eval.answering.types import is_worth_keeping, registe
 from lmstash.adapters.lmms_eval.who.drawing import says_sampling, unexplained
 from lmstash.adapters.lmms_eval.who.model import ModelObject
 from lmstash.adapters.lmms_eval.who.sampling import samples_by_default
+from lmstash.caches.drawing import moved
 from lmstash.caches.responses import MISSING
 from lmstash.caches.responses.who import Declared, named
 from lmstash.errors import InvalidArgumentError
