@@ -680,16 +680,20 @@ def test_a_mode_counts_as_it_is(build):
     assert watch.refresh().hex == first
 
 
-def test_a_part_that_is_swapped_for_an_equal_one_is_read_again(build_llama):
+def test_a_part_that_is_swapped_for_an_equal_one_shows_in_the_parts(build_llama):
     model = build_llama()
     watch = ModelWatch(model)
-    before, n_readings = watch.refresh(), watch.n_readings
-    assert (watch.refresh(), watch.n_readings) == (before, n_readings)
+    before, parts = watch.refresh(), watch.parts
+    assert (watch.refresh(), watch.parts) == (before, parts)
     other = type(model.model)(model.config).eval()
     other.load_state_dict(model.model.state_dict())
     model.model = other
     assert watch.refresh() == before
-    assert watch.n_readings > n_readings
+    assert watch.parts != parts
+    other, parts = model.config, watch.parts
+    other.note = 1
+    assert watch.refresh() != before
+    assert watch.parts == parts
 
 
 class Gained(nn.Module):

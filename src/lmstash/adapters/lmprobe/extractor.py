@@ -79,7 +79,7 @@ class CachedExtractor:
         self.extractor = extractor
         self._teller: tuple[Stash, Teller] | None = None
         self._recorder = Recorder()
-        self._source: tuple[tuple[int, bytes, int], ModelSource] | None = None
+        self._source: tuple[object, ModelSource] | None = None
 
     def extract(
         self,
@@ -177,7 +177,7 @@ class CachedExtractor:
     def _live(self, identity: Identity) -> ModelSource:
         """Return the model as a source: the same one as long as it is the same, since whether it is causal is tried."""
         model = self.extractor.model
-        told = id(model), identity.digest, identity.n_readings
+        told = id(model), identity.digest, identity.objects
         if self._source is None or self._source[0] != told:
             self._source = told, ModelSource(model, unknown_code=identity.unknown_code)
         return self._source[1]

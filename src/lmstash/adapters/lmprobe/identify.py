@@ -63,8 +63,8 @@ class Identity:
     """What it was read off, by name; empty where a fingerprint stands for all."""
     counts: Mapping[str, Any] = field(default_factory=dict)
     """Copies of the numbers and containers among the parts: what may turn out to be counters and logs."""
-    n_readings: int = 0
-    """How often a watched model had been read (see `ModelWatch.n_readings`)."""
+    objects: tuple[int, ...] = ()
+    """What a watched model consists of (see `ModelWatch.parts`)."""
     unknown_code: bool = False
     """Whether it runs code that nobody here knows (see `ModelWatch.runs_unknown_code`)."""
 
@@ -108,7 +108,7 @@ def identify_model(extractor: Any) -> Identity:
     fingerprint: Fingerprint = watched.refresh()
     unchanged = partial(watched.unchanged, fingerprint)
     unknown = watched.runs_unknown_code()
-    return Identity(fingerprint.digest, unchanged, {}, n_readings=watched.n_readings, unknown_code=unknown)
+    return Identity(fingerprint.digest, unchanged, {}, objects=watched.parts, unknown_code=unknown)
 
 
 class Teller:

@@ -102,8 +102,8 @@ class Activations:
         self._extractor = extractor
         self._variant = variant
         self._source: Source
-        self._n_readings = 0
-        """How often the model had been read when the source was made, which holds its parts."""
+        self._parts: tuple[int, ...] = ()
+        """Of the model when the source was made, which holds some of them (see `ModelWatch.parts`)."""
         if extractor is not None:
             self._source = ExtractorSource(extractor)
             self._watch = None
@@ -118,7 +118,7 @@ class Activations:
                 model, variant=variant, strict_numerics=strict_numerics, assume_frozen=assume_frozen
             )
             self._source = ModelSource(model, unknown_code=self._watch.runs_unknown_code())
-            self._digest, self._n_readings = self._watch.fingerprint.digest, self._watch.n_readings
+            self._digest, self._parts = self._watch.fingerprint.digest, self._watch.parts
 
     @property
     def fingerprint(self) -> str:
@@ -300,10 +300,10 @@ class Activations:
         with self._at_rest(), self._lock:
             if self._watch is not None:
                 found = self._watch.refresh()
-                told = found.digest, self._watch.n_readings
-                if told != (self._digest, self._n_readings):
+                told = found.digest, self._watch.parts
+                if told != (self._digest, self._parts):
                     self._source = ModelSource(self._model, unknown_code=self._watch.runs_unknown_code())
-                    self._digest, self._n_readings = told
+                    self._digest, self._parts = told
                 elif isinstance(self._source, ModelSource):
                     self._source = self._source.renewed()
             elif self._extractor is not None:

@@ -99,7 +99,8 @@ class Logprobs:
         self._joiners: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Joiner] = weakref.WeakKeyDictionary()
         self._places = PrefixTree()
         """The tokens of contexts that somebody holds. They are the same whoever computes."""
-        self._digest, self._n_readings = b"", 0
+        self._digest = b""
+        self._parts: tuple[int, ...] = ()
         self._engine: Engine | None = None
         self._in_use = False
         """Whether the engine is at work, or was when an interrupt ended that: what it has in RAM may be half changed.
@@ -244,9 +245,9 @@ class Logprobs:
 
     def _now(self) -> Engine:
         """Return what is known of the model as it is now: nothing, if it has changed. The lock is held."""
-        found, n_readings = self._watch.recognise(), self._watch.n_readings
+        found, parts = self._watch.recognise(), self._watch.parts
         engine = self._engine
-        told = found.digest == self._digest and n_readings == self._n_readings
+        told = found.digest == self._digest and parts == self._parts
         known = engine is not None and told and engine.model.device == engine.device
         if engine is not None and known and not self._in_use:
             return engine
@@ -264,7 +265,7 @@ class Logprobs:
             on_saved=lambda: describe_model(store, found, model.name),
         )
         self._engine = Engine(model, owner, publisher, keep=self._keep, budgets=self._budgets)
-        self._digest, self._n_readings = found.digest, n_readings
+        self._digest, self._parts = found.digest, parts
         self._saver.publisher = publisher
         return self._engine
 

@@ -66,8 +66,9 @@ class ModelWatch:
         self._lock = threading.RLock()
         self._probing = threading.RLock()  # a probe is for one thread at a time
         self._suspect = False
-        self.n_readings = 0
-        """How often the model was read: after another time its parts may be other objects, equal as they are."""
+        self.parts: tuple[int, ...] = ()
+        """Which modules and tensors the model consisted of when it was last read, by `id`. Who holds parts of it, and
+        finds others here later, may hold some that are no longer of it, equal as they were."""
         self._reading: Reading | None = None
         self._stamp: list[object] = []
         self._addresses: list[object] = []
@@ -304,7 +305,6 @@ class ModelWatch:
 
         known = self._reading.known if self._reading else {}
         self._reading = self._glance = None
-        self.n_readings += 1
         for _ in range(3):
             before, live = stamp(self._model)
             addresses, versions = addresses_of(live), versions_of(live)
@@ -315,6 +315,7 @@ class ModelWatch:
                 found, live = stamp(self._model, code)
                 if code.objects:
                     addresses, versions = addresses_of(live), versions_of(live)
+                self.parts = (*map(id, self._model.modules()), *map(id, live))
                 self._devices = device_types(reading.structure.tensors.values())
                 self._stamp, self._addresses, self._versions, self._reading = found, addresses, versions, reading
                 return
