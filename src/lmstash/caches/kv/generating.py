@@ -22,7 +22,7 @@ from lmstash.caches.kv.parts import Parts, restorable
 from lmstash.caches.kv.passes import DrawsInPasses
 from lmstash.caches.kv.recurrent import find_state, load, snapshot, stops
 from lmstash.identity.chain import BLOCK_TOKENS
-from lmstash.identity.models.watch import Sighting
+from lmstash.identity.models.sighting import Sighting
 
 _DOUBTED = "what was kept proved damaged, or the model changed"
 

@@ -26,7 +26,7 @@ from lmstash.caches.models import describe_model
 from lmstash.caches.writing import WriteBehind
 from lmstash.events import DropReason
 from lmstash.identity.chain import BLOCK_TOKENS
-from lmstash.identity.models.watch import Sighting
+from lmstash.identity.models.sighting import Sighting
 from lmstash.store.base import Store
 
 _PLAIN = (DynamicLayer, DynamicSlidingWindowLayer, StaticLayer, LinearAttentionAndFullAttentionLayer)
