@@ -95,7 +95,7 @@ def run(model, way, line, act, prompt, within=ADAPTER):
             stash.flush()
             out = []
             try:
-                n_lines = at_line(line, lambda: out.append(ask(llm, prompt, way)), lambda: act(llm), within=within)
+                n_lines = at_line(line, lambda: out.append(ask(llm, prompt, way)), lambda: act(llm), within)
             except Interrupted:
                 n_lines = 0
             else:
