@@ -263,7 +263,13 @@ def compare_texts(llm, reference, stash, n_prompts, n_new):
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(OPTIONS[each], marks=() if each == "flash attention on" else pytest.mark.campaign, id=each)
+        for each in OPTIONS
+    ],
+)
 def test_exact_mode_on_the_real_model_is_a_fresh_run(load, plain, stash, options):
     compare_texts(load(**options), plain(**options), stash, 4, 4)
 

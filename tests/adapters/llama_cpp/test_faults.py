@@ -21,6 +21,12 @@ from .conftest import SETTINGS, STORY, say
 pytestmark = pytest.mark.model
 
 
+def seeds(n):
+    """Of damage drawn at random: a few each time, more in the campaign."""
+    campaign = [pytest.param(seed, marks=pytest.mark.campaign) for seed in range(n, 20)]
+    return pytest.mark.parametrize("seed", [*range(n), *campaign])
+
+
 def flip(path, draw, n_flips=3):
     size = path.stat().st_size
     with open(path, "r+b") as file:
@@ -32,7 +38,7 @@ def flip(path, draw, n_flips=3):
             file.write(bytes([old[0] ^ (1 << draw.randrange(8))]))
 
 
-@pytest.mark.parametrize("seed", range(6))
+@seeds(3)
 def test_damaged_blocks_are_computed_anew(load, plain, tmp_path, seed):
     draw = random.Random(seed)
     cache = LlamaDiskCache(str(tmp_path))
@@ -84,7 +90,7 @@ def test_what_is_gone_between_look_up_and_loading_is_a_miss(load, plain):
     assert say(llm, STORY) == text == say(plain(), STORY)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@seeds(2)
 def test_a_store_that_loses_things_costs_only_time(load, plain, seed):
     cache = LlamaStashCache(FaultyStore(MemoryStore(), miss_rate=0.3, drop_rate=0.3, seed=seed))
     llm = load(cache)
