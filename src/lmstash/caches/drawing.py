@@ -3,7 +3,8 @@
 A model with noise of its own in its forward pass (dropout that is always on, Reformer's random hashing) computes
 something else each time: what one pass gave must not be served as if it were the one answer. Seen are draws from
 torch's shared generators, on the CPU and on devices in use. Not seen are those from Python's `random` and numpy's,
-which BigBird seeds in each pass without any harm, and from a `torch.Generator` of one's own.
+which BigBird seeds in each pass without any harm, from a `torch.Generator` of one's own, and within
+`torch.random.fork_rng()`, which puts the shared ones back.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cached_property
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
@@ -14,6 +15,8 @@ from lmstash.errors import MissingDependencyError, UnsupportedModelError
 
 _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope", "su")
 """Rotary embeddings whose early positions change with the length of the whole prompt."""
+CHOOSING = ("index_topk", "keep_window_size")
+"""Settings of how many tokens attention chooses (DeepSeek's, Doge's): whom it takes of more hangs on all of them."""
 TRIED_TOKENS = 24
 """How long prompts are with which a model is tried."""
 
@@ -28,6 +31,7 @@ class TorchModel:
         config: Of the text model.
         vocabulary: How many token ids there are; None when not known.
         max_tokens: Longest prompt; None when the configuration names no limit.
+        unknown_code: As given.
     """
 
     def __init__(self, model: Any, *, unknown_code: bool = False) -> None:
@@ -56,7 +60,7 @@ class TorchModel:
                 "Load them first (from_pretrained without device_map='meta')."
             )
         self.model = model
-        self._unknown_code = unknown_code
+        self.unknown_code = unknown_code
         self.name: str = getattr(config, "name_or_path", "") or type(model).__name__
         self._refuse_prompt_learning()
         whole: Any = model
@@ -113,15 +117,14 @@ class TorchModel:
             return False
         if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
             return False
-        return self.alike_tokens() is None
+        return self.alike_tokens() is None and not self.has_room_for_so_many
 
     def alike_tokens(self) -> int | None:
         """Return how long a batch may be to be computed as any shorter one is; None for any length, 0 for none.
 
         By what the configuration says: some rotary embeddings turn otherwise in longer batches, for every prompt in
-        them, BigBird's attention is whole in short ones, and an indexer that picks the best tokens (DeepSeek's) picks
-        others in longer batches where several score alike. What code may do that nobody knows shows in trials, up to
-        their length.
+        them, BigBird's attention is whole in short ones, and attention that picks the best tokens picks others in
+        longer batches. What code may do that nobody knows shows in trials, up to their length.
         """
         if getattr(self.base, "attention_type", None) == "block_sparse":
             return 0
@@ -129,12 +132,25 @@ class TorchModel:
         ropes = [getattr(config, name, None) for name in ("rope_scaling", "rope_parameters")]
         before = first_number(config, "original_max_position_embeddings", "max_position_embeddings") or 0
         limits = [limit for rope in ropes for limit in _alike_tokens(rope, before)]
-        chosen = first_number(config, "index_topk")
-        if chosen is not None:
-            limits.append(chosen)
-        if self._unknown_code:
+        limits += [chosen for name in CHOOSING if (chosen := first_number(config, name)) is not None]
+        if self.unknown_code:
             limits.append(TRIED_TOKENS)
         return min(limits, default=None)
+
+    @cached_property
+    def has_room_for_so_many(self) -> bool:
+        """Whether something names a capacity, as experts do that take so many tokens of a batch, and no more.
+
+        A trial would have to fill it, so it is believed.
+        """
+        parts = [*self.base.modules(), self.config]
+        of_kind = {kind: _capacities(*map(vars, reversed(kind.__mro__))) for kind in set(map(type, parts))}
+        for part in parts:
+            rooms = of_kind[type(part)] | _capacities(vars(part))
+            # NLLB's experts have, by a fraction of the tokens. With all of them for each nothing is dropped.
+            if rooms and rooms.get("moe_eval_capacity_token_fraction", 0) < 1:
+                return True
+        return False
 
     def _find_max_tokens(self) -> int | None:
         limit = first_number(self.config, "max_position_embeddings", "n_positions", "max_seq_len")
@@ -159,6 +175,11 @@ class TorchModel:
             raise UnsupportedModelError(
                 f"{self.name} has an activated LoRA, which begins where a later token says so. Unload the adapter."
             )
+
+
+def _capacities(*tables: Mapping[str, Any]) -> dict[str, float]:
+    held = ((name, each) for table in tables for name, each in table.items() if "capacity" in name)
+    return {name: each for name, each in held if isinstance(each, int | float) and not isinstance(each, bool)}
 
 
 def _is_of_transformers(kind: type) -> bool:

@@ -363,13 +363,8 @@ def in_slots(value: Any, kind: type) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=1024)
 def _slots(kind: type) -> tuple[str, ...]:
-    found: list[str] = []
-    for base in kind.__mro__:
-        slots = vars(base).get("__slots__", ())
-        for slot in (slots,) if isinstance(slots, str) else slots:
-            is_private = slot.startswith("__") and not slot.endswith("__")
-            found.append(f"_{base.__name__.lstrip('_')}{slot}" if is_private else slot)
-    return tuple(slot for slot in found if slot not in {"__dict__", "__weakref__"})
+    bases = (vars(base) for base in kind.__mro__ if "__slots__" in vars(base))
+    return tuple(name for held in bases for name, each in held.items() if type(each) is types.MemberDescriptorType)
 
 
 def _is_transparent(kind: type) -> bool:

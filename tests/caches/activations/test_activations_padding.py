@@ -294,6 +294,24 @@ def test_experts_with_room_for_more_tokens_than_a_trial_has_are_given_one_prompt
         torch.testing.assert_close(values, wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("where", ["a module", "its class", "the configuration"])
+def test_a_capacity_is_believed_wherever_it_is_named(where):
+    model = build_moe(1.0)
+    assert not ModelSource(model).has_room_for_so_many
+
+    class Mine(nn.Identity):
+        pass
+
+    if where == "the configuration":
+        model.config.moe_eval_capacity_token_fraction = 0.5
+    elif where == "its class":
+        Mine.capacity_factor = 1.25
+    model.mine = Mine()
+    if where == "a module":
+        model.mine.capacity = 64
+    assert ModelSource(model).runs_alone("block_out")
+
+
 @pytest.mark.parametrize(("name", "options"), LEAKING, ids=lambda each: str(each).split("(")[0])
 def test_a_model_that_sees_its_padding_only_is_not_run_alone(name, options):
     assert not ModelSource(build(name, **options).float()).runs_alone("block_out")

@@ -363,6 +363,18 @@ def test_an_indexer_whose_scores_tie_is_given_prompts_of_one_length():
         torch.testing.assert_close(values, wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_attention_that_keeps_the_best_tokens_is_given_prompts_of_one_length():
+    sizes = {**GQA, "keep_window_size": 8, "num_hidden_layers": 2, "pad_token_id": 0}
+    torch.manual_seed(0)
+    model = transformers.DogeForCausalLM(transformers.DogeConfig(**sizes)).eval()
+    prompts = [list(range(1, 41)), list(range(1, 31)), [12, 13]]
+    assert not ModelSource(model).causal()
+    for ids, values in zip(prompts, Activations(MemoryStore(), model)(prompts, 0, None, site="final"), strict=True):
+        with torch.no_grad():
+            wanted = model.model(torch.tensor([ids]))[0]
+        torch.testing.assert_close(values, wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_a_prompt_longer_than_an_mpt_has_positions_for_is_refused():
     config = transformers.MptConfig(d_model=32, n_heads=4, n_layers=2, vocab_size=90, max_seq_len=16)
     acts = Activations(MemoryStore(), transformers.MptForCausalLM(config).eval())

@@ -35,7 +35,7 @@ def noisy(make_model):
 @pytest.mark.parametrize("most", [1000, 1], ids=["all passes", "those that follow the prompt's"])
 def test_kv_of_passes_that_draw_is_not_kept(noisy, stash, prompt, arguments, most):
     model = noisy(most)
-    kv = stash.kv(model)
+    kv = stash.kv(model, variant="noisy")
     for _ in range(2):
         kv.generate(prompt(100), **arguments)
     kv.flush()
@@ -46,7 +46,7 @@ def test_kv_of_passes_that_draw_is_not_kept(noisy, stash, prompt, arguments, mos
 
 
 def test_prefilled_kv_is_not_kept_either(noisy, stash, prompt):
-    kv = stash.kv(noisy())
+    kv = stash.kv(noisy(), variant="noisy")
     assert kv.prefill(prompt(100)) == 100
     assert kv.stats.not_kept == {NOT_KEPT: 1}
     assert kv.past(prompt(101)) == (None, 0)

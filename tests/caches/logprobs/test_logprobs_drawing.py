@@ -39,7 +39,7 @@ def build(make_model):
 @pytest.mark.parametrize("least", [1, 12], ids=["always", "in passes longer than those that are tried"])
 def test_rows_of_a_pass_that_drew_are_not_kept(build, least):
     store = MemoryStore(2**24)
-    logprobs = Logprobs(store, build(least))
+    logprobs = Logprobs(store, build(least), variant="noisy")
     assert (logprobs._engine.model.reuse is Reuse.KV) == (least == 12)
     first, second = (logprobs.batch_next_token_logprobs([CONTEXT, CONTEXT[:13]]) for _ in range(2))
     assert not torch.equal(first, second)
@@ -49,7 +49,7 @@ def test_rows_of_a_pass_that_drew_are_not_kept(build, least):
 
 
 def test_no_pass_goes_on_from_kv_of_one_that_drew(build):
-    logprobs = Logprobs(MemoryStore(2**24), build(12))
+    logprobs = Logprobs(MemoryStore(2**24), build(12), variant="noisy")
     logprobs.next_token_logprobs(CONTEXT)
     before = logprobs.fed_tokens
     logprobs.next_token_logprobs([*CONTEXT, 15])
@@ -59,18 +59,18 @@ def test_no_pass_goes_on_from_kv_of_one_that_drew(build):
 def test_a_context_whose_pass_drew_nothing_is_kept(build):
     store = MemoryStore(2**24)
     model = build(12)
-    logprobs = Logprobs(store, model)
+    logprobs = Logprobs(store, model, variant="noisy")
     row = logprobs.next_token_logprobs(CONTEXT[:5])
     logprobs.next_token_logprobs(CONTEXT)
     logprobs.flush()
-    assert torch.equal(Logprobs(store, model).next_token_logprobs(CONTEXT[:5]), row)
+    assert torch.equal(Logprobs(store, model, variant="noisy").next_token_logprobs(CONTEXT[:5]), row)
     assert store.events.stats.hits == 1
 
 
 @pytest.mark.parametrize("least", [1, 12])
 def test_scores_of_a_pass_that_drew_are_not_kept(build, least):
     store = MemoryStore(2**24)
-    logprobs = Logprobs(store, build(least))
+    logprobs = Logprobs(store, build(least), variant="noisy")
     first, second = logprobs.score(CONTEXT), logprobs.score(CONTEXT)
     assert not torch.equal(first, second)
     logprobs.flush()

@@ -916,6 +916,18 @@ class InSlots(nn.Linear):
         return super().forward(given) * self.scale * self.__hidden
 
 
+class InNamedSlots(nn.Linear):
+    __slots__ = iter(["scale"])
+
+
+def test_slots_count_however_they_were_named():
+    layer = InNamedSlots(2, 2).eval()
+    layer.scale = 1.0
+    before = fingerprint_model(layer)
+    layer.scale = 2.0
+    assert fingerprint_model(layer) != before
+
+
 @pytest.mark.parametrize("change", [lambda layer: setattr(layer, "scale", 5.0), lambda layer: layer.hide(5.0)])
 def test_what_a_module_keeps_in_slots_counts(change):
     layer = InSlots(4).eval()
@@ -968,3 +980,27 @@ def test_a_generator_of_random_numbers_counts_by_where_it_stands():
     assert watch.refresh() != before
     layer.draws.manual_seed(1)
     assert watch.refresh() == before
+
+
+def test_an_object_that_somebody_puts_into_a_library_s_class_counts(build_llama, monkeypatch):
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    model, gain = build_llama(), torch.ones(1)
+    theirs = LlamaMLP.forward
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: theirs(self, x) * self.gain)
+    monkeypatch.setattr(LlamaMLP, "gain", gain, raising=False)
+    watch = ModelWatch(model)
+    before = watch.refresh()
+    assert watch.refresh() == before
+    gain.mul_(2)
+    after = watch.refresh()
+    assert after != before
+    monkeypatch.setattr(LlamaMLP, "gain", types.SimpleNamespace(of=2))
+    assert watch.refresh() not in (before, after)
+
+
+def test_a_traced_module_is_refused_with_clear_words(build_llama):
+    model = build_llama()
+    model.model.norm = torch.jit.trace(nn.Linear(32, 32), torch.ones(1, 32))
+    with pytest.raises(UnsupportedModelError, match="norm is a TopLevelTracedModule"):
+        ModelWatch(model)

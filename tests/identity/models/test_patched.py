@@ -230,8 +230,9 @@ def test_a_kernel_for_every_kind_of_tensor_is_refused_too(model: torch.nn.Module
             lmstash.fingerprint(model)
 
 
+@pytest.mark.parametrize("file", [__file__, "<stdin>", "<ipython-input-3-0f>"])
 @pytest.mark.parametrize("of", ["torch", "transformers"])
-def test_code_that_is_put_into_a_method_counts_at_once(build_llama: Any, of: str) -> None:
+def test_code_that_is_put_into_a_method_counts_at_once(build_llama: Any, of: str, file: str) -> None:
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
     def forward(self, given):
@@ -241,8 +242,9 @@ def test_code_that_is_put_into_a_method_counts_at_once(build_llama: Any, of: str
     watch = watch_model(build_llama())
     first, code = watch.recognise().hex, method.__code__
     try:
-        method.__code__ = forward.__code__.replace(co_qualname=code.co_qualname)
+        method.__code__ = forward.__code__.replace(co_qualname=code.co_qualname, co_filename=file)
         assert watch.recognise().hex != first
+        assert watch.runs_unknown_code()
         assert lmstash.fingerprint(build_llama()).hex != first
     finally:
         method.__code__ = code

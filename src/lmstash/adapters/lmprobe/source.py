@@ -78,6 +78,11 @@ class ExtractBatchSource:
         """How long batches of prompts of different lengths may be; None for any length, and where nobody knows."""
         return None if self._live is None else self._live.padded_tokens(site)
 
+    @property
+    def draws_show(self) -> bool:
+        """As `ModelSource.draws_show`; somebody else's extractor may draw for whatever else it does."""
+        return self._live is not None and self._live.draws_show
+
     def runs_alone(self, site: str) -> bool:
         """Whether no prompt may have another one beside it."""
         return self._live is not None and self._live.runs_alone(site)

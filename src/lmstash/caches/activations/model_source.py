@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lmstash.caches.activations.batching import ACCELERATOR_BATCH_TOKENS, BATCH_TOKENS
 from lmstash.caches.activations.on_device import says_no_memory, to_device, to_host
-from lmstash.caches.activations.padding import has_room_for_so_many, pad, rounding_of, shows_company, shows_padding
+from lmstash.caches.activations.padding import pad, rounding_of, shows_company, shows_padding
 from lmstash.caches.activations.passes import passes_over
 from lmstash.caches.activations.pooling import Pool, pack_tokens, pool_tokens
 from lmstash.caches.activations.prompts import Prompts
@@ -77,10 +77,12 @@ class ModelSource(TorchModel):
         return self.device.type == "cuda"
 
     @property
-    def remakes_layers(self) -> bool:
-        """Whether a pass may make layers anew, drawing weights that it overwrites at once: BigBird's attention."""
-        owners = {type(each).__module__.partition(".")[0] for each in self.model.modules()}
-        return hasattr(self.base, "set_attention_type") and owners <= {"torch", "transformers"} and self.is_plain()
+    def draws_show(self) -> bool:
+        """Whether random numbers that are drawn in a pass say that its values are of chance.
+
+        Not those with which BigBird makes attention layers anew, whose weights it overwrites at once.
+        """
+        return not hasattr(self.base, "set_attention_type") or self.unknown_code or not self.is_plain()
 
     @property
     def batch_tokens(self) -> int:
@@ -184,7 +186,7 @@ class ModelSource(TorchModel):
         """
         if site not in self._runs_alone:
             shown = self.padded_tokens(site) == 0 and self.alike_tokens() != 0
-            by_room = shown and has_room_for_so_many(self.base)
+            by_room = shown and self.has_room_for_so_many
             self._runs_alone[site] = shown and (by_room or self._tried(shows_company, site) is not False)
             if self._runs_alone[site]:
                 logger.info("%s: the prompts beside a prompt show in %s, so each runs by itself", self.name, site)
@@ -319,7 +321,7 @@ class ModelSource(TorchModel):
         return find_blocks(tower if isinstance(tower, nn.Module) else self.base, n_layers)
 
     def _is_blind_to_padding(self, site: str) -> bool:
-        if self.max_tokens == 0 or self.alike_tokens() == 0 or has_room_for_so_many(self.base):
+        if self.max_tokens == 0 or self.alike_tokens() == 0 or self.has_room_for_so_many:
             return False
         try:
             if self.is_plain() and (self._says_causal() or self.causal()):

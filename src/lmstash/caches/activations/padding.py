@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lmstash.caches.torch_model import TRIED_TOKENS
 
@@ -101,20 +101,6 @@ def shows_company(
         for layer, values in enumerate(together)
         for row in range(_BESIDE)
     )
-
-
-def has_room_for_so_many(base: nn.Module) -> bool:
-    """Return whether modules name a capacity, as experts do that take so many tokens of a batch and drop the others."""
-    for module in base.modules():
-        rooms = {name: each for name, each in vars(module).items() if "capacity" in name and _is_number(each)}
-        # NLLB's experts have, by a fraction of the tokens. With all of them for each nothing is dropped.
-        if rooms and rooms.get("moe_eval_capacity_token_fraction", 0) < 1:
-            return True
-    return False
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _differs(got: Tensor, wanted: Tensor, rounding: float) -> bool:

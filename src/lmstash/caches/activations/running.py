@@ -185,7 +185,7 @@ class Runner:
         retries = self._source.max_retries if max_retries is None else max_retries
         for attempt in range(retries + 1):
             started = time.perf_counter()
-            before = {} if self._source.remote else torch_states()
+            before = torch_states() if getattr(self._source, "draws_show", False) else {}
             try:
                 launch = getattr(self._source, "launch", None)
                 if launch is not None and getattr(self._source, "overlaps", False):
@@ -193,9 +193,7 @@ class Runner:
                 else:
                     values = self._source.compute(batch, layers, self._site, self._pool)
                     finish, seconds, self._has_computed = partial(_same, values), time.perf_counter() - started, True
-                drew = bool(before and moved(before, torch_states())) and not getattr(
-                    self._source, "remakes_layers", False
-                )
+                drew = bool(before and moved(before, torch_states()))
                 return _Running(members, positions, started, finish, seconds, drew)
             except (LmstashError, _OutOfMemory):
                 raise

@@ -15,6 +15,7 @@ from lmstash.caches.kv.layers import (
     LinearAttentionAndFullAttentionLayer,
     LinearAttentionLayer,
 )
+from lmstash.caches.torch_model import CHOOSING
 
 _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope", "su")
 
@@ -71,7 +72,7 @@ def family_of(model: Any) -> Family:
         return Family("a model of several modalities: its KV may depend on more than token ids")
     if any(_depends_on_length(getattr(config, name, None)) for name in ("rope_scaling", "rope_parameters")):
         return Family("its rotary embedding depends on the length of the whole prompt")
-    if getattr(config, "index_topk", None):
+    if any(getattr(config, name, None) for name in CHOOSING):
         return Family("its attention chooses tokens by an index of its own")
     if not _is_causal(config):
         return Family("it is an encoder: tokens see what comes after them")

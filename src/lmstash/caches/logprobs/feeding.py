@@ -143,13 +143,14 @@ class Feeder:
         token_bytes = self._model.form.token_bytes if self._model.form is not None else 0
         most_bytes = max(self._batch_bytes, _WORKING_BYTES)
         alike = self._model.reuse is Reuse.NOTHING
+        most_rows = 1 if self._model.has_room_for_so_many else _ROWS
         batch: list[Feed] = []
         longest = columns = 0
         for feed in sorted(feeds, key=lambda each: (-each.n_tokens, -each.n_past)):
             wide = max(columns, feed.n_past)
             n_rows = len(batch) + 1
             if batch and (
-                n_rows > _ROWS
+                n_rows > most_rows
                 or n_rows * longest > most_tokens
                 or n_rows * (wide + longest) * token_bytes > most_bytes
                 or feed.n_tokens < (longest if alike else longest // 2 - 8)

@@ -76,7 +76,7 @@ class LanguageModel(TorchModel):
                 "Pass a causal language model (AutoModelForCausalLM)."
             )
         self.n_logits = logits.shape[2]
-        if hidden is not None and self.may_skip_head():
+        if hidden is not None and self.may_skip_head() and not unknown_code:
             self._find_head(hidden, logits)
         expected = log_softmax(logits) if self.head is None or hidden is None else hidden
         self.finals = expected[0, :1]

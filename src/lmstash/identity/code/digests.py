@@ -219,8 +219,8 @@ class CodeGraph(Watched):
                     self._follow(here, value, f"{name}:{each}")
             elif owner != "transformers" or isinstance(value, FunctionType | type):
                 self._follow(here, value, f"{name}:{each}")
-            elif callable(value) and not _is_usual(each, value):  # put there by somebody
-                self.objects[f"{name}:{each}"] = value
+            elif (callable(value) or is_foreign(type(value).__module__)) and not _is_usual(each, value):
+                self.objects[f"{name}:{each}"] = value  # put there by somebody
         if self._is_own(here):
             package = function.__globals__.get("__package__")
             imported = {*imports_in(function.__code__, package, by_call=self._imports_by_call)}

@@ -51,6 +51,19 @@ def is_handed_plain(memo: Memo[Any]) -> bool:
         return False
 
 
+def may_be_handed(memo: Memo[Any], objects: frozenset[int]) -> bool:
+    """Return whether a call that a function remembers was given one of some objects, by `id`, or nobody can tell."""
+    try:
+        table = _table_of(memo)
+        return table is None or any(_is_among(each, objects) for each in list(table))
+    except RuntimeError:  # another thread calls it
+        return True
+
+
+def _is_among(value: Any, objects: frozenset[int]) -> bool:
+    return id(value) in objects or (type(value) in _HOLDING and any(_is_among(each, objects) for each in value))
+
+
 def _table_of(memo: Memo[Any]) -> dict[Any, Any] | None:
     """Return the results that a function remembers by its arguments; not where Python hides them."""
     tables = [each for each in gc.get_referents(memo) if type(each) is dict and each is not vars(memo)]

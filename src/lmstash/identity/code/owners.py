@@ -12,6 +12,8 @@ from typing import Any
 
 BY_NAME = {*sys.stdlib_module_names, "torch", "numpy", "huggingface_hub", "tqdm", "builtins"} - {"__main__"}
 """Whose code counts by name only."""
+_GENERATED = ("<string>", "<frozen ", "<eval_with_key>", "<__array_function__")
+"""Begins what code is called that dataclasses, Python and torch make."""
 
 
 def owner_of(module: str | None) -> str:
@@ -35,11 +37,11 @@ def defined_in(code: Any) -> str:
 def is_of_its_file(function: FunctionType) -> bool:
     """Return whether a function's code was written in its module's file, and not put there (`f.__code__ = ...`).
 
-    Code that was made of no file is believed.
+    What packages make of texts of their own is believed; what was typed is not.
     """
     written = function.__code__.co_filename
     path = getattr(sys.modules.get(defined_in(function)), "__file__", None)
-    return written[:1] == "<" or path is None or written == path or not path.endswith(".py")
+    return path is None or written == path or written.startswith(_GENERATED) or not path.endswith(".py")
 
 
 def is_installed(module: str) -> bool:

@@ -21,7 +21,7 @@ from lmstash.identity.code.asked_by_text import CodeByText
 from lmstash.identity.code.bytecode import names_in, texts_in
 from lmstash.identity.code.files import FilesInCode
 from lmstash.identity.code.memos import Memo, memos_among
-from lmstash.identity.code.owners import BY_NAME, defined_in, owner_of
+from lmstash.identity.code.owners import BY_NAME, defined_in, is_of_its_file, owner_of
 from lmstash.identity.code.words import ANY_NAME, ENVIRONMENT, is_environment, variables_under, words_within
 from lmstash.identity.encoding import Component
 
@@ -88,6 +88,8 @@ class ModelCode(CodeByText):
 
     def _add_bytecode(self, function: FunctionType, name: str) -> str:
         self._meet(defined_in(function))
+        if not is_of_its_file(function):
+            self.reads_all = True
         if self._is_own(defined_in(function)):
             code = function.__code__
             names = {*names_in(code)}

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterable
 from functools import lru_cache
-from hashlib import sha256
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
-from lmstash.identity.describe import Describer
-from lmstash.identity.encoding import Component, encode
+from lmstash.errors import UnsupportedModelError
+from lmstash.identity.encoding import Component
 
 if TYPE_CHECKING:
     import torch
 
-_marks: WeakKeyDictionary[Any, bytes] = WeakKeyDictionary()
-"""What modes are called: not by a mark on them, which copies would bear, too."""
 _ANYWHERE = {"fp32_precision": "none"}
 _BY_DEVICE: dict[str, dict[str, str]] = {
     "cpu": {
@@ -63,7 +58,7 @@ def numerics(devices: Iterable[str]) -> dict[str, object]:
         precision = torch.get_float32_matmul_precision()
         if precision != "highest":
             found["float32_matmul_precision"] = precision
-    modes = [_mark(each) for each in _modes()]
+    modes = [type(each).__qualname__ for each in _modes()]
     if modes:
         found["modes"] = modes
     kinds = tuple(devices)
@@ -115,17 +110,18 @@ def _modes() -> list[Any]:
     return [each for each in found if type(each).__name__ != "DeviceContext"]
 
 
-def _mark(mode: Any) -> str:
-    """Return a name of the mode's own as it is: what it does cannot be compared, so nothing is shared with another."""
-    from lmstash.identity.code.asked_by_text import CodeByText
+def refuse_modes() -> None:
+    """Raise where a mode is active in this thread: it may do anything to whatever torch computes.
 
-    describer = Describer(CodeByText(), lenient=True, follow_code=False)
-    held = encode([describer.value(each, "mode") for each in (vars(mode), dict(vars(type(mode))))])
-    try:
-        own = _marks.setdefault(mode, os.urandom(16))
-    except TypeError:  # it cannot be hashed
-        own = os.urandom(16)
-    return sha256(own + held).hexdigest()
+    Raises:
+        UnsupportedModelError: So it is.
+    """
+    for mode in _modes():
+        raise UnsupportedModelError(
+            f"a {type(mode).__qualname__} is active (a mode of torch's, which sees all that is computed and may change "
+            "it), and lmstash cannot tell what it does. Ask outside of it, or name what it does: variant='...' (a new "
+            "name whenever it changes)."
+        )
 
 
 def device_types(tensors: Iterable[torch.Tensor]) -> list[str]:

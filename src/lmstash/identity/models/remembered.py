@@ -8,7 +8,8 @@ What a function remembers is of the time when it was last seen to remember nothi
 matter while all that its results hang on is what it was then: its code, what this names, and the settings that count;
 besides, unless it was handed plain values only, all of the model. Functions of installed packages are taken to be pure.
 
-Not seen is an edit before the first look at a model that remembers something already.
+Not seen is what a function came to remember between two looks while something was edited that was put back before the
+second, or set for that time (autocast), and an edit before the first look at a model that remembers something already.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 
 from lmstash.errors import UnsupportedModelError
 from lmstash.events import logger
-from lmstash.identity.code.memos import Memo, counts_of, is_handed_plain
+from lmstash.identity.code.memos import Memo, counts_of, is_handed_plain, may_be_handed
 from lmstash.identity.code.owners import defined_in
 from lmstash.identity.describe import Describer
 from lmstash.identity.encoding import Component, encode
@@ -69,7 +70,8 @@ def outdated(
     if not yours:
         return None
     whole = _digest({name: each for name, each in components.items() if name not in _SAID_BESIDE})
-    found = [each for each in yours if _is_outdated(each, _world(each, components), model, whole)]
+    parts = _parts_of(model, code)
+    found = [each for each in yours if _is_outdated(each, _world(each, components), model, whole, parts)]
     for each in found:
         code.watch(partial(counts_of, each))
         if each not in _told:
@@ -88,7 +90,13 @@ def _is_yours(memo: Memo[Any], code: ModelCode) -> bool:
     return code.is_yours(defined_in(getattr(memo.__wrapped__, "__func__", memo.__wrapped__)))
 
 
-def _is_outdated(memo: Memo[Any], world: bytes | None, model: Any, whole: bytes) -> bool:
+def _parts_of(model: Any, code: ModelCode) -> frozenset[int]:
+    """Return by `id` what a function may be handed that another model has, too, or that is this model's."""
+    of_modules = (part for each in model.modules() for part in (each, getattr(each, "config", None)))
+    return frozenset(map(id, (*of_modules, *model.parameters(), *model.buffers(), *code.objects.values())))
+
+
+def _is_outdated(memo: Memo[Any], world: bytes | None, model: Any, whole: bytes, parts: frozenset[int]) -> bool:
     """Return whether a function remembers what may be of another time; notes how all is now where it does not.
 
     Args:
@@ -96,27 +104,30 @@ def _is_outdated(memo: Memo[Any], world: bytes | None, model: Any, whole: bytes)
         world: Of its code, and what this hangs on, now.
         model: Which calls it.
         whole: Of the model, now.
+        parts: Of the model, by `id`.
     """
     then, remembers = _known.get(memo), memo.cache_info().currsize > 0
     if then is None or not remembers:
-        others = {} if then is None else then.models
+        others = {} if then is None else dict(then.models)
         then = _known[memo] = _Then(world, {n: each for n, each in others.items() if each[0]() and each[1] != _MIXED})
         then.models[id(model)] = weakref.ref(model), whole
         return False
     if then.world == _MIXED:
         return True
-    by_itself = world is not None and is_handed_plain(memo)
-    if by_itself and then.world != world:
+    if world is not None and then.world != world:
         then.world = _MIXED
         return True
-    seen, before = then.models.get(id(model), (None, b""))
-    if by_itself or seen is None or seen() is not model:
+    if world is not None and is_handed_plain(memo):
         then.models[id(model)] = weakref.ref(model), whole
         return False
-    if before != whole:
+    seen, before = then.models.get(id(model), (None, b""))
+    if seen is None or seen() is not model:  # another model, which may be an earlier one as it was edited meanwhile
+        is_known = any(digest == whole for _, digest in [*then.models.values()])
+        is_apart = world is not None and not may_be_handed(memo, parts)
+        then.models[id(model)] = weakref.ref(model), whole if is_known or is_apart else _MIXED
+    elif before != whole:
         then.models[id(model)] = seen, _MIXED
-        return True
-    return False
+    return then.models[id(model)][1] == _MIXED
 
 
 def _world(memo: Memo[Any], components: Mapping[str, Component]) -> bytes | None:

@@ -16,9 +16,9 @@ from lmstash.identity.code.memos import Memo
 from lmstash.identity.code.words import words_within
 from lmstash.identity.describe import IMMUTABLE, TENSOR_MARKS, Describer, in_slots
 from lmstash.identity.encoding import Component, encode
-from lmstash.identity.models.class_members import plain_members
+from lmstash.identity.models.class_members import members_asked_for
 from lmstash.identity.models.code import ModelCode
-from lmstash.identity.models.numerics import device_types, environment, numerics
+from lmstash.identity.models.numerics import device_types, environment, numerics, refuse_modes
 from lmstash.identity.models.patched import patched
 from lmstash.identity.models.patched_library import patched_library
 from lmstash.identity.models.reached import global_hooks
@@ -112,6 +112,8 @@ def _read(
     whole_configs: bool,
     asked: frozenset[str] = frozenset(),
 ) -> Structure:
+    if variant is None:
+        refuse_modes()
     out = Structure()
     describer = Describer(out.code, lenient=variant is not None, whole_configs=whole_configs)
     describer.tensors = out.tensors
@@ -130,7 +132,8 @@ def _read(
     put = patched(model, out.code, lenient=variant is not None)
     out.components["registered"] = {**registered(model, out.code), **put, **patched_library(out.code)}
     outside: dict[Component, Component] = {}
-    while describer.modules or len(outside) < len(out.code.objects):
+    asked_for: dict[Component, Component] | None = None
+    while asked_for is None or describer.modules or len(outside) < len(out.code.objects):
         while describer.modules:
             name, module = describer.modules.pop()
             modules[name or "<root>"] = _read_module(name, module, describer, variant, asked)
@@ -138,6 +141,8 @@ def _read(
             if place not in outside:
                 with describer.ordered(True):
                     outside[place] = describer.value(value, f"code {place}")
+        if asked_for is None and not describer.modules and len(outside) == len(out.code.objects):
+            asked_for = members_asked_for(model, out.code)
     out.components["modules"] = modules
     out.components["globals"] = outside
     out.components["numerics"] = settings_component(numerics(device_types(out.tensors.values())))
@@ -154,9 +159,8 @@ def _read(
     files = out.code.files(held for each in own for held in vars(each).items())
     if files:
         out.components["files"] = files
-    put = plain_members(model, out.code)
-    if put:
-        out.components["class members"] = put
+    if asked_for:
+        out.components["class members"] = asked_for
     out.components["packages"] = out.code.packages()
     out.components["code"] = out.code.components()
     out.memos = [*describer.memos, *out.code.memos]
@@ -232,6 +236,11 @@ def _stamp(model: torch.nn.Module, code: ModelCode | None) -> tuple[list[object]
     while pending:
         name, module = pending.pop()
         state = module.__dict__
+        if "_parameters" not in state:
+            raise UnsupportedModelError(
+                f"{name or 'the model'} is a {type(module).__qualname__}, whose code lmstash cannot read (scripted or "
+                "traced?). Use the module as it was before."
+            )
         flat += (type(module), module.training, name)
         skipped = _skipped(module, asked)
         for attribute, value in _attributes(module).items():

@@ -233,9 +233,11 @@ class ModelWatch:
         return self._as_set(reading)
 
     def _as_set(self, reading: Reading) -> Fingerprint:
-        from lmstash.identity.models.numerics import numerics
+        from lmstash.identity.models.numerics import numerics, refuse_modes
         from lmstash.identity.models.structure import settings_component
 
+        if self._variant is None:
+            refuse_modes()
         settings = numerics(self._devices)
         name = repr(settings)
         found = self._vouched.get(name)
