@@ -109,13 +109,13 @@ def test_a_prompt_runs_alone_where_experts_have_room_for_so_many_tokens(kind):
     model = llama()
     model.model.layers[0].mlp.capacity = 100
     rows = []
-    model.model.layers[0].register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    model.model.embed_tokens.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
     with lmstash.open("memory://", strict=True) as stash:
         prompts = [[1, 2, each] for each in range(3, 9)]
         if kind == "activations":
-            stash.activations(model, variant="counted")(prompts, 0)
+            stash.activations(model, variant="counted", assume_frozen=True)(prompts, 0)
         else:
-            logprobs = stash.logprobs(model, variant="counted")
+            logprobs = stash.logprobs(model, variant="counted", assume_frozen=True)
             rows.clear()  # of its trials
             logprobs.batch_next_token_logprobs(prompts)
     assert set(rows[-6:]) == {1}
