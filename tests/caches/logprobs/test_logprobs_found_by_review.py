@@ -92,8 +92,14 @@ def inside(change, model):
         assert worst(stash.logprobs(model), model, other) < 1e-3
 
 
-def test_a_function_mode_is_part_of_who_computes():
-    inside(Doubles(), tiny())
+def test_under_a_function_mode_nothing_is_served_or_kept():
+    model, asked = tiny(), contexts(1)
+    with lmstash.open("memory://") as stash:
+        lp = stash.logprobs(model)
+        right = lp.batch_next_token_logprobs(asked)
+        with Doubles(), pytest.raises(UnsupportedModelError, match="Doubles is active"):
+            lp.batch_next_token_logprobs(asked)
+        assert torch.equal(lp.batch_next_token_logprobs(asked), right)
 
 
 def test_a_class_that_is_patched_for_one_call_is_seen(monkeypatch):
