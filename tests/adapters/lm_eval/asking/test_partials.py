@@ -15,7 +15,7 @@ from lmstash.adapters.lm_eval import CachedLM
 from lmstash.adapters.lm_eval.asking.partials import Pending
 from lmstash.stash import Stash
 
-from .conftest import Scripted, echo, generations, instance, of_harness
+from ..conftest import Scripted, echo, generations, instance, of_harness
 
 
 class Crash(Exception):

@@ -9,7 +9,7 @@ from lmstash.adapters.lm_eval.asking.questions import Questions
 from lmstash.caches.responses.requests.encoding import read_request
 from lmstash.caches.responses.requests.reading import RequestReader
 
-from .conftest import instance
+from ..conftest import instance
 
 PLAIN = {"until": ["\n"], "do_sample": False, "temperature": 0.0}
 SAMPLED = {"until": ["\n"], "do_sample": True, "temperature": 0.5}

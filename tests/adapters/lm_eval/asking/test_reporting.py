@@ -13,7 +13,7 @@ from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompleti
 from lmstash.adapters.lm_eval import CachedLM
 from lmstash.adapters.lm_eval.asking.reporting import returns_what_it_reports
 
-from .conftest import Scripted, echo, generations
+from ..conftest import Scripted, echo, generations
 
 METHODS = ("loglikelihood", "loglikelihood_rolling", "generate_until")
 

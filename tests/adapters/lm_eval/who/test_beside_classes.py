@@ -21,7 +21,7 @@ from lmstash.adapters.lm_eval.who.beside_classes import edited
 from lmstash.adapters.lm_eval.who.code_of import class_of
 from lmstash.adapters.lm_eval.who.identity import who_answers
 
-from .conftest import generations
+from ..conftest import generations
 
 PLAIN = harness.postprocess_generated_text
 

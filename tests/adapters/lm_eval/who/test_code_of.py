@@ -15,7 +15,7 @@ from lmstash.adapters.lm_eval.who.code_of import class_of
 from lmstash.adapters.lm_eval.who.identity import who_answers
 from lmstash.errors import UnsupportedModelError
 
-from .conftest import instance
+from ..conftest import instance
 
 PLAIN = HFLM._model_call
 

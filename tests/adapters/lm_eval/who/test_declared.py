@@ -18,7 +18,7 @@ import lmstash
 from lmstash.adapters.lm_eval import CachedLM
 from lmstash.adapters.lm_eval.who.identity import who_answers
 
-from .conftest import generations
+from ..conftest import generations
 
 
 class Mine(LM):

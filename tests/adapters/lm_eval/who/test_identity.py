@@ -17,7 +17,7 @@ from lmstash.adapters.lm_eval import CachedLM
 from lmstash.adapters.lm_eval.who.identity import RemoteModel, who_answers
 from lmstash.errors import UnsupportedModelError
 
-from .conftest import Scripted, echo, generations, instance, tiny_model
+from ..conftest import Scripted, echo, generations, instance, tiny_model
 
 
 def test_the_same_model_under_another_path_or_as_an_object_is_the_same(tmp_path, tokenizer, hflm):

@@ -17,7 +17,7 @@ from lmstash.adapters.lm_eval import CachedLM
 from lmstash.adapters.lm_eval.who.identity import who_answers
 from lmstash.errors import UnsupportedModelError
 
-from .conftest import generations
+from ..conftest import generations
 from .test_own_objects import Own
 
 MACHINERY: dict[str, Any] = {

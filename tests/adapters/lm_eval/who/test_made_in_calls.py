@@ -14,7 +14,7 @@ import requests
 pytest.importorskip("tenacity")
 from lmstash.adapters.lm_eval import CachedLM
 
-from .conftest import generations
+from ..conftest import generations
 from .test_own_objects import Own
 
 

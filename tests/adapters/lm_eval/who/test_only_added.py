@@ -17,7 +17,7 @@ from lmstash.adapters.lm_eval.who.identity import who_answers
 from lmstash.adapters.lm_eval.who.own_names import Followed
 from lmstash.identity.code.words import words_within
 
-from .conftest import generations, tiny_model
+from ..conftest import generations, tiny_model
 
 pytest.importorskip("tenacity")
 from lm_eval.models.huggingface import HFLM

@@ -16,7 +16,7 @@ from lmstash.adapters.lm_eval.who.identity import who_answers
 from lmstash.adapters.lm_eval.who.own_names import Followed, harmless, variables
 from lmstash.errors import UnsupportedModelError
 
-from .conftest import tiny_model
+from ..conftest import tiny_model
 
 
 class Base:

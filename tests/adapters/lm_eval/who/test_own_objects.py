@@ -21,7 +21,7 @@ import lmstash
 from lmstash.adapters.lm_eval import CachedLM
 from lmstash.adapters.lm_eval.who.identity import who_answers
 
-from .conftest import Scripted, echo, generations
+from ..conftest import Scripted, echo, generations
 
 pytest.importorskip("tenacity")
 from lm_eval.api.model import LM

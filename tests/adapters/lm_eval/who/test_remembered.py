@@ -12,7 +12,7 @@ import pytest
 
 from lmstash.adapters.lm_eval import CachedLM
 
-from .conftest import generations
+from ..conftest import generations
 from .test_own_objects import Own
 
 pytest.importorskip("tenacity")

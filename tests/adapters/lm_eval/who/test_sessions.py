@@ -21,7 +21,7 @@ from lmstash.adapters.lm_eval.who.own_names import Followed
 from lmstash.adapters.lm_eval.who.sessions import session_told
 from lmstash.errors import UnsupportedModelError
 
-from .conftest import tiny_model
+from ..conftest import tiny_model
 
 
 def of_requests(**attributes: Any) -> Any:

@@ -12,7 +12,7 @@ import pytest
 from lmstash.caches.responses import Responses
 from lmstash.stash import Stash
 
-from .conftest import made_program
+from ..conftest import made_program
 
 CHANGED = {
     "a conversation": (

@@ -15,7 +15,7 @@ from lmstash.caches.responses import Responses
 from lmstash.identity.code.owners import version_of
 from lmstash.stash import Stash
 
-from .conftest import library, made_program
+from ..conftest import library, made_program
 
 EDITS = {
     "a registered function": "@functools.singledispatch\ndef f(x): return 'o'\n@f.register\ndef _(x: str): return '1'\n"

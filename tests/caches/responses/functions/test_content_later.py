@@ -9,7 +9,7 @@ import pytest
 
 from lmstash.caches.responses import Responses
 
-from .conftest import made_program
+from ..conftest import made_program
 
 
 def test_the_order_of_a_dict_that_changes_in_place_counts(responses: Responses) -> None:

@@ -19,7 +19,7 @@ from lmstash.caches.responses import Responses
 from lmstash.errors import InvalidArgumentError
 from lmstash.stash import Stash
 
-from .conftest import made_program
+from ..conftest import made_program
 
 CALLS: list[Any] = []
 

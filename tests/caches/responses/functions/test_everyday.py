@@ -9,7 +9,7 @@ import pytest
 from lmstash.caches.responses import Responses
 from lmstash.stash import Stash
 
-from .conftest import made_program
+from ..conftest import made_program
 
 IMPORTS = """
 import argparse, asyncio, collections, datetime, decimal, fractions, operator, re

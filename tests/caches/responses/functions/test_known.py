@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from lmstash.caches.responses import Responses
 from lmstash.stash import Stash
 
-from .conftest import made_program
+from ..conftest import made_program
 
 
 def frame(n: str) -> Any:

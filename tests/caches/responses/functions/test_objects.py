@@ -10,7 +10,7 @@ import pytest
 from lmstash.caches.responses import Responses
 from lmstash.stash import Stash
 
-from .conftest import made_program
+from ..conftest import made_program
 
 
 def answered(responses: Responses, source: str, expressions: list[str]) -> list[Any]:

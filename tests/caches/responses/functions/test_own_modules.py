@@ -15,7 +15,7 @@ from lmstash.caches.responses import Responses
 from lmstash.identity.code.own_code import OwnCode
 from lmstash.stash import Stash
 
-from .conftest import made_program
+from ..conftest import made_program
 
 ONE, TWO = "lmstash_test_one", "lmstash_test_two"
 HANDED = {

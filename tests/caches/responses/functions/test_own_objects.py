@@ -11,7 +11,7 @@ import pytest
 from lmstash.caches.responses import Responses
 from lmstash.stash import Stash
 
-from .conftest import made_program
+from ..conftest import made_program
 
 CLIENT = "class C:\n def __init__(self, n): self.n = n\n def say(self, x): return self.n + x\n"
 KINDS = {

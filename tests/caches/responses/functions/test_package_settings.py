@@ -9,7 +9,7 @@ import pytest
 from lmstash.caches.responses import Responses
 from lmstash.stash import Stash
 
-from .conftest import library, made_program
+from ..conftest import library, made_program
 
 CLIENT = "base_url = None\nmax_retries = 2\napi_key = None\nMOST = 1\ndef send(x): return f'{x} by {base_url}'"
 USES = {

@@ -8,7 +8,7 @@ import pytest
 
 from lmstash.caches.responses import Responses
 
-from .conftest import made_program
+from ..conftest import made_program
 
 START = """
 N = []

@@ -9,7 +9,7 @@ import pytest
 from lmstash.caches.responses import Responses
 from lmstash.stash import Stash
 
-from .conftest import made_program
+from ..conftest import made_program
 
 pytest.importorskip("pydantic_settings")
 START = "import pydantic\nfrom pydantic_settings import BaseSettings, SettingsConfigDict\n"

@@ -14,7 +14,7 @@ import pytest
 from lmstash.caches.responses import Responses
 from lmstash.stash import Stash
 
-from .conftest import made_program
+from ..conftest import made_program
 
 ASK = "def ask(x): return T.render(x=x)"
 GET = "def ask(x): return E.get_template('a.j2').render(x=x)"

@@ -16,7 +16,7 @@ from lmstash.store.base import Write
 from lmstash.store.disk.store import DiskStore
 from lmstash.testing import sample_bytes, sample_key
 
-DOCUMENT = Path(__file__).parents[3] / "docs" / "format.md"
+DOCUMENT = Path(__file__).parents[4] / "docs" / "format.md"
 SIZES = {"u8": 1, "u16": 2, "u32": 4, "u64": 8, "f64": 8}
 Row = dict[str, Any]
 
