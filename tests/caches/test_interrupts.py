@@ -195,7 +195,7 @@ def named(kind: Callable[..., Any]) -> str:
 @pytest.mark.parametrize("ask", KINDS, indirect=True, ids=named)
 @pytest.mark.parametrize("error", [KeyboardInterrupt, TimeoutError])
 def test_what_was_interrupted_at_any_line_is_right_when_asked_for_again(ask: Ask, error: type[BaseException]):
-    raised_at(ask, error, 12)
+    raised_at(ask, error, 6)
 
 
 @pytest.mark.campaign
@@ -208,7 +208,7 @@ def test_what_was_interrupted_at_a_thousand_lines_is_right_when_asked_for_again(
 
 @pytest.mark.parametrize("ask", KINDS, indirect=True, ids=named)
 def test_a_handler_that_calls_the_cache_at_any_line_gets_its_values_and_changes_none(ask: Ask):
-    called_at(ask, 12)
+    called_at(ask, 6)
 
 
 @pytest.mark.campaign
