@@ -17,6 +17,8 @@ _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope", "su")
 """Rotary embeddings whose early positions change with the length of the whole prompt."""
 CHOOSING = ("index_topk", "keep_window_size")
 """Settings of how many tokens attention chooses (DeepSeek's, Doge's): whom it takes of more hangs on all of them."""
+_NESTED = 16
+"""Wrappers around a function that are looked into; there may be a circle of them."""
 TRIED_TOKENS = 24
 """How long prompts are with which a model is tried."""
 
@@ -186,11 +188,15 @@ def _is_of_transformers(kind: type) -> bool:
     """Whether a class's passes run no function that somebody has put there, in however many wrappers."""
     for name in ("forward", "__call__"):
         function = getattr(kind, name)
-        while function is not None:
+        for _ in range(_NESTED):
             home = getattr(function, "__globals__", {}).get("__name__", "")
             if home.partition(".")[0] not in ("transformers", "torch"):
                 return False
             function = getattr(function, "__wrapped__", None)
+            if function is None:
+                break
+        else:
+            return False
     return True
 
 
