@@ -13,7 +13,7 @@ from torch import nn
 
 from lmstash.errors import MissingDependencyError, UnsupportedModelError
 
-_LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope", "su")
+LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope", "su")
 """Rotary embeddings whose early positions change with the length of the whole prompt."""
 CHOOSING = ("index_topk", "keep_window_size")
 """Settings of how many tokens attention chooses (DeepSeek's, Doge's): whom it takes of more hangs on all of them."""
@@ -233,7 +233,7 @@ def _alike_tokens(rope: Any, otherwise: int) -> Iterator[int]:
     """Yield the lengths up to which rotary embeddings that depend on the length are the same."""
     if not isinstance(rope, dict):
         return
-    if rope.get("rope_type", rope.get("type")) in _LENGTH_DEPENDENT_ROPE:
+    if rope.get("rope_type", rope.get("type")) in LENGTH_DEPENDENT_ROPE:
         yield first_number(SimpleNamespace(**rope), "original_max_position_embeddings") or otherwise
     for each in rope.values():
         yield from _alike_tokens(each, otherwise)

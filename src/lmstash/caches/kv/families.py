@@ -15,9 +15,7 @@ from lmstash.caches.kv.layers import (
     LinearAttentionAndFullAttentionLayer,
     LinearAttentionLayer,
 )
-from lmstash.caches.torch_model import CHOOSING
-
-_LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope", "su")
+from lmstash.caches.torch_model import CHOOSING, LENGTH_DEPENDENT_ROPE
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,4 +145,4 @@ def _depends_on_length(rope: Any) -> bool:
     if not isinstance(rope, dict):
         return False
     kind = rope.get("rope_type", rope.get("type"))
-    return kind in _LENGTH_DEPENDENT_ROPE or any(_depends_on_length(each) for each in rope.values())
+    return kind in LENGTH_DEPENDENT_ROPE or any(_depends_on_length(each) for each in rope.values())

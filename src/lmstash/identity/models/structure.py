@@ -16,8 +16,8 @@ from lmstash.identity.code.memos import Memo
 from lmstash.identity.code.words import words_within
 from lmstash.identity.describe import IMMUTABLE, TENSOR_MARKS, Describer, in_slots
 from lmstash.identity.encoding import Component, encode
-from lmstash.identity.models.class_members import members_asked_for
 from lmstash.identity.models.code import ModelCode
+from lmstash.identity.models.members_asked_for import members_asked_for
 from lmstash.identity.models.numerics import device_types, environment, numerics, refuse_modes
 from lmstash.identity.models.patched import patched
 from lmstash.identity.models.patched_library import patched_library
