@@ -40,6 +40,9 @@ LIMIT = "its bytes copied and checked, no more"
 GOAL_RAW, GOAL_WARM, GOAL_PEAK = 0.7, 1 / 10, 1.3
 WIDE = {"n_layers": 4, "n_tokens": 256, "hidden": 1024, "batch_size": 4}
 WIDE_BYTES = 4 * 256 * 1024 * 4
+_ROUNDS_PER_ROUND = 3
+"""Warm calls are short, and in the first 15 seconds of a model's life each of them reads the weights: they are not what
+lasts."""
 _TOUCHED_BYTES = 400 * MIB
 """More than a call of a thousand prompts asks the system for, so that the host's speed at that is not what is timed."""
 
@@ -181,7 +184,7 @@ def warm_calls(report: Report, scratch: Scratch, count: int, rounds: int) -> Non
     furthest = (values * mask[..., None] - kept).abs().max().item()
     assert torch.equal(mask, same_mask)
     assert furthest < 1e-4, furthest
-    warm = interleave({name: once(call) for name, call in calls.items()}, rounds)
+    warm = interleave({name: once(call) for name, call in calls.items()}, _ROUNDS_PER_ROUND * rounds)
     base = warm["lmprobe.CachedExtractor"]
     rows = []
     for name, each in warm.items():
