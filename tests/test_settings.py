@@ -10,12 +10,21 @@ from lmstash.errors import InvalidArgumentError
 from lmstash.settings import (
     DEFAULT_CAPACITY_BYTES,
     config_file,
+    parse_age,
     parse_bool,
     parse_bytes,
     resolve,
     resolve_all,
     settings_stamp,
 )
+
+
+def test_spans_of_time_are_read():
+    spans = ("90", "90s", "2m", "1.5h", "1d", "2w", 90, 0.5)
+    assert [parse_age(span) for span in spans] == [90, 90, 120, 5400, 86400, 1209600, 90, 0.5]
+    for nonsense in ("a while", "", None, b"90"):
+        with pytest.raises(InvalidArgumentError, match="not a span of time"):
+            parse_age(nonsense)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(

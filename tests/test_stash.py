@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import multiprocessing
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import lmstash
+from lmstash.caches.activations.cache import Activations
+from lmstash.caches.kv.cache import KV
+from lmstash.caches.logprobs.cache import Logprobs
+from lmstash.caches.options import ActivationsOptions, KVOptions, LogprobsOptions, ResponsesOptions
+from lmstash.caches.responses.cache import Responses
 from lmstash.errors import InvalidArgumentError, ReadOnlyError, StoreUnavailableError
 from lmstash.store.base import Write
 from lmstash.store.disk.store import DiskStore
@@ -121,6 +128,42 @@ def test_tensors_under_any_identity(tmp_path: Path):
         assert stash.tensors.get({"run": 3, "what": ["probe", True]}) is None
 
 
+@pytest.mark.parametrize("ttl_seconds", ["a", float("nan"), 0, -1])
+@pytest.mark.parametrize("place", ["memory://", "folder"])
+def test_a_lifetime_that_serves_nothing_is_refused_at_once(tmp_path: Path, place: str, ttl_seconds: Any):
+    where = place if place == "memory://" else tmp_path / place
+    with pytest.raises(InvalidArgumentError, match="ttl_seconds"):
+        lmstash.open(where, ttl_seconds=ttl_seconds)
+
+
+def test_tensors_come_by_name(tmp_path: Path):
+    with lmstash.open("memory://") as stash, pytest.raises(InvalidArgumentError, match="by name"):
+        stash.tensors.put("a", np.ones(2))  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("activations", ActivationsOptions),
+        ("kv", KVOptions),
+        ("logprobs", LogprobsOptions),
+        ("responses", ResponsesOptions),
+    ],
+)
+def test_options_are_those_of_the_cache(name: str, options: Any):
+    cache = {"activations": Activations, "kv": KV, "logprobs": Logprobs, "responses": Responses}[name]
+    taken = set(inspect.signature(cache).parameters)
+    assert taken - set(options.__annotations__) == {
+        "store",
+        "model",
+        *({"tokenizer"} if name == "activations" else {"queue"} if name == "kv" else ()),
+    }
+    assert set(options.__annotations__) <= taken
+    said = inspect.getdoc(getattr(lmstash.Stash, name)) or ""
+    shared = {"salt", "private", "ttl_seconds"}
+    assert [each for each in options.__annotations__ if f"`{each}=`" not in said and each not in shared] == []
+
+
 def test_tensors_of_other_bytes_are_a_counted_miss(tmp_path: Path):
     with lmstash.open(tmp_path / "s") as stash:
         stash.store.put(stash.tensors._digest("a"), b"no tensors at all")
@@ -176,6 +219,9 @@ def test_prune_meets_every_condition_and_needs_one(tmp_path: Path):
         assert stash.prune(model="01234567", kind="activations", tag="old", dry_run=True).entries == 1
         assert stash.prune(model="0123456", dry_run=True).entries == 0  # too short to be a fingerprint
         assert stash.prune(older_than=3600, dry_run=True).entries == 0
+        assert stash.prune(older_than="1h", dry_run=True).entries == 0
+        with pytest.raises(InvalidArgumentError, match="span of time"):
+            stash.prune(older_than="a while")
         time.sleep(0.02)
         assert stash.prune(older_than=0.01, kind="kv", dry_run=True).entries == 1
         assert stash.prune(kind="activations").entries == 2

@@ -51,7 +51,7 @@ def open(
         capacity_bytes: The limit on all the folder takes, in bytes or as `"50GB"`; None is unlimited, 0 keeps nothing.
             Default: what the folder was last given, else 50 GiB or half of the free disk, whichever is less.
         memory_bytes: A RAM tier in front of the folder (default: none; the operating system caches files already).
-        ttl_seconds: How long entries put through this stash are served; None for ever.
+        ttl_seconds: How long what the stash's caches keep is served; None for ever. (`stash.store.put` takes its own.)
         strict: Raise on faults instead of counting them as misses and drops.
         read_only: Serve and never write.
         private: Keep no text beside the values.

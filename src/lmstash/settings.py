@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ DEFAULT_CAPACITY_BYTES = 50 * 2**30
 """The limit of a folder when nobody names one (and never more than half of what is free on its disk at first use)."""
 
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+_AGES = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
 _TRUE = {"1", "on", "yes", "true"}
 _FALSE = {"0", "off", "no", "false", ""}
 
@@ -54,6 +56,20 @@ def parse_bytes(text: str | int | float | None) -> int | None:
     if number < 0:
         raise InvalidArgumentError(f"a size cannot be negative: {text!r}")
     return number
+
+
+def parse_age(text: str | float) -> float:
+    """Return seconds: `"7d"`, `"12h"`, `"90"` or 90 (seconds).
+
+    Raises:
+        InvalidArgumentError: The text is not a span of time.
+    """
+    if isinstance(text, Real):
+        return float(text)
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhdw]?)\s*", str(text).lower())
+    if not match:
+        raise InvalidArgumentError(f"not a span of time: {text!r}. Write for instance 90s, 30m, 12h, 7d or 2w.")
+    return float(match[1]) * _AGES[match[2] or "s"]
 
 
 def parse_bool(text: str | bool) -> bool:

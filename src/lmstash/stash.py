@@ -6,15 +6,16 @@ import os
 import re
 import time
 import weakref
+from collections.abc import Mapping
 from html import escape
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from lmstash.caches.tensors import Tensors
 from lmstash.errors import InvalidArgumentError, LmstashError
 from lmstash.events import EventLog, Stats, logger
-from lmstash.settings import resolve
-from lmstash.store.base import EntryInfo, Removed, Store, StoreInfo, VerifyReport, is_interrupted
+from lmstash.settings import parse_age, resolve
+from lmstash.store.base import EntryInfo, Removed, Store, StoreInfo, VerifyReport, default_ttl, is_interrupted
 from lmstash.store.memory import MemoryStore
 from lmstash.store.policies import policy_named
 from lmstash.unset import UNSET
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from lmstash.caches.activations.cache import Activations
     from lmstash.caches.kv.cache import KV
     from lmstash.caches.logprobs.cache import Logprobs
+    from lmstash.caches.options import ActivationsOptions, KVOptions, LogprobsOptions, ResponsesOptions
     from lmstash.caches.responses.cache import Responses
     from lmstash.caches.writing import WriteBehind
     from lmstash.identity.tokens import TokenIds
@@ -50,7 +52,7 @@ class Stash:
     ) -> None:
         """Wrap `store`. Most callers use `lmstash.open()`."""
         self.store = store
-        self.ttl_seconds = ttl_seconds
+        self.ttl_seconds = default_ttl(ttl_seconds)
         self.private = private
         self.compress = compress
         self.salt = salt
@@ -59,7 +61,9 @@ class Stash:
         self._holding: weakref.WeakSet[Any] = weakref.WeakSet()
         """Caches that hold back values for a while; `flush` asks them for these."""
 
-    def activations(self, model: Any = None, tokenizer: Any = None, **options: Any) -> Activations:
+    def activations(
+        self, model: Any = None, tokenizer: Any = None, **options: Unpack[ActivationsOptions]
+    ) -> Activations:
         """Return the activations cache of `model`.
 
         Args:
@@ -70,10 +74,9 @@ class Stash:
         """
         from lmstash.caches.activations.cache import Activations
 
-        defaults = {"salt": self.salt, "private": self.private, "ttl_seconds": self.ttl_seconds}
-        return Activations(self.store, model, tokenizer, **(defaults | options))
+        return Activations(self.store, model, tokenizer, **self._completed(options))
 
-    def kv(self, model: Any, **options: Any) -> KV:
+    def kv(self, model: Any, **options: Unpack[KVOptions]) -> KV:
         """Return the KV cache of `model`: its `generate(...)` feeds only what is not kept of a prompt.
 
         Args:
@@ -82,8 +85,7 @@ class Stash:
         """
         from lmstash.caches.kv.cache import KV
 
-        defaults = {"salt": self.salt, "private": self.private, "ttl_seconds": self.ttl_seconds}
-        return KV(self.store, model, queue=self.writes, **(defaults | options))
+        return KV(self.store, model, queue=self.writes, **self._completed(options))
 
     @property
     def writes(self) -> WriteBehind:
@@ -94,7 +96,7 @@ class Stash:
             self._queue = WriteBehind(self.store)
         return self._queue
 
-    def logprobs(self, model: Any, **options: Any) -> Logprobs:
+    def logprobs(self, model: Any, **options: Unpack[LogprobsOptions]) -> Logprobs:
         """Return the cache of next-token log-probabilities of `model`, a causal language model of transformers.
 
         Args:
@@ -104,26 +106,30 @@ class Stash:
         """
         from lmstash.caches.logprobs.cache import Logprobs
 
-        defaults: dict[str, Any] = {"salt": self.salt, "private": self.private, "ttl_seconds": self.ttl_seconds}
+        off: dict[str, Any] = {}
         if getattr(self.store, "capacity_bytes", None) == 0:  # caching is switched off
-            defaults |= {"kv_bytes": 0, "row_bytes": 0, "answer_bytes": 0}
-        cache = Logprobs(self.store, model, **(defaults | options))
+            off = {"kv_bytes": 0, "row_bytes": 0, "answer_bytes": 0}
+        cache = Logprobs(self.store, model, **(off | self._completed(options)))
         self._holding.add(cache)
         return cache
 
-    def responses(self, model: Any, **options: Any) -> Responses:
+    def responses(self, model: Any, **options: Unpack[ResponsesOptions]) -> Responses:
         """Return the cache of what `model` answers to requests.
 
         Args:
             model: A name such as `provider/model`, the `lmstash.fingerprint` of a local model, or a torch module.
-            **options: `base_url=`, `revision=`, `variant=`, `harmless=`, `sampled_by_default=`, `keep_sampled=`,
-                `keep_if=`, `compress=`, `wait_seconds=`: see `lmstash.caches.responses.Responses`.
+            **options: `base_url=`, `revision=`, `variant=`, `strict_numerics=`, `assume_frozen=`, `harmless=`,
+                `sampled_by_default=`, `keep_sampled=`, `keep_if=`, `compress=`, `wait_seconds=`, `urls=`: see
+                `lmstash.caches.responses.Responses`.
         """
         from lmstash.caches.responses.cache import Responses
 
-        defaults: dict[str, Any] = {"salt": self.salt, "private": self.private, "ttl_seconds": self.ttl_seconds}
-        defaults["compress"] = self.compress
-        return Responses(self.store, model, **(defaults | options))
+        own: dict[str, Any] = {"compress": self.compress}
+        return Responses(self.store, model, **(own | self._completed(options)))
+
+    def _completed(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a cache's options, with the stash's own where none are given."""
+        return {"salt": self.salt, "private": self.private, "ttl_seconds": self.ttl_seconds, **options}
 
     @property
     def stats(self) -> Stats:
@@ -144,7 +150,7 @@ class Stash:
         kind: str | None = None,
         model: str | None = None,
         tag: str | None = None,
-        older_than: float | None = None,
+        older_than: float | str | None = None,
         dry_run: bool = False,
     ) -> Removed:
         """Remove the entries that meet every condition given.
@@ -154,11 +160,11 @@ class Stash:
             model: The model's name as kept, or at least 8 leading hex digits of its fingerprint.
             tag: A tag the entries were put with: a word, or `name=value` for a named one (`task=gsm8k`). May be a
                 pattern (`task=gsm8k*`).
-            older_than: Seconds since the entry was last used.
+            older_than: How long the entry was not used: seconds, or `"30d"`, `"12h"`.
             dry_run: Only count.
 
         Raises:
-            InvalidArgumentError: No condition was given (`clear()` removes everything).
+            InvalidArgumentError: No condition was given (`clear()` removes everything), or one cannot be read.
             StoreError: It cannot be done: the stash is closed or read-only. So, too, `forget` and `clear`.
         """
         if kind is None and model is None and tag is None and older_than is None:
@@ -166,7 +172,7 @@ class Stash:
         from lmstash.caches.models import ModelNames, names_model
         from lmstash.caches.tags import has_tag
 
-        deadline = None if older_than is None else time.time() - older_than
+        deadline = None if older_than is None else time.time() - parse_age(older_than)
         names = None if model is None else ModelNames(self.store)
 
         def chosen(entry: EntryInfo) -> bool:

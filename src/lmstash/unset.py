@@ -4,4 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-UNSET: Final[Any] = object()
+
+class _Unset:
+    def __repr__(self) -> str:
+        return "UNSET"
+
+
+UNSET: Final[Any] = _Unset()

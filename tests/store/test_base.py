@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,8 +16,10 @@ from lmstash.store.base import (
     Write,
     byte_views,
     check_key,
+    check_ttl,
     check_write,
     decode_meta,
+    default_ttl,
     encode_meta,
     join,
     matches,
@@ -70,6 +73,52 @@ def test_a_lifetime_that_ends_in_no_one_s_lifetime_is_for_ever():
     assert check_write(Write(KEY, b"", ttl_seconds=float("inf")))[1] is None
     assert check_write(Write(KEY, b"", ttl_seconds=1e300))[1] is None
     assert check_write(Write(KEY, b"", ttl_seconds=3600))[1] == 3600
+
+
+@pytest.mark.parametrize("ttl_seconds", ["a", "30", b"1", [1], float("nan"), 1j])
+def test_a_lifetime_is_a_number(ttl_seconds: Any):
+    for check in (check_ttl, default_ttl, lambda given: check_write(Write(KEY, b"", ttl_seconds=given))):
+        with pytest.raises(InvalidArgumentError, match="number of seconds"):
+            check(ttl_seconds)
+
+
+def test_only_a_single_entry_may_have_a_lifetime_that_is_over():
+    assert [default_ttl(each) for each in (None, 0.5, 3600)] == [None, 0.5, 3600]
+    for over in (0, -1, -float("inf")):
+        check_ttl(over)
+        with pytest.raises(InvalidArgumentError, match="nothing would ever be served"):
+            default_ttl(over)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"namespace": 3},
+        {"namespace": ""},
+        {"namespace": "\ud800"},
+        {"parent": None},
+        {"parent": "p" * 32},
+        {"n_tokens": "1"},
+        {"n_tokens": 1.5},
+        {"n_tokens": -1},
+        {"compute_seconds": "1"},
+        {"compute_seconds": None},
+        {"meta": 3},
+        {"meta": [1]},
+        {"meta": b"[1]"},
+        {"meta": {"a": {1}}},
+    ],
+)
+def test_a_field_that_is_not_what_a_store_takes_is_named(wrong: dict[str, Any]):
+    (name,) = wrong
+    with pytest.raises(InvalidArgumentError, match=name):
+        check_write(Write(KEY, b"", **wrong))
+
+
+@pytest.mark.parametrize("value", ["text", 3, ["text"], [b"good", 3], None])
+def test_a_value_is_bytes(value: Any):
+    with pytest.raises(InvalidArgumentError, match="a value is bytes"):
+        byte_views(value)
 
 
 @given(st.lists(st.binary(max_size=20), max_size=6))

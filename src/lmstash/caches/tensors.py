@@ -8,7 +8,7 @@ from typing import Any
 
 from lmstash.caches.tags import as_words
 from lmstash.errors import FormatError
-from lmstash.store.base import Store
+from lmstash.store.base import Store, default_ttl
 
 
 class Tensors:
@@ -26,7 +26,7 @@ class Tensors:
     ) -> None:
         """Keep tensors in `store`."""
         self.store = store
-        self._salt, self._private, self._ttl_seconds = salt, private, ttl_seconds
+        self._salt, self._private, self._ttl_seconds = salt, private, default_ttl(ttl_seconds)
 
     def put(
         self,

@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterator
 from lmstash.caches.models import ModelNames, names_model
 from lmstash.caches.tags import NAMED, has_tag, is_like
 from lmstash.cli.exchanges import KIND
-from lmstash.cli.output import parse_age
 from lmstash.errors import InvalidArgumentError
-from lmstash.settings import parse_bytes
+from lmstash.settings import parse_age, parse_bytes
 from lmstash.store.base import EntryInfo, Store
 
 

@@ -10,9 +10,10 @@ import argparse
 import sys
 
 from lmstash.cli.choosing import add_conditions, named_facts
-from lmstash.cli.output import parse_age, print_json, say
+from lmstash.cli.output import print_json, say
 from lmstash.cli.place import open_named
 from lmstash.errors import InvalidArgumentError
+from lmstash.settings import parse_age
 
 FORMATS = ("jsonl", "parquet")
 

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 import time
 from collections.abc import Sequence
 from typing import Any, TextIO
 
-from lmstash.errors import InvalidArgumentError
-
 SCHEMA = 1
 """Version of every JSON document printed here. It grows when a field changes its meaning or goes away."""
 
-_AGES = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
 _STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33"}
 
 
@@ -60,18 +56,6 @@ def age(seconds: float) -> str:
 def since(moment: float | None) -> str:
     """Return how long ago a Unix time was, or a dash."""
     return "-" if not moment else age(time.time() - moment) + " ago"
-
-
-def parse_age(text: str) -> float:
-    """Return seconds: `7d`, `12h`, `90` (seconds).
-
-    Raises:
-        InvalidArgumentError: The text is not a span of time.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhdw]?)\s*", text.lower())
-    if not match:
-        raise InvalidArgumentError(f"not a span of time: {text!r}. Write for instance 90s, 30m, 12h, 7d or 2w.")
-    return float(match[1]) * _AGES[match[2] or "s"]
 
 
 def clip(text: object, width: int) -> str:

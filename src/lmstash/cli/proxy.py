@@ -16,9 +16,10 @@ import argparse
 import json
 
 import lmstash
-from lmstash.cli.output import parse_age, say
+from lmstash.cli.output import say
 from lmstash.cli.place import location
 from lmstash.errors import InvalidArgumentError, MissingDependencyError
+from lmstash.settings import parse_age
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

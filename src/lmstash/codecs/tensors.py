@@ -72,6 +72,8 @@ def encode_tensors(
     """
     specs: list[tuple[str, str, tuple[int, ...]]] = []
     payloads: list[memoryview] = []
+    if not isinstance(tensors, Mapping):
+        raise InvalidArgumentError(f"tensors come by name, as {{'values': tensor}}; got {type(tensors).__name__}")
     for name, value in tensors.items():
         module = type(value).__module__
         if module == "torch" or module == "torch.nn.parameter":

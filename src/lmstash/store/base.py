@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any, Protocol
 
 from lmstash.errors import InvalidArgumentError
@@ -251,6 +252,30 @@ def check_key(key: bytes) -> None:
         raise InvalidArgumentError(f"a key is {KEY_BYTES} bytes; got {key!r}. Use lmstash.identity to make one.")
 
 
+def check_ttl(ttl_seconds: object) -> None:
+    """Refuse a time to live that is no number of seconds. One of 0 or less is over at once.
+
+    Raises:
+        InvalidArgumentError: It is none.
+    """
+    if ttl_seconds is not None and (not isinstance(ttl_seconds, Real) or ttl_seconds != ttl_seconds):
+        raise InvalidArgumentError(f"ttl_seconds= is a number of seconds, or None for ever; got {ttl_seconds!r}")
+
+
+def default_ttl(ttl_seconds: float | None) -> float | None:
+    """Return the time to live that all entries of a cache shall have, checked when the cache is made.
+
+    Raises:
+        InvalidArgumentError: It is no number of seconds, or none above 0: nothing would ever be served.
+    """
+    check_ttl(ttl_seconds)
+    if ttl_seconds is not None and ttl_seconds <= 0:
+        raise InvalidArgumentError(
+            f"ttl_seconds={ttl_seconds!r}: nothing would ever be served. Give seconds above 0, or None for ever."
+        )
+    return ttl_seconds
+
+
 def check_write(write: Write) -> tuple[bytes, float | None]:
     """Return the facts of `write` as JSON bytes and its lifetime in seconds (None: for ever), checked.
 
@@ -264,19 +289,20 @@ def check_write(write: Write) -> tuple[bytes, float | None]:
     check_key(write.key)
     try:
         named = 0 < len(write.namespace.encode()) <= MAX_NAMESPACE_BYTES
-    except UnicodeEncodeError:
+    except (UnicodeEncodeError, AttributeError, TypeError):
         named = False
     if not named:
         raise InvalidArgumentError(f"a namespace has 1 to {MAX_NAMESPACE_BYTES} bytes of UTF-8: {write.namespace!r}")
-    if len(write.parent) not in (0, KEY_BYTES):
+    if not isinstance(write.parent, bytes) or len(write.parent) not in (0, KEY_BYTES):
         raise InvalidArgumentError(f"parent= takes a key of {KEY_BYTES} bytes, or none")
-    if not 0 <= write.n_tokens < 2**32:
-        raise InvalidArgumentError(f"n_tokens= takes 0 to 2**32 - 1; got {write.n_tokens}")
+    if not isinstance(write.n_tokens, Integral) or not 0 <= write.n_tokens < 2**32:
+        raise InvalidArgumentError(f"n_tokens= takes 0 to 2**32 - 1; got {write.n_tokens!r}")
+    if not isinstance(write.compute_seconds, Real):
+        raise InvalidArgumentError(f"compute_seconds= is a number of seconds; got {write.compute_seconds!r}")
     lifetime = write.ttl_seconds
-    if lifetime is not None:
-        if lifetime != lifetime:
-            raise InvalidArgumentError("ttl_seconds= is not a number; use None for ever")
-        lifetime = None if lifetime >= _FOREVER_SECONDS else lifetime
+    check_ttl(lifetime)
+    if lifetime is not None and lifetime >= _FOREVER_SECONDS:
+        lifetime = None
     return encode_meta(write.meta), lifetime
 
 
@@ -292,8 +318,8 @@ def encode_meta(meta: Mapping[str, Any] | bytes | None) -> bytes:
         encoded = meta if isinstance(meta, bytes) else json.dumps(meta, separators=(",", ":")).encode()
     except (TypeError, ValueError) as error:
         raise InvalidArgumentError(f"meta= takes what JSON can say: {error}") from None
-    if isinstance(meta, bytes) and not (meta.startswith(b"{") and meta.endswith(b"}")):
-        raise InvalidArgumentError("meta= given as bytes must be one JSON object")
+    if not (encoded.startswith(b"{") and encoded.endswith(b"}")):
+        raise InvalidArgumentError("meta= takes a dict, or one JSON object as bytes")
     if len(encoded) > MAX_META_BYTES:
         raise InvalidArgumentError(f"meta= takes {len(encoded):,} bytes; keep it under {MAX_META_BYTES:,}")
     return encoded
@@ -311,9 +337,16 @@ def decode_meta(encoded: bytes) -> dict[str, Any]:
 
 
 def byte_views(value: Buffer | Sequence[Buffer]) -> list[Buffer]:
-    """Return `value` as flat buffers of bytes, copying only what is not contiguous."""
+    """Return `value` as flat buffers of bytes, copying only what is not contiguous.
+
+    Raises:
+        InvalidArgumentError: It is neither a buffer nor several.
+    """
     parts = [value] if isinstance(value, (bytes, bytearray, memoryview)) else value
-    return [each if isinstance(each, bytes) else _flat(memoryview(each)) for each in parts]
+    try:
+        return [each if isinstance(each, bytes) else _flat(memoryview(each)) for each in parts]
+    except TypeError as error:
+        raise InvalidArgumentError(f"a value is bytes, or a list of buffers: {error}") from None
 
 
 def _flat(view: memoryview) -> Buffer:

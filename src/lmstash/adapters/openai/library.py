@@ -142,7 +142,7 @@ class Library:
         self._by_token = by_token
         self._revision = revision
         self._ttl_seconds = stash.ttl_seconds if ttl_seconds is None else ttl_seconds
-        self._options = {} if wait_seconds is None else {"wait_seconds": wait_seconds}
+        self._options: dict[str, Any] = {} if wait_seconds is None else {"wait_seconds": wait_seconds}
         self._caches: OrderedDict[Any, Responses] = OrderedDict()
         self._lock = threading.RLock()  # a signal handler may ask in the middle of it
 

@@ -31,7 +31,7 @@ from lmstash.errors import InvalidArgumentError, NotFoundError
 from lmstash.events import logger
 from lmstash.identity.encoding import encode
 from lmstash.identity.fingerprint import Fingerprint
-from lmstash.store.base import Store
+from lmstash.store.base import Store, default_ttl
 
 _PROMPTS_PER_YIELD = 256
 
@@ -94,7 +94,7 @@ class Activations:
         self._texts = None if private else TextIndex(store, tokenizer, salt=salt, ttl_seconds=ttl_seconds)
         self._salt = salt
         self._storage_dtype = storage_dtype
-        self._ttl_seconds = ttl_seconds
+        self._ttl_seconds = default_ttl(ttl_seconds)
         self._lock = threading.RLock()  # a signal handler may call in the middle of it
         self._described: bytes | None = None
         """The last model whose description was kept."""

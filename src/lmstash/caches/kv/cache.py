@@ -28,7 +28,7 @@ from lmstash.codecs.dtypes import check_storage_dtype
 from lmstash.errors import InvalidArgumentError
 from lmstash.identity.chain import BLOCK_TOKENS
 from lmstash.identity.models.watch import Sighting, watch_model
-from lmstash.store.base import Store
+from lmstash.store.base import Store, default_ttl
 
 
 class KV:
@@ -89,7 +89,7 @@ class KV:
         name = getattr(model.config, "name_or_path", "") or type(model).__name__
         queue = queue if queue is not None else WriteBehind(store)
         watch = watch_model(model, variant=variant, strict_numerics=strict_numerics, assume_frozen=assume_frozen)
-        facts = Facts(name, storage_dtype, private or bool(family.linear), private, ttl_seconds)
+        facts = Facts(name, storage_dtype, private or bool(family.linear), private, default_ttl(ttl_seconds))
         keeper = Keeper(store, queue, family, facts, self.stats)
         self._parts = Parts(
             store, queue, model, name, watch, family, keeper, self.stats, salt=salt, storage_dtype=storage_dtype

@@ -28,7 +28,7 @@ from lmstash.identity.models.watch import watch_model
 from lmstash.identity.tokens import TokenIds, token_bytes
 from lmstash.prefix.tree import PrefixTree
 from lmstash.settings import parse_bytes
-from lmstash.store.base import Store
+from lmstash.store.base import Store, default_ttl
 
 KV_BYTES = 2**30
 ROW_BYTES = 2**28
@@ -88,7 +88,7 @@ class Logprobs:
         if None in sizes:
             raise InvalidArgumentError("a budget of RAM is a number of bytes, not unlimited")
         self._budgets = Budgets(*[int(each or 0) for each in sizes])
-        self._salt, self._private, self._ttl_seconds = salt, private, ttl_seconds
+        self._salt, self._private, self._ttl_seconds = salt, private, default_ttl(ttl_seconds)
         self._watch = watch_model(model, variant=variant, strict_numerics=strict_numerics, assume_frozen=assume_frozen)
         self._lock = threading.RLock()
         renew_after_fork(self, _lock=threading.RLock)

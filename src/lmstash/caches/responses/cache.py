@@ -11,14 +11,14 @@ from lmstash.caches.responses.answers.records import is_kept
 from lmstash.caches.responses.answers.shelf import MISSING, Shelf, Tags
 from lmstash.caches.responses.requests.asking import KIND, Asked, Asker, Namer, namespace_of
 from lmstash.caches.responses.requests.counting import counts_of
-from lmstash.caches.responses.requests.given import check_ttl, listed, one_for_each
+from lmstash.caches.responses.requests.given import listed, one_for_each
 from lmstash.caches.responses.requests.urls import POLICIES
 from lmstash.caches.responses.single_flight.flights import flights_of
 from lmstash.caches.responses.single_flight.steps import CALL, Aside, Steps, drive, drive_async, fly
 from lmstash.caches.responses.who import who_is
 from lmstash.errors import InvalidArgumentError
 from lmstash.events import MissReason
-from lmstash.store.base import Removed, Store
+from lmstash.store.base import Removed, Store, check_ttl
 
 if TYPE_CHECKING:
     from lmstash.caches.responses.answers.finding import Conditions, Found

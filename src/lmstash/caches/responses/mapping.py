@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 from lmstash.caches.responses.answers.records import copy_of, decode_answer
 from lmstash.caches.responses.answers.shelf import MISSING
 from lmstash.caches.responses.requests.asking import KIND, Asked
-from lmstash.caches.responses.requests.given import check_ttl, listed, one_for_each
+from lmstash.caches.responses.requests.given import listed, one_for_each
 from lmstash.caches.responses.single_flight.flights import ABANDONED, Flight, computing
 from lmstash.caches.responses.single_flight.steps import Aside, Pause, Wait, await_here, await_there
 from lmstash.caches.responses.single_flight.waiting import Slow
 from lmstash.errors import InvalidArgumentError, MissingDependencyError
 from lmstash.events import MissReason
+from lmstash.store.base import check_ttl
 
 if TYPE_CHECKING:
     from lmstash.caches.responses.answers.shelf import Tags

@@ -21,7 +21,7 @@ from lmstash.events import DropReason, MissReason
 from lmstash.identity.fingerprint import Fingerprint
 from lmstash.identity.tokens import TokenIds, token_bytes
 from lmstash.prefix.node import TOKEN_BYTES
-from lmstash.store.base import Store, Write
+from lmstash.store.base import Store, Write, default_ttl
 
 _ATTEMPTS = 3
 """Times to look again after a damaged entry was found: it is not found again."""
@@ -82,7 +82,7 @@ class States:
         self.memory = memory if memory is not None else Memory()
         self.names = Names.of(fingerprint.digest, salt)
         self._private = private
-        self._ttl_seconds = ttl_seconds
+        self._ttl_seconds = default_ttl(ttl_seconds)
         self._name = str(fingerprint.recorded.get("name") or "")
         self._finder = Finder(store, self.names.namespace)
         self._rests = Rests(store, self.names.namespace)

@@ -24,7 +24,7 @@ from lmstash.codecs.compression import zstandard_module
 from lmstash.errors import FormatError, InvalidArgumentError, LmstashError, MissingDependencyError
 from lmstash.events import DropReason, MissReason
 from lmstash.identity.fingerprint import Fingerprint
-from lmstash.store.base import Buffer, Store, Write
+from lmstash.store.base import Buffer, Store, Write, default_ttl
 
 Tags = Mapping[str, Any]
 """Facts to find an answer by: `task`, `doc`, `split`, `run`, `user`, others of yours; and `tags`, a list of words."""
@@ -80,7 +80,7 @@ class Shelf:
         self._who = who
         self._keep_if = keep_if
         self._private = private
-        self._ttl_seconds = ttl_seconds
+        self._ttl_seconds = default_ttl(ttl_seconds)
         self._compress = compress
         self._salt = salt
         self._described: set[bytes] = set()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Real
 from typing import Any
 
 from lmstash.errors import InvalidArgumentError
@@ -26,13 +25,3 @@ def one_for_each(tags: Any, n_requests: int) -> Sequence[Any]:
     if len(tags) != n_requests:
         raise InvalidArgumentError(f"{n_requests} requests have {len(tags)} tags: give a dict for each, or one for all")
     return tags
-
-
-def check_ttl(ttl_seconds: Any) -> None:
-    """Refuse a time to live that is no number.
-
-    Raises:
-        InvalidArgumentError: It is none.
-    """
-    if ttl_seconds is not None and not isinstance(ttl_seconds, Real):
-        raise InvalidArgumentError(f"ttl_seconds= is a number of seconds; got {ttl_seconds!r}")
