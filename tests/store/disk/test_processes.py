@@ -195,12 +195,12 @@ def test_four_processes_at_a_full_limit(
 
 
 @pytest.mark.campaign
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 @CAPACITIES
-def test_eight_processes_at_a_full_limit_for_minutes(
+def test_eight_processes_at_a_full_limit_for_ten_minutes(
     capacity: int, tmp_path: Path, start_child: Callable[..., Any], watch: Callable[[Path], Any], tools: Any
 ) -> None:
-    run_workers(8, 200.0, capacity, tmp_path / "stash", start_child, watch, tools)
+    run_workers(8, 600.0, capacity, tmp_path / "stash", start_child, watch, tools)
 
 
 # --- limits ----------------------------------------------------------------------------------------------------------
