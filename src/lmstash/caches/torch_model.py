@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -119,40 +119,29 @@ class TorchModel:
             return False
         if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
             return False
-        return self.alike_tokens() is None and not self.has_room_for_so_many
+        return self.alike_tokens() is None and not self.shares_among_tokens
 
     def alike_tokens(self) -> int | None:
         """Return how long a batch may be to be computed as any shorter one is; None for any length, 0 for none.
 
-        By what the configuration says: some rotary embeddings turn otherwise in longer batches, for every prompt in
-        them, BigBird's attention is whole in short ones, and attention that picks the best tokens picks others in
-        longer batches. What code may do that nobody knows shows in trials, up to their length.
+        By what the configuration says, and those that parts may have of their own: some rotary embeddings turn
+        otherwise in longer batches, for every prompt in them, BigBird's attention is whole in short ones, and attention
+        that picks the best tokens picks others in longer batches. What code may do that nobody knows shows in trials,
+        up to their length.
         """
         if getattr(self.base, "attention_type", None) == "block_sparse":
             return 0
-        config = self.config
-        ropes = [getattr(config, name, None) for name in ("rope_scaling", "rope_parameters")]
-        before = first_number(config, "original_max_position_embeddings", "max_position_embeddings") or 0
-        limits = [limit for rope in ropes for limit in _alike_tokens(rope, before)]
-        limits += [chosen for name in CHOOSING if (chosen := first_number(config, name)) is not None]
+        configs = configs_of(self.base, self.config)
+        limits = [*rope_limits(self.base, configs)]
+        limits += [chosen for each in configs for name in CHOOSING if (chosen := first_number(each, name)) is not None]
         if self.unknown_code:
             limits.append(TRIED_TOKENS)
         return min(limits, default=None)
 
     @cached_property
-    def has_room_for_so_many(self) -> bool:
-        """Whether something names a capacity, as experts do that take so many tokens of a batch, and no more.
-
-        A trial would have to fill it, so it is believed.
-        """
-        parts = [*self.base.modules(), self.config]
-        of_kind = {kind: _capacities(*map(vars, reversed(kind.__mro__))) for kind in set(map(type, parts))}
-        for part in parts:
-            rooms = of_kind[type(part)] | _capacities(vars(part))
-            # NLLB's experts have, by a fraction of the tokens. With all of them for each nothing is dropped.
-            if rooms and rooms.get("moe_eval_capacity_token_fraction", 0) < 1:
-                return True
-        return False
+    def shares_among_tokens(self) -> bool:
+        """Whether something is shared out among all tokens of a pass, so that each prompt must run alone."""
+        return shares_among_tokens(self.base, self.config)
 
     def _find_max_tokens(self) -> int | None:
         limit = first_number(self.config, "max_position_embeddings", "n_positions", "max_seq_len")
@@ -177,6 +166,52 @@ class TorchModel:
             raise UnsupportedModelError(
                 f"{self.name} has an activated LoRA, which begins where a later token says so. Unload the adapter."
             )
+
+
+def shares_among_tokens(base: nn.Module, config: Any) -> bool:
+    """Return whether something is shared out among all tokens of a pass.
+
+    Something that names a capacity, as experts do that take so many tokens and no more, or numbers rounded on the way
+    by a scale for all tokens, or as outliers of any of them have it. A trial would have to fill the one, and go beyond
+    the others' thresholds, so they are believed.
+    """
+    parts = [*base.modules(), config]
+    of_kind = {kind: _capacities(*map(vars, reversed(kind.__mro__))) for kind in set(map(type, parts))}
+    for part in parts:
+        rooms = of_kind[type(part)] | _capacities(vars(part))
+        # NLLB's experts have, by a fraction of the tokens. With all of them for each nothing is dropped.
+        if rooms and rooms.get("moe_eval_capacity_token_fraction", 0) < 1:
+            return True
+        # bitsandbytes: columns in which any token goes beyond it are computed otherwise, for all tokens (LLM.int8).
+        if type(part).__name__ == "Linear8bitLt" and getattr(getattr(part, "state", None), "threshold", 0) > 0:
+            return True
+    return any(map(_is_rounded_by_all, base.parameters()))
+
+
+def _is_rounded_by_all(weight: Any) -> bool:
+    """Whether what a weight of torchao's is multiplied with is rounded by one scale for all tokens."""
+    granularity = getattr(getattr(weight, "act_quant_kwargs", None), "granularity", None)
+    return type(granularity).__name__ == "PerTensor"
+
+
+def configs_of(base: nn.Module, config: Any) -> list[Any]:
+    """Return a configuration and all others that parts of a model have: they may have been put in from elsewhere."""
+    held = [config, *(each for module in base.modules() if (each := vars(module).get("config")) is not None)]
+    return list({id(each): each for each in held}.values())
+
+
+def rope_limits(base: nn.Module, configs: Sequence[Any]) -> Iterator[int]:
+    """Yield the lengths up to which rotary embeddings are the same that depend on the length of the whole prompt."""
+    for config in configs:
+        before = first_number(config, "original_max_position_embeddings", "max_position_embeddings") or 0
+        for name in ("rope_scaling", "rope_parameters"):
+            yield from _alike_tokens(getattr(config, name, None), before)
+    for module in base.modules():
+        kinds = vars(module).get("rope_type")
+        for kind in kinds.values() if isinstance(kinds, dict) else [kinds]:
+            # One that its own configuration does not speak of was set by hand.
+            if kind in LENGTH_DEPENDENT_ROPE and not [*rope_limits(nn.Module(), [vars(module).get("config")])]:
+                yield 0
 
 
 def _capacities(*tables: Mapping[str, Any]) -> dict[str, float]:

@@ -297,7 +297,7 @@ def test_experts_with_room_for_more_tokens_than_a_trial_has_are_given_one_prompt
 @pytest.mark.parametrize("where", ["a module", "its class", "the configuration"])
 def test_a_capacity_is_believed_wherever_it_is_named(where):
     model = build_moe(1.0)
-    assert not ModelSource(model).has_room_for_so_many
+    assert not ModelSource(model).shares_among_tokens
 
     class Mine(nn.Identity):
         pass

@@ -331,3 +331,15 @@ def test_a_model_error_is_the_model_s_own(model, stash, prompt):
         kv.generate(prompt(10) + 1000, **GREEDY)
     with pytest.raises(ValueError, match="nonsense"):
         kv.generate(prompt(10), nonsense=3, **GREEDY)
+
+
+def test_the_static_cache_that_gemma_s_files_still_ask_for_is_not_made_and_so_no_hindrance(make_model, stash, prompt):
+    """`generate` unsets it, whoever asks, from transformers 5 on."""
+    model = make_model()
+    model.generation_config.cache_implementation = "hybrid"
+    kv = stash.kv(model)
+    for _ in range(2):
+        assert torch.equal(kv.generate(prompt(100), **GREEDY), model.generate(prompt(100), **GREEDY))
+        stash.flush()
+    assert kv.stats.tokens_reused == 99
+    assert not kv.stats.passed_on

@@ -182,12 +182,13 @@ class ModelSource(TorchModel):
         """Return whether each prompt must run by itself.
 
         Tried once for each site, and only where padding shows: whatever depends on the prompts beside it does on those.
-        Experts with room for so many tokens are believed untried: they run out of it in larger batches only.
+        What shares something out among all tokens is believed untried: it may run out of it in larger batches only.
         """
         if site not in self._runs_alone:
-            shown = self.padded_tokens(site) == 0 and self.alike_tokens() != 0
-            by_room = shown and self.has_room_for_so_many
-            self._runs_alone[site] = shown and (by_room or self._tried(shows_company, site) is not False)
+            alone = shown = self.padded_tokens(site) == 0
+            if shown and not self.shares_among_tokens:
+                alone = self.alike_tokens() != 0 and self._tried(shows_company, site) is not False
+            self._runs_alone[site] = alone
             if self._runs_alone[site]:
                 logger.info("%s: the prompts beside a prompt show in %s, so each runs by itself", self.name, site)
         return self._runs_alone[site]
@@ -321,7 +322,7 @@ class ModelSource(TorchModel):
         return find_blocks(tower if isinstance(tower, nn.Module) else self.base, n_layers)
 
     def _is_blind_to_padding(self, site: str) -> bool:
-        if self.max_tokens == 0 or self.alike_tokens() == 0 or self.has_room_for_so_many:
+        if self.max_tokens == 0 or self.alike_tokens() == 0 or self.shares_among_tokens:
             return False
         try:
             if self.is_plain() and (self._says_causal() or self.causal()):

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from torch import Tensor
 
 from lmstash.caches.kv.families import Family
@@ -83,7 +84,7 @@ def read_call(model: Any, family: Family, inputs: Any, arguments: Mapping[str, A
     """Return what is asked, or why the call is left to the model alone."""
     settings = _Settings(model, arguments)
     for name in _MUST_BE_OFF:
-        if settings[name] not in (None, False):
+        if settings[name] not in (None, False) and not (name == "cache_implementation" and _is_unset(settings[name])):
             return f"{name} is set"
     if settings["use_cache"] is False:
         return "use_cache=False"
@@ -155,6 +156,11 @@ class _Settings:
     def knows(self, name: str) -> bool:
         """Whether `name` is a setting of generation."""
         return hasattr(self._own, name)
+
+
+def _is_unset(cache: Any) -> bool:
+    """Whether `generate` takes a cache to be the usual one: Gemma's files still ask for the static one of before."""
+    return cache == "hybrid" and int(transformers.__version__.partition(".")[0]) >= 5
 
 
 def _holds(ids: Tensor, pad: Any) -> bool:

@@ -15,7 +15,7 @@ from lmstash.caches.kv.layers import (
     LinearAttentionAndFullAttentionLayer,
     LinearAttentionLayer,
 )
-from lmstash.caches.torch_model import CHOOSING, LENGTH_DEPENDENT_ROPE
+from lmstash.caches.torch_model import CHOOSING, configs_of, rope_limits, shares_among_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +68,19 @@ def family_of(model: Any) -> Family:
         return Family("an encoder-decoder: its KV depends on the encoder's input")
     if hasattr(config, "get_text_config") and config.get_text_config(decoder=True) is not config:
         return Family("a model of several modalities: its KV may depend on more than token ids")
-    if any(_depends_on_length(getattr(config, name, None)) for name in ("rope_scaling", "rope_parameters")):
+    configs = configs_of(model, config)
+    if any(True for _ in rope_limits(model, configs)):
         return Family("its rotary embedding depends on the length of the whole prompt")
-    if any(getattr(config, name, None) for name in CHOOSING):
+    if any(getattr(each, name, None) for each in configs for name in CHOOSING):
         return Family("its attention chooses tokens by an index of its own")
     if not _is_causal(config):
         return Family("it is an encoder: tokens see what comes after them")
+    if any(getattr(module, "is_causal", None) is False for module in model.modules()):
+        return Family("part of it says is_causal=False: tokens see what comes after them")
+    if shares_among_tokens(model, config):
+        return Family(
+            "it shares something out among all tokens of a pass (experts' room, the scale of rounded numbers)"
+        )
     supports = getattr(model, "_supports_default_dynamic_cache", None)
     if supports is not None and not supports():
         return Family("it has a cache of its own kind")
@@ -139,10 +146,3 @@ def _is_causal(config: Any) -> bool:
 def _arguments(model: Any) -> frozenset[str]:
     inner = model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
     return frozenset(inspect.signature(inner.forward).parameters)
-
-
-def _depends_on_length(rope: Any) -> bool:
-    if not isinstance(rope, dict):
-        return False
-    kind = rope.get("rope_type", rope.get("type"))
-    return kind in LENGTH_DEPENDENT_ROPE or any(_depends_on_length(each) for each in rope.values())
