@@ -50,7 +50,7 @@ def test_torch_is_installed_before_everything_that_would_choose_it():
 
 def test_where_llama_cpp_cannot_be_built_all_else_is_installed(tmp_path):
     python = tmp_path / "python"
-    python.write_text(f"#!/bin/sh\necho \"$*\" >> {tmp_path}/calls\ncase \"$*\" in *llama*) exit 1;; esac\n")
+    python.write_text(f'#!/bin/sh\necho "$*" >> {tmp_path}/calls\ncase "$*" in *llama*) exit 1;; esac\n')
     python.chmod(0o755)
     ready = tmp_path / "ready"
     done = make(f"PYTHON={python}", f"BASE={python}", f"READY={ready}", "env")

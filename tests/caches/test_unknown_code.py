@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaForCausalLM as Whole
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRotaryEmbedding
 
@@ -108,17 +108,71 @@ def test_who_vouches_has_raw_activations_by_prefix():
 def test_a_prompt_runs_alone_where_experts_have_room_for_so_many_tokens(kind):
     model = llama()
     model.model.layers[0].mlp.capacity = 100
-    rows = []
-    model.model.embed_tokens.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    rows = counted(model)
     with lmstash.open("memory://", strict=True) as stash:
         prompts = [[1, 2, each] for each in range(3, 9)]
         if kind == "activations":
-            stash.activations(model, variant="counted", assume_frozen=True)(prompts, 0)
+            stash.activations(model)(prompts, 0)
         else:
-            logprobs = stash.logprobs(model, variant="counted", assume_frozen=True)
+            logprobs = stash.logprobs(model)
             rows.clear()  # of its trials
             logprobs.batch_next_token_logprobs(prompts)
     assert set(rows[-6:]) == {1}
+
+
+def counted(model):
+    """Return a list of how many prompts lie in each pass, by a hook that is none of somebody else's."""
+
+    def count(module, args):
+        rows.append(len(args[0]))
+
+    rows = []
+    vars(count)["_lmstash"] = True
+    model.get_input_embeddings().register_forward_pre_hook(count)
+    return rows
+
+
+class Quantised(nn.Module):
+    """Rounds to so many bits, by the greatest of all numbers in the batch."""
+
+    def __init__(self, inner, bits):
+        super().__init__()
+        self.inner, self.most = inner, 2 ** (bits - 1) - 1
+
+    def forward(self, x):
+        scale = x.abs().max() / self.most
+        return self.inner((x / scale).round() * scale)
+
+
+@pytest.mark.parametrize("bits", [4, 8, 16])
+@pytest.mark.parametrize("variant", [None, "quantised"])
+def test_log_probabilities_do_not_depend_on_the_contexts_beside_them(bits, variant):
+    model = llama()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(8)
+    for block in model.model.layers:
+        block.mlp.up_proj, block.mlp.down_proj = (
+            Quantised(each, bits) for each in (block.mlp.up_proj, block.mlp.down_proj)
+        )
+    contexts = [LONG[start : start + 20] for start in range(0, 100, 7)]
+    with lmstash.open("memory://", strict=True) as stash:
+        logprobs = stash.logprobs(model, variant=variant)
+        for ids, got in zip(contexts, logprobs.batch_next_token_logprobs(contexts), strict=True):
+            wanted = plain(model, ids).logits[0, -1].float().log_softmax(-1)
+            torch.testing.assert_close(got, wanted, rtol=1e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("kind", [LlamaForCausalLM, GPT2LMHeadModel])
+def test_known_families_keep_their_batches(kind):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = kind(kind.config_class(vocab_size=64, **sizes)).eval()
+    rows = counted(model)
+    contexts = [[1, 2, 3, each] for each in range(4, 12)]
+    with lmstash.open("memory://", strict=True) as stash:
+        stash.logprobs(model).batch_next_token_logprobs(contexts)
+    assert rows[-1] == len(contexts)
 
 
 def test_what_is_put_before_the_base_model_is_not_left_out(monkeypatch):

@@ -157,7 +157,7 @@ def test_a_model_is_tried_once_for_each_site(count_forwards):
     forwards = count_forwards(model)
     acts([SHORT], 1)
     tried = forwards.batches - 1
-    assert tried == 5
+    assert tried == 6
     acts([LONGER[0]], 1)
     acts([SHORT], 1, "mean")
     assert forwards.batches == tried + 3
@@ -188,6 +188,22 @@ def test_hooks_that_count_from_the_end_are_noticed(model):
     acts = Activations(MemoryStore(), model, variant="steered")
     torch.testing.assert_close(acts(prompts, [1, 3], "mean"), torch.stack(alone), rtol=1e-4, atol=1e-5)
     assert not ModelSource(model).causal()
+
+
+class StopsAtOne(nn.Module):
+    """Takes a single token for one of an answer, and lets it be."""
+
+    def forward(self, hidden, mask):
+        return hidden.detach() * (hidden.shape[1] > 1)
+
+
+@pytest.mark.parametrize("pool", ["last", None])
+def test_a_prompt_of_one_token_has_the_values_that_it_has_alone(pool):
+    model = build(StopsAtOne())
+    prompts = [[5], *LONGER]
+    alone = [Activations(MemoryStore(), model)([ids], 1, pool)[0] for ids in prompts]
+    for got, wanted in zip(Activations(MemoryStore(), model)(prompts, 1, pool), alone, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 
 
 def _at_the_end(hidden):

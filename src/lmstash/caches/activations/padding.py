@@ -17,8 +17,9 @@ from torch import Tensor
 
 from lmstash.caches.torch_model import TRIED_TOKENS
 
-_LENGTHS = 2, 5, 11
-"""Tokens of the prompts that are tried; odd ones, too, for models that work on chunks. More would cost more."""
+_LENGTHS = 1, 2, 5, 11
+"""Tokens of the prompts that are tried; odd ones, too, for models that work on chunks, and a single one, of which code
+may think that a prompt went before it. More would cost more."""
 _WIDTH = TRIED_TOKENS
 """Tokens they are padded to: those of a prompt beside them that fills the batch, as the longest one always does."""
 _BESIDE = 4
@@ -50,7 +51,7 @@ def shows_padding(
     max_tokens: int | None,
     rounding: float,
 ) -> bool:
-    """Return whether the values of prompts depend on the padding beside them. Costs five passes of 210 tokens in all.
+    """Return whether the values of prompts depend on the padding beside them. Costs six passes of 259 tokens in all.
 
     Prompts of several lengths run in one batch twice, with other ids in the padding: nothing may move, bit for bit,
     which under a mask that is honoured it does not, in batches of one shape. A model that only counts its padding
@@ -64,7 +65,7 @@ def shows_padding(
     """
     width = min(_WIDTH, max_tokens or _WIDTH)
     lengths = [each for each in _LENGTHS if each < width]
-    if not lengths:
+    if len(lengths) < 2:
         return True  # too few tokens to try
     prompts = [(7 * np.arange(length) + row + 1) % vocabulary for row, length in enumerate([*lengths, width])]
     ids, mask = pad(prompts)

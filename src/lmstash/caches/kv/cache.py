@@ -68,7 +68,9 @@ class KV:
             store: Where KV is kept.
             model: A transformers model with `generate`, in evaluation mode.
             queue: Through which it is written; by default one of its own.
-            variant: A name for what lmstash cannot see (patched forwards, hooks of your own); part of the identity.
+            variant: A name for what lmstash cannot see; part of the identity. Of modules and functions of your own you
+                vouch with it that a token's values depend on the tokens before it only, however many are fed at once.
+                With hooks of others, a `forward` on an instance or a mode of torch's nothing is kept all the same.
             strict_numerics: Make the torch version and the device part of the identity.
             assume_frozen: Do not look for weights changed in place: you vouch for them. Autocast and torch's other
                 settings are looked at all the same.

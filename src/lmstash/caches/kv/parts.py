@@ -28,8 +28,13 @@ from lmstash.identity.models.watch import ModelWatch
 from lmstash.store.base import Store
 
 _UNKNOWN_CODE = (
-    "it runs code that lmstash does not know, which may look at how long the whole prompt is. If it does not, vouch "
-    "for it: variant='...'"
+    "it runs code that lmstash does not know. If what it computes of each token depends on the tokens before it only, "
+    "however many are fed at once, vouch for that: variant='...'"
+)
+_IN_PASSES = (
+    "%s, and what that does may depend on how many tokens are fed at once, whatever variant= calls it: generate() goes "
+    "to the model as it is. Remove it; or, where each token depends on the tokens before it only, write it as a module "
+    "of your own, and vouch for that with variant='...'"
 )
 
 
@@ -66,9 +71,10 @@ class Parts:
 
     def reason(self) -> str:
         """Return why nothing is kept for the model, as it was last read; empty where that is no matter of its kind."""
-        if self.watch.runs_unknown_code():
-            return self.family.reason or _UNKNOWN_CODE
-        return self.family.reason
+        if self.family.reason or not self.watch.runs_unknown_code():
+            return self.family.reason
+        placed = self.watch.in_passes()
+        return _IN_PASSES % placed if placed else _UNKNOWN_CODE
 
     def names(self, fingerprint: Fingerprint) -> Names:
         """Return what entries of the model are called."""
@@ -76,6 +82,8 @@ class Parts:
 
     def unserved(self, fingerprint: Fingerprint) -> str:
         """Return why the model cannot be served; empty when it can. Some models are asked to prove it, once."""
+        if reason := self.reason():  # each time: modes of torch's come and go
+            return reason
         reason = self._seen.get(fingerprint.digest)
         if reason is None:
             with self._lock:
@@ -90,8 +98,6 @@ class Parts:
             return (
                 family.reason or "its cache is made of other layers than when stash.kv(model) was called: call it again"
             )
-        if reason := self.reason():
-            return reason
         if family.doubtful and not verdict(self.store, self.model, family, fingerprint):
             return "it does not continue from its cache as it should"
         return ""

@@ -70,7 +70,10 @@ class Logprobs:
             kv_bytes: RAM for K and V rows, half of it for the batch in use; 0 keeps none.
             row_bytes: RAM for exact rows of the contexts used last.
             answer_bytes: RAM for answers in their form.
-            variant: A name for what lmstash cannot see (patched forwards, hooks of your own); part of the identity.
+            variant: A name for what lmstash cannot see; part of the identity. Of modules and functions of your own you
+                vouch with it that a token's values depend on the tokens before it only, however many are fed at once.
+                With hooks of others, a `forward` on an instance or a mode of torch's each context is computed whole
+                and by itself all the same.
             strict_numerics: Make the torch version and the device part of the identity.
             assume_frozen: Do not look for weights changed in place: you vouch for them. Saves 0.1 ms a call.
             salt: A tenant's secret; entries under different salts are invisible to each other.

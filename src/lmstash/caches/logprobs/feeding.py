@@ -143,7 +143,7 @@ class Feeder:
         token_bytes = self._model.form.token_bytes if self._model.form is not None else 0
         most_bytes = max(self._batch_bytes, _WORKING_BYTES)
         alike = self._model.reuse is Reuse.NOTHING
-        most_rows = 1 if self._model.shares_among_tokens else _ROWS
+        most_rows = 1 if self._model.runs_alone else _ROWS
         batch: list[Feed] = []
         longest = columns = 0
         for feed in sorted(feeds, key=lambda each: (-each.n_tokens, -each.n_past)):

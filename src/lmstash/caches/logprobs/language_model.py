@@ -47,6 +47,7 @@ class LanguageModel(TorchModel):
         max_tokens: Longest context that there are positions for; None for rotary embeddings, which go on.
         n_logits: Numbers in a row.
         finals: An example of final states, `[1, width]`.
+        runs_alone: Whether no two contexts may lie in one batch, of one length though they be.
         n_drawn: How many batches drew at random while they ran.
     """
 
@@ -80,8 +81,11 @@ class LanguageModel(TorchModel):
             self._find_head(hidden, logits)
         expected = log_softmax(logits) if self.head is None or hidden is None else hidden
         self.finals = expected[0, :1]
+        self.runs_alone = unknown_code or self.shares_among_tokens
         if self.declared_causal():
             self._find_reuse(both, expected)
+            # The trial shows no company by itself. What fails it may share something out among a batch.
+            self.runs_alone = self.reuse is Reuse.NOTHING
         logger.debug("%s: head %s, reuse of %s", self.name, "alone" if self.head else "whole", self.reuse.name)
 
     def run(self, feeds: Sequence[Feed], starts: Sequence[int], end: int, cache: Any = None) -> Tensor:

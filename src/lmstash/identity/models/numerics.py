@@ -58,7 +58,7 @@ def numerics(devices: Iterable[str]) -> dict[str, object]:
         precision = torch.get_float32_matmul_precision()
         if precision != "highest":
             found["float32_matmul_precision"] = precision
-    modes = [type(each).__qualname__ for each in _modes()]
+    modes = [type(each).__qualname__ for each in active_modes()]
     if modes:
         found["modes"] = modes
     kinds = tuple(devices)
@@ -97,7 +97,7 @@ def _settings(kinds: tuple[str, ...]) -> list[tuple[str, str, Callable[[Any], An
     return [(name, usual, attrgetter(name)) for name, usual in settings.items()]
 
 
-def _modes() -> list[Any]:
+def active_modes() -> list[Any]:
     """Return what stands between the caller and torch's functions: `TorchFunctionMode` and the like."""
     import torch
 
@@ -116,7 +116,7 @@ def refuse_modes() -> None:
     Raises:
         UnsupportedModelError: So it is.
     """
-    for mode in _modes():
+    for mode in active_modes():
         raise UnsupportedModelError(
             f"a {type(mode).__qualname__} is active (a mode of torch's, which sees all that is computed and may change "
             "it), and lmstash cannot tell what it does. Ask outside of it, or name what it does: variant='...' (a new "

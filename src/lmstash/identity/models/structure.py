@@ -76,12 +76,28 @@ _RANDOM_WORDS = ("drop", "jitter", "noise")
 class Structure:
     """What `read` found. `tensors` are named as they lie in the model; shared ones appear under each name."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, vouched: bool = False) -> None:
+        self.vouched = vouched
+        self.in_passes = ""
+        """The first of what stands in the model's passes, cannot be compared, and goes by its owner's name for it."""
         self.components: dict[str, Component] = {}
         self.tensors: dict[str, torch.Tensor] = {}
         self.code = ModelCode()
         self.memos: list[Memo[Any]] = []
         """Functions that the model leads to and that remember their results."""
+
+    def meet(self, what: str) -> None:
+        """Refuse what stands in the passes and cannot be compared; note it where somebody has named it.
+
+        Raises:
+            UnsupportedModelError: Nobody has.
+        """
+        if not self.vouched:
+            raise UnsupportedModelError(
+                f"{what}, which lmstash did not place and cannot compare. Remove it, or name what it does: "
+                "variant='...' (a new name whenever it changes)."
+            )
+        self.in_passes = self.in_passes or what
 
 
 def read(model: torch.nn.Module, *, variant: str | None, strict_numerics: bool) -> Structure:
@@ -114,7 +130,7 @@ def _read(
 ) -> Structure:
     if variant is None:
         refuse_modes()
-    out = Structure()
+    out = Structure(vouched=variant is not None)
     describer = Describer(out.code, lenient=variant is not None, whole_configs=whole_configs)
     describer.tensors = out.tensors
     describer.own = frozenset(map(id, (*model.modules(), *model.parameters(), *model.buffers())))
@@ -127,7 +143,7 @@ def _read(
         out.code.watch(_parametrizations_kept)
         _refuse_kept_parametrizations()
     hooks = foreign_hooks(global_hooks())
-    _refuse_hooks(hooks, "torch's global hooks", variant)
+    _meet_hooks(hooks, "torch's global hooks", out)
     out.components["global_hooks"] = [describer.value(each, "global hooks") for each in hooks]
     put = patched(model, out.code, lenient=variant is not None)
     out.components["registered"] = {**registered(model, out.code), **put, **patched_library(out.code)}
@@ -136,7 +152,7 @@ def _read(
     while asked_for is None or describer.modules or len(outside) < len(out.code.objects):
         while describer.modules:
             name, module = describer.modules.pop()
-            modules[name or "<root>"] = _read_module(name, module, describer, variant, asked)
+            modules[name or "<root>"] = _read_module(name, module, describer, out, asked)
         for place, value in list(out.code.objects.items()):  # reading one may lead to more code, and to more modules
             if place not in outside:
                 with describer.ordered(True):
@@ -168,18 +184,15 @@ def _read(
 
 
 def _read_module(
-    name: str, module: torch.nn.Module, describer: Describer, variant: str | None, asked: frozenset[str]
+    name: str, module: torch.nn.Module, describer: Describer, out: Structure, asked: frozenset[str]
 ) -> Component:
     where = name or "the model"
     if module.training:
         _refuse_randomness(where, module)
-    if "forward" in module.__dict__ and variant is None:
-        raise UnsupportedModelError(
-            f"{where} has its own `forward` (set on the instance, as accelerate and torch.compile do), "
-            "which lmstash cannot compare. Remove it, or name it: variant='...' (a new name whenever it changes)."
-        )
+    if "forward" in module.__dict__ and not (out.vouched and _only_moves(module)):
+        out.meet(f"{where} has its own `forward` (set on the instance, as accelerate and torch.compile do)")
     hooks = foreign_hooks(own_hooks(module))
-    _refuse_hooks(hooks, where, variant)
+    _meet_hooks(hooks, where, out)
     found: dict[Component, Component] = {
         "<class>": describer.code(type(module)),
         "<training>": module.training,
@@ -316,6 +329,15 @@ def foreign_hooks(groups: Iterable[dict[int, Any]]) -> list[Any]:
     ]
 
 
+def _only_moves(module: torch.nn.Module) -> bool:
+    """Whether a `forward` is accelerate's around the class's own: it moves things between devices, and casts them."""
+    if getattr(module.__dict__.get("_old_forward"), "__func__", None) is not type(module).forward:
+        return False
+    hook = getattr(module, "_hf_hook", None)
+    placed = [getattr(module.forward, "func", None), *map(type, (hook, *getattr(hook, "hooks", ())))]
+    return all(getattr(each, "__module__", None) == "accelerate.hooks" for each in placed)
+
+
 def _is_harmless(hook: Any) -> bool:
     module = str(getattr(hook, "__globals__", {}).get("__name__"))
     if module.partition(".")[0] in ("transformers", "peft"):
@@ -323,16 +345,11 @@ def _is_harmless(hook: Any) -> bool:
     return False
 
 
-def _refuse_hooks(hooks: list[Any], where: str, variant: str | None) -> None:
-    if variant is not None:
-        return
+def _meet_hooks(hooks: list[Any], where: str, out: Structure) -> None:
     for hook in hooks:
         if not str(getattr(type(hook), "__module__", "")).startswith("torch.nn.utils."):  # weight_norm and such
             what = getattr(hook, "__qualname__", type(hook).__qualname__)
-            raise UnsupportedModelError(
-                f"{where} has a forward hook ({what}) that lmstash did not place and cannot compare. "
-                "Remove it, or name what it does: variant='...' (a new name whenever it changes)."
-            )
+            out.meet(f"{where} has a forward hook ({what})")
 
 
 def _parametrizations_kept() -> int:

@@ -100,10 +100,25 @@ class ModelWatch:
         """Return whether the model, as last read, runs code that nobody here knows and nobody has vouched for.
 
         That is code of yours, remote code, and layers of packages unknown here: what the configuration says of the
-        model may not hold of them. A `variant` vouches.
+        model may not hold of them. A `variant` vouches, but not for what `in_passes` names.
         """
+        if self.in_passes():
+            return True
         reading = self._reading
         return self._variant is None and reading is not None and reading.structure.code.reads_all
+
+    def in_passes(self) -> str:
+        """Return what somebody has put into the passes of the model, as last read, or around them; empty for nothing.
+
+        Hooks, a `forward` on an instance, a mode of torch's: only a `variant` lets them be. It names them, and does not
+        say that a token's values depend on what precedes it and nothing else: people have hooks for the last token, for
+        one position, for passes of one token.
+        """
+        from lmstash.identity.models.numerics import active_modes
+
+        for mode in active_modes():
+            return f"a {type(mode).__qualname__} is active"
+        return "" if self._reading is None else self._reading.structure.in_passes
 
     def refresh(self) -> Fingerprint:
         """Look whether the model changed, and return who it is now. Call it before serving hits.

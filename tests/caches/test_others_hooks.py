@@ -1,0 +1,200 @@
+"""`variant=` names hooks and forwards of others. That a token's values hang on what precedes it, it does not say.
+
+People have hooks that steer answers and leave prompts alone, or the other way round, that act on the last token, or on
+one position. No trial of a few tokens tells all of these from hooks that may be cut.
+"""
+
+import pytest
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaMLP
+
+import lmstash
+from lmstash.caches.logprobs.language_model import Reuse
+
+PROMPT = [*range(1, 60), *range(3, 20)]
+LONGER = [*PROMPT, *range(7, 60)]
+PUSH = torch.linspace(-3, 3, 32)
+
+
+def llama():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    ends = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=64, max_position_embeddings=512, **sizes, **ends)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(8)
+    return model
+
+
+def answers(module, args, out):
+    return out + PUSH if out.shape[1] == 1 else out
+
+
+def prompts(module, args, out):
+    return out + PUSH if out.shape[1] > 1 else out
+
+
+def last(module, args, out):
+    return torch.cat([out[:, :-1], out[:, -1:] + PUSH], dim=1)
+
+
+def position_40(module, args, out):
+    return torch.cat([out[:, :40], out[:, 40:41] + PUSH, out[:, 41:]], dim=1) if out.shape[1] > 40 else out
+
+
+def long_ones(module, args, out):
+    return out + PUSH if out.shape[1] > 80 else out
+
+
+@pytest.fixture(params=[answers, prompts, last, position_40, long_ones], ids=lambda hook: hook.__name__)
+def hook(request):
+    return request.param
+
+
+@pytest.fixture(params=["hook", "forward"])
+def build(request, hook):
+    """A model with a hook, or with a forward on an instance that does the same."""
+
+    def hooked():
+        model = llama()
+        block = model.model.layers[0]
+        if request.param == "hook":
+            block.register_forward_hook(hook)
+        else:
+            block.forward = lambda *args, **named: hook(block, args, type(block).forward(block, *args, **named))
+        return model
+
+    return hooked
+
+
+def generated(generate, ids):
+    options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    return generate(torch.tensor([ids]), output_logits=True, return_dict_in_generate=True, **options)
+
+
+def plain(model, ids):
+    with torch.no_grad():
+        return model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+
+
+def test_the_same_call_says_the_same_again(build):
+    with lmstash.open("memory://", strict=True) as stash:
+        kv = stash.kv(build(), variant="steered")
+        for ids in (PROMPT, PROMPT, LONGER):
+            got, wanted = generated(kv.generate, ids), generated(build().generate, ids)
+            assert torch.equal(got.sequences, wanted.sequences)
+            assert torch.equal(got.logits[0], wanted.logits[0])
+            kv.flush()
+        assert kv.stats.tokens_kept == kv.stats.tokens_reused == 0
+        assert not list(stash.store.entries("kv/"))
+        assert "model.layers.0 has" in kv.reason
+        assert "module of your own" in kv.reason
+        assert list(kv.stats.passed_on) == [kv.reason]
+        assert kv.past(PROMPT) == (None, 0)
+        assert kv.prefill(PROMPT) == 0
+
+
+def test_log_probabilities_are_those_of_the_context_alone(build):
+    asked = [LONGER, PROMPT, PROMPT[:1], PROMPT[:30], PROMPT[1:31], LONGER[:81], [*PROMPT, 7]]
+    with lmstash.open("memory://", strict=True) as stash:
+        logprobs = stash.logprobs(build(), variant="steered")
+        for contexts in (asked[:1], asked):
+            for ids, row in zip(contexts, logprobs.batch_next_token_logprobs(contexts), strict=True):
+                assert torch.equal(row, plain(build(), ids)), len(ids)
+
+
+def test_activations_are_those_of_the_prompt_alone(build):
+    asked = [LONGER, PROMPT, PROMPT[:1], PROMPT[:30], LONGER[:81]]
+    with lmstash.open("memory://", strict=True) as stash:
+        acts = stash.activations(build(), variant="steered")
+        for pool in (None, "last"):
+            for prompts in (asked[:1], asked):
+                for ids, got in zip(prompts, acts(prompts, 0, pool), strict=True):
+                    with torch.no_grad():
+                        wanted = build()(torch.tensor([ids]), output_hidden_states=True).hidden_states[1][0]
+                    torch.testing.assert_close(got[0], wanted if pool is None else wanted[-1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_hook_is_noticed_at_the_next_call(hook):
+    model = llama()
+    with lmstash.open("memory://", strict=True) as stash:
+        kv, logprobs = stash.kv(model, variant="steered"), stash.logprobs(model, variant="steered")
+        for hooked in (False, True, False, True):
+            handle = model.model.layers[0].register_forward_hook(hook) if hooked else None
+            reused = kv.stats.tokens_reused
+            for ids in (PROMPT, LONGER):
+                oracle = llama()
+                if hooked:
+                    oracle.model.layers[0].register_forward_hook(hook)
+                got, wanted = generated(kv.generate, ids), generated(oracle.generate, ids)
+                kv.flush()
+                assert torch.equal(got.sequences, wanted.sequences)
+                row = logprobs.next_token_logprobs(ids)
+                torch.testing.assert_close(row, plain(oracle, ids), rtol=1e-4, atol=1e-5)
+            assert (kv.stats.tokens_reused > reused) == (not hooked)
+            assert bool(kv.reason) == hooked
+            assert (logprobs._engine.model.reuse is Reuse.NOTHING) == hooked
+            if handle is not None:
+                handle.remove()
+
+
+def test_a_mode_around_the_call_is_no_less_than_a_hook():
+    class Answers(TorchFunctionMode):
+        """Doubles what passes of one token add up."""
+
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            return out * 2 if func is nn.functional.silu and out.shape[1] == 1 else out
+
+    model = llama()
+    with lmstash.open("memory://", strict=True) as stash:
+        kv = stash.kv(model, variant="doubled")
+        with Answers():
+            for _ in range(2):
+                got, wanted = generated(kv.generate, PROMPT), generated(model.generate, PROMPT)
+                assert torch.equal(got.sequences, wanted.sequences)
+                kv.flush()
+            assert "Answers is active" in kv.reason
+        assert not kv.reason
+        assert kv.stats.tokens_kept == 0
+
+
+@pytest.mark.parametrize("kind", ["accelerate's", "of somebody's own"])
+def test_what_accelerate_puts_on_a_model_only_moves_tensors(kind):
+    hooks = pytest.importorskip("accelerate.hooks")
+    model = llama()
+    devices = {"": "cpu", "model.layers.0": "cpu", "model.layers.1": "cpu"}
+    hooks.attach_align_device_hook_on_blocks(model, execution_device=devices, offload=False)
+    if kind != "accelerate's":
+        hooks.add_hook_to_module(model.model.layers[1], type("Mine", (hooks.ModelHook,), {})(), append=True)
+    with lmstash.open("memory://", strict=True) as stash:
+        kv, logprobs = stash.kv(model, variant="dispatched"), stash.logprobs(model, variant="dispatched")
+        for _ in range(2):
+            kv.generate(torch.tensor([PROMPT]), max_new_tokens=2, do_sample=False)
+            kv.flush()
+        assert (kv.stats.tokens_reused > 0) == (kind == "accelerate's")
+        assert (logprobs._engine.model.reuse is Reuse.KV) == (kind == "accelerate's")
+
+
+def test_a_module_of_one_s_own_is_vouched_for_as_before():
+    class Steered(LlamaMLP):
+        def forward(self, x):
+            return super().forward(x) + PUSH
+
+    model = llama()
+    own = Steered(model.config)
+    own.load_state_dict(model.model.layers[0].mlp.state_dict())
+    model.model.layers[0].mlp = own.eval()
+    with lmstash.open("memory://", strict=True) as stash:
+        assert "the tokens before it only" in stash.kv(model).reason
+        kv, logprobs = stash.kv(model, variant="steered"), stash.logprobs(model, variant="steered")
+        for _ in range(2):
+            kv.generate(torch.tensor([PROMPT]), max_new_tokens=2, do_sample=False)
+            kv.flush()
+        assert kv.stats.tokens_reused > 0
+        assert logprobs._engine.model.reuse is Reuse.KV
