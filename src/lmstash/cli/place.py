@@ -131,6 +131,16 @@ def model_of(entry: EntryInfo, names: ModelNames) -> str:
     return last_part(name) if name else fingerprint_of(entry) or "-"
 
 
+def models_alike(asked: str, entry: EntryInfo, names: ModelNames) -> tuple[str, str]:
+    """Return the model that was asked for and an entry's, which is another, in the same words: digits or names."""
+    from lmstash.caches.models import fingerprint_of, is_digits
+
+    name, digits = model_of(entry, names), fingerprint_of(entry)
+    if not (is_digits(asked) and digits):
+        return asked, name
+    return asked[:16], digits if name == digits else f"{digits} ({name})"
+
+
 def say_models(store: Store, asked: str | None) -> None:
     """Say which models there are, if somebody asked for one that nothing is of. Reads the facts of all entries."""
     from lmstash.caches.models import ModelNames, names_model
