@@ -10,7 +10,6 @@ import contextlib
 import os
 import platform
 import re
-import shutil
 import stat
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -19,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from lmstash.cli.output import print_json, say, size, style
-from lmstash.cli.place import location
+from lmstash.cli.place import capacity_in_force, location
 from lmstash.errors import LmstashError
-from lmstash.settings import resolve, resolve_all
+from lmstash.settings import Setting, resolve_all
 
 if TYPE_CHECKING:
     from lmstash.store.disk.files.folder import Folder
@@ -113,7 +112,7 @@ def check_folder(folder: Folder) -> Iterator[Finding]:
     """Check the folder: whether it is there, whose it is, what it lies on, whether it is whole."""
     if not folder.path.exists():
         yield Finding("folder", NOTE, f"{folder.path} does not exist", "It is made on first use.")
-        yield from check_disk(folder, folder.path.parent)
+        yield from check_disk(folder)
         return
     if not folder.path.is_dir():
         yield Finding("folder", BAD, f"{folder.path} is not a folder", "Choose another with --dir or LMSTASH_DIR.")
@@ -136,7 +135,7 @@ def check_folder(folder: Folder) -> Iterator[Finding]:
         )
     else:
         yield Finding("file system", OK, kind or "unknown")
-    yield from check_disk(folder, folder.path)
+    yield from check_disk(folder)
     if not folder.description.exists():
         yield Finding("stash", NOTE, "no stash in this folder yet", "It is made on first use.")
         return
@@ -170,17 +169,16 @@ def check_access(folder: Folder) -> Iterator[Finding]:
         yield Finding("permissions", OK, "files are their owner's alone")
 
 
-def check_disk(folder: Folder, lies_on: Path) -> Iterator[Finding]:
+def check_disk(folder: Folder) -> Iterator[Finding]:
     """Check that the disk has the room that the limit promises."""
-    while not lies_on.exists() and lies_on != lies_on.parent:
-        lies_on = lies_on.parent
-    free = shutil.disk_usage(lies_on).free
+    free = folder.disk_free_bytes()
     try:
-        capacity = folder.describe().get("capacity_bytes") or resolve("capacity").value
+        limit = capacity_in_force(str(folder.path))
     except LmstashError:  # said by check_settings or check_index
-        capacity = None
+        limit = Setting(None, "unknown")
+    capacity = limit.value
     taken = sum(status.st_blocks * 512 for _, status in _our_files(folder))
-    detail = f"{size(free)} free; the stash takes {size(taken)} of {size(capacity)}"
+    detail = f"{size(free)} free; the stash takes {size(taken)} of {size(capacity)} ({limit.origin})"
     if capacity is not None and taken > capacity:
         yield Finding("room", BAD, detail, "Run: lmstash evict --to SIZE, or raise capacity_bytes.")
     elif free < 2**30:

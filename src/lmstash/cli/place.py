@@ -8,7 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from lmstash.errors import InvalidArgumentError, LmstashError, NotFoundError, StoreUnavailableError
-from lmstash.settings import resolve
+from lmstash.settings import DEFAULT_CAPACITY_BYTES, Setting, resolve
 
 if TYPE_CHECKING:
     from lmstash.caches.models import ModelNames
@@ -23,6 +23,28 @@ _MODELS_SAID = 20
 def location(arguments: argparse.Namespace) -> str:
     """Return the folder or URI in force: `--dir` or `--uri`, else what `lmstash.open()` would take."""
     return str(arguments.uri or arguments.dir or resolve("dir").value)
+
+
+def capacity_in_force(where: str) -> Setting:
+    """Return the byte limit that `lmstash.open()` would give a place, and who says so. Makes and changes nothing.
+
+    Raises:
+        LmstashError: Settings or folder cannot be read.
+    """
+    named = resolve("capacity")
+    if "://" in where:
+        return Setting(None, "default")
+    if named.origin != "default":
+        return named
+    from lmstash.store.disk.accounting.room import default_capacity_bytes
+    from lmstash.store.disk.files.folder import Folder
+
+    folder = Folder(where)
+    described = folder.describe()
+    if "capacity_bytes" in described:
+        return Setting(described["capacity_bytes"], "the folder")
+    granted = default_capacity_bytes(folder)
+    return Setting(granted, "default" if granted == DEFAULT_CAPACITY_BYTES else "default: half of the free disk")
 
 
 def open_named(arguments: argparse.Namespace, *, write: bool = False, make: bool = False) -> Stash:

@@ -7,7 +7,6 @@ What is still to come while granted room fills up (index pages, the log) is set 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
@@ -163,8 +162,7 @@ class Room:
     def _lend(self) -> Generator[None, None, None]:
         try:
             if self.capacity_bytes is not None:
-                free = shutil.disk_usage(self._folder.path).free
-                self.lent_bytes = self.over_bytes() + min(self.capacity_bytes, free // 2)
+                self.lent_bytes = self.over_bytes() + min(self.capacity_bytes, self._folder.disk_free_bytes() // 2)
             yield
         finally:
             self.lent_bytes = 0
@@ -183,4 +181,4 @@ class Room:
 
 def default_capacity_bytes(folder: Folder) -> int:
     """Return the limit of a new folder: 50 GiB, or half of the free disk if that is less."""
-    return min(DEFAULT_CAPACITY_BYTES, shutil.disk_usage(folder.path).free // 2)
+    return min(DEFAULT_CAPACITY_BYTES, folder.disk_free_bytes() // 2)
