@@ -11,6 +11,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
+from lmstash.errors import CapacityError
 from lmstash.settings import DEFAULT_CAPACITY_BYTES
 from lmstash.store.disk.accounting.recency import FIRST_SLOT, SLOT_BYTES, region
 from lmstash.store.disk.files.folder import Folder
@@ -177,6 +178,19 @@ class Room:
     def _fixed_bytes(self) -> int:
         """Return what is taken beside the segments, with the log as long as it is or usually becomes."""
         return self._folder.overhead_bytes() + max(0, self.sizes.log_bytes - self._folder.wal_bytes())
+
+
+def check_capacity(asked: int | None) -> None:
+    """Raise where a limit is too small for anything: obeyed, it would only empty a folder. 0 says that this is meant.
+
+    Raises:
+        CapacityError: It is under `MIN_CAPACITY_BYTES`, and not 0.
+    """
+    if isinstance(asked, int) and 0 < asked < MIN_CAPACITY_BYTES:
+        raise CapacityError(
+            f"no folder can keep to a limit of {asked:,} bytes: index and log alone take more. The least is "
+            f"{MIN_CAPACITY_BYTES:,} bytes (capacity_bytes='1MB'); 0 keeps nothing."
+        )
 
 
 def default_capacity_bytes(folder: Folder) -> int:
