@@ -205,6 +205,9 @@ def test_env_and_doctor_say_the_limit_that_open_would_grant(lmstash_cli, folder,
     monkeypatch.setenv("LMSTASH_CAPACITY", "2MB")
     assert told(folder) == (2 * 2**20, "environment LMSTASH_CAPACITY")
     assert "of 2.0 MiB (environment LMSTASH_CAPACITY)" in room(folder)
+    monkeypatch.setenv("LMSTASH_CAPACITY", "1000")
+    assert "nothing is added" in room(folder)
+    assert lmstash_cli("doctor").code == 0
 
 
 def test_env_of_a_folder_that_open_cannot_read_says_that_nothing_is_kept(lmstash_cli, folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,11 @@ _MODELS_SAID = 20
 def location(arguments: argparse.Namespace) -> str:
     """Return the folder or URI in force: `--dir` or `--uri`, else what `lmstash.open()` would take."""
     return str(arguments.uri or arguments.dir or resolve("dir").value)
+
+
+def repair_line(where: str) -> str:
+    """Return the command that repairs the stash in a place."""
+    return f"lmstash verify --repair --dir {shlex.quote(where)}"
 
 
 def capacity_in_force(where: str) -> Setting:
@@ -75,7 +81,7 @@ def open_named(arguments: argparse.Namespace, *, write: bool = False, make: bool
                 "lmstash.open() makes one on first use, and `lmstash demo` shows how."
             )
         if read_only and not folder.index.exists():
-            raise StoreUnavailableError(f"the index of {where} is missing. Rebuild it: lmstash verify --repair")
+            raise StoreUnavailableError(f"the index of {where} is missing. Rebuild it: {repair_line(where)}")
     return lmstash.open(where, strict=True, read_only=read_only, trust_env=False)
 
 
@@ -203,4 +209,7 @@ def confirmed(arguments: argparse.Namespace, would: Removed, what: str) -> bool 
         say("nothing was removed: nobody can be asked here. Add --yes to remove them.")
         return None
     say("remove them? [y/N]")
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
+    if sys.stdin.readline().strip().lower() in ("y", "yes"):
+        return True
+    say("nothing was removed")
+    return False
