@@ -13,6 +13,7 @@ LMPROBE = [
     *("set_cache_backend", "set_cache_limit", "set_cache_dtype", "enable_cache_logging", "cache_info"),
     *("discover_cached", "get_prompt_cache_dir", "evict", "clear_cache", "invalidate_extraction_cache"),
     *("import_cache", "declare_model", "load_imported", "ImportReport", "ImportedModel"),
+    *("CachedExtractor", "RemoteExtractionError", "CacheBackend", "CacheInfo", "ModelCacheInfo", "CachedPromptInfo"),
 ]
 PAGES: list[tuple[str, str, list[str]]] = [
     ("lmstash", "__init__.py", ["open", "fingerprint"]),
@@ -34,10 +35,12 @@ PAGES: list[tuple[str, str, list[str]]] = [
     ("lmstash.store.memory", "store/memory.py", ["MemoryStore"]),
     ("lmstash.store.tiered", "store/tiered.py", ["TieredStore"]),
     ("lmstash.events", "events.py", ["Stats", "EventLog", "MissReason", "DropReason"]),
-    ("lmstash.adapters.lmprobe", "adapters/lmprobe/extractor.py", ["CachedExtractor"]),
+    ("lmstash.adapters.lmprobe", "adapters/lmprobe/extractor.py", LMPROBE),
     ("lmstash.adapters.lmprobe", "adapters/lmprobe/config.py", LMPROBE),
     ("lmstash.adapters.lmprobe", "adapters/lmprobe/inspection.py", LMPROBE),
+    ("lmstash.adapters.lmprobe", "adapters/lmprobe/info.py", LMPROBE),
     ("lmstash.adapters.lmprobe", "adapters/lmprobe/importer.py", LMPROBE),
+    ("lmstash.adapters.lmprobe", "adapters/lmprobe/backends.py", LMPROBE),
     ("lmstash.adapters.genlm", "adapters/genlm/async_transformer.py", ["AsyncTransformer"]),
     ("lmstash.adapters.genlm", "adapters/genlm/output_cache.py", ["OutputCache"]),
     ("lmstash.adapters.genlm", "adapters/genlm/token_trie.py", ["TokenTrie"]),

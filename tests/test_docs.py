@@ -143,7 +143,10 @@ def test_what_the_reference_names_is_where_it_says():
         absent += [f"{title}.{name}" for name in names if names is not made.LMPROBE and not hasattr(module, name)]
     assert not absent
     lmprobe = importlib.import_module("lmstash.adapters.lmprobe")
-    assert set(made.LMPROBE) <= set(lmprobe.__all__)
+    assert set(made.LMPROBE) == set(lmprobe.__all__)
+    page = made.main().partition("\n## lmstash.adapters.lmprobe\n")[2].partition("\n## ")[0]
+    headed = set(re.findall(r"^### (?:class )?`(\w+)", page, re.MULTILINE))
+    assert headed == set(lmprobe.__all__)
 
 
 def test_the_reference_is_what_the_code_says():

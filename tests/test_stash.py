@@ -18,7 +18,7 @@ from lmstash.caches.kv.cache import KV
 from lmstash.caches.logprobs.cache import Logprobs
 from lmstash.caches.options import ActivationsOptions, KVOptions, LogprobsOptions, ResponsesOptions
 from lmstash.caches.responses.cache import Responses
-from lmstash.errors import InvalidArgumentError, ReadOnlyError, StoreUnavailableError
+from lmstash.errors import CapacityError, InvalidArgumentError, ReadOnlyError, StoreUnavailableError
 from lmstash.store.base import Write
 from lmstash.store.disk.store import DiskStore
 from lmstash.store.memory import MemoryStore
@@ -110,6 +110,28 @@ def test_a_limit_of_zero_keeps_nothing_and_a_later_limit_does(tmp_path: Path):
         assert stash.store.put(KEY, b"value")
     with lmstash.open(tmp_path / "s") as stash:
         assert stash.info().capacity_bytes == 8 * 2**20
+
+
+def test_a_limit_that_no_folder_can_keep_to_empties_none(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    with lmstash.open(tmp_path / "s", capacity_bytes="8MB") as stash:
+        assert stash.store.put(KEY, b"value")
+    with caplog.at_level(logging.WARNING, "lmstash"), lmstash.open(tmp_path / "s", capacity_bytes=1000) as stash:
+        assert stash.store.get(KEY) == b"value"
+        assert not stash.store.put(KEY[::-1], b"value")
+    assert "limit of 1,000 bytes" in caplog.text
+    assert "The least is 1,048,576 bytes (capacity_bytes='1MB')" in caplog.text
+    with lmstash.open(tmp_path / "s") as stash:
+        stash.store.set_capacity(2**20 - 1)
+        assert stash.store.put(KEY[::-1], b"value")
+        assert stash.info().capacity_bytes == 8 * 2**20
+        assert stash.info().entries == 2
+    with pytest.raises(CapacityError, match="The least is"):
+        lmstash.open(tmp_path / "s", capacity_bytes=1000, strict=True)
+    with lmstash.open(tmp_path / "new", capacity_bytes=1000) as stash:
+        assert not stash.store.put(KEY, b"value")
+    assert not (tmp_path / "new").exists()
+    with lmstash.open(tmp_path / "new", capacity_bytes="1MB", strict=True) as stash:
+        assert stash.store.put(KEY, b"value")
 
 
 def test_tensors_under_any_identity(tmp_path: Path):

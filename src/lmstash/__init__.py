@@ -49,7 +49,8 @@ def open(
         location: A folder (made if missing), or `"memory://"`. Default: `$LMSTASH_DIR`, else
             `$XDG_CACHE_HOME/lmstash`, else `~/.cache/lmstash`.
         capacity_bytes: The limit on all the folder takes, in bytes or as `"50GB"`; None is unlimited, 0 keeps nothing.
-            Default: what the folder was last given, else 50 GiB or half of the free disk, whichever is less.
+            Default: what the folder was last given, else 50 GiB or half of the free disk, whichever is less. Under
+            1 MiB, which an empty folder takes, nothing is added and what is there stays.
         memory_bytes: A RAM tier in front of the folder (default: none; the operating system caches files already).
         ttl_seconds: How long what the stash's caches keep is served; None for ever. (`stash.store.put` takes its own.)
         strict: Raise on faults instead of counting them as misses and drops.
@@ -67,6 +68,7 @@ def open(
     Raises:
         InvalidArgumentError: An argument, variable or config value cannot be read, or names what does not exist.
         StoreUnavailableError: With `strict=True`, the folder cannot be used.
+        CapacityError: With `strict=True`, the limit is under 1 MiB, and not 0.
     """
     from lmstash.stash import open_stash
 

@@ -33,7 +33,7 @@ class Setting:
 
     value: Any
     origin: str
-    """`argument`, `environment LMSTASH_X`, `config FILE`, or `default`."""
+    """`argument`, `environment LMSTASH_X`, `config FILE`, `the folder`, or `default`."""
 
 
 def parse_bytes(text: str | int | float | None) -> int | None:

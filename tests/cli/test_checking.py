@@ -33,6 +33,7 @@ def test_verify_finds_damage_and_repairs_it(lmstash_cli, folder):
     assert outcome.code == 1
     assert outcome.data["ok"] is False
     assert len(outcome.data["damaged"]) == 1
+    assert f"lmstash verify --repair --dir {folder}" in lmstash_cli("verify").err
     assert lmstash_cli("verify", "--repair").code == 1
     assert lmstash_cli("verify").code == 0
 
@@ -67,7 +68,7 @@ def test_looking_at_a_stash_without_index_says_how_to_rebuild_it(lmstash_cli, fo
         (folder / name).unlink(missing_ok=True)
     outcome = lmstash_cli("info")
     assert outcome.code == 1
-    assert "lmstash verify --repair" in outcome.err
+    assert f"lmstash verify --repair --dir {folder}" in outcome.err
     assert lmstash_cli("verify", "--repair").code == 0
     assert lmstash_cli("info", "--json").data["entries"] == 4
 
@@ -117,7 +118,8 @@ def test_doctor_finds_a_missing_or_damaged_index(lmstash_cli, folder, content):
         (folder / name).unlink(missing_ok=True)
     if content is not None:
         (folder / "index.db").write_bytes(content)
-    assert findings(lmstash_cli)["index"]["level"] == "bad"
+    found = findings(lmstash_cli)["index"]
+    assert (found["level"], found["advice"]) == ("bad", f"Run: lmstash verify --repair --dir {folder}")
 
 
 def test_doctor_tells_that_caching_is_switched_off(lmstash_cli, monkeypatch):

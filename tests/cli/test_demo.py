@@ -33,6 +33,20 @@ def test_a_folder_that_is_in_use_is_refused(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+@pytest.mark.parametrize(
+    ("uri", "why"), [("memory://", "ends with its process"), ("s3://bucket/demo", "comes with a later release")]
+)
+def test_a_place_that_a_second_process_cannot_read_is_refused_before_anything_runs(capsys, uri, why):
+    assert main(["demo", "--uri", uri]) == 2
+    assert why in capsys.readouterr().err
+
+
+def test_a_uri_is_a_place_as_a_folder_is(tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("mine")
+    assert main(["demo", "--uri", str(tmp_path)]) == 2
+    assert "not empty" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("count", ["0", "301"])
 def test_more_prompts_than_there_are_is_code_2(count, capsys):
     assert main(["demo", "--prompts", count]) == 2

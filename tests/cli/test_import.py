@@ -46,7 +46,9 @@ def test_import_takes_what_is_sound_and_reports_the_rest(lmstash_cli, lmprobe_ca
 
 
 def test_declaring_needs_the_model_named(lmstash_cli, lmprobe_cache):
-    assert lmstash_cli("import", "lmprobe", str(lmprobe_cache), "--declare").code == 2
+    refused = lmstash_cli("import", "lmprobe", str(lmprobe_cache), "--declare")
+    assert refused.code == 2
+    assert "--declare needs --model NAME" in refused.err
     outcome = lmstash_cli("import", "lmprobe", str(lmprobe_cache), "--declare", "--model", MODEL, "--json")
     assert outcome.data["report"]["models"][0]["status"] == "declared"
 
@@ -55,6 +57,16 @@ def test_a_folder_that_is_not_there_is_code_1(lmstash_cli, tmp_path):
     outcome = lmstash_cli("import", "lmprobe", str(tmp_path / "nothing"))
     assert outcome.code == 1
     assert "not a folder" in outcome.err
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "0123456789abcdef/notes.txt"])
+def test_a_folder_without_an_lmprobe_cache_is_code_1_and_makes_no_stash(lmstash_cli, tmp_path, name):
+    (tmp_path / "other" / name).parent.mkdir(parents=True)
+    (tmp_path / "other" / name).write_text("mine")
+    outcome = lmstash_cli("import", "lmprobe", str(tmp_path / "other"), place=tmp_path / "fresh")
+    assert outcome.code == 1
+    assert f"there is no lmprobe cache in {tmp_path / 'other'}" in outcome.err
+    assert not (tmp_path / "fresh").exists()
 
 
 def test_another_tools_name_is_code_2(lmstash_cli, tmp_path):

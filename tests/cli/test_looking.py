@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -172,6 +174,47 @@ def test_env_names_every_origin(lmstash_cli, monkeypatch, tmp_path):
     assert settings["strict"]["origin"].startswith("config ")
     assert settings["dir"]["origin"] == "argument"
     assert settings["private"] == {"value": False, "origin": "default"}
+
+
+def test_env_and_doctor_say_the_limit_that_open_would_grant(lmstash_cli, folder, tmp_path, monkeypatch):
+    def told(place, *where):
+        capacity = lmstash_cli("env", "--json", *where, place=place).data["settings"]["capacity"]
+        return capacity["value"], capacity["origin"]
+
+    def room(place):
+        findings = lmstash_cli("doctor", "--json", place=place).data["findings"]
+        return next(each["detail"] for each in findings if each["check"] == "room")
+
+    assert told(folder) == (64 * 2**20, "the folder")
+    assert "of 64.0 MiB (the folder)" in room(folder)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=60 * 2**30))
+    fresh = tmp_path / "not" / "yet"
+    assert told(fresh) == (30 * 2**30, "default: half of the free disk")
+    assert "of 30.0 GiB (default: half of the free disk)" in room(fresh)
+    assert not fresh.parent.exists()
+    with lmstash.open(fresh) as stash:
+        assert stash.info().capacity_bytes == 30 * 2**30
+    assert told(fresh) == (30 * 2**30, "the folder")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=200 * 2**30))
+    assert told(tmp_path / "other") == (50 * 2**30, "default")
+    assert told(None, "--uri", "memory://") == (None, "default")
+    with lmstash.open(folder, capacity_bytes=None):
+        pass
+    assert told(folder) == (None, "the folder")
+    assert "of unlimited (the folder)" in room(folder)
+    monkeypatch.setenv("LMSTASH_CAPACITY", "2MB")
+    assert told(folder) == (2 * 2**20, "environment LMSTASH_CAPACITY")
+    assert "of 2.0 MiB (environment LMSTASH_CAPACITY)" in room(folder)
+    monkeypatch.setenv("LMSTASH_CAPACITY", "1000")
+    assert "nothing is added" in room(folder)
+    assert lmstash_cli("doctor").code == 0
+
+
+def test_env_of_a_folder_that_open_cannot_read_says_that_nothing_is_kept(lmstash_cli, folder):
+    (folder / "stash.json").write_text('{"format": 99}')
+    capacity = lmstash_cli("env", "--json").data["settings"]["capacity"]
+    assert capacity["value"] == 0
+    assert "format 99" in capacity["origin"]
 
 
 def test_env_does_not_print_the_salt(lmstash_cli, monkeypatch):

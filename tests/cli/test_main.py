@@ -26,7 +26,8 @@ def run_program(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
 def test_every_command_has_help_and_json(command, capsys):
     parser = build_parser(command)
     assert parser.description
-    assert "--json" in parser.format_help()
+    for option in ("--json", "--dir FOLDER", "--uri URI"):
+        assert option in parser.format_help()
     assert main([command, "--help"]) == 0
     assert capsys.readouterr().out
 

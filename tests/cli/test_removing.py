@@ -35,6 +35,7 @@ def test_an_answer_other_than_yes_keeps_everything(lmstash_cli, folder, monkeypa
     outcome = lmstash_cli(*command)
     assert outcome.code == 0
     assert "remove them?" in outcome.err
+    assert "nothing was removed" in outcome.err
     assert kept(folder) == 4
 
 

@@ -122,6 +122,8 @@ def test_why_names_the_model_and_in_what_it_differs(lmstash_cli):
     found = {each["name"]: (each["asked"], each["kept"]) for each in data["differences"]}
     assert found["model"] == ("provider/n", "m")
     assert found["model.revision"] == ("None", "1")
+    other = {each["name"]: each for each in why(lmstash_cli, CHAT, "--model", "0123456789abcdef")["differences"]}
+    assert other["model"]["kept"].endswith(" (m)")  # digits beside digits
 
 
 def test_why_reads_a_request_from_a_file_and_says_when_it_cannot(lmstash_cli, tmp_path):

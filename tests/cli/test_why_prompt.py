@@ -173,6 +173,60 @@ def test_the_same_last_tokens_after_others_are_no_hit(tmp_path, model, ask):
     assert ask("--tokens", ids(f"{OTHER} w3 w4"), *raw)["hit"] is False
 
 
+def test_an_entry_that_refresh_emptied_is_neither_a_hit_nor_the_nearest(tmp_path, model, ask, capsys):
+    keep(tmp_path, model, ([[1, 2, 3]], [0], "last"), ([[1, 2, 3]], [2], "last"))
+    with lmstash.open(tmp_path) as stash:
+        stash.activations(model)([[1, 2, 3]], [0, 2], "last", refresh=True)
+        kept = {each.nbytes: each.key for each in stash.store.entries("activations/")}
+        assert len(kept) == 2
+    answer = ask("--tokens", "1,2,3", "--layer", "3")
+    assert [(each["name"], each["kept"]) for each in answer["differences"]] == [("layer", "[0, 2]")]
+    assert answer["nearest"] == kept[max(kept)].hex()
+    assert main(["ls", "--kind", "activations", "--dir", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count("block_out (emptied) last") == 1
+    with lmstash.open(tmp_path) as stash:
+        stash.store.delete_many([kept[max(kept)]])
+    assert ask("--tokens", "1,2,3")["hit"] is False
+
+
+@pytest.mark.parametrize("pool", ["last", None])
+def test_a_hit_by_name_says_of_which_weights(tmp_path, model, ask, capsys, pool):
+    question = ("--tokens", ",".join(map(str, range(70))), "--layer", "1", "--model", "one")
+    keep(tmp_path, model, ([[*range(70)]], [1], pool))
+    before = lmstash.fingerprint(model).hex
+    assert ask(*question)["models"] == [before[:16]]
+    weight = model.lm_head.weight
+    with torch.no_grad():
+        weight[0, 0] += 1
+    try:
+        after = lmstash.fingerprint(model).hex
+        answer = ask(*question)
+        assert (answer["hit"], answer["models"]) == (True, [before[:16]])
+        assert main(["why", *question, "--dir", str(tmp_path)]) == 0
+        assert (
+            f"{before[:16]}; another one misses: compare with lmstash.fingerprint(model).hex" in capsys.readouterr().out
+        )
+        answer = ask(*question[:-1], after)
+        assert [(each["asked"], each["kept"]) for each in answer["differences"]] == [
+            (after[:16], f"{before[:16]} (one)")
+        ]
+        keep(tmp_path, model, ([[*range(70)]], [1], pool))
+        assert sorted(ask(*question)["models"]) == sorted([before[:16], after[:16]])
+        assert "models" not in ask(*question[:-1], after)
+    finally:
+        with torch.no_grad():
+            weight[0, 0] -= 1
+
+
+@pytest.mark.parametrize(("option", "word"), [("--site", "block_out"), ("--pool", "mean"), ("--storage", "bfloat16")])
+def test_a_word_that_there_is_not_is_code_2_and_those_there_are_are_listed(tmp_path, model, capsys, option, word):
+    keep(tmp_path, model, ([[9, 8, 7]], [0], "mean"))
+    assert main(["why", "--tokens", "9,8,7", option, "nonsense", "--dir", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "'nonsense'" in said
+    assert word in said
+
+
 class Letters:
     model_name, batch_size, layer_indices = "letters", 4, (1,)
 

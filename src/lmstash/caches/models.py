@@ -65,6 +65,11 @@ def names_model(entry: EntryInfo, model: str, names: ModelNames) -> bool:
     return bool(model) and (names.means(model, names.of(entry)) or _begins(fingerprint_of(entry), model))
 
 
+def is_digits(model: str) -> bool:
+    """Whether a model is asked for by digits of its fingerprint, and not by name."""
+    return len(model) >= 8 and not set(model) - _HEX
+
+
 def _begins(fingerprint: str, model: str) -> bool:
     return len(model) >= 8 and fingerprint.startswith(model[:16])
 

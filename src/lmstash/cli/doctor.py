@@ -10,7 +10,6 @@ import contextlib
 import os
 import platform
 import re
-import shutil
 import stat
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -19,15 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from lmstash.cli.output import print_json, say, size, style
-from lmstash.cli.place import location
+from lmstash.cli.place import capacity_in_force, location, repair_line
 from lmstash.errors import LmstashError
-from lmstash.settings import resolve, resolve_all
+from lmstash.settings import Setting, resolve_all
 
 if TYPE_CHECKING:
     from lmstash.store.disk.files.folder import Folder
 
 OK, NOTE, BAD = "ok", "note", "bad"
-REPAIR = "Run: lmstash verify --repair"
 FIXED_SQLITE = (3, 51, 3)
 """The first SQLite without the WAL-reset bug."""
 OPTIONAL = ("torch", "transformers", "safetensors", "zstandard")
@@ -113,7 +111,7 @@ def check_folder(folder: Folder) -> Iterator[Finding]:
     """Check the folder: whether it is there, whose it is, what it lies on, whether it is whole."""
     if not folder.path.exists():
         yield Finding("folder", NOTE, f"{folder.path} does not exist", "It is made on first use.")
-        yield from check_disk(folder, folder.path.parent)
+        yield from check_disk(folder)
         return
     if not folder.path.is_dir():
         yield Finding("folder", BAD, f"{folder.path} is not a folder", "Choose another with --dir or LMSTASH_DIR.")
@@ -136,7 +134,7 @@ def check_folder(folder: Folder) -> Iterator[Finding]:
         )
     else:
         yield Finding("file system", OK, kind or "unknown")
-    yield from check_disk(folder, folder.path)
+    yield from check_disk(folder)
     if not folder.description.exists():
         yield Finding("stash", NOTE, "no stash in this folder yet", "It is made on first use.")
         return
@@ -170,18 +168,21 @@ def check_access(folder: Folder) -> Iterator[Finding]:
         yield Finding("permissions", OK, "files are their owner's alone")
 
 
-def check_disk(folder: Folder, lies_on: Path) -> Iterator[Finding]:
+def check_disk(folder: Folder) -> Iterator[Finding]:
     """Check that the disk has the room that the limit promises."""
-    while not lies_on.exists() and lies_on != lies_on.parent:
-        lies_on = lies_on.parent
-    free = shutil.disk_usage(lies_on).free
+    from lmstash.store.disk.accounting.room import MIN_CAPACITY_BYTES
+
+    free = folder.disk_free_bytes()
     try:
-        capacity = folder.describe().get("capacity_bytes") or resolve("capacity").value
+        limit = capacity_in_force(str(folder.path))
     except LmstashError:  # said by check_settings or check_index
-        capacity = None
+        limit = Setting(None, "unknown")
+    capacity = limit.value
     taken = sum(status.st_blocks * 512 for _, status in _our_files(folder))
-    detail = f"{size(free)} free; the stash takes {size(taken)} of {size(capacity)}"
-    if capacity is not None and taken > capacity:
+    detail = f"{size(free)} free; the stash takes {size(taken)} of {size(capacity)} ({limit.origin})"
+    if capacity is not None and capacity < MIN_CAPACITY_BYTES:
+        yield Finding("room", NOTE, f"{detail}: nothing is added", f"Give at least {size(MIN_CAPACITY_BYTES)}.")
+    elif capacity is not None and taken > capacity:
         yield Finding("room", BAD, detail, "Run: lmstash evict --to SIZE, or raise capacity_bytes.")
     elif free < 2**30:
         yield Finding("room", BAD, detail, "Free space on the disk, or move the stash with LMSTASH_DIR.")
@@ -195,18 +196,19 @@ def check_index(folder: Folder) -> Iterator[Finding]:
     """Check that the index can be read and that it and the segments speak of the same files."""
     from lmstash.store.disk.files.rows import IndexDamagedError
 
+    repair = f"Run: {repair_line(str(folder.path))}"
     try:
         folder.describe()
     except LmstashError as error:
         yield Finding("format", BAD, str(error))
         return
     if not folder.index.exists():
-        yield Finding("index", BAD, "index.db is missing", REPAIR)
+        yield Finding("index", BAD, "index.db is missing", repair)
         return
     try:
         looks = [_Look.at(folder) for _ in range(2)]  # others may write: what is wrong is so at the second look, too
     except IndexDamagedError as error:
-        yield Finding("index", BAD, f"index.db is damaged: {error}", REPAIR)
+        yield Finding("index", BAD, f"index.db is damaged: {error}", repair)
         return
     except LmstashError as error:
         yield Finding("index", BAD, str(error))
@@ -214,11 +216,11 @@ def check_index(folder: Folder) -> Iterator[Finding]:
     yield Finding("index", OK, f"{looks[-1].live:,} entries in {looks[-1].n_segments:,} segments")
     lost, short, loose = (len(one & two) for one, two in zip(*(each.wrong for each in looks), strict=True))
     if lost:
-        yield Finding("segments", BAD, f"{lost} in the index are gone from the disk", REPAIR)
+        yield Finding("segments", BAD, f"{lost} in the index are gone from the disk", repair)
     if short:
-        yield Finding("segments", BAD, f"{short} are shorter than written", REPAIR)
+        yield Finding("segments", BAD, f"{short} are shorter than written", repair)
     if loose:
-        yield Finding("segments", NOTE, f"{loose} on the disk are not in the index", REPAIR)
+        yield Finding("segments", NOTE, f"{loose} on the disk are not in the index", repair)
 
 
 class _Look(NamedTuple):

@@ -1,4 +1,4 @@
-"""Print the settings in force and where each comes from: argument, environment, config file or default."""
+"""Print the settings in force and where each comes from: argument, environment, config file, the folder or default."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import argparse
 from typing import Any
 
 from lmstash.cli.output import print_json, say, size, style, table
+from lmstash.cli.place import capacity_in_force
+from lmstash.errors import LmstashError
 from lmstash.settings import Setting, config_file, resolve_all
 
 
@@ -19,6 +21,10 @@ def run(arguments: argparse.Namespace) -> int:
     named = arguments.uri or arguments.dir
     if named:
         settings["dir"] = Setting(named, "argument")
+    try:
+        settings["capacity"] = capacity_in_force(settings["dir"].value)
+    except (LmstashError, OSError) as error:
+        settings["capacity"] = Setting(0, f"nothing is kept: {error}")
     found = {name: {"value": public(name, each.value), "origin": each.origin} for name, each in settings.items()}
     if arguments.json:
         print_json("env", settings=found, config_file=str(config_file()))

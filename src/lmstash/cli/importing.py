@@ -66,8 +66,14 @@ def run(arguments: argparse.Namespace) -> int:
         return _llama_cpp(arguments)
     if arguments.setting:
         raise InvalidArgumentError("--setting is for llama-cpp")
+    if arguments.declare and arguments.model is None:
+        raise InvalidArgumentError("--declare needs --model NAME: the model that you vouch for")
     from lmstash.adapters.lmprobe import import_cache
+    from lmstash.adapters.lmprobe.layout import read_layout
 
+    if not any(each.name or each.prompts for each in read_layout(arguments.folder).models):
+        told = f"there is no lmprobe cache in {arguments.folder}: no model's folder (its name is 16 hex digits)."
+        raise NotFoundError(f"{told} Name LMPROBE_CACHE_DIR; without it lmprobe caches in ~/.cache/lmprobe.")
     with open_named(arguments, write=True, make=True) as stash:
         report = import_cache(arguments.folder, stash, model=arguments.model, declare=arguments.declare)
     _print(arguments, report)

@@ -1,4 +1,7 @@
-"""List entries, the most recently used first, by kind, model, tag, text, size or age; responses by task, too."""
+"""List entries, the most recently used first, by kind, model, tag, text, size or age; responses by task, too.
+
+An entry that says `(emptied)` holds no layers: `refresh=True` put what it had into another one of the same prompt.
+"""
 
 from __future__ import annotations
 
@@ -82,5 +85,5 @@ def place_of(entry: EntryInfo) -> str:
         return place_in_task(entry)
     named = components(entry)
     words = [named[name] for name in ("site", "layer", "layers", "pool") if named.get(name) is not None]
-    words = [",".join(map(str, each)) if isinstance(each, list) else each for each in words]
+    words = [",".join(map(str, each)) or "(emptied)" if isinstance(each, list) else each for each in words]
     return " ".join(map(str, words)) or "-"

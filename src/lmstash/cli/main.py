@@ -52,10 +52,10 @@ def build_parser(command: str) -> argparse.ArgumentParser:
     )
     parser.set_defaults(run=implementation.run, command=command, line=line)
     implementation.add_arguments(parser)
-    if not hasattr(implementation, "WITHOUT_STASH"):
-        place = parser.add_mutually_exclusive_group()
-        place.add_argument("--dir", metavar="FOLDER", help="the stash's folder (default: see `lmstash env`)")
-        place.add_argument("--uri", metavar="URI", help="the stash's location as a URI, for instance memory://")
+    default = getattr(implementation, "DEFAULT_PLACE", "see `lmstash env`")
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument("--dir", metavar="FOLDER", help=f"the stash's folder (default: {default})")
+    place.add_argument("--uri", metavar="URI", help="the stash's location as a URI, for instance memory://")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     return parser
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from lmstash.errors import InvalidArgumentError, LmstashError, NotFoundError, StoreUnavailableError
-from lmstash.settings import resolve
+from lmstash.settings import DEFAULT_CAPACITY_BYTES, Setting, resolve
 
 if TYPE_CHECKING:
     from lmstash.caches.models import ModelNames
@@ -23,6 +24,33 @@ _MODELS_SAID = 20
 def location(arguments: argparse.Namespace) -> str:
     """Return the folder or URI in force: `--dir` or `--uri`, else what `lmstash.open()` would take."""
     return str(arguments.uri or arguments.dir or resolve("dir").value)
+
+
+def repair_line(where: str) -> str:
+    """Return the command that repairs the stash in a place."""
+    return f"lmstash verify --repair --dir {shlex.quote(where)}"
+
+
+def capacity_in_force(where: str) -> Setting:
+    """Return the byte limit that `lmstash.open()` would give a place, and who says so. Makes and changes nothing.
+
+    Raises:
+        LmstashError: Settings or folder cannot be read.
+    """
+    named = resolve("capacity")
+    if "://" in where:
+        return Setting(None, "default")
+    if named.origin != "default":
+        return named
+    from lmstash.store.disk.accounting.room import default_capacity_bytes
+    from lmstash.store.disk.files.folder import Folder
+
+    folder = Folder(where)
+    described = folder.describe()
+    if "capacity_bytes" in described:
+        return Setting(described["capacity_bytes"], "the folder")
+    granted = default_capacity_bytes(folder)
+    return Setting(granted, "default" if granted == DEFAULT_CAPACITY_BYTES else "default: half of the free disk")
 
 
 def open_named(arguments: argparse.Namespace, *, write: bool = False, make: bool = False) -> Stash:
@@ -53,7 +81,7 @@ def open_named(arguments: argparse.Namespace, *, write: bool = False, make: bool
                 "lmstash.open() makes one on first use, and `lmstash demo` shows how."
             )
         if read_only and not folder.index.exists():
-            raise StoreUnavailableError(f"the index of {where} is missing. Rebuild it: lmstash verify --repair")
+            raise StoreUnavailableError(f"the index of {where} is missing. Rebuild it: {repair_line(where)}")
     return lmstash.open(where, strict=True, read_only=read_only, trust_env=False)
 
 
@@ -131,6 +159,16 @@ def model_of(entry: EntryInfo, names: ModelNames) -> str:
     return last_part(name) if name else fingerprint_of(entry) or "-"
 
 
+def models_alike(asked: str, entry: EntryInfo, names: ModelNames) -> tuple[str, str]:
+    """Return the model that was asked for and an entry's, which is another, in the same words: digits or names."""
+    from lmstash.caches.models import fingerprint_of, is_digits
+
+    name, digits = model_of(entry, names), fingerprint_of(entry)
+    if not (is_digits(asked) and digits):
+        return asked, name
+    return asked[:16], digits if name == digits else f"{digits} ({name})"
+
+
 def say_models(store: Store, asked: str | None) -> None:
     """Say which models there are, if somebody asked for one that nothing is of. Reads the facts of all entries."""
     from lmstash.caches.models import ModelNames, names_model
@@ -171,4 +209,7 @@ def confirmed(arguments: argparse.Namespace, would: Removed, what: str) -> bool 
         say("nothing was removed: nobody can be asked here. Add --yes to remove them.")
         return None
     say("remove them? [y/N]")
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
+    if sys.stdin.readline().strip().lower() in ("y", "yes"):
+        return True
+    say("nothing was removed")
+    return False

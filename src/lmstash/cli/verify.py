@@ -6,7 +6,7 @@ import argparse
 import time
 
 from lmstash.cli.output import print_json, say, size, style
-from lmstash.cli.place import open_named
+from lmstash.cli.place import location, open_named, repair_line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,5 +31,5 @@ def run(arguments: argparse.Namespace) -> int:
         print(style("all good", "green"))
         return 0
     print(style(f"{len(report.damaged):,} damaged", "red"))
-    say("what was damaged has been dropped" if report.repaired else "drop it with: lmstash verify --repair")
+    say("what was damaged has been dropped" if report.repaired else f"drop it with: {repair_line(location(arguments))}")
     return 1

@@ -56,6 +56,9 @@ def run(arguments: argparse.Namespace) -> int:
         print(style(answer["answer"], "green" if answer["hit"] else "yellow"))
         which = "entry" if answer["hit"] else "nearest kept entry"
         shown = [(which, answer["nearest"][:16])] if answer.get("nearest") else []
+        if answer.get("models"):
+            digits = ", ".join(answer["models"])
+            shown.append(("of model", f"{digits}; another one misses: compare with lmstash.fingerprint(model).hex"))
         shown += [(each["name"], f"asked {each['asked']}; kept {each['kept']}") for each in answer["differences"]]
         if shown:
             print(facts(shown))

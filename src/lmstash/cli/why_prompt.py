@@ -16,9 +16,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lmstash.caches.models import ModelNames, fingerprint_of, names_model, read_digests
+from lmstash.caches.models import ModelNames, fingerprint_of, is_digits, names_model, read_digests
+from lmstash.caches.places import POOLS, SITES
 from lmstash.cli.models import explain_models
-from lmstash.cli.place import components, model_of
+from lmstash.cli.place import components, models_alike
 from lmstash.cli.why import miss
 from lmstash.errors import InvalidArgumentError, MissingDependencyError
 from lmstash.identity.chain import BLOCK_TOKENS
@@ -28,6 +29,8 @@ from lmstash.store.base import EntryInfo, Store
 TEXT_CHARACTERS = 200
 """How much of a prompt an entry keeps for people to read."""
 PARTS = ("model", "layer", "site", "pool", "storage")
+_WORDS = {"site": SITES, "pool": POOLS, "storage": ("exact", "float16", "bfloat16", "float32")}
+"""What there is to ask for in activations; of poolings also a token index, and none."""
 _ABSENT = "absent"
 _SHARED = (
     f"blocks of {BLOCK_TOKENS} tokens are shared by all prompts that begin with the same tokens: a hit if this one is "
@@ -134,11 +137,13 @@ def by_prompt(store: Store, arguments: argparse.Namespace) -> dict[str, Any]:
     """Find the entry nearest to what was looked up, and what differs.
 
     Raises:
-        InvalidArgumentError: `--tokens` holds no token ids.
+        InvalidArgumentError: `--tokens` holds no token ids, or there is no such site, pooling or storage.
     """
     parts = {name: getattr(arguments, name) for name in PARTS if getattr(arguments, name) is not None}
     if "pool" in parts:
         parts["pool"] = _read_pool(parts["pool"])
+    if arguments.kind == "activations":
+        _check_words(parts)
     tokens = None if arguments.tokens is None else _read_tokens(arguments.tokens)
     question = _Question(arguments.prompt, tokens, parts)
     imports = _Imports(store)
@@ -167,8 +172,10 @@ def _search(store: Store, question: _Question, kind: str, imports: _Imports) -> 
     names, found = ModelNames(store), _Found()
     best: tuple[int, float] | None = None
     for entry in store.entries(f"{kind}/"):
-        found.total += 1
         parts = _parts_of(entry)
+        if parts.get("layers") == []:
+            continue  # refresh=True has put its layers into another entry
+        found.total += 1
         same = question.is_of(entry, parts)
         if same is None:
             found.silent += 1
@@ -194,14 +201,14 @@ def _differing(
     question: _Question, entry: EntryInfo, parts: dict[str, Any], names: ModelNames, imports: _Imports
 ) -> list[tuple[str, Any, Any]]:
     """Return (name, asked, kept) of every part that was named and is not so in an entry, by name."""
-    asked, kept = question.parts, dict(parts)
+    asked, kept = dict(question.parts), dict(parts)
     if "layers" in kept:  # an entry holds several: the one asked for, if it is among them
         kept["layer"] = asked.get("layer") if asked.get("layer") in kept["layers"] else kept["layers"]
     if entry.meta.get("unverified"):
         kept["storage"] = asked.get("storage")  # served whatever is asked for
     if "model" in asked:
         same = names_model(entry, asked["model"], names) or imports.declared_for(entry, asked["model"])
-        kept["model"] = asked["model"] if same else model_of(entry, names)
+        asked["model"], kept["model"] = (None, None) if same else models_alike(asked["model"], entry, names)
     compared = ((name, asked[name], kept.get(name, _ABSENT)) for name in sorted(asked))
     return [each for each in compared if each[1] != each[2]]
 
@@ -213,11 +220,12 @@ def _served(store: Store, question: _Question, found: _Found, imports: _Imports,
     if not alive:
         return miss("miss (expired): kept, but older than its ttl_seconds", found.same[0][0])
     computed = [(entry, parts) for entry, parts in alive if not entry.meta.get("unverified")]
-    whole = next((entry for entry, parts in computed if question.is_whole(entry, parts)), None)
-    if whole is not None:
+    wholes = [entry for entry, parts in computed if question.is_whole(entry, parts)]
+    if wholes:
+        whole = wholes[0]
         if "text_id" not in whole.meta and question.text is not None and len(question.text) >= TEXT_CHARACTERS:
             return _untold(f"of its text only the first {TEXT_CHARACTERS} characters are kept, which agree", whole)
-        return _hit(f"kept{uncompared}", whole)
+        return _hit(f"kept{uncompared}", whole) | _whose(question, wholes)
     if computed:
         return _blocks(store, question, [entry for entry, _parts in computed], uncompared)
     reasons = [(entry, imports.refusal(entry)) for entry, _parts in alive]
@@ -237,7 +245,7 @@ def _blocks(store: Store, question: _Question, pieces: Sequence[EntryInfo], unco
     for piece in pieces:
         parts = components(piece)
         groups[fingerprint_of(piece), str(parts.get("site")), str(parts.get("storage"))].append(piece)
-    digests, untold = read_digests(store), ""
+    digests, untold, kept = read_digests(store), "", list[EntryInfo]()
     for (model, _site, _storage), members in groups.items():
         tokens = question.tokens if question.tokens is not None else known_tokens(store, members)
         if tokens is None or model not in digests:
@@ -247,7 +255,9 @@ def _blocks(store: Store, question: _Question, pieces: Sequence[EntryInfo], unco
         held = sorted({layer for each in members for layer in components(each).get("layers", ())})
         layers = [question.parts["layer"]] if "layer" in question.parts else held
         if raw_layers(store, digests[model], members[0], layers, tokens, salt=None):
-            return _hit(f"kept{uncompared}", members[0])
+            kept.append(members[0])
+    if kept:
+        return _hit(f"kept{uncompared}", kept[0]) | _whose(question, kept)
     if untold:
         return _untold(f"{untold}. Ask with --tokens" if question.tokens is None else untold, pieces[0])
     return miss(
@@ -324,6 +334,13 @@ def _hit(answer: str, entry: EntryInfo) -> dict[str, Any]:
     return {"hit": True, "answer": answer, "nearest": entry.key.hex(), "differences": []}
 
 
+def _whose(question: _Question, kept: Sequence[EntryInfo]) -> dict[str, Any]:
+    """Return the fingerprints behind a hit, unless they were asked for: a name stays when a model is changed."""
+    if is_digits(question.parts.get("model", "")):
+        return {}
+    return {"models": list(dict.fromkeys(filter(None, map(fingerprint_of, kept))))}
+
+
 def _untold(why: str, entry: EntryInfo) -> dict[str, Any]:
     """Return the answer to a look-up of which it cannot be said whether it hits."""
     return {**miss(f"cannot be told: {why}", entry), "hit": None}
@@ -335,6 +352,14 @@ def _read_tokens(text: str) -> bytes:
     except ValueError:
         raise InvalidArgumentError(f"--tokens takes token ids, for instance 1,2,3; not {text!r:.80}") from None
     return token_bytes(ids)
+
+
+def _check_words(parts: dict[str, Any]) -> None:
+    for name, words in _WORDS.items():
+        asked = parts.get(name)
+        if isinstance(asked, str) and asked not in words:
+            more = ", a token index, or none for raw" if name == "pool" else ""
+            raise InvalidArgumentError(f"there is no {name} {asked!r}: --{name} takes {', '.join(words)}{more}")
 
 
 def _read_pool(text: str) -> str | int | None:

@@ -14,7 +14,7 @@ from lmstash.caches.responses.answers.records import decode_record
 from lmstash.caches.responses.requests.asking import KIND, Namer
 from lmstash.caches.responses.requests.encoding import read_request
 from lmstash.cli.models import explain_models
-from lmstash.cli.place import model_of
+from lmstash.cli.place import model_of, models_alike
 from lmstash.cli.why import miss
 from lmstash.errors import FormatError, InvalidArgumentError, LmstashError
 from lmstash.identity.content.media import Media
@@ -63,7 +63,7 @@ def by_request(store: Store, request: str, model: str | None, occurrence: int) -
             continue
         differing: list[tuple[str, Any, Any]] = []
         if model is not None and fingerprint_of(entry) not in digits:
-            differing.append(("model", model, model_of(entry, names)))
+            differing.append(("model", *models_alike(model, entry, names)))
         if occurrence != occurrence_of(entry):
             differing.append(("occurrence", occurrence, occurrence_of(entry)))
         if kept.request != text:

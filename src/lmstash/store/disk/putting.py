@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lmstash.errors import CapacityError, LmstashError, ReadOnlyError, StoreUnavailableError
 from lmstash.events import DropReason, EventLog
 from lmstash.store.base import Write
-from lmstash.store.disk.accounting.room import GROUP_ROWS
+from lmstash.store.disk.accounting.room import GROUP_ROWS, MIN_CAPACITY_BYTES
 from lmstash.store.disk.files.folder import Folder
 from lmstash.store.disk.files.rows import DAMAGE
 from lmstash.store.disk.intake import NoRoomError, expiry_us, item_of
@@ -110,7 +110,9 @@ class Putting:
                 return kept + self._keep(namespace, batch, replace, again=False)
         except NoRoomError:
             if self._opened().room.disabled:
-                return kept + self._drop(namespace, items, DropReason.DISABLED, "its limit is too small")
+                return kept + self._drop(
+                    namespace, items, DropReason.DISABLED, f"its limit is under {MIN_CAPACITY_BYTES:,} bytes"
+                )
             if len(items) > 1:  # one by one, what fits
                 return kept + sum(self._keep(namespace, {item.key: item}, True) for item in items)
             size = items[0].most_bytes

@@ -15,7 +15,7 @@ from lmstash.errors import InvalidArgumentError, LmstashError, ReadOnlyError, St
 from lmstash.events import EventLog, MissReason
 from lmstash.store.base import Buffer, Entry, EntryInfo, Removed, Selector, StoreInfo, VerifyReport, Write
 from lmstash.store.disk import forks, survey
-from lmstash.store.disk.accounting.room import GROUP_ROWS
+from lmstash.store.disk.accounting.room import GROUP_ROWS, check_capacity
 from lmstash.store.disk.files.folder import Folder
 from lmstash.store.disk.files.rows import DAMAGE, SURE_DAMAGE
 from lmstash.store.disk.indexing import schema
@@ -66,6 +66,7 @@ class DiskStore:
             events: Where to count.
 
         Raises:
+            CapacityError: The limit is less than an empty folder takes (1 MiB), and not 0.
             StoreUnavailableError: The folder cannot be used.
             UnsupportedFormatError: A newer lmstash wrote it.
         """
@@ -338,6 +339,7 @@ class DiskStore:
     def set_capacity(self, capacity_bytes: int | None) -> None:
         """Change the folder's limit, for every process, and enforce it at once."""
         with self._faults():
+            check_capacity(capacity_bytes)
             self._capacity = capacity_bytes
             self._writable().settle_capacity(capacity_bytes)
 

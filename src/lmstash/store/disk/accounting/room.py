@@ -7,11 +7,11 @@ What is still to come while granted room fills up (index pages, the log) is set 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
+from lmstash.errors import CapacityError
 from lmstash.settings import DEFAULT_CAPACITY_BYTES
 from lmstash.store.disk.accounting.recency import FIRST_SLOT, SLOT_BYTES, region
 from lmstash.store.disk.files.folder import Folder
@@ -163,8 +163,7 @@ class Room:
     def _lend(self) -> Generator[None, None, None]:
         try:
             if self.capacity_bytes is not None:
-                free = shutil.disk_usage(self._folder.path).free
-                self.lent_bytes = self.over_bytes() + min(self.capacity_bytes, free // 2)
+                self.lent_bytes = self.over_bytes() + min(self.capacity_bytes, self._folder.disk_free_bytes() // 2)
             yield
         finally:
             self.lent_bytes = 0
@@ -181,6 +180,19 @@ class Room:
         return self._folder.overhead_bytes() + max(0, self.sizes.log_bytes - self._folder.wal_bytes())
 
 
+def check_capacity(asked: int | None) -> None:
+    """Raise where a limit is too small for anything: obeyed, it would only empty a folder. 0 says that this is meant.
+
+    Raises:
+        CapacityError: It is under `MIN_CAPACITY_BYTES`, and not 0.
+    """
+    if isinstance(asked, int) and 0 < asked < MIN_CAPACITY_BYTES:
+        raise CapacityError(
+            f"no folder can keep to a limit of {asked:,} bytes: index and log alone take more. The least is "
+            f"{MIN_CAPACITY_BYTES:,} bytes (capacity_bytes='1MB'); 0 keeps nothing."
+        )
+
+
 def default_capacity_bytes(folder: Folder) -> int:
     """Return the limit of a new folder: 50 GiB, or half of the free disk if that is less."""
-    return min(DEFAULT_CAPACITY_BYTES, shutil.disk_usage(folder.path).free // 2)
+    return min(DEFAULT_CAPACITY_BYTES, folder.disk_free_bytes() // 2)

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,11 @@ class Folder:
             return os.stat(self.segment(name)).st_blocks * 512
         except OSError:
             return 0
+
+    def disk_free_bytes(self) -> int:
+        """Return what is free on the disk that the folder lies on, or would lie on if it were made."""
+        there = next(each for each in (self.path, *self.path.parents) if os.path.exists(each))
+        return shutil.disk_usage(there).free
 
     def index_bytes(self) -> int:
         """Return the length of the index, log aside."""
