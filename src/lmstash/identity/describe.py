@@ -24,7 +24,7 @@ from typing import Any
 from lmstash.errors import UnsupportedModelError
 from lmstash.identity.code.asked_by_text import CodeByText
 from lmstash.identity.code.memos import Memo, memos_among
-from lmstash.identity.code.owners import owner_of, version_of
+from lmstash.identity.code.owners import is_of_lmstash, owner_of, version_of
 from lmstash.identity.content.media import media_of
 from lmstash.identity.encoding import Component, encode
 
@@ -78,15 +78,23 @@ class Describer:
         lenient: Describe what cannot be taken apart by its type instead of refusing it.
         follow_code: Read code; without, functions and classes are described by their identity in this process.
         whole_configs: Whether all fields of a configuration count: somebody's code may read any.
+        of_model: Whether lmstash's own objects are not taken apart, and refused where somebody's code may ask them.
     """
 
     def __init__(
-        self, code: CodeByText, *, lenient: bool, follow_code: bool = True, whole_configs: bool = False
+        self,
+        code: CodeByText,
+        *,
+        lenient: bool,
+        follow_code: bool = True,
+        whole_configs: bool = False,
+        of_model: bool = False,
     ) -> None:
         self._code = code
         self._lenient = lenient
         self._follow_code = follow_code
         self._whole_configs = whole_configs
+        self._of_model = of_model
         self._seen: dict[int, str] = {}
         self._taken: set[str] = set()
         self._alive: list[object] = []  # so that no id is given twice during the walk
@@ -150,6 +158,8 @@ class Describer:
             return ["Event", True] if value.is_set() else "Event"
         if isinstance(value, weakref.ref):
             return self._referent(value, path)
+        if self._of_model and is_of_lmstash(value):
+            return self._of_lmstash(value, path)
         if isinstance(value, types.ModuleType):
             return ["module", self._code.add_module(value) if self._follow_code else value.__name__]
         self._see(value, path)
@@ -164,6 +174,20 @@ class Describer:
                 f"{path} is a {kind.__module__}.{kind.__qualname__}, into which lmstash cannot look ({error!r}). "
                 "Replace it, or vouch for it: variant='...' (a new name whenever it changes)."
             ) from error
+
+    def passes_over(self, value: Any) -> bool:
+        """Return whether a value is an object of lmstash's own, and no code runs that may ask it."""
+        return self._of_model and not self._whole_configs and is_of_lmstash(value)
+
+    def _of_lmstash(self, value: Any, path: str) -> Component:
+        # Not looked into, which takes seconds: its counters move with each call, and it leads to all that it has seen.
+        if self._whole_configs and not self._lenient:
+            raise UnsupportedModelError(
+                f"{path} is lmstash's own ({type(value).__qualname__}), and code may ask it that the model runs: yours, "
+                "or a package's that lmstash does not know. Keep it off the model and away from such code, or vouch: "
+                "variant='...' (a new name whenever it changes)."
+            )
+        return ["of lmstash", type(value).__qualname__]
 
     def code(self, code: Any, path: str = "") -> Component:
         """Return a class or function by name, after reading its code, and what a function has closed over."""

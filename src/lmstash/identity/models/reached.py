@@ -11,6 +11,7 @@ import types
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from lmstash.identity.code.owners import is_of_lmstash
 from lmstash.identity.describe import IMMUTABLE, WITHOUT_MEANING, bound_to
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class Reached:
             self._found += (value.__func__, value.__self__)
         elif isinstance(value, types.BuiltinFunctionType):
             self._found += [] if (owner := bound_to(value)) is None else [owner]
-        elif not isinstance(value, self._constant):
+        elif not isinstance(value, self._constant) and not is_of_lmstash(value):  # whose counters move with each call
             self._value(value)
         self.is_complete = len(self.dicts) + len(self.lists) <= _MAX_CONTAINERS
 

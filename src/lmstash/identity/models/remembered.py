@@ -136,7 +136,7 @@ def _world(memo: Memo[Any], components: Mapping[str, Component]) -> bytes | None
     if not isinstance(function, FunctionType):
         return None
     code = ModelCode()
-    describer = Describer(code, lenient=True, whole_configs=True)
+    describer = Describer(code, lenient=True, whole_configs=True, of_model=True)
     told: dict[Component, Component] = {}
     try:
         code.add(function)

@@ -115,7 +115,7 @@ def _read(
     if variant is None:
         refuse_modes()
     out = Structure()
-    describer = Describer(out.code, lenient=variant is not None, whole_configs=whole_configs)
+    describer = Describer(out.code, lenient=variant is not None, whole_configs=whole_configs, of_model=True)
     describer.tensors = out.tensors
     describer.own = frozenset(map(id, (*model.modules(), *model.parameters(), *model.buffers())))
     modules: dict[Component, Component] = {}
@@ -193,7 +193,7 @@ def _read_module(
     for attribute, value in _attributes(module).items():
         if attribute in _ONE_OR_MORE and isinstance(value, str) and type(module).__module__.startswith("peft.tuners."):
             value = [value]
-        if _is_put_back(module, attribute, value):
+        if _is_put_back(module, attribute, value) or describer.passes_over(value):
             continue
         if attribute not in skipped and (attribute != _NO_KERNELS or value is not False):
             with describer.ordered(in_order):
@@ -224,7 +224,7 @@ def stamp(model: torch.nn.Module, code: ModelCode | None = None) -> tuple[list[o
 def _stamp(model: torch.nn.Module, code: ModelCode | None) -> tuple[list[object], list[torch.Tensor]]:
     outside: Mapping[str, Any] = {} if code is None else code.objects
     whole_configs, asked = (True, frozenset()) if code is None else (code.reads_all, _asked(code))
-    describer = Describer(CodeByText(), lenient=True, follow_code=False, whole_configs=whole_configs)
+    describer = Describer(CodeByText(), lenient=True, follow_code=False, whole_configs=whole_configs, of_model=True)
     flat: list[object] = [encode(describer.value(getattr(model, "config", None), "config"))]
     live: list[torch.Tensor] = []
     pending = describer.modules
@@ -249,7 +249,7 @@ def _stamp(model: torch.nn.Module, code: ModelCode | None) -> tuple[list[object]
             kind = type(value)
             if kind in IMMUTABLE:
                 flat += (attribute, kind, value.hex() if kind is float else value)  # 0.0 == -0.0
-            else:
+            elif not describer.passes_over(value):
                 with describer.ordered(describer.is_yours(type(module))):
                     flat += (attribute, encode(describer.value(value, attribute)))
         for hooks in (state["_forward_hooks"], state["_forward_pre_hooks"]):
