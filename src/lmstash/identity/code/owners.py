@@ -12,6 +12,7 @@ from typing import Any
 
 BY_NAME = {*sys.stdlib_module_names, "torch", "numpy", "huggingface_hub", "tqdm", "builtins"} - {"__main__"}
 """Whose code counts by name only."""
+_READ_OTHERWISE = frozenset({*BY_NAME, "transformers"})
 _GENERATED = ("<string>", "<frozen ", "<eval_with_key>", "<__array_function__")
 """Begins what code is called that dataclasses, Python and torch make."""
 
@@ -24,7 +25,7 @@ def owner_of(module: str | None) -> str:
 
 def is_foreign(module: str) -> bool:
     """Return whether a module is of those that have to be read, or pinned."""
-    return owner_of(module) not in {*BY_NAME, "transformers"}
+    return owner_of(module) not in _READ_OTHERWISE
 
 
 def defined_in(code: Any) -> str:

@@ -14,8 +14,9 @@ from lmstash.errors import UnsupportedModelError
 from lmstash.identity.code.asked_by_text import CodeByText
 from lmstash.identity.code.memos import Memo
 from lmstash.identity.code.words import words_within
-from lmstash.identity.describe import IMMUTABLE, TENSOR_MARKS, Describer, in_slots
+from lmstash.identity.describe import IMMUTABLE, TENSOR_MARKS, Describer
 from lmstash.identity.encoding import Component, encode
+from lmstash.identity.instances import in_slots
 from lmstash.identity.models.code import ModelCode
 from lmstash.identity.models.members_asked_for import members_asked_for
 from lmstash.identity.models.numerics import device_types, environment, numerics, refuse_modes
@@ -241,17 +242,18 @@ def _stamp(model: torch.nn.Module, code: ModelCode | None) -> tuple[list[object]
                 f"{name or 'the model'} is a {type(module).__qualname__}, whose code lmstash cannot read (scripted or "
                 "traced?). Use the module as it was before."
             )
+        place = f"{len(flat)}."  # so that names that all modules have need no marks
         flat += (type(module), module.training, name)
         skipped = _skipped(module, asked)
-        for attribute, value in _attributes(module).items():
-            if attribute in skipped or _is_put_back(module, attribute, value):
-                continue
-            kind = type(value)
-            if kind in IMMUTABLE:
-                flat += (attribute, kind, value.hex() if kind is float else value)  # 0.0 == -0.0
-            elif not describer.passes_over(value):
-                with describer.ordered(describer.is_yours(type(module))):
-                    flat += (attribute, encode(describer.value(value, attribute)))
+        with describer.ordered(describer.is_yours(type(module))):
+            for attribute, value in _attributes(module).items():
+                if attribute in skipped or _is_put_back(module, attribute, value):
+                    continue
+                kind = type(value)
+                if kind in IMMUTABLE:
+                    flat += (attribute, kind, value.hex() if kind is float else value)  # 0.0 == -0.0
+                elif not describer.passes_over(value):
+                    flat += (attribute, encode(describer.value(value, place + attribute)))
         for hooks in (state["_forward_hooks"], state["_forward_pre_hooks"]):
             if hooks:
                 flat += [encode(describer.value(each, "hook")) for each in foreign_hooks([hooks])]
