@@ -124,6 +124,14 @@ class Reached:
         self._found += [each for each in (*keys, *values) if type(each) not in IMMUTABLE]
 
 
+def config_of(module: torch.nn.Module) -> Any:
+    """Return the configuration of a model or a part of it; None where it has none, or does not give it."""
+    try:
+        return getattr(module, "config", None)
+    except Exception:  # a property of somebody's
+        return None
+
+
 def global_hooks() -> tuple[dict[int, Any], dict[int, Any]]:
     """Return torch's hooks of all modules' forward passes, as they are called now."""
     from torch.nn.modules import module

@@ -22,7 +22,7 @@ from lmstash.identity.models.members_asked_for import members_asked_for
 from lmstash.identity.models.numerics import device_types, environment, numerics, refuse_modes
 from lmstash.identity.models.patched import patched
 from lmstash.identity.models.patched_library import patched_library
-from lmstash.identity.models.reached import global_hooks
+from lmstash.identity.models.reached import config_of, global_hooks
 from lmstash.identity.models.registries import registered
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def _read(
     describer.tensors = out.tensors
     describer.own = frozenset(map(id, (*model.modules(), *model.parameters(), *model.buffers())))
     modules: dict[Component, Component] = {}
-    config = getattr(model, "config", None)
+    config = config_of(model)
     if config is not None:
         out.components["config"] = describer.value(config, "config")
     describer.module(model, "")
@@ -226,7 +226,7 @@ def _stamp(model: torch.nn.Module, code: ModelCode | None) -> tuple[list[object]
     outside: Mapping[str, Any] = {} if code is None else code.objects
     whole_configs, asked = (True, frozenset()) if code is None else (code.reads_all, _asked(code))
     describer = Describer(CodeByText(), lenient=True, follow_code=False, whole_configs=whole_configs, of_model=True)
-    flat: list[object] = [encode(describer.value(getattr(model, "config", None), "config"))]
+    flat: list[object] = [encode(describer.value(config_of(model), "config"))]
     live: list[torch.Tensor] = []
     pending = describer.modules
     seen = describer.seen_modules
