@@ -7,10 +7,10 @@ The encoding is part of the key schema (`keys.SCHEMA_VERSION`) and never changes
 
 from __future__ import annotations
 
-import marshal
 import math
 import struct
 from collections.abc import Callable
+from marshal import dumps
 from typing import Any
 
 from lmstash.errors import InvalidArgumentError
@@ -58,7 +58,7 @@ def snapshot(value: Any) -> bytes | None:
         kinds = set(map(type, held))
         if kinds <= _SCALARS:
             try:
-                return marshal.dumps(value, _UNSHARED)
+                return dumps(value, _UNSHARED)
             except ValueError:  # another thread has put something else there
                 return None
         if not kinds <= _ARRAYS:
