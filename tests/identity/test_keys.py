@@ -1,13 +1,14 @@
 import hashlib
 import json
 import math
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lmstash.errors import CorruptEntryError, InvalidArgumentError, UnsupportedFormatError
-from lmstash.identity.encoding import decode, encode, from_json, to_json
+from lmstash.identity.encoding import decode, encode, from_json, snapshot, to_json
 from lmstash.identity.keys import ABSENT, Difference, Key, KeyFamily
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.binary() | st.text(st.characters())
@@ -37,6 +38,31 @@ def repr_of(value):
     if isinstance(value, list | tuple):
         return type(value).__name__ + "(" + ",".join(map(repr_of, value)) + ")"
     return ascii(value)
+
+
+containers = values.filter(lambda value: type(value) in (list, tuple, dict))
+
+
+@given(containers, containers)
+def test_two_containers_share_a_snapshot_only_when_they_share_types_and_content(left, right):
+    ours, theirs = snapshot(left), snapshot(right)
+    assert ours is None or ours != theirs or repr_of(left) == repr_of(right)
+    assert snapshot(decode(encode(left))) == snapshot(decode(encode(left)))  # other objects
+
+
+@pytest.mark.parametrize("one", [1, 0.0, "a", b"a", None, 2**70])
+def test_a_snapshot_tells_plain_values_apart_and_takes_no_others(one):
+    others = (1.0, True, -0.0, "b", b"a", bytearray(b"a"), {}, {"a": 1}, object(), [one, one], (one,), 2**70 + 1)
+    for each in others:
+        if type(each) is not type(one) or repr(each) != repr(one):
+            assert snapshot([one]) not in (None, snapshot([each]), snapshot([[each]]))
+    for each in (bytearray(b"a"), {}, object(), int.__call__, type("Own", (int,), {})(1)):
+        for held in ([each], (0, [each]), {"a": each}, {"a": [(each,)]}):
+            assert snapshot(held) is None
+    assert snapshot([sys.intern("".join(["a", "b"]))]) == snapshot(["".join(["a", "b"])])
+    circle = [1]
+    circle.append(circle)
+    assert snapshot(circle) is None
 
 
 @given(values)

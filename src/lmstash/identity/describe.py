@@ -24,12 +24,14 @@ from typing import Any
 from lmstash.errors import UnsupportedModelError
 from lmstash.identity.code.asked_by_text import CodeByText
 from lmstash.identity.code.memos import Memo, memos_among
-from lmstash.identity.code.owners import owner_of, version_of
+from lmstash.identity.code.owners import is_of_lmstash, owner_of, version_of
 from lmstash.identity.content.media import media_of
-from lmstash.identity.encoding import Component, encode
+from lmstash.identity.encoding import Component, encode, snapshot
+from lmstash.identity.instances import fields_of, is_transparent
 
 IMMUTABLE = frozenset({type(None), bool, int, float, str, bytes})
 
+_CONTAINERS = frozenset({tuple, list, dict})
 _HARMLESS_CONFIG = frozenset(
     {
         "_name_or_path", "name_or_path", "base_model_name_or_path", "_commit_hash", "transformers_version",
@@ -78,17 +80,26 @@ class Describer:
         lenient: Describe what cannot be taken apart by its type instead of refusing it.
         follow_code: Read code; without, functions and classes are described by their identity in this process.
         whole_configs: Whether all fields of a configuration count: somebody's code may read any.
+        of_model: Whether lmstash's own objects are not taken apart, and refused where somebody's code may ask them.
     """
 
     def __init__(
-        self, code: CodeByText, *, lenient: bool, follow_code: bool = True, whole_configs: bool = False
+        self,
+        code: CodeByText,
+        *,
+        lenient: bool,
+        follow_code: bool = True,
+        whole_configs: bool = False,
+        of_model: bool = False,
     ) -> None:
         self._code = code
         self._lenient = lenient
         self._follow_code = follow_code
         self._whole_configs = whole_configs
+        self._of_model = of_model
         self._seen: dict[int, str] = {}
-        self._taken: set[str] = set()
+        self._taken: dict[str, int] = {}
+        """Paths that something goes by, each with how many marks the next thing there bears at least."""
         self._alive: list[object] = []  # so that no id is given twice during the walk
         self.seen_modules: dict[int, str] = {}
         self.modules: list[tuple[str, Any]] = []
@@ -120,6 +131,10 @@ class Describer:
                 self._see(value, path)
             told = [[name, self.value(each, f"{path}.{name}")] for name, each in held]
             return ["enum", self.code(kind), value.name, self.value(value.value, f"{path}.value"), told]
+        if not self._follow_code and kind in _CONTAINERS and (told := snapshot(value)) is not None:
+            if kind is dict:
+                self._see(value, path)
+            return ["plain", told]
         if kind is tuple or kind is list:
             return [kind.__name__, *[self.value(each, f"{path}[{index}]") for index, each in enumerate(value)]]
         if kind is set or kind is frozenset:
@@ -150,6 +165,8 @@ class Describer:
             return ["Event", True] if value.is_set() else "Event"
         if isinstance(value, weakref.ref):
             return self._referent(value, path)
+        if self._of_model and is_of_lmstash(value):
+            return self._of_lmstash(value, path)
         if isinstance(value, types.ModuleType):
             return ["module", self._code.add_module(value) if self._follow_code else value.__name__]
         self._see(value, path)
@@ -164,6 +181,20 @@ class Describer:
                 f"{path} is a {kind.__module__}.{kind.__qualname__}, into which lmstash cannot look ({error!r}). "
                 "Replace it, or vouch for it: variant='...' (a new name whenever it changes)."
             ) from error
+
+    def passes_over(self, value: Any) -> bool:
+        """Return whether a value is an object of lmstash's own, and no code runs that may ask it."""
+        return self._of_model and not self._whole_configs and is_of_lmstash(value)
+
+    def _of_lmstash(self, value: Any, path: str) -> Component:
+        # Not looked into, which takes seconds: its counters move with each call, and it leads to all that it has seen.
+        if self._whole_configs and not self._lenient:
+            raise UnsupportedModelError(
+                f"{path} is lmstash's own ({type(value).__qualname__}), and the model runs code that may ask it: yours "
+                "or that of a package unknown here. Keep it off the model and away from such code, or vouch for it: "
+                "variant='...' (a new name whenever it changes)."
+            )
+        return ["of lmstash", type(value).__qualname__]
 
     def code(self, code: Any, path: str = "") -> Component:
         """Return a class or function by name, after reading its code, and what a function has closed over."""
@@ -222,10 +253,13 @@ class Describer:
 
     def _place(self, path: str) -> str:
         """Return `path`, marked where something else already goes by it."""
-        while path in self._taken:
-            path += "'"
-        self._taken.add(path)
-        return path
+        place, n_marks = path, self._taken.get(path, 0)
+        while place in self._taken:
+            place = path + "'" * n_marks
+            n_marks += 1
+        self._taken[path] = n_marks
+        self._taken.setdefault(place, 0)
+        return place
 
     def _object(self, value: Any, kind: type, path: str) -> Component:
         name = f"{kind.__module__}.{kind.__qualname__}"
@@ -265,9 +299,9 @@ class Describer:
         for base, exact in _EXACT.items():
             if isinstance(value, base):
                 return [name, exact(value), *self._beside(value, kind, path)]
-        if not _is_transparent(kind):
+        if not is_transparent(kind):
             return [name, self._reduced(value, name, path), *self._beside(value, kind, path)]
-        fields = _fields(value, kind)
+        fields = fields_of(value, kind)
         if hasattr(kind, "model_type") and hasattr(kind, "to_dict"):
             if not self._whole_configs:
                 fields = {key: each for key, each in fields.items() if key not in _HARMLESS_CONFIG}
@@ -290,7 +324,7 @@ class Describer:
         made: list[Component] = []
         if isinstance(value, collections.defaultdict):
             made.append(["default", self.value(value.default_factory, f"{path}.default_factory")])
-        is_yours, fields = self.is_yours(kind), _fields(value, kind)
+        is_yours, fields = self.is_yours(kind), fields_of(value, kind)
         if not (is_yours or fields):
             return made
         lenient, self._lenient = self._lenient, self._lenient or not is_yours  # a library's may hold anything
@@ -350,23 +384,3 @@ def bound_to(value: Any) -> Any:
     module = sys.modules.get(type(owner).__module__)
     named = getattr(module, value.__name__, None)
     return None if type(named) is type(value) and named == value else owner
-
-
-def _fields(value: Any, kind: type) -> dict[Any, Any]:
-    return {**getattr(value, "__dict__", {}), **in_slots(value, kind)}
-
-
-def in_slots(value: Any, kind: type) -> dict[str, Any]:
-    """Return what an object of a class holds in slots."""
-    return {slot: getattr(value, slot) for slot in _slots(kind) if hasattr(value, slot)}
-
-
-@functools.lru_cache(maxsize=1024)
-def _slots(kind: type) -> tuple[str, ...]:
-    bases = (vars(base) for base in kind.__mro__ if "__slots__" in vars(base))
-    return tuple(name for held in bases for name, each in held.items() if type(each) is types.MemberDescriptorType)
-
-
-def _is_transparent(kind: type) -> bool:
-    """Return whether all state of an instance lies in its `__dict__` and slots: no class of it is written in C."""
-    return all(base is object or "__slots__" in vars(base) or base.__dictoffset__ for base in kind.__mro__)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable
+from marshal import dumps
 from typing import Any
 
 from lmstash.errors import InvalidArgumentError
@@ -17,6 +18,11 @@ from lmstash.errors import InvalidArgumentError
 Component = None | bool | int | float | str | bytes | tuple[Any, ...] | list[Any] | dict[Any, Any]
 """What a key may be made of; tuples, lists and dicts (keys too) of the same, all the way down."""
 
+_SCALARS = frozenset({type(None), bool, int, float, str, bytes})
+_ARRAYS = _SCALARS | {tuple, list}
+_NESTED = 4
+_UNSHARED = 2
+"""The last version of Python's `marshal` in which equal values are written alike, whoever else holds them."""
 _LENGTH = struct.Struct(">Q")
 _FLOAT = struct.Struct(">d")
 _NAN = b"f" + _FLOAT.pack(math.nan)
@@ -40,6 +46,25 @@ def encode(value: object) -> bytes:
         return encoder(value)
     except RecursionError:
         raise InvalidArgumentError("a key component nests too deep, or holds itself. Flatten it.") from None
+
+
+def snapshot(value: Any) -> bytes | None:
+    """Return what tells plain values in a container from all others, and in which order they lie; None for others.
+
+    For this process only, at a twentieth of the cost of `encode`. Dicts within are others: two places may share one.
+    """
+    held: list[object] = [*value, *value.values()] if isinstance(value, dict) else [*value]
+    for _ in range(_NESTED):
+        kinds = set(map(type, held))
+        if kinds <= _SCALARS:
+            try:
+                return dumps(value, _UNSHARED)
+            except ValueError:  # another thread has put something else there
+                return None
+        if not kinds <= _ARRAYS:
+            return None
+        held = [one for each in held if type(each) is list or type(each) is tuple for one in each]
+    return None
 
 
 def _shown(value: object) -> str:

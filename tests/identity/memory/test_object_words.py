@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import sys
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -46,6 +48,16 @@ def test_words_are_read_where_they_lie_and_as_they_are_now() -> None:
 def test_no_words_at_all() -> None:
     assert Words([]).read() == b""
     assert Kinds([], []).hold()
+
+
+def test_nothing_that_is_held_can_be_copied_into_a_fault() -> None:
+    near, far = np.arange(2), np.arange(10_000_000)
+    words = Words([near.ctypes.data, far.ctypes.data])
+    held = [each for each in vars(words).values() if isinstance(each, np.ndarray)]
+    assert [each.size for each in held] == [2]  # and no array over all that lies between
+    for copied in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="another's"):
+            copied(words)
 
 
 @pytest.mark.skipif(sys.implementation.name != "cpython", reason="elsewhere nothing is read")

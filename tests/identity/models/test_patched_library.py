@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -148,3 +150,39 @@ for kind in ("llama", "gemma2", "mixtral"):
 assert graph.unchanged()
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=200)
+
+
+class Holder:
+    """Holds a model, and takes weak references or none."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+@pytest.mark.parametrize(
+    "make", [lambda it: lambda x, it=it: x, lambda it: partial(around, it)], ids=["code", "object"]
+)
+def test_what_was_put_there_is_not_kept_alive_by_who_has_seen_it(build_llama: Any, make: Any) -> None:
+    held = Holder()
+    seen = weakref.ref(held)
+    first = lmstash.fingerprint(build_llama()).hex
+    vars(masking_utils)["extra"] = make(held)
+    after = lmstash.fingerprint(build_llama()).hex
+    del masking_utils.extra, held  # pyright: ignore[reportAttributeAccessIssue]
+    gc.collect()
+    assert seen() is None
+    assert lmstash.fingerprint(build_llama()).hex == first != after
+
+
+def test_another_function_in_the_place_of_one_that_is_gone_counts(build_llama: Any) -> None:
+    found = set()
+    try:
+        for number in range(5):  # at the same address, as it happens
+            scope: dict[str, Any] = {"__name__": "own"}
+            exec(f"def extra(x): return x + {number}", scope)
+            vars(masking_utils)["extra"] = scope.pop("extra")
+            del scope
+            found.add(lmstash.fingerprint(build_llama()).hex)
+    finally:
+        del masking_utils.extra  # pyright: ignore[reportAttributeAccessIssue]
+    assert len(found) == 5

@@ -7,11 +7,12 @@ import sysconfig
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from importlib.util import find_spec
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import Any
 
 BY_NAME = {*sys.stdlib_module_names, "torch", "numpy", "huggingface_hub", "tqdm", "builtins"} - {"__main__"}
 """Whose code counts by name only."""
+_READ_OTHERWISE = frozenset({*BY_NAME, "transformers"})
 _GENERATED = ("<string>", "<frozen ", "<eval_with_key>", "<__array_function__")
 """Begins what code is called that dataclasses, Python and torch make."""
 
@@ -24,7 +25,7 @@ def owner_of(module: str | None) -> str:
 
 def is_foreign(module: str) -> bool:
     """Return whether a module is of those that have to be read, or pinned."""
-    return owner_of(module) not in {*BY_NAME, "transformers"}
+    return owner_of(module) not in _READ_OTHERWISE
 
 
 def defined_in(code: Any) -> str:
@@ -60,6 +61,16 @@ def _lies_among_packages(module: str) -> bool:
 def is_installed_file(path: str) -> bool:
     """Return whether a file lies where packages are installed."""
     return "site-packages" in path or "dist-packages" in path
+
+
+def is_of_lmstash(value: Any) -> bool:
+    """Return whether a value is an object of lmstash's own, or a method of one: a cache, a stash, a fingerprint."""
+    return _is_class_of_lmstash(type(value.__self__ if type(value) is MethodType else value))
+
+
+@lru_cache(maxsize=1024)
+def _is_class_of_lmstash(kind: type) -> bool:
+    return any(owner_of(base.__module__) == "lmstash" for base in kind.__mro__)
 
 
 def hides_python(package: str) -> bool:

@@ -41,6 +41,8 @@ def dense_parts(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Te
             f"{name} is on the meta device: its weights are not loaded, so there is nothing to fingerprint. "
             "Load the model with weights (no init_empty_weights, no offloading) before caching."
         )
+    if tensor.is_nested:
+        raise UnsupportedModelError(f"{name} is a nested tensor, which lmstash cannot read. Pad it, or take it apart.")
     flatten = getattr(tensor, "__tensor_flatten__", None)
     if flatten is not None:
         for inner in flatten()[0]:
@@ -48,7 +50,7 @@ def dense_parts(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Te
         return
     if isinstance(tensor, torch.nn.UninitializedParameter | torch.nn.UninitializedBuffer):
         raise UnsupportedModelError(f"{name} is not initialised yet. Run the model once before caching.")
-    if tensor.layout != torch.strided or tensor.is_nested:
+    if tensor.layout != torch.strided:
         raise UnsupportedModelError(f"{name} has layout {tensor.layout}, which lmstash cannot read. Make it dense.")
     if tensor.is_quantized:
         raise UnsupportedModelError(

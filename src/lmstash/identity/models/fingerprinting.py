@@ -96,8 +96,9 @@ def read_model(
 
 def _recorded(model: torch.nn.Module, found: Structure) -> dict[str, Component]:
     from lmstash.identity.models.numerics import environment
+    from lmstash.identity.models.reached import config_of
 
-    name = getattr(getattr(model, "config", None), "_name_or_path", None)
+    name = getattr(config_of(model), "_name_or_path", None)
     parameters = {id(each): each for each in model.parameters()}.values()
     dtypes = sorted({str(each.dtype).removeprefix("torch.") for each in parameters})
     return {

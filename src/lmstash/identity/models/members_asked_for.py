@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lmstash.identity.code.bytecode import encoded
 from lmstash.identity.code.owners import is_foreign, owner_of
 from lmstash.identity.encoding import Component
+from lmstash.identity.models.reached import config_of
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +36,7 @@ def members_asked_for(model: torch.nn.Module, code: ModelCode) -> dict[Component
     """
     if not code.asked:
         return {}
-    parts = [part for each in model.modules() for part in (each, getattr(each, "config", None))]
+    parts = [part for each in model.modules() for part in (each, config_of(each))]
     kinds = {base: None for part in parts for base in type(part).__mro__ if owner_of(base.__module__) in _OWNERS}
     names = frozenset(code.asked)
     look = partial(_plain, [*kinds], names)

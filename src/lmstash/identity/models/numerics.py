@@ -21,6 +21,7 @@ _BY_DEVICE: dict[str, dict[str, str]] = {
         "mkldnn.matmul.fp32_precision": "none",
         "mkldnn.conv.fp32_precision": "none",
         "mkldnn.rnn.fp32_precision": "none",
+        "cuda.flash_sdp_enabled": "True",  # which chooses the kernel on the CPU, too
     },
     "cuda": {
         "cuda.matmul.allow_tf32": "False",

@@ -13,6 +13,7 @@ import ast
 import gc
 import inspect
 import sys
+import weakref
 from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property, lru_cache, partial
 from itertools import chain
@@ -63,10 +64,11 @@ def patched_library(code: CodeGraph) -> dict[Component, Component]:
     """
     code.watch(_parts.look)
     found: dict[Component, Component] = {}
-    for place, what in _parts.found:
-        if isinstance(what, str):
-            found[place] = what
+    for place, held_there in _parts.found:
+        if isinstance(held_there, str):
+            found[place] = held_there
             continue
+        what = [each for each in map(_given, held_there) if each is not None]
         found[place] = [code.add(each if isinstance(each, _CODE) else type(each)) for each in what]
         held = [each for each in what if not isinstance(each, _CODE)]
         code.objects.update({f"{place} {number}": each for number, each in enumerate(held)})
@@ -84,13 +86,16 @@ class LibraryParts:
             packages: How the names of others begin.
         """
         self._names, self._packages = modules, packages
-        self.found: list[tuple[str, list[Any] | str]] = []
-        """What is not transformers' own, by place: code and objects, or the name of what was moved."""
+        self.found: list[tuple[str, list[_Held] | str]] = []
+        """What is not transformers' own, by place: code and objects, or the name of what was moved. Not kept alive:
+        somebody's function may hold a model."""
         self._number = 0
         self._n_modules = 0
         self._modules: list[ModuleType] = []
         self._stamps: Stamps | None = None
         self._held: tuple[list[dict[str, Any]], list[int], list[Any]] = [], [], []
+        self._foreign: dict[int, _Held] = {}
+        """By its place among the values that are held."""
         self._first: dict[str, Any] = {}
 
     def look(self) -> int:
@@ -112,8 +117,9 @@ class LibraryParts:
         held = [table for _, table, _ in tables]
         stamps = Stamps(held)
         stamps.hold(lambda: True)  # from here on: what changes meanwhile is read the next time
-        self._held = held, list(map(len, held)), list(chain.from_iterable(map(dict.values, held)))
-        found: list[tuple[str, list[Any] | str]] = []
+        values = list(chain.from_iterable(map(dict.values, held)))
+        found: list[tuple[str, list[_Held] | str]] = []
+        foreign: dict[int, _Held] = {}
         for place, table, of in tables:
             for name, value in list(table.items()):
                 if type(value) in _PLAIN or str(name).startswith(_COMPILED):
@@ -121,11 +127,14 @@ class LibraryParts:
                 where = f"{place}.{name}"
                 what = [*_foreign(value, name, of if isinstance(of, ModuleType) else None)]
                 if what:
-                    found.append((where, what))
+                    found.append((where, [*map(_hold, what)]))
+                    foreign[id(value)] = _hold(value)
                     continue
                 is_first = not _counts(value) or value is self._first.setdefault(where, value)
                 if not is_first or (_moved(value, name, of) and where not in _ALIASES):
                     found.append((where, f"{defined_in(value)}.{getattr(value, '__qualname__', None)}"))
+        self._foreign = {n: foreign[id(value)] for n, value in enumerate(values) if id(value) in foreign}
+        self._held = held, [*map(len, held)], [None if n in self._foreign else each for n, each in enumerate(values)]
         self._stamps = stamps
         if [(where, _ids(what)) for where, what in found] != [(where, _ids(what)) for where, what in self.found]:
             self.found = found
@@ -133,9 +142,14 @@ class LibraryParts:
 
     def _same(self) -> bool:
         tables, lengths, values = self._held
-        return list(map(len, tables)) == lengths and all(
-            map(is_, chain.from_iterable(map(dict.values, tables)), values)
-        )
+        now = list(chain.from_iterable(map(dict.values, tables)))
+        if list(map(len, tables)) != lengths or len(now) != len(values):
+            return False
+        for number, held in self._foreign.items():
+            if now[number] is None or now[number] is not _given(held):
+                return False
+            now[number] = None
+        return all(map(is_, now, values))
 
     def _all_tables(self) -> Iterator[tuple[str, dict[str, Any], ModuleType | type | None]]:
         """Yield place, table and owner of all that code lies in: modules, their classes, and registries in them."""
@@ -149,8 +163,23 @@ class LibraryParts:
                     yield f"{module.__name__}.{name}", value, None
 
 
-def _ids(what: list[Any] | str) -> object:
-    return what if isinstance(what, str) else [*map(id, what)]
+_Held = weakref.ref[Any] | tuple[Any]
+
+
+def _hold(value: Any) -> _Held:
+    """Return a weak reference, the same one for as long as the value lives; where there can be none, the value kept."""
+    try:
+        return weakref.ref(value)
+    except TypeError:
+        return (value,)
+
+
+def _given(held: _Held) -> Any:
+    return held[0] if isinstance(held, tuple) else held()
+
+
+def _ids(what: list[_Held] | str) -> object:
+    return what if isinstance(what, str) else [id(each[0]) if isinstance(each, tuple) else id(each) for each in what]
 
 
 def _counts(value: Any) -> bool:

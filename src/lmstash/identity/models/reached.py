@@ -11,6 +11,7 @@ import types
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from lmstash.identity.code.owners import is_of_lmstash
 from lmstash.identity.describe import IMMUTABLE, WITHOUT_MEANING, bound_to
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class Reached:
             self._found += (value.__func__, value.__self__)
         elif isinstance(value, types.BuiltinFunctionType):
             self._found += [] if (owner := bound_to(value)) is None else [owner]
-        elif not isinstance(value, self._constant):
+        elif not isinstance(value, self._constant) and not is_of_lmstash(value):  # whose counters move with each call
             self._value(value)
         self.is_complete = len(self.dicts) + len(self.lists) <= _MAX_CONTAINERS
 
@@ -121,6 +122,14 @@ class Reached:
             return
         self.dicts.append((held, keys, values))
         self._found += [each for each in (*keys, *values) if type(each) not in IMMUTABLE]
+
+
+def config_of(module: torch.nn.Module) -> Any:
+    """Return the configuration of a model or a part of it; None where it has none, or does not give it."""
+    try:
+        return getattr(module, "config", None)
+    except Exception:  # a property of somebody's
+        return None
 
 
 def global_hooks() -> tuple[dict[int, Any], dict[int, Any]]:

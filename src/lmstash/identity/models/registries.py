@@ -13,6 +13,7 @@ from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any
 
 from lmstash.identity.encoding import Component
+from lmstash.identity.models.reached import config_of
 
 if TYPE_CHECKING:
     from lmstash.identity.code.digests import CodeGraph
@@ -31,7 +32,7 @@ _CODE = (FunctionType, BuiltinFunctionType, type)
 def registered(model: Any, code: CodeGraph) -> dict[Component, Component]:
     """Return which functions the model's words stand for; reads them, and others' in the registries, into `code`."""
     found: dict[Component, Component] = {}
-    config = getattr(model, "config", None)
+    config = config_of(model)
     for module, attribute, setting in _REGISTRIES:
         registry = getattr(sys.modules.get(module), attribute, None)
         if registry is None:

@@ -30,6 +30,7 @@ from lmstash.identity.code.owners import defined_in
 from lmstash.identity.describe import Describer
 from lmstash.identity.encoding import Component, encode
 from lmstash.identity.models.code import ModelCode
+from lmstash.identity.models.reached import config_of
 
 _MIXED = b""
 """In the place of a digest: it may remember what is of several times."""
@@ -92,7 +93,7 @@ def _is_yours(memo: Memo[Any], code: ModelCode) -> bool:
 
 def _parts_of(model: Any, code: ModelCode) -> frozenset[int]:
     """Return by `id` what a function may be handed that another model has, too, or that is this model's."""
-    of_modules = (part for each in model.modules() for part in (each, getattr(each, "config", None)))
+    of_modules = (part for each in model.modules() for part in (each, config_of(each)))
     return frozenset(map(id, (*of_modules, *model.parameters(), *model.buffers(), *code.objects.values())))
 
 
@@ -136,7 +137,7 @@ def _world(memo: Memo[Any], components: Mapping[str, Component]) -> bytes | None
     if not isinstance(function, FunctionType):
         return None
     code = ModelCode()
-    describer = Describer(code, lenient=True, whole_configs=True)
+    describer = Describer(code, lenient=True, whole_configs=True, of_model=True)
     told: dict[Component, Component] = {}
     try:
         code.add(function)

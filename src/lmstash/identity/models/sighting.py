@@ -64,8 +64,11 @@ def addresses_of(tensors: list[torch.Tensor]) -> list[object]:
     """Return what each tensor is and where its numbers lie."""
     out: list[object] = []
     for each in tensors:
-        out += (id(each), type(each), _address(each), each.shape, each.stride(), each.dtype)
-        out += (each.is_conj(), each.is_neg())
+        out += (id(each), type(each))
+        try:
+            out += (_address(each), each.shape, each.stride(), each.dtype, each.is_conj(), each.is_neg())
+        except (RuntimeError, ValueError):  # a nested one, or one not initialised: refused when it is read
+            out.append(None)
     return out
 
 
@@ -78,4 +81,11 @@ def _address(tensor: torch.Tensor) -> object:
 
 def versions_of(tensors: list[torch.Tensor]) -> list[object]:
     """Return how often each tensor was written to, as far as torch counts."""
-    return [None if each.is_inference() else each._version for each in tensors]
+    return [_version(each) for each in tensors]
+
+
+def _version(tensor: torch.Tensor) -> int | None:
+    try:
+        return None if tensor.is_inference() else tensor._version
+    except ValueError:  # not initialised
+        return None

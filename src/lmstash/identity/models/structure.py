@@ -14,14 +14,15 @@ from lmstash.errors import UnsupportedModelError
 from lmstash.identity.code.asked_by_text import CodeByText
 from lmstash.identity.code.memos import Memo
 from lmstash.identity.code.words import words_within
-from lmstash.identity.describe import IMMUTABLE, TENSOR_MARKS, Describer, in_slots
+from lmstash.identity.describe import IMMUTABLE, TENSOR_MARKS, Describer
 from lmstash.identity.encoding import Component, encode
+from lmstash.identity.instances import in_slots
 from lmstash.identity.models.code import ModelCode
 from lmstash.identity.models.members_asked_for import members_asked_for
 from lmstash.identity.models.numerics import device_types, environment, numerics, refuse_modes
 from lmstash.identity.models.patched import patched
 from lmstash.identity.models.patched_library import patched_library
-from lmstash.identity.models.reached import global_hooks
+from lmstash.identity.models.reached import config_of, global_hooks
 from lmstash.identity.models.registries import registered
 
 if TYPE_CHECKING:
@@ -131,11 +132,11 @@ def _read(
     if variant is None:
         refuse_modes()
     out = Structure(vouched=variant is not None)
-    describer = Describer(out.code, lenient=variant is not None, whole_configs=whole_configs)
+    describer = Describer(out.code, lenient=out.vouched, whole_configs=whole_configs, of_model=True)
     describer.tensors = out.tensors
     describer.own = frozenset(map(id, (*model.modules(), *model.parameters(), *model.buffers())))
     modules: dict[Component, Component] = {}
-    config = getattr(model, "config", None)
+    config = config_of(model)
     if config is not None:
         out.components["config"] = describer.value(config, "config")
     describer.module(model, "")
@@ -206,7 +207,7 @@ def _read_module(
     for attribute, value in _attributes(module).items():
         if attribute in _ONE_OR_MORE and isinstance(value, str) and type(module).__module__.startswith("peft.tuners."):
             value = [value]
-        if _is_put_back(module, attribute, value):
+        if _is_put_back(module, attribute, value) or describer.passes_over(value):
             continue
         if attribute not in skipped and (attribute != _NO_KERNELS or value is not False):
             with describer.ordered(in_order):
@@ -237,8 +238,8 @@ def stamp(model: torch.nn.Module, code: ModelCode | None = None) -> tuple[list[o
 def _stamp(model: torch.nn.Module, code: ModelCode | None) -> tuple[list[object], list[torch.Tensor]]:
     outside: Mapping[str, Any] = {} if code is None else code.objects
     whole_configs, asked = (True, frozenset()) if code is None else (code.reads_all, _asked(code))
-    describer = Describer(CodeByText(), lenient=True, follow_code=False, whole_configs=whole_configs)
-    flat: list[object] = [encode(describer.value(getattr(model, "config", None), "config"))]
+    describer = Describer(CodeByText(), lenient=True, follow_code=False, whole_configs=whole_configs, of_model=True)
+    flat: list[object] = [encode(describer.value(config_of(model), "config"))]
     live: list[torch.Tensor] = []
     pending = describer.modules
     seen = describer.seen_modules
@@ -254,17 +255,18 @@ def _stamp(model: torch.nn.Module, code: ModelCode | None) -> tuple[list[object]
                 f"{name or 'the model'} is a {type(module).__qualname__}, whose code lmstash cannot read (scripted or "
                 "traced?). Use the module as it was before."
             )
+        place = f"{len(flat)}."  # so that names that all modules have need no marks
         flat += (type(module), module.training, name)
         skipped = _skipped(module, asked)
-        for attribute, value in _attributes(module).items():
-            if attribute in skipped or _is_put_back(module, attribute, value):
-                continue
-            kind = type(value)
-            if kind in IMMUTABLE:
-                flat += (attribute, kind, value.hex() if kind is float else value)  # 0.0 == -0.0
-            else:
-                with describer.ordered(describer.is_yours(type(module))):
-                    flat += (attribute, encode(describer.value(value, attribute)))
+        with describer.ordered(describer.is_yours(type(module))):
+            for attribute, value in _attributes(module).items():
+                if attribute in skipped or _is_put_back(module, attribute, value):
+                    continue
+                kind = type(value)
+                if kind in IMMUTABLE:
+                    flat += (attribute, kind, value.hex() if kind is float else value)  # 0.0 == -0.0
+                elif not describer.passes_over(value):
+                    flat += (attribute, encode(describer.value(value, place + attribute)))
         for hooks in (state["_forward_hooks"], state["_forward_pre_hooks"]):
             if hooks:
                 flat += [encode(describer.value(each, "hook")) for each in foreign_hooks([hooks])]
