@@ -24,6 +24,7 @@ from typing import Any
 from lmstash.errors import UnsupportedModelError
 from lmstash.identity.code.asked_by_text import CodeByText
 from lmstash.identity.code.memos import Memo, memos_among
+from lmstash.identity.code.operators import is_unreadable, made_of, operator_name
 from lmstash.identity.code.owners import is_of_lmstash, owner_of, version_of
 from lmstash.identity.content.media import media_of
 from lmstash.identity.encoding import Component, encode, snapshot
@@ -165,6 +166,8 @@ class Describer:
             return ["Event", True] if value.is_set() else "Event"
         if isinstance(value, weakref.ref):
             return self._referent(value, path)
+        if (operator := operator_name(value)) is not None:
+            return self._operator(operator, path)
         if self._of_model and is_of_lmstash(value):
             return self._of_lmstash(value, path)
         if isinstance(value, types.ModuleType):
@@ -195,6 +198,15 @@ class Describer:
                 "variant='...' (a new name whenever it changes)."
             )
         return ["of lmstash", type(value).__qualname__]
+
+    def _operator(self, name: str, path: str) -> Component:
+        if is_unreadable(name) and not self._lenient:
+            raise UnsupportedModelError(
+                f"{path}: what computes the operator {name} cannot be had back from torch.library.Library. Make it "
+                "with torch.library.custom_op, or vouch for it: variant='...' (a new name whenever it changes)."
+            )
+        made = made_of(name)
+        return ["operator", name, None if made is None else self.value(made, path)]
 
     def code(self, code: Any, path: str = "") -> Component:
         """Return a class or function by name, after reading its code, and what a function has closed over."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Iterator
 from types import CodeType, FunctionType, SimpleNamespace
 from typing import Any
@@ -56,14 +55,6 @@ def words_asked(code: CodeType) -> set[str]:
     """Return what code may ask for of an object that it is given: its names, and texts where it asks by text."""
     names = {*names_in(code)}
     return names if _ASKING.isdisjoint(names) else names | words_within([*texts_in(code)])
-
-
-def ops_named(names: set[str]) -> list[tuple[str, Any]]:
-    """Return the ops made by `torch.library.custom_op` that code may call as `torch.ops.space.name`."""
-    made = getattr(sys.modules.get("torch._library.custom_ops"), "OPDEFS", None)
-    if "ops" not in names or not made:
-        return []
-    return sorted((name, op) for name, op in list(made.items()) if names.issuperset(name.split("::")))
 
 
 def is_settings(value: Any) -> bool:

@@ -24,7 +24,6 @@ from lmstash.identity.code.alone import (
     by_itself,
     functions_in,
     is_settings,
-    ops_named,
     words_asked,
 )
 from lmstash.identity.code.bytecode import globals_in, imports_in, in_order, names_in, plain_component, texts_in
@@ -33,6 +32,7 @@ from lmstash.identity.code.closures import variables_of
 from lmstash.identity.code.digests import CodeGraph
 from lmstash.identity.code.handed_on import modules_named
 from lmstash.identity.code.named_modules import IMPORTS, RESOLVERS, file_of_module, files_named
+from lmstash.identity.code.operators import operators_named
 from lmstash.identity.code.owners import defined_in, is_foreign, owner_of
 from lmstash.identity.code.uses import COUNTED, READ, uses_of
 from lmstash.identity.code.words import ANY_NAME, TABLES, texts_within
@@ -166,7 +166,7 @@ class CodeByText(CodeGraph):
         self._asked |= words_asked(code)
         if not RESOLVERS.isdisjoint(names_in(code)):
             self._importing.append(function)
-        for name, op in ops_named({*names_in(code)}):
+        for name, op in operators_named({*names_in(code)}):
             self._put(op, f"torch.ops {name}")
         for each in map(table.get, globals_in(code)):
             if isinstance(each, attrgetter):

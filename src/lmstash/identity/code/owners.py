@@ -12,6 +12,15 @@ from typing import Any
 
 BY_NAME = {*sys.stdlib_module_names, "torch", "numpy", "huggingface_hub", "tqdm", "builtins"} - {"__main__"}
 """Whose code counts by name only."""
+KNOWN_PACKAGES = frozenset(
+    {
+        *BY_NAME, "transformers", "peft", "accelerate", "safetensors",
+        "aqlm", "auto_gptq", "awq", "bitsandbytes", "compressed_tensors", "eetq", "gptqmodel", "hqq", "optimum",
+        "quanto", "torchao", "vptq",
+        "causal_conv1d", "einops", "fla", "flash_attn", "kernels", "mamba_ssm", "triton", "xformers",
+    }
+)  # fmt: skip
+"""Packages whose layers and functions know no configuration, or read of it what counts anyway."""
 _READ_OTHERWISE = frozenset({*BY_NAME, "transformers"})
 _GENERATED = ("<string>", "<frozen ", "<eval_with_key>", "<__array_function__")
 """Begins what code is called that dataclasses, Python and torch make."""

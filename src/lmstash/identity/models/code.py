@@ -21,19 +21,10 @@ from lmstash.identity.code.asked_by_text import CodeByText
 from lmstash.identity.code.bytecode import names_in, texts_in
 from lmstash.identity.code.files import FilesInCode
 from lmstash.identity.code.memos import Memo, memos_among
-from lmstash.identity.code.owners import BY_NAME, defined_in, is_of_its_file, owner_of
+from lmstash.identity.code.owners import KNOWN_PACKAGES, defined_in, is_of_its_file, owner_of
 from lmstash.identity.code.words import ANY_NAME, ENVIRONMENT, is_environment, variables_under, words_within
 from lmstash.identity.encoding import Component
 
-_KNOWN = frozenset(
-    {
-        *BY_NAME, "transformers", "peft", "accelerate", "safetensors",
-        "aqlm", "auto_gptq", "awq", "bitsandbytes", "compressed_tensors", "eetq", "gptqmodel", "hqq", "optimum",
-        "quanto", "torchao", "vptq",
-        "causal_conv1d", "einops", "fla", "flash_attn", "kernels", "mamba_ssm", "triton", "xformers",
-    }
-)  # fmt: skip
-"""Packages whose layers and functions know no configuration, or read of it what counts anyway."""
 _ANY_NAME = ANY_NAME - {"getattr"}
 """`getattr` is everywhere, and the words that it may take are looked at."""
 
@@ -124,7 +115,7 @@ class ModelCode(CodeByText):
             if isinstance(value, str | PurePath | list | tuple | dict) and self.is_yours(here):
                 self._files.see_value(re.split("[:.]", name)[-1], value)
         outside = self._within_known
-        self._within_known |= owner_of(here) in _KNOWN - {"transformers"}
+        self._within_known |= owner_of(here) in KNOWN_PACKAGES - {"transformers"}
         try:
             super()._follow(here, value, name)
         finally:
@@ -132,7 +123,7 @@ class ModelCode(CodeByText):
 
     def _meet(self, module: str) -> None:
         owner = owner_of(module)
-        if owner.startswith("namedtuple_") or owner in _KNOWN:
+        if owner.startswith("namedtuple_") or owner in KNOWN_PACKAGES:
             return
         if self._is_own(module) or not self._within_known:  # what known packages use is theirs
             self.reads_all = True
