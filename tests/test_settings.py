@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from lmstash.errors import InvalidArgumentError
@@ -19,10 +21,23 @@ from lmstash.settings import (
 )
 
 
+@pytest.mark.parametrize("size", [0.5, "0.5", "0.0001k", float("nan"), float("inf"), "1.2.3", ".", "", b"5", [5]])
+def test_half_a_byte_is_no_limit(size: Any):
+    with pytest.raises(InvalidArgumentError, match="not a size"):
+        parse_bytes(size)
+
+
+@pytest.mark.parametrize("size", [np.int64(5), np.float32(5.0), np.uint8(5), True + 4])
+def test_sizes_may_be_numbers_of_numpy_s(size: Any):
+    assert type(parse_bytes(size)) is int
+    assert parse_bytes(size) == 5
+
+
 def test_spans_of_time_are_read():
     spans = ("90", "90s", "2m", "1.5h", "1d", "2w", 90, 0.5)
     assert [parse_age(span) for span in spans] == [90, 90, 120, 5400, 86400, 1209600, 90, 0.5]
-    for nonsense in ("a while", "", None, b"90"):
+    assert parse_age(10**400) > 1e300
+    for nonsense in ("a while", "", None, b"90", float("nan")):
         with pytest.raises(InvalidArgumentError, match="not a span of time"):
             parse_age(nonsense)  # pyright: ignore[reportArgumentType]
 

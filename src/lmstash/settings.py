@@ -7,13 +7,15 @@ both.
 
 from __future__ import annotations
 
+import math
 import os
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from lmstash.errors import InvalidArgumentError
 from lmstash.unset import UNSET
@@ -46,16 +48,19 @@ def parse_bytes(text: str | int | float | None) -> int | None:
     """
     if text is None or (isinstance(text, str) and text.strip().lower() in ("unlimited", "none")):
         return None
-    if isinstance(text, (int, float)):
-        number = int(text)
-    else:
-        match = re.fullmatch(r"\s*([\d_.]+)\s*([kmgt]?)(i?b)?\s*", text.lower())
-        if not match:
-            raise InvalidArgumentError(f"not a size: {text!r}. Write a number of bytes, or for instance '50GB'.")
-        number = int(float(match[1].replace("_", "")) * _UNITS[match[2]])
-    if number < 0:
+    amount = cast(float, text) if isinstance(text, Real) else _amount(str(text))
+    if amount < 0:
         raise InvalidArgumentError(f"a size cannot be negative: {text!r}")
-    return number
+    if not amount < math.inf or 0 < amount < 1:  # half a byte is meant to be something else
+        raise InvalidArgumentError(f"not a size: {text!r}. Write a whole number of bytes, or for instance '50GB'.")
+    return int(amount)
+
+
+def _amount(text: str) -> float:
+    match = re.fullmatch(r"\s*(\d[\d_]*(?:\.\d+)?)\s*([kmgt]?)(i?b)?\s*", text.lower())
+    if not match:
+        raise InvalidArgumentError(f"not a size: {text!r}. Write a number of bytes, or for instance '50GB'.")
+    return float(match[1].replace("_", "")) * _UNITS[match[2]]
 
 
 def parse_age(text: str | float) -> float:
@@ -64,8 +69,8 @@ def parse_age(text: str | float) -> float:
     Raises:
         InvalidArgumentError: The text is not a span of time.
     """
-    if isinstance(text, Real):
-        return float(text)
+    if isinstance(text, Real) and text == text:
+        return float(min(text, sys.float_info.max))
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhdw]?)\s*", str(text).lower())
     if not match:
         raise InvalidArgumentError(f"not a span of time: {text!r}. Write for instance 90s, 30m, 12h, 7d or 2w.")

@@ -4,6 +4,8 @@ People have hooks that steer answers and leave prompts alone, or the other way r
 one position. No trial of a few tokens tells all of these from hooks that may be cut.
 """
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 from torch import nn
@@ -13,6 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 import lmstash
 from lmstash.caches.logprobs.language_model import Reuse
+from lmstash.errors import UnsupportedModelError
 
 PROMPT = [*range(1, 60), *range(3, 20)]
 LONGER = [*PROMPT, *range(7, 60)]
@@ -164,14 +167,19 @@ def test_a_mode_around_the_call_is_no_less_than_a_hook():
         assert kv.stats.tokens_kept == 0
 
 
-@pytest.mark.parametrize("kind", ["accelerate's", "of somebody's own"])
+@pytest.mark.parametrize("kind", ["accelerate's", "of somebody's own", "nested", "a method put into one"])
 def test_what_accelerate_puts_on_a_model_only_moves_tensors(kind):
     hooks = pytest.importorskip("accelerate.hooks")
     model = llama()
     devices = {"": "cpu", "model.layers.0": "cpu", "model.layers.1": "cpu"}
     hooks.attach_align_device_hook_on_blocks(model, execution_device=devices, offload=False)
-    if kind != "accelerate's":
-        hooks.add_hook_to_module(model.model.layers[1], type("Mine", (hooks.ModelHook,), {})(), append=True)
+    block = model.model.layers[1]
+    if kind in ("of somebody's own", "nested"):
+        hooks.add_hook_to_module(block, type("Mine", (hooks.ModelHook,), {})(), append=True)
+    if kind == "nested":
+        hooks.add_hook_to_module(block, hooks.AlignDevicesHook("cpu"), append=True)
+    if kind == "a method put into one":
+        block._hf_hook.post_forward = lambda module, output: output
     with lmstash.open("memory://", strict=True) as stash:
         kv, logprobs = stash.kv(model, variant="dispatched"), stash.logprobs(model, variant="dispatched")
         for _ in range(2):
@@ -179,6 +187,33 @@ def test_what_accelerate_puts_on_a_model_only_moves_tensors(kind):
             kv.flush()
         assert (kv.stats.tokens_reused > 0) == (kind == "accelerate's")
         assert (logprobs._engine.model.reuse is Reuse.KV) == (kind == "accelerate's")
+
+
+@pytest.mark.parametrize("place", ["_call_impl", "_compiled_call_impl", "all modules"])
+def test_what_stands_around_forward_is_a_hook_by_another_name(place, monkeypatch):
+    model = llama()
+    if place == "all modules":
+        theirs = nn.Module.__call__
+        monkeypatch.setattr(nn.Module, "__call__", lambda self, *args, **named: theirs(self, *args, **named))
+    else:
+        block = model.model.layers[0]
+        setattr(block, place, block._call_impl)
+    with lmstash.open("memory://", strict=True) as stash:
+        kv, logprobs = stash.kv(model, variant="mine"), stash.logprobs(model, variant="mine")
+        for _ in range(2):
+            kv.generate(torch.tensor([PROMPT]), max_new_tokens=2, do_sample=False)
+            kv.flush()
+        assert ("was replaced" if place == "all modules" else place) in kv.reason
+        assert kv.stats.tokens_kept == 0
+        assert logprobs._engine.model.reuse is Reuse.NOTHING
+
+
+def test_a_mock_is_no_hook_of_lmstash_s():
+    """It has any attribute that it is asked for, also the mark of our own."""
+    model = llama()
+    model.model.layers[0].register_forward_hook(Mock(side_effect=lambda module, args, output: None))
+    with pytest.raises(UnsupportedModelError, match="hook"):
+        lmstash.fingerprint(model)
 
 
 def test_a_module_of_one_s_own_is_vouched_for_as_before():

@@ -1,9 +1,11 @@
 """Parts of transformers' own, or of a quantiser's, that do what the model's configuration does not say."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 import lmstash
@@ -123,6 +125,52 @@ def test_a_part_that_turns_both_ways_is_noticed_when_it_is_made_so_later():
         for _ in range(2):
             assert torch.equal(kv.generate(**given), both_ways(llama()).generate(**given))
         assert not kv.stats.tokens_reused
+
+
+def inner_config(name, value):
+    def change():
+        model = llama()
+        model.model.config = copy.deepcopy(model.config)
+        setattr(model.model.config, name, value)
+        return model
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("is_causal", False), ("is_causal", None), ("use_bidirectional_attention", True)]
+)
+def test_a_base_whose_own_configuration_turns_both_ways_keeps_no_kv(name, value):
+    build = inner_config(name, value)
+    assert "is_causal" in family_of(build()).reason
+    with lmstash.open("memory://", strict=True) as stash:
+        kv = stash.kv(build())
+        for ids in (SHORT, LONG):
+            given = {"input_ids": torch.tensor([ids]), "max_new_tokens": 2, "do_sample": False}
+            assert torch.equal(kv.generate(**given), build().generate(**given))
+        assert not kv.stats.tokens_reused
+
+
+def test_what_would_look_at_another_text_hinders_nobody():
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=2, add_cross_attention=True)).eval()
+    assert not family_of(model).reason
+
+
+def test_parts_that_refuse_to_be_asked_are_passed_over():
+    class Odd(nn.Identity):
+        @property
+        def is_causal(self):
+            raise RuntimeError("not now")
+
+    class Config:
+        def __getattr__(self, name):
+            raise RuntimeError("not now")
+
+    model = llama()
+    model.model.norm.odd = Odd()
+    vars(model.model.norm.odd)["config"] = Config()
+    assert not family_of(model).reason
+    assert TorchModel(model).alike_tokens() is None
 
 
 def test_what_depends_on_nothing_else_is_served_as_before():

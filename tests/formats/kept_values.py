@@ -199,7 +199,7 @@ class Says:
 
     name, device, finals = "kept/says", torch.device("cpu"), torch.zeros(1, HIDDEN)
     form, head, max_tokens, vocabulary, n_logits = None, True, None, 120, 2 * HIDDEN
-    n_drawn, shares_among_tokens = 0, False
+    n_drawn, runs_alone = 0, False
 
     def __init__(self, *, computes: bool) -> None:
         from lmstash.caches.logprobs.language_model import Reuse

@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -80,6 +81,13 @@ def test_a_lifetime_is_a_number(ttl_seconds: Any):
     for check in (check_ttl, default_ttl, lambda given: check_write(Write(KEY, b"", ttl_seconds=given))):
         with pytest.raises(InvalidArgumentError, match="number of seconds"):
             check(ttl_seconds)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.int32])
+def test_a_lifetime_is_counted_in_python_s_own_numbers(kind: Any):
+    """A Unix time in 32 bits is a minute off."""
+    assert type(check_write(Write(KEY, b"", ttl_seconds=kind(60)))[1]) is float
+    assert type(default_ttl(kind(60))) is float
 
 
 def test_only_a_single_entry_may_have_a_lifetime_that_is_over():

@@ -196,8 +196,9 @@ def _is_rounded_by_all(weight: Any) -> bool:
 
 def configs_of(base: nn.Module, config: Any) -> list[Any]:
     """Return a configuration and all others that parts of a model have: they may have been put in from elsewhere."""
-    held = [config, *(each for module in base.modules() if (each := vars(module).get("config")) is not None)]
-    return list({id(each): each for each in held}.values())
+    held = (vars(module).get("config") for module in base.modules())
+    theirs = [each for each in held if hasattr(type(each), "model_type")]  # as all of transformers' have
+    return list({id(each): each for each in (config, *theirs)}.values())
 
 
 def rope_limits(base: nn.Module, configs: Sequence[Any]) -> Iterator[int]:

@@ -273,7 +273,7 @@ def default_ttl(ttl_seconds: float | None) -> float | None:
         raise InvalidArgumentError(
             f"ttl_seconds={ttl_seconds!r}: nothing would ever be served. Give seconds above 0, or None for ever."
         )
-    return ttl_seconds
+    return None if ttl_seconds is None else float(ttl_seconds)
 
 
 def check_write(write: Write) -> tuple[bytes, float | None]:
@@ -301,8 +301,9 @@ def check_write(write: Write) -> tuple[bytes, float | None]:
         raise InvalidArgumentError(f"compute_seconds= is a number of seconds; got {write.compute_seconds!r}")
     lifetime = write.ttl_seconds
     check_ttl(lifetime)
-    if lifetime is not None and lifetime >= _FOREVER_SECONDS:
-        lifetime = None
+    if lifetime is not None:  # as Python's own number: to one of numpy's 32 bits a Unix time is a minute off
+        lifetime = float(lifetime)
+        lifetime = None if lifetime >= _FOREVER_SECONDS else lifetime
     return encode_meta(write.meta), lifetime
 
 

@@ -31,8 +31,7 @@ from lmstash.caches.pass_hooks import PassHooks
 from lmstash.caches.torch_model import TorchModel, first_number
 from lmstash.errors import UnsupportedModelError
 from lmstash.events import logger
-from lmstash.identity.models.reached import global_hooks
-from lmstash.identity.models.structure import foreign_hooks, own_hooks
+from lmstash.identity.models.hooks import foreign_hooks, global_hooks, own_hooks
 
 
 class _EverythingRead(Exception):

@@ -75,7 +75,7 @@ def family_of(model: Any) -> Family:
         return Family("its attention chooses tokens by an index of its own")
     if not _is_causal(config):
         return Family("it is an encoder: tokens see what comes after them")
-    if any(getattr(module, "is_causal", None) is False for module in model.modules()):
+    if any(_turns_both_ways(each) for each in configs) or any(_sees_later(*each) for each in model.named_modules()):
         return Family("part of it says is_causal=False: tokens see what comes after them")
     if shares_among_tokens(model, config):
         return Family(
@@ -141,6 +141,18 @@ def _is_causal(config: Any) -> bool:
     if getattr(config, "is_causal", True) is False:
         return False
     return kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES or bool(getattr(config, "is_decoder", False))
+
+
+def _turns_both_ways(config: Any) -> bool:
+    """Whether transformers would mask nothing of what comes after a token, by a configuration of any part."""
+    both = getattr(config, "use_bidirectional_attention", None)
+    return not getattr(config, "is_causal", True) or both is True or both == "all"
+
+
+def _sees_later(path: str, module: Any) -> bool:
+    """Whether attention says that it is not causal; what looks at another text, of which there is none, may say so."""
+    across = "cross" in path.lower() or vars(module).get("is_cross_attention") is True
+    return vars(module).get("is_causal") is False and not across
 
 
 def _arguments(model: Any) -> frozenset[str]:

@@ -20,8 +20,9 @@ import xxhash
 from lmstash.identity.describe import IMMUTABLE
 from lmstash.identity.memory.dict_stamps import Stamps
 from lmstash.identity.memory.object_words import Kinds
+from lmstash.identity.models.hooks import global_hooks
 from lmstash.identity.models.numerics import device_types, numerics
-from lmstash.identity.models.reached import Reached, contents, global_hooks
+from lmstash.identity.models.reached import Reached, contents
 
 if TYPE_CHECKING:
     import torch

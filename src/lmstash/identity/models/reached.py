@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmstash.identity.code.owners import is_of_lmstash
 from lmstash.identity.describe import IMMUTABLE, WITHOUT_MEANING, bound_to
+from lmstash.identity.models.hooks import global_hooks
 
 if TYPE_CHECKING:
     import torch
@@ -130,13 +131,6 @@ def config_of(module: torch.nn.Module) -> Any:
         return getattr(module, "config", None)
     except Exception:  # a property of somebody's
         return None
-
-
-def global_hooks() -> tuple[dict[int, Any], dict[int, Any]]:
-    """Return torch's hooks of all modules' forward passes, as they are called now."""
-    from torch.nn.modules import module
-
-    return module._global_forward_hooks, module._global_forward_pre_hooks
 
 
 def contents(cell: types.CellType) -> Any:

@@ -6,7 +6,7 @@ whenever the components could (`stamp`). Both leave out only what is named here 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +18,12 @@ from lmstash.identity.describe import IMMUTABLE, TENSOR_MARKS, Describer
 from lmstash.identity.encoding import Component, encode
 from lmstash.identity.instances import in_slots
 from lmstash.identity.models.code import ModelCode
+from lmstash.identity.models.hooks import foreign_hooks, global_hooks, own_hooks, placed_on, words_of
 from lmstash.identity.models.members_asked_for import members_asked_for
 from lmstash.identity.models.numerics import device_types, environment, numerics, refuse_modes
 from lmstash.identity.models.patched import patched
 from lmstash.identity.models.patched_library import patched_library
-from lmstash.identity.models.reached import config_of, global_hooks
+from lmstash.identity.models.reached import config_of
 from lmstash.identity.models.registries import registered
 
 if TYPE_CHECKING:
@@ -46,9 +47,9 @@ HARMLESS = frozenset(
         "hf_device_map",  # devices are recorded
         "_is_hf_initialized",  # set by loading
         "_weight_conversions",  # how files were read
-        "_output_capturing_hooks_installed",  # transformers' recording hooks, see _HARMLESS_HOOKS
+        "_output_capturing_hooks_installed",  # transformers' recording hooks, see `hooks`
         "_is_accelerate_prepared",  # so that it is not wrapped again
-        "_require_grads_hooks",  # handles of hooks, see _HARMLESS_HOOKS
+        "_require_grads_hooks",  # handles of hooks, see `hooks`
         "_require_grads_hook",
     }
 )
@@ -67,9 +68,6 @@ _ONE_OR_MORE = frozenset({"active_adapter", "_active_adapter"})
 """Attributes of peft's in which one name stands for a list of one."""
 _SKIP_EVALUATING = _SKIP_OWN | _CHECKPOINTING
 _NO_KERNELS = "_use_kernels"  # False after loading, absent before
-_HARMLESS_HOOKS = frozenset({"transformers.utils.output_capturing"})  # these record outputs and return None
-_NEEDS_GRADIENTS = "make_inputs_require_grad"
-"""Begins the names of hooks of transformers and peft that say of an output that it needs gradients."""
 TOO_DEEP = "something on the model nests too deep, or holds itself. Remove it."
 _RANDOM_WORDS = ("drop", "jitter", "noise")
 
@@ -144,10 +142,14 @@ def _read(
         out.code.watch(_parametrizations_kept)
         _refuse_kept_parametrizations()
     hooks = foreign_hooks(global_hooks())
-    _meet_hooks(hooks, "torch's global hooks", out)
+    for what in words_of(hooks):
+        out.meet(f"torch's global hooks hold {what}")
     out.components["global_hooks"] = [describer.value(each, "global hooks") for each in hooks]
     put = patched(model, out.code, lenient=variant is not None)
     out.components["registered"] = {**registered(model, out.code), **put, **patched_library(out.code)}
+    for place in put if out.vouched else ():  # a hook of all modules by another name
+        if str(place).startswith("torch.nn.modules.module.Module."):
+            out.meet(f"{place} was replaced")
     outside: dict[Component, Component] = {}
     asked_for: dict[Component, Component] | None = None
     while asked_for is None or describer.modules or len(outside) < len(out.code.objects):
@@ -190,10 +192,9 @@ def _read_module(
     where = name or "the model"
     if module.training:
         _refuse_randomness(where, module)
-    if "forward" in module.__dict__ and not (out.vouched and _only_moves(module)):
-        out.meet(f"{where} has its own `forward` (set on the instance, as accelerate and torch.compile do)")
     hooks = foreign_hooks(own_hooks(module))
-    _meet_hooks(hooks, where, out)
+    for what in (*placed_on(module, vouched=out.vouched), *words_of(hooks)):
+        out.meet(f"{where} has {what}")
     found: dict[Component, Component] = {
         "<class>": describer.code(type(module)),
         "<training>": module.training,
@@ -314,44 +315,6 @@ def _skipped(module: torch.nn.Module, asked: frozenset[str]) -> frozenset[str]:
     else:
         found = _SKIP_OWN if module.training else _SKIP_EVALUATING
     return found - asked if asked else found
-
-
-def own_hooks(module: torch.nn.Module) -> list[dict[int, Any]]:
-    """Return the module's dicts of hooks that can change what its forward pass computes."""
-    return [module._forward_hooks, module._forward_pre_hooks]
-
-
-def foreign_hooks(groups: Iterable[dict[int, Any]]) -> list[Any]:
-    """Return the hooks that count: neither lmstash's own nor known to be harmless."""
-    return [
-        hook
-        for hooks in groups
-        for hook in list(hooks.values())
-        if not (getattr(hook, "_lmstash", False) or _is_harmless(hook))
-    ]
-
-
-def _only_moves(module: torch.nn.Module) -> bool:
-    """Whether a `forward` is accelerate's around the class's own: it moves things between devices, and casts them."""
-    if getattr(module.__dict__.get("_old_forward"), "__func__", None) is not type(module).forward:
-        return False
-    hook = getattr(module, "_hf_hook", None)
-    placed = [getattr(module.forward, "func", None), *map(type, (hook, *getattr(hook, "hooks", ())))]
-    return all(getattr(each, "__module__", None) == "accelerate.hooks" for each in placed)
-
-
-def _is_harmless(hook: Any) -> bool:
-    module = str(getattr(hook, "__globals__", {}).get("__name__"))
-    if module.partition(".")[0] in ("transformers", "peft"):
-        return module in _HARMLESS_HOOKS or hook.__name__.startswith(_NEEDS_GRADIENTS)
-    return False
-
-
-def _meet_hooks(hooks: list[Any], where: str, out: Structure) -> None:
-    for hook in hooks:
-        if not str(getattr(type(hook), "__module__", "")).startswith("torch.nn.utils."):  # weight_norm and such
-            what = getattr(hook, "__qualname__", type(hook).__qualname__)
-            out.meet(f"{where} has a forward hook ({what})")
 
 
 def _parametrizations_kept() -> int:

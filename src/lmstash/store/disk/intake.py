@@ -282,7 +282,7 @@ class Intake:
 
 def expiry_us(lifetime_seconds: float | None) -> int:
     """Return when what is put now expires, in microseconds since 1970; 0 for never."""
-    return 0 if lifetime_seconds is None else max(1, int((time.time() + lifetime_seconds) * 1e6))
+    return 0 if lifetime_seconds is None else max(1, int((time.time() + float(lifetime_seconds)) * 1e6))
 
 
 def item_of(write: Write) -> Item:

@@ -9,7 +9,7 @@ from lmstash.errors import CapacityError, FormatError, StoreUnavailableError
 from lmstash.events import EventLog, MissReason
 from lmstash.store.disk.accounting.recency import Recency
 from lmstash.store.disk.accounting.renumbering import renumber
-from lmstash.store.disk.accounting.room import Room, Sizes, check_capacity, default_capacity_bytes
+from lmstash.store.disk.accounting.room import MIN_CAPACITY_BYTES, Room, Sizes, check_capacity, default_capacity_bytes
 from lmstash.store.disk.files.folder import Folder
 from lmstash.store.disk.files.format import OtherKeyError
 from lmstash.store.disk.files.rows import DAMAGE, IndexDamagedError, Row
@@ -62,7 +62,7 @@ class Opened:
         self.events = events
         self.read_only = read_only
         if not read_only:
-            check_capacity(capacity_bytes)
+            capacity_bytes = check_capacity(capacity_bytes)
             folder.prepare()
         elif not self._index_there():
             raise StoreUnavailableError(f"{folder.path} holds no stash to read. Open it once without read_only.")
@@ -122,7 +122,10 @@ class Opened:
                 return False
             else:
                 described = self.folder.describe().get("capacity_bytes", UNSET)
-                capacity = default_capacity_bytes(self.folder) if described is UNSET else described
+                capacity = described
+                if described is UNSET:  # of a folder that has lost both, what it holds was allowed
+                    held = self.room.held_bytes()
+                    capacity = max(default_capacity_bytes(self.folder), held + held // 4 + MIN_CAPACITY_BYTES)
             fact = "unlimited" if capacity is None else capacity
             if known == fact:
                 return False

@@ -339,7 +339,7 @@ class DiskStore:
     def set_capacity(self, capacity_bytes: int | None) -> None:
         """Change the folder's limit, for every process, and enforce it at once."""
         with self._faults():
-            check_capacity(capacity_bytes)
+            capacity_bytes = check_capacity(capacity_bytes)
             self._capacity = capacity_bytes
             self._writable().settle_capacity(capacity_bytes)
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Any
+from numbers import Real
+from typing import Any, cast
 
 from lmstash.errors import CapacityError
 from lmstash.settings import DEFAULT_CAPACITY_BYTES
@@ -180,19 +181,24 @@ class Room:
         return self._folder.overhead_bytes() + max(0, self.sizes.log_bytes - self._folder.wal_bytes())
 
 
-def check_capacity(asked: int | None) -> None:
-    """Raise where a limit is too small for anything: obeyed, it would only empty a folder. 0 says that this is meant.
+def check_capacity(asked: Any) -> Any:
+    """Return a limit as an int where it is any kind of number; raise where it is too small for anything.
+
+    Obeyed, that would only empty a folder. 0 says that this is meant.
 
     Raises:
         CapacityError: It is under `MIN_CAPACITY_BYTES`, and not 0.
     """
+    if isinstance(asked, Real):
+        asked = int(cast(float, asked))  # numpy's cannot be written down
     if isinstance(asked, int) and 0 < asked < MIN_CAPACITY_BYTES:
         raise CapacityError(
             f"no folder can keep to a limit of {asked:,} bytes: index and log alone take more. The least is "
             f"{MIN_CAPACITY_BYTES:,} bytes (capacity_bytes='1MB'); 0 keeps nothing."
         )
+    return asked
 
 
 def default_capacity_bytes(folder: Folder) -> int:
-    """Return the limit of a new folder: 50 GiB, or half of the free disk if that is less."""
-    return min(DEFAULT_CAPACITY_BYTES, folder.disk_free_bytes() // 2)
+    """Return the limit of a new folder: 50 GiB, or half of the free disk if that is less, but enough to keep to."""
+    return max(MIN_CAPACITY_BYTES, min(DEFAULT_CAPACITY_BYTES, folder.disk_free_bytes() // 2))
