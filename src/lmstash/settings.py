@@ -57,7 +57,7 @@ def parse_bytes(text: str | int | float | None) -> int | None:
 
 
 def _amount(text: str) -> float:
-    match = re.fullmatch(r"\s*(\d[\d_]*(?:\.\d+)?)\s*([kmgt]?)(i?b)?\s*", text.lower())
+    match = re.fullmatch(r"\s*(\d[\d_]*\.?\d*|\.\d+)\s*([kmgt]?)(i?b)?\s*", text.lower())
     if not match:
         raise InvalidArgumentError(f"not a size: {text!r}. Write a number of bytes, or for instance '50GB'.")
     return float(match[1].replace("_", "")) * _UNITS[match[2]]
