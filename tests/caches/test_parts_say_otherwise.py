@@ -11,6 +11,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 import lmstash
 from lmstash.caches.kv.families import family_of
 from lmstash.caches.torch_model import TorchModel
+from lmstash.errors import UnsupportedModelError
 
 LONG = [*range(1, 60), *range(3, 60), *range(5, 60)]
 SHORT = LONG[:70]
@@ -171,6 +172,18 @@ def test_parts_that_refuse_to_be_asked_are_passed_over():
     vars(model.model.norm.odd)["config"] = Config()
     assert not family_of(model).reason
     assert TorchModel(model).alike_tokens() is None
+
+
+def test_a_model_that_does_not_give_its_configuration_is_refused_in_words():
+    class Mine(nn.Module):
+        @property
+        def config(self):
+            raise RuntimeError("not now")
+
+    with lmstash.open("memory://", strict=True) as stash:
+        with pytest.raises(UnsupportedModelError, match="no transformers model"):
+            stash.activations(Mine())
+        assert "generate" in stash.kv(Mine()).reason
 
 
 def test_what_depends_on_nothing_else_is_served_as_before():

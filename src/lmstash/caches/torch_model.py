@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from lmstash.errors import MissingDependencyError, UnsupportedModelError
+from lmstash.identity.models.reached import config_of
 
 LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope", "su")
 """Rotary embeddings whose early positions change with the length of the whole prompt."""
@@ -48,7 +49,7 @@ class TorchModel:
             UnsupportedModelError: No transformers model, an encoder-decoder (not its encoder), a model on the meta
                 device, or one with virtual tokens.
         """
-        config = getattr(model, "config", None)
+        config = config_of(model)
         if not isinstance(model, nn.Module) or config is None:
             raise UnsupportedModelError(
                 f"{type(model).__name__} is no transformers model (a module with a config). Pass the model itself "

@@ -6,9 +6,10 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
-from lmstash.identity.code.large_values import LargeValue
+from lmstash.identity.code.large_values import LargeValue, PlainValues
 from lmstash.identity.code.own_code import OwnCode
 
 TOUCHED: list[Callable[[Any], object]] = [
@@ -37,6 +38,21 @@ def test_what_is_touched_is_told() -> None:
         assert held.is_untouched()
         touch(rows)
         assert not held.is_untouched()
+
+
+def test_only_python_s_own_values_are_signed() -> None:
+    """Of what has a buffer `marshal` writes the bytes: an array of another dtype would be the same."""
+    sign = PlainValues().sign
+    for kind in (np.int32, np.float32):
+        assert sign([np.zeros(2, kind)]) is None
+        assert sign({"a": ({"b": [np.zeros(2, kind)]},)}) is None
+    assert sign([bytearray(b"a")]) is None
+    assert sign({bytes(2): 1, (3, frozenset({4})): [{5.0}, None, True, 1j, "a"]}) is not None
+    assert sign([]) is not None
+    rows: list[Any] = []
+    rows.append(rows)
+    assert sign(rows) is None
+    assert len({sign(each) for each in ([1], [True], [1.0], ["1"], [b"1"], (1,), [[1]], {1: 1}, [-0.0], [0.0])}) == 10
 
 
 def test_what_cannot_be_told_is_said_to_be_touched() -> None:

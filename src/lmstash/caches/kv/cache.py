@@ -27,6 +27,7 @@ from lmstash.caches.writing import WriteBehind
 from lmstash.codecs.dtypes import check_storage_dtype
 from lmstash.errors import InvalidArgumentError
 from lmstash.identity.chain import BLOCK_TOKENS
+from lmstash.identity.models.reached import config_of
 from lmstash.identity.models.watch import Sighting, watch_model
 from lmstash.store.base import Store, default_ttl
 
@@ -88,7 +89,7 @@ class KV:
         self.model = model
         self.stats = KVStats()
         family = family_of(model)
-        name = getattr(model.config, "name_or_path", "") or type(model).__name__
+        name = getattr(config_of(model), "name_or_path", "") or type(model).__name__
         queue = queue if queue is not None else WriteBehind(store)
         watch = watch_model(model, variant=variant, strict_numerics=strict_numerics, assume_frozen=assume_frozen)
         facts = Facts(name, storage_dtype, private or bool(family.linear), private, default_ttl(ttl_seconds))

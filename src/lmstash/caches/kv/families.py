@@ -16,6 +16,7 @@ from lmstash.caches.kv.layers import (
     LinearAttentionLayer,
 )
 from lmstash.caches.torch_model import CHOOSING, configs_of, rope_limits, shares_among_tokens
+from lmstash.identity.models.reached import config_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class Family:
 
 def family_of(model: Any) -> Family:
     """Return how the KV of `model` is kept, or why not."""
-    config = getattr(model, "config", None)
+    config = config_of(model)
     if config is None or not hasattr(model, "generate"):
         return Family("it has no generate()")
     if getattr(config, "is_encoder_decoder", False):

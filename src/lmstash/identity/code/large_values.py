@@ -14,6 +14,9 @@ from typing import Any
 from lmstash.identity.memory.dict_stamps import Stamps
 
 _FIXED = (type(None), bool, int, float, complex, str, bytes)
+_VALUES = frozenset(_FIXED)
+_PLAIN = _VALUES | {list, tuple, dict, set, frozenset}
+_DEEPEST = 64
 _LARGE = 20_000
 """Bytes, from which on a plain value is not read anew at each look."""
 
@@ -31,6 +34,8 @@ class PlainValues:
         known = self._large.get(id(value))
         if known is not None and known.is_untouched():
             return known.data
+        if not _is_plain(value):  # of arrays it would write the bytes, and neither dtype nor shape
+            return None
         try:
             data = dumps(value, 2)  # exact in types and order, and quick; 2 has no references in it
             if len(data) > _LARGE:
@@ -39,6 +44,23 @@ class PlainValues:
         except ValueError:
             return None
         return data
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a container holds nothing but containers and values of Python's own, down to a depth."""
+    held = [value]
+    for _ in range(_DEEPEST):
+        kinds = set(map(type, held))
+        if kinds <= _VALUES:
+            return True
+        if not kinds <= _PLAIN:
+            return False
+        inner = [each for each in held if type(each) not in _VALUES]
+        held = [
+            *chain.from_iterable(inner),
+            *chain.from_iterable(each.values() for each in inner if type(each) is dict),
+        ]
+    return False
 
 
 class LargeValue:
