@@ -90,12 +90,15 @@ class Timing:
 def interleave(contenders: Mapping[str, Callable[[Timing], None]], rounds: int) -> dict[str, Timing]:
     """Run every contender once a round, in an order that turns, so that a slow spell of the machine hits all alike.
 
+    Every other round goes backwards: else the same one would always come after the same other.
+
     Each is given its `Timing` and measures the part that counts: `with timing.measure(): ...`.
     """
     timings = {name: Timing() for name in contenders}
     names = list(contenders)
     for turn in range(rounds):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+        order = names[turn % len(names) :] + names[: turn % len(names)]
+        for name in reversed(order) if turn % 2 else order:
             contenders[name](timings[name])
     return timings
 
