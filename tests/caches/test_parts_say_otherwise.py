@@ -152,6 +152,15 @@ def test_a_base_whose_own_configuration_turns_both_ways_keeps_no_kv(name, value)
         assert not kv.stats.tokens_reused
 
 
+def test_a_class_may_say_so_too():
+    class BothWays(nn.Identity):
+        is_causal = False
+
+    model = llama()
+    model.model.norm.odd = BothWays()
+    assert "is_causal" in family_of(model).reason
+
+
 def test_what_would_look_at_another_text_hinders_nobody():
     model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=2, add_cross_attention=True)).eval()
     assert not family_of(model).reason

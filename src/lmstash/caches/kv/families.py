@@ -153,7 +153,7 @@ def _turns_both_ways(config: Any) -> bool:
 def _sees_later(path: str, module: Any) -> bool:
     """Whether attention says that it is not causal; what looks at another text, of which there is none, may say so."""
     across = "cross" in path.lower() or vars(module).get("is_cross_attention") is True
-    return vars(module).get("is_causal") is False and not across
+    return inspect.getattr_static(module, "is_causal", None) is False and not across
 
 
 def _arguments(model: Any) -> frozenset[str]:
