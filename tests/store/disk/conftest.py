@@ -23,7 +23,7 @@ from lmstash.store.disk.files.rows import PLACE
 from lmstash.store.disk.store import DiskStore
 
 MOST_SECONDS = 400
-"""No child lives longer, whatever it waits for."""
+"""No child lives longer, whatever it waits for, unless it asks for that."""
 
 
 class Child:
