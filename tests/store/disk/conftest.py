@@ -150,21 +150,29 @@ class Tools:
         return len(rows)
 
     @staticmethod
-    def folder_bytes(folder: Path) -> int:
-        """What `du` would say: the blocks of every file and folder, whoever made them."""
-        total, todo = 0, [str(folder)]
+    def blocks_of(folder: Path) -> dict[tuple[str, int], int]:
+        """Bytes that every file and folder takes, whoever made them, by path and inode."""
+        out: dict[tuple[str, int], int] = {}
+        todo = [str(folder)]
         while todo:
             path = todo.pop()
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                total += os.lstat(path).st_blocks * 512
+                own = os.lstat(path)
+                out[path, own.st_ino] = own.st_blocks * 512
                 with os.scandir(path) as found:
                     for each in found:
                         if each.is_dir(follow_symlinks=False):
                             todo.append(each.path)
                         else:
                             with contextlib.suppress(FileNotFoundError):
-                                total += each.stat(follow_symlinks=False).st_blocks * 512
-        return total
+                                held = each.stat(follow_symlinks=False)
+                                out[each.path, held.st_ino] = held.st_blocks * 512
+        return out
+
+    @staticmethod
+    def folder_bytes(folder: Path) -> int:
+        """What `du` would say. While others change a folder, it may count files that were never there together."""
+        return sum(Tools.blocks_of(folder).values())
 
     @staticmethod
     def segments(folder: Path) -> list[Path]:
@@ -187,10 +195,14 @@ def tools() -> type[Tools]:
 
 
 class Watcher:
-    """Samples what a folder takes, from another thread, as fast as it can."""
+    """Samples what a folder takes, from another thread, as fast as it can.
+
+    A look takes a while, in which one file may go and another grow in its place: both would be counted. So each sample
+    is two looks, and of every file counts the least that it took in both: what the folder surely took between them.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.most = 0
+        self.most = self.most_in_one_look = 0
         self.samples = 0
         self._folder = folder
         self._stop = threading.Event()
@@ -202,8 +214,10 @@ class Watcher:
             time.sleep(0.0005)
 
     def look(self) -> int:
-        now = Tools.folder_bytes(self._folder)
+        first, second = Tools.blocks_of(self._folder), Tools.blocks_of(self._folder)
+        now = sum(min(n_bytes, second[name]) for name, n_bytes in first.items() if name in second)
         self.most = max(self.most, now)
+        self.most_in_one_look = max(self.most_in_one_look, sum(first.values()), sum(second.values()))
         self.samples += 1
         return now
 

@@ -156,7 +156,8 @@ def run_workers(
     misses = sum((Counter(each["misses"]) for each in told), Counter[str]())
     print(
         f"{n} processes, {operations:,} operations, limit {capacity:,}, most {seen.most:,} bytes"
-        f" ({seen.most / capacity:.1%}) in {seen.samples:,} samples, drops {dict(drops)}, misses {dict(misses)}"
+        f" ({seen.most / capacity:.1%}; in one look {seen.most_in_one_look / capacity:.1%}) in {seen.samples:,} samples,"
+        f" drops {dict(drops)}, misses {dict(misses)}"
     )
     assert sum(each["lost"] for each in told) == 0, "an update was lost"
     assert sum(each["damaged"] for each in told) == 0
