@@ -197,12 +197,12 @@ def tools() -> type[Tools]:
 class Watcher:
     """Samples what a folder takes, from another thread, as fast as it can.
 
-    A look takes a while, in which one file may go and another grow in its place: both would be counted. So each sample
-    is two looks, and of every file counts the least that it took in both: what the folder surely took between them.
+    A look takes a while, in which one file may go and another grow in its place: both are counted. So each sample is two
+    looks, and `surely` counts of every file the least that it took in both: it says whether `most` was ever there.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.most = self.most_in_one_look = 0
+        self.most = self.surely = 0
         self.samples = 0
         self._folder = folder
         self._stop = threading.Event()
@@ -215,9 +215,10 @@ class Watcher:
 
     def look(self) -> int:
         first, second = Tools.blocks_of(self._folder), Tools.blocks_of(self._folder)
-        now = sum(min(n_bytes, second[name]) for name, n_bytes in first.items() if name in second)
-        self.most = max(self.most, now)
-        self.most_in_one_look = max(self.most_in_one_look, sum(first.values()), sum(second.values()))
+        both = sum(min(n_bytes, second[name]) for name, n_bytes in first.items() if name in second)
+        now = sum(second.values())
+        self.most = max(self.most, sum(first.values()), now)
+        self.surely = max(self.surely, both)
         self.samples += 1
         return now
 

@@ -156,7 +156,7 @@ def run_workers(
     misses = sum((Counter(each["misses"]) for each in told), Counter[str]())
     print(
         f"{n} processes, {operations:,} operations, limit {capacity:,}, most {seen.most:,} bytes"
-        f" ({seen.most / capacity:.1%}; one look {seen.most_in_one_look / capacity:.1%}) in {seen.samples:,} samples,"
+        f" ({seen.most / capacity:.1%}; surely {seen.surely / capacity:.1%}) in {seen.samples:,} samples,"
         f" drops {dict(drops)}, misses {dict(misses)}"
     )
     assert sum(each["lost"] for each in told) == 0, "an update was lost"
