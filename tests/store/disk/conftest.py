@@ -197,7 +197,7 @@ def tools() -> type[Tools]:
 class Watcher:
     """Samples what a folder takes, from another thread, as fast as it can.
 
-    A look takes a while, in which one file may go and another grow in its place: both are counted. So each sample is two
+    A look takes a while, in which one file may go and another grow in its place: both are counted. So a sample is two
     looks, and `surely` counts of every file the least that it took in both: it says whether `most` was ever there.
     """
 
