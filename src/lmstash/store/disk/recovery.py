@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from lmstash.errors import FormatError
 from lmstash.events import EventLog, logger
+from lmstash.store.disk.accounting.doomed import forget_gone
 from lmstash.store.disk.accounting.recency import FIRST_SLOT, Recency, region
 from lmstash.store.disk.files.folder import Folder
 from lmstash.store.disk.files.format import (
@@ -94,9 +95,7 @@ class Recovery:
     def _finish_removals(self) -> None:
         # Segments are made in transactions, and nobody else can be in one: a file without a row is a remainder.
         known = {each.name for each in self._index.segments_for_change()}
-        for name in self._folder.segment_names():
-            if name in known:
-                continue
+        for name in set(self._folder.segment_names()) - known:
             with contextlib.suppress(OSError, FormatError):
                 fd = lock_if_abandoned(self._folder.segment(name))
                 if fd is None:
@@ -108,6 +107,7 @@ class Recovery:
                         os.unlink(self._folder.segment(name))
                 finally:
                     os.close(fd)
+        forget_gone(self._index, set(self._folder.segment_names()) - known)
 
     def _seal_if_abandoned(self, segment: SegmentRow) -> bool:
         path = self._folder.segment(segment.name)

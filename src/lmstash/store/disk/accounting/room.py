@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from lmstash.errors import CapacityError
 from lmstash.settings import DEFAULT_CAPACITY_BYTES
+from lmstash.store.disk.accounting.doomed import doomed_bytes
 from lmstash.store.disk.accounting.recency import FIRST_SLOT, SLOT_BYTES, region
 from lmstash.store.disk.files.folder import Folder
 from lmstash.store.disk.files.format import FOOTER_ENTRY, TRAILER
@@ -91,7 +92,8 @@ class Room:
         """Return what the folder takes or has been promised."""
         granted, segments, unfilled = self._index.promised()
         # Records as small as can be fill the index with up to half of their own size.
-        return granted + segments * _SEGMENT_EXTRA_BYTES + self._fixed_bytes() + unfilled // 2
+        promised = granted + segments * _SEGMENT_EXTRA_BYTES + unfilled // 2
+        return promised + doomed_bytes(self._index, self._folder) + self._fixed_bytes()
 
     def held_bytes(self) -> int:
         """Return what the folder holds, without what is only promised and without the log, which a checkpoint cuts."""

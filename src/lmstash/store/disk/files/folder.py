@@ -153,7 +153,7 @@ class Folder:
         """Return what the segment called `name` takes, 0 when it is gone."""
         try:
             return os.stat(self.segment(name)).st_blocks * 512
-        except OSError:
+        except (OSError, ValueError):
             return 0
 
     def disk_free_bytes(self) -> int:

@@ -19,6 +19,7 @@ import apsw
 from lmstash.errors import CapacityError
 from lmstash.events import EventLog
 from lmstash.store.base import Removed, matches
+from lmstash.store.disk.accounting.doomed import doom
 from lmstash.store.disk.accounting.recency import Recency
 from lmstash.store.disk.files.folder import Folder
 from lmstash.store.disk.files.format import FOOTER_ENTRY, SEGMENT_HEADER_BYTES, TOMBSTONE, Located, RecordType
@@ -94,24 +95,24 @@ class Reclaimer:
 
     def make_room(self, n_bytes: int, forced: bool, busy: set[int]) -> bool:
         """Evict until `n_bytes` may be granted; returns whether they may. Inside a transaction."""
-        room = self._appender.room
-        free = room.free_bytes(forced=forced)
+        free = self._free_bytes(forced=forced)
         if free is None or free >= n_bytes:
             return True
-        if not forced and not room.could_ever_fit(n_bytes):
-            return False
-        if forced:
+        if forced or not self._appender.room.could_ever_fit(n_bytes):
             return False  # what is copied forward never evicts in turn: it lives on the reserve
+        if not self._doomed:
+            self.recover()
         for _pass in range(_MOST_PASSES):
             # Each pass looks at the segments that were there when it began, once: so it ends.
-            newest, stuck, before = self._index.newest_segment(), set[int](), free
+            newest, stuck = self._index.newest_segment(), set[int]()
+            before = free = self._free_bytes()
             while free is not None and free < n_bytes:
                 if not self._reclaim_least(busy, stuck, newest):
                     break
-                free = room.free_bytes()
+                free = self._free_bytes()
             if free is None or free >= n_bytes:
                 return True
-            if free <= before:
+            if before is None or free <= before:
                 return False
         return False
 
@@ -251,8 +252,6 @@ class Reclaimer:
         """
         removals = self._recency.removals()
         stuck.update(row for row, seen in self._pinned.items() if seen == removals)
-        if not self._doomed:
-            self.recover()
         segments = self._candidates(stuck, newest)
         if not segments and self._appender.seal_all(busy):
             segments = self._candidates(stuck, newest)
@@ -283,13 +282,16 @@ class Reclaimer:
             self._reclaim(victim, listed, rows, threshold=threshold, budget=budget)
         return True
 
+    def _free_bytes(self, *, forced: bool = False) -> int | None:
+        """Return what may be granted for what is written when the running transaction's doomed files have gone."""
+        free = self._appender.room.free_bytes(forced=forced)
+        return None if free is None else free + sum(self._folder.blocks(each.name) for each in self._doomed)
+
     def _slack_bytes(self) -> int:
         """Return what may be copied now: doomed files take room until the transaction is committed."""
         room = self._appender.room
         free = room.free_bytes(forced=True)
-        doomed = sum(each.granted for each in self._doomed)
-        surge = 0 if room.lent_bytes else room.surge_bytes()
-        return 1 << 62 if free is None else max(0, free - doomed - surge)
+        return 1 << 62 if free is None else max(0, free - (0 if room.lent_bytes else room.surge_bytes()))
 
     def _candidates(self, stuck: set[int], newest: int) -> list[SegmentRow]:
         sql = "SELECT * FROM segments WHERE state = ? AND id <= ? ORDER BY id"
@@ -393,6 +395,6 @@ class Reclaimer:
             os.close(fd)
 
     def _remove(self, segment: SegmentRow) -> None:
-        self._index.writer.execute("DELETE FROM segments WHERE id = ?", (segment.id,))
+        doom(self._index, segment)
         self._doomed.append(segment)
         self._pinned.pop(segment.id, None)

@@ -63,6 +63,8 @@ class Shrinker:
         with self._index.writing():
             needs = IndexNeeds(self._index)
             removed = self._reclaimer.drop(namespace)
+            with contextlib.suppress(OSError, CapacityError):
+                self._reclaimer.recover()  # the index forgets the files that have gone
             if needs.spare_bytes():
                 self._index.compact()
         return removed
