@@ -150,14 +150,14 @@ def run_workers(
     filler.close()
     with watch(folder) as seen:
         children = [start_child(work, folder, number, seconds, capacity, tools) for number in range(n)]
+        seen.held = [child.pid for child in children]
         told = [child.result() for child in children]
     operations = sum(each["operations"] for each in told)
     drops = sum((Counter(each["drops"]) for each in told), Counter[str]())
     misses = sum((Counter(each["misses"]) for each in told), Counter[str]())
     print(
         f"{n} processes, {operations:,} operations, limit {capacity:,}, most {seen.most:,} bytes"
-        f" ({seen.most / capacity:.1%}; surely {seen.surely / capacity:.1%}) in {seen.samples:,} samples,"
-        f" drops {dict(drops)}, misses {dict(misses)}"
+        f" ({seen.most / capacity:.1%}) in {seen.samples:,} samples, drops {dict(drops)}, misses {dict(misses)}"
     )
     assert sum(each["lost"] for each in told) == 0, "an update was lost"
     assert sum(each["damaged"] for each in told) == 0
