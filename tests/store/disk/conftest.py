@@ -150,29 +150,21 @@ class Tools:
         return len(rows)
 
     @staticmethod
-    def blocks_of(folder: Path) -> dict[tuple[str, int], int]:
-        """Bytes that every file and folder takes, whoever made them, by path and inode."""
-        out: dict[tuple[str, int], int] = {}
-        todo = [str(folder)]
+    def folder_bytes(folder: Path) -> int:
+        """What `du` would say: the blocks of every file and folder, whoever made them."""
+        total, todo = 0, [str(folder)]
         while todo:
             path = todo.pop()
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                own = os.lstat(path)
-                out[path, own.st_ino] = own.st_blocks * 512
+                total += os.lstat(path).st_blocks * 512
                 with os.scandir(path) as found:
                     for each in found:
                         if each.is_dir(follow_symlinks=False):
                             todo.append(each.path)
                         else:
                             with contextlib.suppress(FileNotFoundError):
-                                held = each.stat(follow_symlinks=False)
-                                out[each.path, held.st_ino] = held.st_blocks * 512
-        return out
-
-    @staticmethod
-    def folder_bytes(folder: Path) -> int:
-        """What `du` would say. While others change a folder, it may count files that were never there together."""
-        return sum(Tools.blocks_of(folder).values())
+                                total += each.stat(follow_symlinks=False).st_blocks * 512
+        return total
 
     @staticmethod
     def segments(folder: Path) -> list[Path]:
