@@ -111,6 +111,16 @@ def _encode_dict(value: dict[object, object]) -> bytes:
     return b"{" + _pack_length(len(items)) + b"".join([part for item in items for part in item])
 
 
+class Encoded:
+    """What stands in a component for another, whose encoding is known: for what is encoded again and again."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, component: object) -> None:
+        """Encode `component`. Raises what `encode` does."""
+        self.data = encode(component)
+
+
 _ENCODERS: dict[type, Callable[..., bytes]] = {
     type(None): lambda _: b"N",
     bool: lambda value: b"T" if value else b"F",
@@ -121,6 +131,7 @@ _ENCODERS: dict[type, Callable[..., bytes]] = {
     tuple: _encode_tuple,
     list: _encode_list,
     dict: _encode_dict,
+    Encoded: lambda value: value.data,
 }
 
 

@@ -11,7 +11,7 @@ from types import BuiltinFunctionType, CodeType, FunctionType, GetSetDescriptorT
 from typing import Any
 
 from lmstash.errors import InvalidArgumentError
-from lmstash.identity.encoding import Component, encode
+from lmstash.identity.encoding import Component, Encoded, encode, snapshot
 
 _PLAIN = (type(None), bool, int, float, str, bytes)
 _CONSTANTS = (complex, slice, range)
@@ -88,8 +88,25 @@ def imports_in(code: CodeType, package: str | None, *, by_call: bool = False) ->
             yield from imports_in(inner, package, by_call=by_call)
 
 
-def code_component(code: CodeType) -> Component:
-    """Return all of a function's code that decides what it does: not where it was written."""
+def code_component(code: CodeType) -> Any:
+    """Return all of a function's code that decides what it does: not where it was written.
+
+    Costs nothing for code that was asked for lately: it never changes, and a look at somebody's classes asks for all.
+    """
+    known = _components.get(id(code))
+    if known is None:
+        if len(_components) >= _MOST_KNOWN:
+            _components.clear()
+        known = _components[id(code)] = code, Encoded(_component(code))
+    return known[1]
+
+
+_MOST_KNOWN = 8192
+_components: dict[int, tuple[CodeType, Encoded]] = {}
+"""Each with its code, whose id stays its own thereby. By id, since equal code may be of several files."""
+
+
+def _component(code: CodeType) -> Component:
     if code.co_name == "__hash__" and code.co_filename.startswith("<attrs generated"):
         return ["attrs", list(code.co_names)]  # it holds a hash of texts, which is another one in each process
     consts = [code_component(each) if isinstance(each, CodeType) else plain_component(each) for each in code.co_consts]
@@ -133,10 +150,29 @@ def encoded(value: Any) -> bytes | None:
         return None
     if isinstance(value, set | frozenset):
         return encode(plain_component(value)) if all(type(each) in _PLAIN for each in value) else None
+    if type(value) in _CONTAINERS and len(value) >= _MANY and (told := snapshot(value)) is not None:
+        return _encoded_table(value, told)
     try:
         return encode(value)
     except InvalidArgumentError:
         return None
+
+
+def _encoded_table(value: Any, told: bytes) -> bytes:
+    """Return the encoding of a large container, made once for what lies in it: libraries hold tables of numbers."""
+    kind = type(value), told
+    data = _tables.get(kind)
+    if data is None:
+        if len(_tables) >= _MOST_TABLES:
+            _tables.clear()
+        data = _tables[kind] = encode(value)
+    return data
+
+
+_CONTAINERS = (tuple, list, dict)
+_MANY = 64
+_MOST_TABLES = 64
+_tables: dict[tuple[type, bytes], bytes] = {}
 
 
 def parts_of(name: str, member: Any) -> Iterator[Any]:
