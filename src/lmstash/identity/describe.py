@@ -24,7 +24,7 @@ from typing import Any
 from lmstash.errors import UnsupportedModelError
 from lmstash.identity.code.asked_by_text import CodeByText
 from lmstash.identity.code.memos import Memo, memos_among
-from lmstash.identity.code.operators import made_of, operator_name, refuse_unreadable
+from lmstash.identity.code.operators import made_of, operator_name, refuse_unreadable, said_of
 from lmstash.identity.code.owners import is_of_lmstash, owner_of, version_of
 from lmstash.identity.content.media import media_of
 from lmstash.identity.encoding import Component, encode, snapshot
@@ -298,7 +298,7 @@ class Describer:
             return [name, *beside, *(pairs if self.in_order else sorted(pairs, key=encode))]
         if kind.__module__.startswith("torch.") and kind.__name__ == "CustomOpDef":  # the rest is made of these
             made = made_of(self._readable(value._qualname, path)) or value  # what is called now goes by its name
-            return ["op", made._qualname, self.code(made._init_fn, path), self.value(made._backend_fns, path)]
+            return ["op", *said_of(made), self.code(made._init_fn, path), self.value(made._backend_fns, path)]
         item = getattr(value, "item", None)
         if kind.__module__ == "numpy" and item is not None and getattr(value, "shape", None) == ():
             return ["numpy", str(value.dtype), self.value(item(), path)]

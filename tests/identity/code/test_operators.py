@@ -318,6 +318,25 @@ class ByOver(nn.Module):
         return torch.ops.lmstash_test.over(x) if self.call is None else self.call(x)
 
 
+def test_kernels_that_are_off_are_another_model_while_they_are():
+    made = defined("over", "x * 2")
+    made.register_kernel("cpu")(lambda x: x * 3)
+    model, ids = model_with(ByOver()), [[1, 2, 3]]
+    with lmstash.open("memory://", strict=True) as stash:
+        acts = stash.activations(model)
+        on = acts(ids, 0, None)[0][0]
+        with made.set_kernel_enabled("cpu", enabled=False):
+            assert not torch.equal(acts(ids, 0, None)[0][0], on)
+        assert torch.equal(acts(ids, 0, None)[0][0], on)
+
+
+def test_what_autocast_hands_an_operator_counts():
+    made = defined("over", "x * 2")
+    before = lmstash.fingerprint(model_with(ByOver())).hex
+    made.register_autocast("cpu", torch.bfloat16)
+    assert lmstash.fingerprint(model_with(ByOver())).hex != before
+
+
 def test_kernels_for_other_devices_and_shapes_leave_a_function_readable():
     made = defined("everywhere", "x * 2")
     made.register_kernel("cuda")(lambda x: x * 2)

@@ -14,6 +14,7 @@ from typing import Any
 from lmstash.errors import UnsupportedModelError
 from lmstash.identity.code.owners import KNOWN_PACKAGES
 from lmstash.identity.code.words import ANY_NAME
+from lmstash.identity.encoding import Component
 
 _OF_TORCH = frozenset(
     {
@@ -60,6 +61,14 @@ def made_of(name: str) -> Any:
     """Return what `torch.library.custom_op` has made of somebody's function under a name; None if it has not."""
     made = _kept().get(name)
     return _kept().get(_without_overload(name)) if made is None else made
+
+
+def said_of(made: Any) -> list[Component]:
+    """Return the name of what `custom_op` has made, which kernels of it are off, and what autocast hands it."""
+    off, casts = getattr(made, "_disabled_kernel", ()), getattr(made, "_autocast_dtype", {})
+    if not (off or casts):
+        return [made._qualname]
+    return [made._qualname, sorted(map(str, off)), sorted(f"{device} {dtype}" for device, dtype in casts.items())]
 
 
 def is_unreadable(name: str) -> bool:
