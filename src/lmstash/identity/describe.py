@@ -24,7 +24,7 @@ from typing import Any
 from lmstash.errors import UnsupportedModelError
 from lmstash.identity.code.asked_by_text import CodeByText
 from lmstash.identity.code.memos import Memo, memos_among
-from lmstash.identity.code.operators import is_unreadable, made_of, operator_name
+from lmstash.identity.code.operators import made_of, operator_name, refuse_unreadable, said_of
 from lmstash.identity.code.owners import is_of_lmstash, owner_of, version_of
 from lmstash.identity.content.media import media_of
 from lmstash.identity.encoding import Component, encode, snapshot
@@ -200,13 +200,14 @@ class Describer:
         return ["of lmstash", type(value).__qualname__]
 
     def _operator(self, name: str, path: str) -> Component:
-        if is_unreadable(name) and not self._lenient:
-            raise UnsupportedModelError(
-                f"{path}: what computes the operator {name} cannot be had back from torch.library.Library. Make it "
-                "with torch.library.custom_op, or vouch for it: variant='...' (a new name whenever it changes)."
-            )
-        made = made_of(name)
-        return ["operator", name, None if made is None else self.value(made, path)]
+        return ["operator", name, self.value(made_of(self._readable(name, path)), path)]
+
+    def _readable(self, name: str, path: str) -> str:
+        if self._follow_code:
+            self._code.watch_operator(name)
+        if not self._lenient:
+            refuse_unreadable(name, path)
+        return name
 
     def code(self, code: Any, path: str = "") -> Component:
         """Return a class or function by name, after reading its code, and what a function has closed over."""
@@ -296,7 +297,8 @@ class Describer:
             pairs = [[key, each] for key, each in items]
             return [name, *beside, *(pairs if self.in_order else sorted(pairs, key=encode))]
         if kind.__module__.startswith("torch.") and kind.__name__ == "CustomOpDef":  # the rest is made of these
-            return ["op", value._qualname, self.code(value._init_fn, path), self.value(value._backend_fns, path)]
+            made = made_of(self._readable(value._qualname, path)) or value  # what is called now goes by its name
+            return ["op", *said_of(made), self.code(made._init_fn, path), self.value(made._backend_fns, path)]
         item = getattr(value, "item", None)
         if kind.__module__ == "numpy" and item is not None and getattr(value, "shape", None) == ():
             return ["numpy", str(value.dtype), self.value(item(), path)]

@@ -19,20 +19,15 @@ from operator import attrgetter
 from types import FunctionType, MappingProxyType, ModuleType
 from typing import Any
 
-from lmstash.identity.code.alone import (
-    attributes_of,
-    by_itself,
-    functions_in,
-    is_settings,
-    words_asked,
-)
+from lmstash.identity.code.alone import attributes_of, by_itself, functions_in, is_settings, words_asked
 from lmstash.identity.code.bytecode import globals_in, imports_in, in_order, names_in, plain_component, texts_in
 from lmstash.identity.code.class_members import is_word
 from lmstash.identity.code.closures import variables_of
 from lmstash.identity.code.digests import CodeGraph
 from lmstash.identity.code.handed_on import modules_named
 from lmstash.identity.code.named_modules import IMPORTS, RESOLVERS, file_of_module, files_named
-from lmstash.identity.code.operators import operators_named
+from lmstash.identity.code.operators import is_known, is_space, kernels_of, look_at_registered
+from lmstash.identity.code.operators_asked import OperatorsAsked
 from lmstash.identity.code.owners import defined_in, is_foreign, owner_of
 from lmstash.identity.code.uses import COUNTED, READ, uses_of
 from lmstash.identity.code.words import ANY_NAME, TABLES, texts_within
@@ -55,6 +50,7 @@ class CodeByText(CodeGraph):
         self._within = 0
         self._size: Any = None
         self._asked: set[str] = set()
+        self._operators, self._watched_operators = OperatorsAsked(), set[str]()
         self._handed: dict[str, ModuleType] = {}
         self._alone: dict[int, FunctionType | type] = {}
         self._n_read = 0
@@ -81,6 +77,8 @@ class CodeByText(CodeGraph):
         if self.is_yours(module.__name__):
             self._add_all(vars(module), f"{module.__name__}:")
             self._complete()
+        elif self._operators.see_value(module):
+            self._complete()
         return module.__name__
 
     def is_yours(self, module: str) -> bool:
@@ -88,6 +86,14 @@ class CodeByText(CodeGraph):
         if not is_foreign(module) or not self._is_own(module) or owner_of(module) == "lmstash":
             return False
         return self._pin_of is None or self._pin_of(module) is None
+
+    def watch_operator(self, name: str) -> None:
+        """Have `unchanged` say no once something else computes an operator, or torch knows other ones."""
+        if name not in self._watched_operators and not is_known(name):
+            self.watch(partial(kernels_of, name))
+            if not self._watched_operators:
+                self.watch(look_at_registered())
+            self._watched_operators.add(name)
 
     # --- what any code may ask of what any other holds ----------------------------------------------------------------
 
@@ -110,12 +116,15 @@ class CodeByText(CodeGraph):
                 self._add_of_functions()
                 self._add_of_classes()
                 self._add_by_texts()
+                for name, op in self._operators.found(self._asked).items():
+                    self.watch_operator(name)
+                    self._put(op, f"torch.ops {name}")
         finally:
             self._within -= 1
 
     def _sizes(self) -> tuple[int, ...]:
         met = self._asked, self._handed, self._alone, self._functions_of_yours, self._classes_of_yours
-        return tuple(map(len, met))
+        return (*map(len, met), self._operators.size)
 
     def _add_of_functions(self) -> None:
         """Read attributes of functions, but for numbers that code only counts up."""
@@ -163,14 +172,19 @@ class CodeByText(CodeGraph):
     def _see_asking(self, function: FunctionType) -> None:
         """Note what a function of yours asks for, and the modules that it hands on."""
         code, table = function.__code__, function.__globals__
-        self._asked |= words_asked(code)
+        words = words_asked(code)
+        self._asked |= words
+        self._operators.see(code, words)
         if not RESOLVERS.isdisjoint(names_in(code)):
             self._importing.append(function)
-        for name, op in operators_named({*names_in(code)}):
-            self._put(op, f"torch.ops {name}")
-        for each in map(table.get, globals_in(code)):
+        for name in sorted(globals_in(code) & table.keys()):
+            each = table[name]
             if isinstance(each, attrgetter):
                 self._asked.update(word for text in each.__reduce__()[1] for word in str(text).split("."))
+            elif self._operators.see_global(each, name, code):
+                self._place(table, name, each)
+                if is_space(each):
+                    self._link(f"{defined_in(function)}:{name}", each.__name__)
         for _, module, is_handed in modules_named(function, self.is_yours):
             if is_handed and module.__name__ not in self._handed:
                 self._handed[module.__name__] = module
@@ -305,6 +319,8 @@ class CodeByText(CodeGraph):
             self._count_alone(place, self._ordered(value, data))
         elif is_settings(value):
             self._put(value, f"{place} alone")
+        elif self._operators.see_value(value):
+            self._link(place, value.__name__)
         elif isinstance(value, dict | list | tuple) and depth:
             inner = value.items() if isinstance(value, dict) else enumerate(value)
             known = [self._is_known(each, f"{place}[{key!r}]", depth - 1) for key, each in inner if _is_short(key)]
