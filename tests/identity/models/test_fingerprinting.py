@@ -1,4 +1,5 @@
 import json
+import math
 import operator
 import os
 import random
@@ -162,6 +163,27 @@ def test_globals_that_the_code_names_count(monkeypatch):
         assert fingerprint_model(model) != scaled
     finally:
         OFFSET[0] = 0
+
+
+xp = np
+
+
+class UsesAnAlias(nn.Linear):
+    def forward(self, input):
+        return super().forward(input) * xp.asarray([2.0])[0].item() + xp.abs(xp.asarray(-1)).item()
+
+
+@pytest.mark.parametrize("other", [torch, torch.nn.functional, math])
+def test_which_library_a_name_stands_for_counts_and_is_watched(monkeypatch, other):
+    model = UsesAnAlias(2, 2).eval()
+    watch = ModelWatch(model)
+    before = watch.refresh()
+    assert watch.unchanged(before)
+    monkeypatch.setattr(sys.modules[__name__], "xp", other)
+    assert not watch.unchanged(before)
+    assert watch.refresh() == fingerprint_model(model) != before
+    monkeypatch.undo()
+    assert watch.refresh() == before
 
 
 def change_number(monkeypatch):

@@ -208,6 +208,10 @@ class CodeGraph(Watched):
         for each in sorted(names & function.__globals__.keys()):
             value = function.__globals__[each]
             if isinstance(value, ModuleType):
+                if each in asked and self._is_own(here):
+                    self._place(function.__globals__, each, value)
+                    if each != value.__name__:  # `np` says nothing of numpy
+                        self._units[f"{name}:{each} is"] = value.__name__
                 if owner != "transformers" or _is_modeling(here):
                     self._add_named(here, value, names, f"{name}:", set())
                 continue
