@@ -120,6 +120,10 @@ class ModelWatch:
             return f"a {type(mode).__qualname__} is active"
         return "" if self._reading is None else self._reading.structure.in_passes
 
+    def is_compiled(self) -> bool:
+        """Return whether something of the model, as last read, runs as `torch.compile` made it."""
+        return self._reading is not None and self._reading.structure.compiled
+
     def refresh(self) -> Fingerprint:
         """Look whether the model changed, and return who it is now. Call it before serving hits.
 
