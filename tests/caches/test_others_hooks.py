@@ -4,6 +4,7 @@ People have hooks that steer answers and leave prompts alone, or the other way r
 one position. No trial of a few tokens tells all of these from hooks that may be cut.
 """
 
+import functools
 from unittest.mock import Mock
 
 import pytest
@@ -197,7 +198,7 @@ def test_what_stands_around_forward_is_a_hook_by_another_name(place, monkeypatch
         monkeypatch.setattr(nn.Module, "__call__", lambda self, *args, **named: theirs(self, *args, **named))
     else:
         block = model.model.layers[0]
-        setattr(block, place, block._call_impl)
+        setattr(block, place, functools.partial(type(block)._call_impl, block))
     with lmstash.open("memory://", strict=True) as stash:
         kv, logprobs = stash.kv(model, variant="mine"), stash.logprobs(model, variant="mine")
         for _ in range(2):
@@ -206,6 +207,23 @@ def test_what_stands_around_forward_is_a_hook_by_another_name(place, monkeypatch
         assert ("was replaced" if place == "all modules" else place) in kv.reason
         assert kv.stats.tokens_kept == 0
         assert logprobs._engine.model.reuse is Reuse.NOTHING
+
+
+def test_what_was_put_back_is_no_hook():
+    model = llama()
+    mlp = model.model.layers[0].mlp
+    theirs, calls = mlp.forward, mlp._call_impl
+    mlp.forward = lambda x: theirs(x) * 2
+    mlp.forward, mlp._call_impl = theirs, calls
+    with lmstash.open("memory://", strict=True) as stash:
+        kv, logprobs = stash.kv(model), stash.logprobs(model)
+        for _ in range(3):
+            got, wanted = generated(kv.generate, PROMPT), generated(llama().generate, PROMPT)
+            kv.flush()
+            assert torch.equal(got.sequences, wanted.sequences)
+        assert kv.stats.tokens_reused > 0
+        assert logprobs._engine.model.reuse is Reuse.KV
+        assert lmstash.fingerprint(model).hex == lmstash.fingerprint(llama()).hex
 
 
 def compiled(model, how, **settings):

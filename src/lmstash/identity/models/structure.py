@@ -19,7 +19,15 @@ from lmstash.identity.encoding import Component, encode
 from lmstash.identity.instances import in_slots
 from lmstash.identity.models.code import ModelCode
 from lmstash.identity.models.compiled import is_compiled_module
-from lmstash.identity.models.hooks import around_forward, foreign_hooks, global_hooks, own_hooks, placed_on, words_of
+from lmstash.identity.models.hooks import (
+    around_forward,
+    foreign_hooks,
+    global_hooks,
+    is_its_own,
+    own_hooks,
+    placed_on,
+    words_of,
+)
 from lmstash.identity.models.members_asked_for import members_asked_for
 from lmstash.identity.models.numerics import device_types, environment, numerics, refuse_modes
 from lmstash.identity.models.patched import patched
@@ -301,10 +309,11 @@ def _attributes(module: torch.nn.Module) -> dict[str, Any]:
 
 
 def _is_put_back(module: torch.nn.Module, attribute: str, value: Any) -> bool:
-    """Whether this is what peft's generate() leaves: a method of the model inside, which is found without it, too."""
-    return (
-        type(value) is MethodType
-        and type(module).__module__.startswith("peft.tuners.")
+    """Whether this is a method that is found without it, too: the class's own, or what peft's generate() leaves."""
+    if type(value) is not MethodType:
+        return False
+    return is_its_own(module, attribute, value) or (
+        type(module).__module__.startswith("peft.tuners.")
         and not hasattr(type(module), attribute)
         and value == getattr(module._modules.get("model"), attribute, None)
     )
