@@ -203,6 +203,19 @@ class ModelWatch:
             self.suspect()
         return held
 
+    def reads_as(self, reading: Reading, fingerprint: Fingerprint) -> bool:
+        """Return whether the model, read anew, is the one of a fingerprint, whatever the settings of this thread.
+
+        Costs a fingerprint of the tensors that are not as in a reading of before, and waits for nobody. Does not raise.
+        """
+        try:
+            found = read_model(
+                self._model, variant=self._variant, strict_numerics=self._strict_numerics, known=reading.known
+            ).fingerprint
+        except UnsupportedModelError:
+            return False
+        return Key(found.components | {"numerics": fingerprint.components["numerics"]}) == Key(fingerprint.components)
+
     def unchanged(self, since: Fingerprint | None = None) -> bool:
         """Return whether the model is still the one of `since` (default: of the last `refresh`), reading everything.
 
