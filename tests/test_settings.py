@@ -34,12 +34,21 @@ def test_sizes_may_be_numbers_of_numpy_s(size: Any):
 
 
 def test_spans_of_time_are_read():
-    spans = ("90", "90s", "2m", "1.5h", "1d", "2w", 90, 0.5)
-    assert [parse_age(span) for span in spans] == [90, 90, 120, 5400, 86400, 1209600, 90, 0.5]
+    spans = ("90", "90s", "2m", "1.5h", ".5h", "2.h", "1d", "2w", 90, 0.5)
+    assert [parse_age(span) for span in spans] == [90, 90, 120, 5400, 1800, 7200, 86400, 1209600, 90, 0.5]
     assert parse_age(10**400) > 1e300
-    for nonsense in ("a while", "", None, b"90", float("nan")):
+    assert parse_age(-(10**400)) < -1e300
+    assert parse_age(float("inf")) > 1e300
+    for nonsense in ("a while", "", ".", "h", None, b"90", float("nan")):
         with pytest.raises(InvalidArgumentError, match="not a span of time"):
             parse_age(nonsense)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("span", [np.int64(3), np.float32(3), np.float16(3), np.float64(3)])
+def test_spans_of_time_may_be_numbers_of_numpy_s(span: Any):
+    assert type(parse_age(span)) is float
+    assert parse_age(span) == 3
 
 
 @pytest.mark.parametrize(

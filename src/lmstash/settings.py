@@ -70,8 +70,11 @@ def parse_age(text: str | float) -> float:
         InvalidArgumentError: The text is not a span of time.
     """
     if isinstance(text, Real) and text == text:
-        return float(min(text, sys.float_info.max))
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhdw]?)\s*", str(text).lower())
+        try:
+            return min(float(text), sys.float_info.max)
+        except OverflowError:  # a whole number of hundreds of digits
+            return sys.float_info.max if cast(float, text) > 0 else -sys.float_info.max
+    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([smhdw]?)\s*", str(text).lower())
     if not match:
         raise InvalidArgumentError(f"not a span of time: {text!r}. Write for instance 90s, 30m, 12h, 7d or 2w.")
     return float(match[1]) * _AGES[match[2] or "s"]

@@ -4,6 +4,7 @@ People have hooks that steer answers and leave prompts alone, or the other way r
 one position. No trial of a few tokens tells all of these from hooks that may be cut.
 """
 
+import functools
 from unittest.mock import Mock
 
 import pytest
@@ -197,7 +198,7 @@ def test_what_stands_around_forward_is_a_hook_by_another_name(place, monkeypatch
         monkeypatch.setattr(nn.Module, "__call__", lambda self, *args, **named: theirs(self, *args, **named))
     else:
         block = model.model.layers[0]
-        setattr(block, place, block._call_impl)
+        setattr(block, place, functools.partial(type(block)._call_impl, block))
     with lmstash.open("memory://", strict=True) as stash:
         kv, logprobs = stash.kv(model, variant="mine"), stash.logprobs(model, variant="mine")
         for _ in range(2):
@@ -206,6 +207,106 @@ def test_what_stands_around_forward_is_a_hook_by_another_name(place, monkeypatch
         assert ("was replaced" if place == "all modules" else place) in kv.reason
         assert kv.stats.tokens_kept == 0
         assert logprobs._engine.model.reuse is Reuse.NOTHING
+
+
+def test_what_was_put_back_is_no_hook():
+    model = llama()
+    mlp = model.model.layers[0].mlp
+    theirs, calls = mlp.forward, mlp._call_impl
+    mlp.forward = lambda x: theirs(x) * 2
+    mlp.forward, mlp._call_impl = theirs, calls
+    with lmstash.open("memory://", strict=True) as stash:
+        kv, logprobs = stash.kv(model), stash.logprobs(model)
+        for _ in range(3):
+            got, wanted = generated(kv.generate, PROMPT), generated(llama().generate, PROMPT)
+            kv.flush()
+            assert torch.equal(got.sequences, wanted.sequences)
+        assert kv.stats.tokens_reused > 0
+        assert logprobs._engine.model.reuse is Reuse.KV
+        assert lmstash.fingerprint(model).hex == lmstash.fingerprint(llama()).hex
+
+
+def compiled(model, how, **settings):
+    settings = {"backend": "eager", **settings}
+    if how == "forward":
+        model.forward = torch.compile(model.forward, **settings)
+    else:
+        for each in [model] if how == "the model" else model.model.layers:
+            each.compile(**settings)
+    return model
+
+
+@pytest.fixture
+def dynamo():
+    """What was compiled in a test is not taken for another one's."""
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("how", ["forward", "the model", "blocks"])
+def test_what_torch_compiles_is_vouched_for_as_code_is(how, dynamo):
+    model, oracle = compiled(llama(), how), llama()
+    with lmstash.open("memory://", strict=True) as stash:
+        if how != "forward":  # which is refused where nobody vouches
+            assert "vouch for that: variant=" in stash.kv(model).reason
+        kv, logprobs = stash.kv(model, variant="compiled"), stash.logprobs(model, variant="compiled")
+        for ids in (PROMPT, PROMPT, PROMPT, LONGER):
+            got, wanted = generated(kv.generate, ids), generated(oracle.generate, ids)
+            kv.flush()
+            assert torch.equal(got.sequences, wanted.sequences)
+            torch.testing.assert_close(got.logits[0], wanted.logits[0], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(logprobs.next_token_logprobs(ids), plain(oracle, ids), rtol=1e-4, atol=1e-4)
+        assert kv.reason == ""
+        assert kv.stats.tokens_reused > 0
+        assert logprobs._engine.model.reuse is Reuse.KV
+
+
+@pytest.mark.parametrize("how", ["forward", "the model"])
+def test_what_is_compiled_in_one_piece_is_not_broken_by_ours(how, dynamo):
+    """Neither hooks nor layers of lmstash's lie in what is traced: Dynamo would refuse the pass."""
+    model, oracle = compiled(llama(), how, fullgraph=True, dynamic=True), llama()
+    with lmstash.open("memory://", strict=True) as stash:
+        kv = stash.kv(model, variant="compiled")
+        for ids in (PROMPT, PROMPT, PROMPT, LONGER):
+            got, wanted = generated(kv.generate, ids), generated(oracle.generate, ids)
+            kv.flush()
+            assert torch.equal(got.sequences, wanted.sequences)
+        assert kv.stats.tokens_reused > 0
+        assert not kv.stats.passed_on
+        cache, n_tokens = kv.past(LONGER)
+        with torch.no_grad():
+            out = model(torch.tensor([LONGER[n_tokens:]]), past_key_values=cache).logits[0, -1].log_softmax(-1)
+        torch.testing.assert_close(out, plain(oracle, LONGER), rtol=1e-4, atol=1e-4)
+
+
+def test_a_hook_that_was_compiled_in_is_gone_when_it_is_taken_off(dynamo):
+    model, oracle = llama(), llama()
+    handle = model.model.layers[0].register_forward_hook(last)
+    compiled(model, "forward")
+    assert not torch.equal(plain(model, PROMPT), plain(oracle, PROMPT))
+    with lmstash.open("memory://", strict=True) as stash:
+        kv = stash.kv(model, variant="compiled")
+        assert "hook" in kv.reason
+        handle.remove()
+        for ids in (PROMPT, PROMPT, LONGER):
+            got, wanted = generated(kv.generate, ids), generated(oracle.generate, ids)
+            kv.flush()
+            torch.testing.assert_close(got.logits[0], wanted.logits[0], rtol=1e-4, atol=1e-4)
+        assert kv.stats.tokens_kept > 0
+
+
+@pytest.mark.parametrize("how", ["forward", "the model", "blocks"])
+def test_a_compiler_of_one_s_own_may_put_a_hook_in(how, dynamo):
+    """It gets the operations of a pass, and may give back others; nobody is told to vouch for it, in vain."""
+    model = compiled(llama(), how, backend=lambda graph, inputs: graph.forward)
+    with lmstash.open("memory://", strict=True) as stash:
+        reasons = [stash.kv(model, variant="compiled").reason]
+        if how != "forward":
+            reasons.append(stash.kv(model).reason)
+        for reason in reasons:
+            assert "what torch.compile makes" in reason
+            assert "whatever variant= calls it" in reason
+        assert stash.logprobs(model, variant="compiled")._engine.model.reuse is Reuse.NOTHING
 
 
 def test_a_mock_is_no_hook_of_lmstash_s():

@@ -1,6 +1,7 @@
 """Parts of transformers' own, or of a quantiser's, that do what the model's configuration does not say."""
 
 import copy
+import inspect
 
 import pytest
 import torch
@@ -136,6 +137,19 @@ def inner_config(name, value):
         return model
 
     return change
+
+
+def test_classes_are_asked_once_whether_they_see_what_comes_later(monkeypatch):
+    """With adapters there are thousands of modules of a few classes."""
+    model, asked, look = llama(), [], inspect.getattr_static
+
+    def counting(held, name, default):
+        asked.append(held)
+        return look(held, name, default)
+
+    monkeypatch.setattr(inspect, "getattr_static", counting)
+    assert family_of(model).reason == ""
+    assert len(asked) <= len(set(map(type, model.modules()))) < len([*model.modules()])
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from lmstash.errors import MissingDependencyError, UnsupportedModelError
+from lmstash.identity.models.hooks import has_own_forward
 from lmstash.identity.models.reached import config_of
 
 LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope", "su")
@@ -98,7 +99,7 @@ class TorchModel:
     def may_skip_head(self) -> bool:
         """Whether calling the base model alone is what the whole model would do on the way."""
         model = self.model
-        plain = type(model).__module__.startswith("transformers.") and "forward" not in vars(model)
+        plain = type(model).__module__.startswith("transformers.") and not has_own_forward(model)
         return plain and not (model._forward_hooks or model._forward_pre_hooks) and _is_of_transformers(type(model))
 
     def declared_causal(self) -> bool:

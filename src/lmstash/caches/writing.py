@@ -28,6 +28,7 @@ class _Group:
     replace: bool
     confirm: Callable[[], bool] | None
     n_bytes: int
+    published: Callable[[Sequence[Write]], None] | None = None
 
 
 class WriteBehind:
@@ -66,6 +67,7 @@ class WriteBehind:
         *,
         replace: bool = False,
         confirm: Callable[[], bool] | None = None,
+        published: Callable[[Sequence[Write]], None] | None = None,
         patience_seconds: float | None = None,
     ) -> int:
         """Take values; returns how many were taken.
@@ -74,6 +76,7 @@ class WriteBehind:
             writes: In the order of their worth: the last ones are dropped, and counted, when there is no room in time.
             replace: Overwrite what is kept already.
             confirm: Called in the writing thread, once, before any of them is put: False drops all.
+            published: Called in the writing thread with those that were put, once they were.
             patience_seconds: How long to wait for room altogether; None for as long as it takes.
         """
         deadline = None if patience_seconds is None else time.monotonic() + patience_seconds
@@ -84,14 +87,14 @@ class WriteBehind:
         for write in writes:
             n_bytes = _size(write)
             if size and size + n_bytes > _GROUP_BYTES:
-                if not self._add(_Group(group, replace, checked, size), deadline):
+                if not self._add(_Group(group, replace, checked, size, published), deadline):
                     break
                 taken += len(group)
                 group, size = [], 0
             group.append(write)
             size += n_bytes
         else:
-            if not group or self._add(_Group(group, replace, checked, size), deadline):
+            if not group or self._add(_Group(group, replace, checked, size, published), deadline):
                 return taken + len(group)
         for write in writes[taken:]:
             self.store.events.drop(write.namespace, write.key, DropReason.BUSY)
@@ -183,6 +186,8 @@ class WriteBehind:
             )
             return
         self.store.put_many(group.writes, replace=group.replace)
+        if group.published is not None:
+            group.published(group.writes)
 
 
 class _Once:

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.nn.utils import prune
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, TextStreamer
 from transformers.cache_utils import DynamicCache, DynamicLayer, StaticCache
 
@@ -252,6 +253,37 @@ def test_the_cache_that_is_returned_is_the_caller_s(model, stash, prompt):
     expected = model.generate(prompt(120), **GREEDY)
     assert torch.equal(kv.generate(prompt(120), **GREEDY), expected)
     assert kv.stats.tokens_reused > 90
+
+
+@pytest.mark.parametrize("kind", ["pruned", "weight_norm"])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated")
+def test_a_model_whose_passes_make_weights_anew_is_kept(make_model, prompt, kind):
+    """By hooks of torch's own, of weights and nothing else."""
+
+    def build():
+        model = make_model()
+        layer = model.model.layers[0].mlp.up_proj
+        if kind == "weight_norm":
+            torch.nn.utils.weight_norm(layer)
+        else:
+            prune.l1_unstructured(layer, "weight", 0.5)
+        return model, getattr(layer, "weight_g" if kind == "weight_norm" else "weight_orig")
+
+    (model, weight), (oracle, theirs) = build(), build()
+    with lmstash.open("memory://", strict=True) as stash:
+        kv = stash.kv(model)
+        for edit in (0.0, 0.5, 0.0, -0.5):
+            before = kv.stats.tokens_kept
+            for each in (weight, theirs):
+                each.data.add_(edit)
+            for number in range(3):
+                out = kv.generate(prompt(100), output_logits=True, return_dict_in_generate=True, **GREEDY)
+                expected = oracle.generate(prompt(100), output_logits=True, return_dict_in_generate=True, **GREEDY)
+                torch.testing.assert_close(logits_of(out), logits_of(expected), rtol=1e-4, atol=1e-5)
+                kv.flush()
+                if number == 0 and edit:  # the weight was not made yet when it was looked at
+                    assert kv.stats.tokens_kept == before
+        assert kv.stats.tokens_reused >= 3 * 99
 
 
 UNFIT = {

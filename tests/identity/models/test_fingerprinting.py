@@ -601,6 +601,44 @@ def test_what_generate_and_accelerate_leave_for_their_next_call_does_not_count(b
     assert watch.refresh() == before
 
 
+def test_a_method_of_the_class_s_own_that_was_put_back_does_not_count(build_llama):
+    model = build_llama()
+    before, watch, mlp = fingerprint_model(model), ModelWatch(model), model.model.layers[0].mlp
+    theirs = mlp.forward
+    mlp.forward = lambda x: theirs(x) * 2
+    with pytest.raises(UnsupportedModelError, match=r"its own `forward`"):
+        watch.refresh()
+    mlp.forward = theirs
+    for each in (model, model.model.norm):
+        each.__dict__.update(train=each.train, _call_impl=each._call_impl)
+    assert fingerprint_model(model) == before == watch.refresh()
+    assert fingerprint_model(model, variant="mine") == fingerprint_model(build_llama(), variant="mine")
+
+
+def test_a_forward_that_is_not_what_runs_without_it_is_refused(build_llama, monkeypatch):
+    model = build_llama()
+    first, second = (layer.mlp for layer in (*model.model.layers, *model.model.layers)[:2])
+    second = type(first)(model.config) if second is first else second
+    watch = ModelWatch(model)
+    for other in (second.forward, types.MethodType(model.model.norm.forward, first), types.MethodType(len, first)):
+        first.forward = other
+        with pytest.raises(UnsupportedModelError, match=r"its own `forward`"):
+            watch.refresh()
+    first.forward = types.MethodType(type(first).forward, first)
+    watch.refresh()
+    older = type(first).forward
+    monkeypatch.setattr(type(first), "forward", lambda self, x: older(self, x) * 2)  # which the instance does not run
+    with pytest.raises(UnsupportedModelError, match=r"its own `forward`"):
+        watch.refresh()
+
+
+def test_a_method_by_another_name_counts(build_llama):
+    model = build_llama()
+    before = fingerprint_model(model)
+    model.model.norm.train = model.model.norm.eval
+    assert fingerprint_model(model) != before
+
+
 @pytest.mark.parametrize("name", ["_previous_max_cache_length", "_compiled_call", "_last_compile_config"])
 def test_a_class_of_ones_own_may_read_what_has_the_names_of_what_generate_leaves(build_llama, name):
     model = build_llama()

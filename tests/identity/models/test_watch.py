@@ -8,6 +8,7 @@ import weakref
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from lmstash.errors import UnsupportedModelError
 from lmstash.identity.memory.probe import Probe
@@ -504,6 +505,41 @@ def test_a_look_leaves_the_bytes_for_later(build_llama):
     assert sight.fingerprint == watch.fingerprint
     assert sight.holds()
     assert sight.unchanged()
+
+
+@pytest.fixture
+def pruned(build_llama):
+    """A model of which each pass makes a weight anew."""
+    model = build_llama()
+    prune.random_unstructured(model.model.layers[0].mlp.up_proj, "weight", 0.5)
+    return model
+
+
+def run(model):
+    with torch.no_grad():
+        model(torch.tensor([[1, 2, 3]]))
+
+
+def test_a_weight_that_each_pass_makes_anew_is_what_it_was(pruned):
+    watch = ModelWatch(pruned)
+    for _ in range(2):
+        sight = watch.look()
+        run(pruned)
+        with torch.autocast("cpu", dtype=torch.bfloat16):  # whose settings are those of another thread
+            assert sight.unchanged()
+        assert watch.unchanged(sight.fingerprint)
+
+
+@pytest.mark.parametrize("name", ["weight_orig", "weight_mask", "weight"])
+@pytest.mark.parametrize("late", [False, True], ids=["before the pass", "after it"])
+def test_a_weight_that_each_pass_makes_anew_may_be_another(pruned, name, late):
+    sight = ModelWatch(pruned).look()
+    if late:
+        run(pruned)
+    getattr(pruned.model.layers[0].mlp.up_proj, name).data.add_(1)
+    if not late:
+        run(pruned)
+    assert sight.unchanged() == (name == "weight" and not late)  # what was put there the pass has made anew
 
 
 def test_a_look_does_not_wait_for_a_thread_that_reads_every_weight(build_llama):

@@ -31,7 +31,7 @@ from lmstash.caches.pass_hooks import PassHooks
 from lmstash.caches.torch_model import TorchModel, first_number
 from lmstash.errors import UnsupportedModelError
 from lmstash.events import logger
-from lmstash.identity.models.hooks import foreign_hooks, global_hooks, own_hooks
+from lmstash.identity.models.hooks import foreign_hooks, global_hooks, has_own_forward, own_hooks
 
 
 class _EverythingRead(Exception):
@@ -364,7 +364,7 @@ class ModelSource(TorchModel):
         """Whether only the modules' own code runs: nobody's hooks, no `forward` but those that accelerate placed."""
         modules = list(self.model.modules())
         hooks = foreign_hooks([*global_hooks(), *(each for module in modules for each in own_hooks(module))])
-        return not hooks and not any("forward" in vars(each) and not hasattr(each, "_hf_hook") for each in modules)
+        return not hooks and not any(has_own_forward(each) and not hasattr(each, "_hf_hook") for each in modules)
 
     def _observed_causal(self) -> bool:
         vocabulary = self.vocabulary or 2

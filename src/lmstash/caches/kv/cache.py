@@ -208,7 +208,7 @@ class KV:
             begun.rows(), past_key_values, begun.names, begun.sight, seconds_per_token=0.0, patience_seconds=None
         )
         parts.queue.flush()
-        return kept
+        return kept.n_tokens
 
     def prefill(self, input_ids: Any, attention_mask: Any = None) -> int:
         """Compute and keep what is not kept of the prompt, all of it; returns once that is in the store.

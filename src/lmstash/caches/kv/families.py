@@ -76,7 +76,7 @@ def family_of(model: Any) -> Family:
         return Family("its attention chooses tokens by an index of its own")
     if not _is_causal(config):
         return Family("it is an encoder: tokens see what comes after them")
-    if any(_turns_both_ways(each) for each in configs) or any(_sees_later(*each) for each in model.named_modules()):
+    if any(map(_turns_both_ways, configs)) or _sees_later(model):
         return Family("part of it says is_causal=False: tokens see what comes after them")
     if shares_among_tokens(model, config):
         return Family(
@@ -150,10 +150,17 @@ def _turns_both_ways(config: Any) -> bool:
     return not getattr(config, "is_causal", True) or both is True or both == "all"
 
 
-def _sees_later(path: str, module: Any) -> bool:
+def _sees_later(model: Any) -> bool:
     """Whether attention says that it is not causal; what looks at another text, of which there is none, may say so."""
-    across = "cross" in path.lower() or vars(module).get("is_cross_attention") is True
-    return inspect.getattr_static(module, "is_causal", None) is False and not across
+    of_class: dict[type, Any] = {}
+    for path, module in model.named_modules():
+        kind, held = type(module), vars(module)
+        if kind not in of_class:
+            of_class[kind] = inspect.getattr_static(kind, "is_causal", None)
+        across = "cross" in path.lower() or held.get("is_cross_attention") is True
+        if held.get("is_causal", of_class[kind]) is False and not across:
+            return True
+    return False
 
 
 def _arguments(model: Any) -> frozenset[str]:

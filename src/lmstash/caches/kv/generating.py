@@ -66,7 +66,7 @@ class Generating:
         turn = self._prepare(inputs, arguments)
         if not isinstance(turn, str) and turn.width:
             try:
-                early = turn.call.streams or self._has_hooks or parts.family.linear
+                early = turn.call.streams or self._has_hooks or parts.family.linear or parts.watch.is_compiled()
                 if early and not turn.passed():
                     raise UnverifiedError
                 out = self._run(turn, inputs, arguments)
@@ -150,6 +150,8 @@ class Generating:
             if clock.seconds or turn.call.streams or _is_callers(error, parts.model):
                 raise
             parts.pass_on(f"{type(error).__name__}: {error}")
+            draws.hooks.live = False
+            draws.hooks.remove()  # they may be what fails
             return parts.model.generate(inputs, **arguments)
         finally:
             draws.hooks.live = False

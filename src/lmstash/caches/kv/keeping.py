@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -27,7 +28,7 @@ from lmstash.caches.writing import WriteBehind
 from lmstash.events import DropReason
 from lmstash.identity.chain import BLOCK_TOKENS
 from lmstash.identity.models.sighting import Sighting
-from lmstash.store.base import Store
+from lmstash.store.base import Store, Write
 
 _PLAIN = (DynamicLayer, DynamicSlidingWindowLayer, StaticLayer, LinearAttentionAndFullAttentionLayer)
 """Layers whose tensors are keys and values of every token, as far as they are long enough."""
@@ -47,6 +48,13 @@ class Filled:
     """Slots before the first token."""
     match: Match
     """What was kept of the tokens before."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What of one call is in the store by now."""
+
+    n_tokens: int = 0
 
 
 class Keeper:
@@ -70,8 +78,8 @@ class Keeper:
         seconds_per_token: float,
         patience_seconds: float | None,
         states: Mapping[int, Mapping[str, Tensor]] = MappingProxyType({}),
-    ) -> int:
-        """Offer to the queue what is new in a cache, copied; returns how many tokens.
+    ) -> Tally:
+        """Offer to the queue what is new in a cache, copied; returns how much of it was put, as far as it was.
 
         Args:
             rows: Which rows hold what.
@@ -82,16 +90,17 @@ class Keeper:
             patience_seconds: How long to wait for room; None for as long as it takes.
             states: Of the recurrent layers, by how many tokens of the only row they are of.
         """
+        tally = Tally()
         if not rows:
-            return 0
+            return tally
         if getattr(self._store, "read_only", False):
             self.refuse("the stash is read-only")
-            return 0
+            return tally
         length = max(row.pads + len(row.ids) for row in rows)
         tensors = self._tensors(cache, length)
         if isinstance(tensors, str):
             self.refuse(tensors)
-            return 0
+            return tally
         keys, values = tensors
         finder = Finder(self._store, self._queue, names.namespace)
         harvest = Harvest()
@@ -120,16 +129,19 @@ class Keeper:
                 describe_model(self._store, sight.fingerprint, self._facts.name)
             return unchanged
 
-        taken = self._queue.offer(fresh, confirm=confirm, patience_seconds=patience_seconds)
-        if taken == len(fresh):
-            self._queue.offer(again, replace=True, confirm=confirm, patience_seconds=patience_seconds)
+        def published(writes: Sequence[Write]) -> None:
+            n_tokens = sum(write.n_tokens for write in writes)
+            tally.n_tokens += n_tokens
+            self._stats.kept(n_tokens, harvest.worst_error)
+
+        offer = partial(self._queue.offer, confirm=confirm, published=published, patience_seconds=patience_seconds)
+        if offer(fresh) == len(fresh):
+            offer(again, replace=True)
         else:  # what points to a block that was dropped is of no use
             for write in again:
                 self._store.events.drop(write.namespace, write.key, DropReason.BUSY)
         self._store.events.overflow(harvest.overflows)
-        n_tokens = sum(write.n_tokens for write in (*fresh, *again))
-        self._stats.kept(n_tokens, harvest.worst_error)
-        return n_tokens
+        return tally
 
     def refuse(self, reason: str) -> None:
         """Count, and say once, why a cache is not kept."""

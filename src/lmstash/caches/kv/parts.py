@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -118,7 +119,7 @@ class Parts:
     def restored(
         self, prompts: Prompts, matches: Sequence[Match], width: int, *, repeats: int = 1, guard: Guard | None = None
     ) -> Any:
-        """Return a cache of which the first `width` slots are filled."""
+        """Return a cache of which the first `width` slots are filled. Of a compiled model `guard` is not told."""
         empty = self.family.empty(self.model)
         shape = next((match.shape for match in matches if match.shape is not None), None)
         if not width or shape is None:
@@ -127,7 +128,17 @@ class Parts:
             Filling(min(pads, width), match.first(width - pads))
             for pads, match in zip(prompts.pads, matches, strict=True)
         ]
-        return restore(empty, self.family.kept, fillings, shape, self.model.device, repeats=repeats, guard=guard)
+        traced = self.watch.is_compiled()
+        told = None if traced else guard
+        cache = restore(empty, self.family.kept, fillings, shape, self.model.device, repeats=repeats, guard=told)
+        if traced:  # plain layers are what can be compiled, and nothing may be waited for within
+            started = time.perf_counter()
+            layers: list[Any] = cache.layers
+            for number in self.family.kept:
+                layers[number].keys = layers[number].keys
+            if guard is not None:
+                guard.seconds = time.perf_counter() - started
+        return cache
 
     def forward(self, prompts: Prompts, cache: Any, width: int) -> None:
         """Feed the model what follows the first `width` slots of some prompts, which its cache holds already."""

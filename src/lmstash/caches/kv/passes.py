@@ -9,6 +9,7 @@ from torch import nn
 
 from lmstash.caches.drawing import moved, torch_states
 from lmstash.caches.pass_hooks import PassHooks
+from lmstash.identity.models.compiled import bears_hooks
 
 
 class DrawsInPasses:
@@ -29,6 +30,8 @@ class DrawsInPasses:
 
     def begin(self) -> None:
         """Look on from now on."""
+        if not bears_hooks(self._whole):
+            return
         self.hooks.before(self._whole, self._begin, first=True)
         self.hooks.after(self._whole, self._end, always=True)
 

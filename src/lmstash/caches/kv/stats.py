@@ -24,7 +24,7 @@ class KVStats:
     tokens_reused: int = 0
     """Those that were restored instead of computed."""
     tokens_kept: int = 0
-    """Offered to the store."""
+    """Put into the store."""
     passed_on: Counter[str] = field(default_factory=Counter[str])
     """Calls that were left to the model alone, by reason."""
     not_kept: Counter[str] = field(default_factory=Counter[str])
@@ -51,7 +51,7 @@ class KVStats:
             self.tokens_reused += reused
 
     def kept(self, n_tokens: int, worst_error: float) -> None:
-        """Count tokens offered to the store, and how far they were rounded."""
+        """Count tokens that were put into the store, and how far they were rounded."""
         with self._lock:
             self.tokens_kept += n_tokens
             self.worst_error = max(self.worst_error, worst_error)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
+
+from lmstash.identity.models.compiled import is_bound_to, is_compiled, is_compiled_by_torch
 
 if TYPE_CHECKING:
     import torch
@@ -52,10 +54,49 @@ def placed_on(module: torch.nn.Module, *, vouched: bool) -> Iterator[str]:
         module: A module.
         vouched: Whether all this goes by its owner's name for it, and is let be; else most of it is read.
     """
-    if "forward" in module.__dict__ and not (vouched and _only_moves(module)):
-        yield "its own `forward` (set on the instance, as accelerate and torch.compile do)"
+    placed = module.__dict__.get("forward")
+    if has_own_forward(module):
+        if not vouched:
+            yield "its own `forward` (set on the instance, as accelerate and torch.compile do)"
+        elif not (_only_moves(module) or is_compiled_by_torch(placed, module, _class_s("forward", type(module)))):
+            yield f"its own `forward`{_how(placed)}"
     if vouched:
-        yield from (f"its own `{name}`" for name in sorted(_CALLS & module.__dict__.keys()))
+        yield from around_forward(module)
+
+
+def around_forward(module: torch.nn.Module) -> Iterator[str]:
+    """Yield what somebody has put on a module itself in place of what runs its `forward`; read where none vouches."""
+    for name in sorted(_CALLS & module.__dict__.keys()):
+        placed = module.__dict__[name]
+        if placed is None and name == "_compiled_call_impl":  # as its class says
+            continue
+        runs = _class_s("_call_impl" if name == "_compiled_call_impl" else name, type(module))
+        if not (is_its_own(module, name, placed) or is_compiled_by_torch(placed, module, runs)):
+            yield f"its own `{name}`{_how(placed)}"
+
+
+def has_own_forward(module: torch.nn.Module) -> bool:
+    """Return whether a `forward` lies on a module itself, and it is not the one that it would run without."""
+    return "forward" in module.__dict__ and not is_its_own(module, "forward", module.__dict__["forward"])
+
+
+def is_its_own(module: torch.nn.Module, name: str, value: Any) -> bool:
+    """Return whether an attribute is a method of the module's own class by its own name: as if it was not there.
+
+    `mlp.forward = theirs` leaves one where `theirs` is what `mlp.forward` was before somebody replaced it.
+    """
+    return type(value) is MethodType and is_bound_to(value, module, _class_s(name, type(module)))
+
+
+def _how(placed: Any) -> str:
+    if not is_compiled(placed):
+        return " (set on the instance)"
+    return " (compiled; what torch.compile makes of the class's own is known, by its own backends and plain options)"
+
+
+def _class_s(name: str, cls: type) -> Any:
+    """Return what lies in a class, or in one that it is made from, under a name, as it lies there."""
+    return next((vars(base)[name] for base in cls.__mro__ if name in vars(base)), None)
 
 
 def _only_moves(module: torch.nn.Module) -> bool:

@@ -55,8 +55,10 @@ class Sighting:
         except UnsupportedModelError:
             return False
         found[-1] = self._stamp[-1]  # numerics, which are this thread's
-        if found != self._stamp or addresses_of(live) != self._addresses or not code.unchanged():
+        if found != self._stamp or not code.unchanged():
             return False
+        if addresses_of(live) != self._addresses:  # pruned weights are made anew in each pass, and are what they were
+            return self._watch.reads_as(self._reading, self.fingerprint)
         return self._watch.holding(self._reading, None)
 
 

@@ -18,7 +18,16 @@ from lmstash.identity.describe import IMMUTABLE, TENSOR_MARKS, Describer
 from lmstash.identity.encoding import Component, encode
 from lmstash.identity.instances import in_slots
 from lmstash.identity.models.code import ModelCode
-from lmstash.identity.models.hooks import foreign_hooks, global_hooks, own_hooks, placed_on, words_of
+from lmstash.identity.models.compiled import is_compiled_module
+from lmstash.identity.models.hooks import (
+    around_forward,
+    foreign_hooks,
+    global_hooks,
+    is_its_own,
+    own_hooks,
+    placed_on,
+    words_of,
+)
 from lmstash.identity.models.members_asked_for import members_asked_for
 from lmstash.identity.models.numerics import device_types, environment, numerics, refuse_modes
 from lmstash.identity.models.patched import patched
@@ -78,7 +87,10 @@ class Structure:
     def __init__(self, *, vouched: bool = False) -> None:
         self.vouched = vouched
         self.in_passes = ""
-        """The first of what stands in the model's passes, cannot be compared, and goes by its owner's name for it."""
+        """The first of what stands in the model's passes, and nobody can say of what it makes of a token that it hangs
+        on those before it only."""
+        self.compiled = False
+        """Whether something of it runs as `torch.compile` made it."""
         self.components: dict[str, Component] = {}
         self.tensors: dict[str, torch.Tensor] = {}
         self.code = ModelCode()
@@ -195,6 +207,9 @@ def _read_module(
     hooks = foreign_hooks(own_hooks(module))
     for what in (*placed_on(module, vouched=out.vouched), *words_of(hooks)):
         out.meet(f"{where} has {what}")
+    for what in () if out.vouched else around_forward(module):  # so that nobody is told to vouch for it, in vain
+        out.in_passes = out.in_passes or f"{where} has {what}"
+    out.compiled = out.compiled or is_compiled_module(module)
     found: dict[Component, Component] = {
         "<class>": describer.code(type(module)),
         "<training>": module.training,
@@ -294,10 +309,11 @@ def _attributes(module: torch.nn.Module) -> dict[str, Any]:
 
 
 def _is_put_back(module: torch.nn.Module, attribute: str, value: Any) -> bool:
-    """Whether this is what peft's generate() leaves: a method of the model inside, which is found without it, too."""
-    return (
-        type(value) is MethodType
-        and type(module).__module__.startswith("peft.tuners.")
+    """Whether this is a method that is found without it, too: the class's own, or what peft's generate() leaves."""
+    if type(value) is not MethodType:
+        return False
+    return is_its_own(module, attribute, value) or (
+        type(module).__module__.startswith("peft.tuners.")
         and not hasattr(type(module), attribute)
         and value == getattr(module._modules.get("model"), attribute, None)
     )

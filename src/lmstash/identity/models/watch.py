@@ -120,6 +120,10 @@ class ModelWatch:
             return f"a {type(mode).__qualname__} is active"
         return "" if self._reading is None else self._reading.structure.in_passes
 
+    def is_compiled(self) -> bool:
+        """Return whether something of the model, as last read, runs as `torch.compile` made it."""
+        return self._reading is not None and self._reading.structure.compiled
+
     def refresh(self) -> Fingerprint:
         """Look whether the model changed, and return who it is now. Call it before serving hits.
 
@@ -198,6 +202,19 @@ class ModelWatch:
         if not held:
             self.suspect()
         return held
+
+    def reads_as(self, reading: Reading, fingerprint: Fingerprint) -> bool:
+        """Return whether the model, read anew, is the one of a fingerprint, whatever the settings of this thread.
+
+        Costs a fingerprint of the tensors that are not as in a reading of before, and waits for nobody. Does not raise.
+        """
+        try:
+            found = read_model(
+                self._model, variant=self._variant, strict_numerics=self._strict_numerics, known=reading.known
+            ).fingerprint
+        except UnsupportedModelError:
+            return False
+        return Key(found.components | {"numerics": fingerprint.components["numerics"]}) == Key(fingerprint.components)
 
     def unchanged(self, since: Fingerprint | None = None) -> bool:
         """Return whether the model is still the one of `since` (default: of the last `refresh`), reading everything.
