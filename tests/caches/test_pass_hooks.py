@@ -68,3 +68,12 @@ def test_an_interrupt_while_they_are_removed_leaves_none(monkeypatch: pytest.Mon
     with pytest.raises(KeyboardInterrupt):
         hooks.remove()
     assert not n_hooks(module)
+
+
+def test_a_pass_of_another_thread_goes_on_while_one_is_put_on_or_taken_off():
+    module = nn.Linear(2, 2)
+    hooks = PassHooks()
+    hooks.before(module, lambda *_: pytest.fail("it is another thread's pass"))
+    module._forward_pre_hooks_with_kwargs.clear()  # as between the two steps of either
+    assert module(ONES).shape == (1, 2)
+    hooks.remove()

@@ -36,8 +36,9 @@ class PassHooks:
         It must change nothing: whoever looks whether the model has changed overlooks it.
         """
 
-        def hook(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-            if self.live:
+        def hook(module: nn.Module, args: Any, kwargs: dict[str, Any] | None = None) -> None:
+            # Without them by another thread's pass: torch puts hooks on, and takes them off, in two steps.
+            if self.live and kwargs is not None:
                 look(module, args, kwargs)
 
         hook.__dict__["_lmstash"] = True
