@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from types import CodeType
 
 import pytest
@@ -31,7 +32,7 @@ class Within:
         self.data = plainly(code)
 
 
-def joined(consts: list[object]) -> bytes:
+def joined(consts: Sequence[object]) -> bytes:
     parts = [each.data if isinstance(each, Within) else encode(each) for each in consts]
     return b"[" + len(parts).to_bytes(8, "big") + b"".join(parts)
 
@@ -62,6 +63,32 @@ def test_other_code_is_told_apart_where_it_lies_in_the_same_place() -> None:
         exec(f"def f(): return {number}", space)  # the last one's memory is free
         seen.add(encode(code_component(space["f"].__code__)))  # pyright: ignore[reportAttributeAccessIssue]
     assert len(seen) == 300
+
+
+def test_code_whose_constants_may_change_is_read_each_time() -> None:
+    table = [1, 2]
+    inner = compile("x", "f", "exec").replace(co_consts=((table,), None))
+    for code in (inner, compile("y", "f", "exec").replace(co_consts=(inner,))):
+        before = encode(code_component(code))
+        table.append(3)
+        assert encode(code_component(code)) != before
+
+
+def test_a_table_that_another_thread_changes_meanwhile_gives_its_encoding_to_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    table, told = [0, *range(80)], bytecode.snapshot
+
+    def changed_after(value: object) -> bytes | None:
+        found = told(value)
+        table[0] = 1  # by another thread, just after this one looked
+        return found
+
+    monkeypatch.setattr(bytecode, "snapshot", changed_after)
+    encoded(table)
+    monkeypatch.undo()
+    assert encoded([0, *range(80)]) == encode([0, *range(80)])
+    assert encoded([1, *range(80)]) == encode([1, *range(80)])
 
 
 def test_no_more_code_is_held_than_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,7 +131,8 @@ class Parts:
         traced = self.watch.is_compiled()
         told = None if traced else guard
         cache = restore(empty, self.family.kept, fillings, shape, self.model.device, repeats=repeats, guard=told)
-        if traced:  # plain layers are what can be compiled, and nothing may be waited for within
+        # Only plain layers can be compiled: asked for its keys, a layer is read; given them, it is a plain one.
+        if traced:
             started = time.perf_counter()
             layers: list[Any] = cache.layers
             for number in self.family.kept:

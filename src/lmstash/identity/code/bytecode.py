@@ -6,6 +6,7 @@ import contextlib
 import dis
 import functools
 from collections.abc import Iterator
+from copy import deepcopy
 from importlib.util import resolve_name
 from types import BuiltinFunctionType, CodeType, FunctionType, GetSetDescriptorType, MemberDescriptorType
 from typing import Any
@@ -94,11 +95,20 @@ def code_component(code: CodeType) -> Any:
     Costs nothing for code that was asked for lately: it never changes, and a look at somebody's classes asks for all.
     """
     known = _components.get(id(code))
-    if known is None:
+    if known is not None:
+        return known[1]
+    told = Encoded(_component(code))
+    if _is_fixed(code.co_consts):
         if len(_components) >= _MOST_KNOWN:
             _components.clear()
-        known = _components[id(code)] = code, Encoded(_component(code))
-    return known[1]
+        _components[id(code)] = code, told
+    return told
+
+
+def _is_fixed(consts: tuple[Any, ...]) -> bool:
+    """Whether nothing among constants can change: no compiler puts a list there, but tools that rewrite code may."""
+    inner = (each.co_consts if isinstance(each, CodeType) else each for each in consts)
+    return all(_is_fixed(each) if type(each) is tuple else not isinstance(each, list | dict | set) for each in inner)
 
 
 _MOST_KNOWN = 8192
@@ -150,29 +160,31 @@ def encoded(value: Any) -> bytes | None:
         return None
     if isinstance(value, set | frozenset):
         return encode(plain_component(value)) if all(type(each) in _PLAIN for each in value) else None
-    if type(value) in _CONTAINERS and len(value) >= _MANY and (told := snapshot(value)) is not None:
-        return _encoded_table(value, told)
     try:
+        if type(value) in _CONTAINERS and len(value) >= _MANY and (told := snapshot(value)) is not None:
+            return _tables.get(told) or _encoded_table(deepcopy(value))
         return encode(value)
     except InvalidArgumentError:
         return None
 
 
-def _encoded_table(value: Any, told: bytes) -> bytes:
-    """Return the encoding of a large container, made once for what lies in it: libraries hold tables of numbers."""
-    kind = type(value), told
-    data = _tables.get(kind)
-    if data is None:
+def _encoded_table(copied: Any) -> bytes:
+    """Return the encoding of a large container, made once for what lies in it: libraries hold tables of numbers.
+
+    Of a copy, which no other thread changes between what it is found by and what is found.
+    """
+    data, told = encode(copied), snapshot(copied)
+    if told is not None:
         if len(_tables) >= _MOST_TABLES:
             _tables.clear()
-        data = _tables[kind] = encode(value)
+        _tables[told] = data
     return data
 
 
 _CONTAINERS = (tuple, list, dict)
 _MANY = 64
 _MOST_TABLES = 64
-_tables: dict[tuple[type, bytes], bytes] = {}
+_tables: dict[bytes, bytes] = {}
 
 
 def parts_of(name: str, member: Any) -> Iterator[Any]:

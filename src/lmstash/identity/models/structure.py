@@ -87,8 +87,7 @@ class Structure:
     def __init__(self, *, vouched: bool = False) -> None:
         self.vouched = vouched
         self.in_passes = ""
-        """The first of what stands in the model's passes, and nobody can say of what it makes of a token that it hangs
-        on those before it only."""
+        """The first thing in the model's passes that may make of a token what hangs on others than those before it."""
         self.compiled = False
         """Whether something of it runs as `torch.compile` made it."""
         self.components: dict[str, Component] = {}
