@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -30,7 +31,7 @@ def free_port() -> int:
 class Server:
     """A process that serves at `url`."""
 
-    def __init__(self, process: subprocess.Popen[str], url: str) -> None:
+    def __init__(self, process: subprocess.Popen[Any], url: str) -> None:
         self.process = process
         self.url = url
 
@@ -46,7 +47,7 @@ class Server:
 
 
 class Upstream(Server):
-    """The server that answers."""
+    """The server that answers, as one test knows it."""
 
     @property
     def base_url(self) -> str:
@@ -63,27 +64,24 @@ class Upstream(Server):
         """Let the model `held` go on."""
         self.get("/go", "POST")
 
-    def forget(self) -> None:
-        self.get("/forget", "POST")
-
 
 @pytest.fixture(scope="session")
-def upstream_process() -> Iterator[Upstream]:
-    port = free_port()
-    process = subprocess.Popen([sys.executable, str(HERE / "upstream.py"), str(port)], text=True)
-    found = Upstream(process, f"http://127.0.0.1:{port}")
+def upstream_process() -> Iterator[Server]:
+    with socket.create_server(("127.0.0.1", 0), backlog=2048) as listening:  # who asks early waits
+        command = [sys.executable, str(HERE / "upstream.py"), str(listening.fileno())]
+        process = subprocess.Popen(command, pass_fds=[listening.fileno()])
+        found = Server(process, f"http://127.0.0.1:{listening.getsockname()[1]}")
     try:
-        _wait_until(lambda: _answers(found))
+        found.get("/nobody/look")
         yield found
     finally:
         found.stop(signal.SIGKILL)
 
 
 @pytest.fixture
-def upstream(upstream_process: Upstream) -> Upstream:
-    """The server, which has forgotten what it was asked before."""
-    upstream_process.forget()
-    return upstream_process
+def upstream(upstream_process: Server) -> Upstream:
+    """The server by a path that nobody has asked yet: what an earlier test still asks is not counted here."""
+    return Upstream(upstream_process.process, f"{upstream_process.url}/{secrets.token_hex(4)}")
 
 
 Start = Callable[..., Server]
@@ -119,11 +117,3 @@ def _wait_until(true: Callable[[], bool], seconds: float = 30.0) -> None:
     while not true():
         assert time.monotonic() < deadline, "it does not happen"
         time.sleep(0.02)
-
-
-def _answers(server: Server) -> bool:
-    try:
-        server.get("/look")
-    except OSError:
-        return False
-    return True

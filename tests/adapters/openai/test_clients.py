@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 import openai
@@ -16,8 +17,6 @@ from lmstash.adapters.openai import async_http_client, http_client
 from lmstash.stash import Stash
 
 ASK: dict[str, Any] = {"model": "echo", "temperature": 0, "messages": [{"role": "user", "content": "hi"}]}
-BEHIND = "http://model.invalid/v1"
-"""Where nobody is, but for a proxy."""
 
 
 @pytest.fixture
@@ -54,11 +53,13 @@ async def ask_async(base_url: str, made: Any) -> tuple[str | None, str]:
 
 
 def test_requests_go_by_the_proxy_that_the_environment_names(stash: Stash, upstream: Any, say: Any) -> None:
-    say(http_proxy=upstream.url)
-    assert ask(BEHIND, http_client(stash)) == ("you said hi", "miss")
-    assert asyncio.run(ask_async(BEHIND, async_http_client(stash, revision="2"))) == ("you said hi", "miss")
-    assert ask(BEHIND, http_client(stash)) == ("you said hi", "hit")
-    assert asyncio.run(ask_async(BEHIND, async_http_client(stash))) == ("you said hi", "hit")
+    asked = urlsplit(upstream.base_url)
+    base_url = f"http://model.invalid{asked.path}"  # where nobody is, but for a proxy
+    say(http_proxy=f"http://{asked.netloc}")
+    assert ask(base_url, http_client(stash)) == ("you said hi", "miss")
+    assert asyncio.run(ask_async(base_url, async_http_client(stash, revision="2"))) == ("you said hi", "miss")
+    assert ask(base_url, http_client(stash)) == ("you said hi", "hit")
+    assert asyncio.run(ask_async(base_url, async_http_client(stash))) == ("you said hi", "hit")
     assert upstream.calls == 2
 
 

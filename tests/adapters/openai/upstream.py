@@ -1,9 +1,10 @@
 """A server that answers as OpenAI's does, by what is asked: as a program under real uvicorn, and it counts.
 
-Run: python upstream.py PORT. It knows these models: `echo` (repeats the last message), `slow` (a tenth of a second
-between pieces), `held` (goes on after its first piece when `/go` is asked), `filtered`, `empty`, `broken` (500),
-`busy` (429), `moved` (is at `/v1/elsewhere` now), `rude` (leaves the end of a stream out), `torn` (ends a connection
-within a stream), `flaky` (503 twice, then as echo), `silent` (never answers).
+Run: python upstream.py FD, the number of a socket that listens. Each test asks under a path of its own, `/NAME/v1`, and
+has counts of its own: a request of an earlier test that comes late counts there. It knows these models: `echo` (repeats
+the last message), `slow` (a tenth of a second between pieces), `held` (goes on after its first piece when `/NAME/go` is
+asked), `filtered`, `empty`, `broken` (500), `busy` (429), `moved` (is at `elsewhere` now), `rude` (leaves the end of a
+stream out), `torn` (ends a connection within a stream), `flaky` (503 twice, then as echo), `silent` (never answers).
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
 from typing import Any
 
 import uvicorn
@@ -20,12 +22,29 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 
-calls: Counter[str] = Counter()
-seen: list[dict[str, Any]] = []
-state: dict[str, int] = {"finished": 0}
-gate = asyncio.Event()
+
+@dataclass
+class Asked:
+    """What one test has asked."""
+
+    calls: Counter[str] = field(default_factory=Counter)
+    """How often each path, without the test's name."""
+    seen: list[dict[str, Any]] = field(default_factory=list)
+    finished: int = 0
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+by_test: defaultdict[str, Asked] = defaultdict(Asked)
+
+
+def _asked(request: Request) -> Asked:
+    return by_test[request.path_params["test"]]
+
+
+def _path(request: Request) -> str:
+    return request.url.path.removeprefix(f"/{request.path_params['test']}")
 
 
 def _text(body: dict[str, Any]) -> str:
@@ -36,10 +55,10 @@ def _text(body: dict[str, Any]) -> str:
 
 
 async def answer(request: Request) -> Response:
-    body = json.loads(await request.body())
-    calls[request.url.path] += 1
-    seen.append({"headers": dict(request.headers), "body": body, "query": request.url.query})
-    number, model = sum(calls.values()), body.get("model")
+    body, asked = json.loads(await request.body()), _asked(request)
+    asked.calls[_path(request)] += 1
+    asked.seen.append({"headers": dict(request.headers), "body": body, "query": request.url.query})
+    number, model = asked.calls.total(), body.get("model")
     if model == "busy":
         return JSONResponse(
             {"error": {"message": "slow down", "type": "rate_limit"}},
@@ -47,11 +66,11 @@ async def answer(request: Request) -> Response:
             {"retry-after": "7", "x-ratelimit-remaining-requests": "0"},
         )
     if model == "moved":
-        return RedirectResponse("/v1/elsewhere", 302 if body.get("stream") else 307)
+        return _elsewhere(request, 302 if body.get("stream") else 307)
     if model == "broken":
         return JSONResponse({"error": {"message": "broken", "type": "server_error"}}, 500)
-    if model == "flaky" and calls["flaky"] < 2:
-        calls["flaky"] += 1
+    if model == "flaky" and asked.calls["flaky"] < 2:
+        asked.calls["flaky"] += 1
         return JSONResponse({"error": {"message": "starting"}}, 503)
     if model == "silent":
         await asyncio.sleep(30)
@@ -65,16 +84,15 @@ async def answer(request: Request) -> Response:
     text = "" if model == "empty" else _text(body)
     if request.url.path.endswith("/responses"):
         made = _response(body, text, number)
-        return _stream(_response_events(made), 0.0) if body.get("stream") else JSONResponse(made)
+        return _stream(asked, _response_events(made)) if body.get("stream") else JSONResponse(made)
     end = "content_filter" if model == "filtered" else "stop"
     chat = request.url.path.endswith("/chat/completions")
     if not body.get("stream"):
-        counted = state
         if model == "slow":
             await asyncio.sleep(0.5)
         if model == "held":
-            await gate.wait()
-        counted["finished"] += 1
+            await asked.gate.wait()
+        asked.finished += 1
         part: dict[str, Any] = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
         choices = [{"index": 0, "finish_reason": end, "logprobs": None, **part}]
         kind = "chat.completion" if chat else "text_completion"
@@ -89,10 +107,10 @@ async def answer(request: Request) -> Response:
 
     events = [chunk(word + " ", None) for word in text.split()] + [chunk(None, end)]
     if model == "rude":
-        return _stream(events[:2], 0.0)
+        return _stream(asked, events[:2])
     if model == "torn":
-        return _stream([*events[:2], None], 0.0)
-    return _stream([*events, "[DONE]"], 0.1 if model == "slow" else 0.0, held=model == "held")
+        return _stream(asked, [*events[:2], None])
+    return _stream(asked, [*events, "[DONE]"], 0.1 if model == "slow" else 0.0, held=model == "held")
 
 
 def _response(body: dict[str, Any], text: str, number: int) -> dict[str, Any]:
@@ -122,9 +140,7 @@ def _response_events(made: dict[str, Any]) -> list[Any]:
     ]
 
 
-def _stream(events: list[Any], pause: float, held: bool = False) -> Response:
-    counted = state
-
+def _stream(asked: Asked, events: list[Any], pause: float = 0.0, held: bool = False) -> Response:
     async def pieces() -> Any:
         for event in events:
             if event is None:
@@ -134,27 +150,19 @@ def _stream(events: list[Any], pause: float, held: bool = False) -> Response:
             yield f"{kind}data: {said}\n\n"
             await asyncio.sleep(pause)
             if held:
-                await gate.wait()
-        counted["finished"] += 1
+                await asked.gate.wait()
+        asked.finished += 1
 
     return StreamingResponse(pieces(), media_type="text/event-stream", headers={"cache-control": "no-cache"})
 
 
-async def look(_request: Request) -> Response:
-    return JSONResponse({"calls": dict(calls), "seen": seen, **state})
+async def look(request: Request) -> Response:
+    asked = _asked(request)
+    return JSONResponse({"calls": dict(asked.calls), "seen": asked.seen, "finished": asked.finished})
 
 
-async def forget(_request: Request) -> Response:
-    global state
-    calls.clear()
-    seen.clear()
-    state = {"finished": 0}  # what is still being answered counts in the old one
-    gate.clear()
-    return JSONResponse({})
-
-
-async def go(_request: Request) -> Response:
-    gate.set()
+async def go(request: Request) -> Response:
+    _asked(request).gate.set()
     return JSONResponse({})
 
 
@@ -167,30 +175,38 @@ async def echo(request: Request) -> Response:
 
 
 async def elsewhere(request: Request) -> Response:
-    calls[request.url.path] += 1
+    _asked(request).calls[_path(request)] += 1
     return JSONResponse({"choices": [{"index": 0, "finish_reason": "stop", "message": {"content": "from elsewhere"}}]})
 
 
-async def moved(_request: Request) -> Response:
-    return RedirectResponse("/v1/elsewhere", 307)
+async def moved(request: Request) -> Response:
+    return _elsewhere(request, 307)
+
+
+def _elsewhere(request: Request, status: int) -> Response:
+    return RedirectResponse(f"/{request.path_params['test']}/v1/elsewhere", status)
 
 
 app = Starlette(
     routes=[
-        *(
-            Route(f"/v1/{name}", answer, methods=["POST"])
-            for name in ("chat/completions", "completions", "embeddings", "responses")
-        ),
-        Route("/v1/models", models),
-        Route("/v1/files", echo, methods=["PUT", "POST", "DELETE"]),
-        Route("/v1/elsewhere", elsewhere, methods=["GET", "PUT", "POST"]),
-        Route("/v1/moved", moved, methods=["GET", "PUT", "POST"]),
-        Route("/look", look),
-        Route("/forget", forget, methods=["POST"]),
-        Route("/go", go, methods=["POST"]),
+        Mount(
+            "/{test}",
+            routes=[
+                *(
+                    Route(f"/v1/{name}", answer, methods=["POST"])
+                    for name in ("chat/completions", "completions", "embeddings", "responses")
+                ),
+                Route("/v1/models", models),
+                Route("/v1/files", echo, methods=["PUT", "POST", "DELETE"]),
+                Route("/v1/elsewhere", elsewhere, methods=["GET", "PUT", "POST"]),
+                Route("/v1/moved", moved, methods=["GET", "PUT", "POST"]),
+                Route("/look", look),
+                Route("/go", go, methods=["POST"]),
+            ],
+        )
     ],
     middleware=[Middleware(CORSMiddleware, allow_origin_regex=".*", allow_credentials=True)],
 )
 
 if __name__ == "__main__":
-    uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="error", access_log=False, backlog=2048)
+    uvicorn.run(app, fd=int(sys.argv[1]), log_level="error", access_log=False, backlog=2048)
