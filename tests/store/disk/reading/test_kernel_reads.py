@@ -126,6 +126,31 @@ def test_what_the_kernel_does_not_take_is_read_all_the_same(
     assert read(fd, 0, pages(*range(0, 300, 7))) == content[: 294 * PAGE_BYTES]
 
 
+def test_the_next_are_begun_once_all_are_there_and_before_those_are_looked_at(
+    content: bytes, fd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin, asked = Reads._start, list[tuple[int, int]]()
+    started: list[tuple[int, int]] = []
+
+    def start(self: Reads, fd: int, offset: int, address: int, bounds: list[int], first: int, last: int) -> int:
+        started.append((len(asked), last - first))
+        return begin(self, fd, offset, address, bounds, first, last)
+
+    def arrived(self: Reads, *, wait: bool) -> list[tuple[int, int]]:
+        found = whole(self, wait=True)  # as a disk that is fast
+        asked.extend(found)
+        return found
+
+    whole = Reads._arrived
+    monkeypatch.setattr(Reads, "_start", start)
+    monkeypatch.setattr(Reads, "_arrived", arrived)
+    target = memory(64 * PAGE_BYTES)
+    for number in queue().in_order(fd, 0, target, pages(*range(65)), len(target)):
+        assert len(asked) > number
+    assert started == [(0, 32), (32, 24), (56, 6), (62, 1), (63, 1)]
+    assert bytes(target) == content[: 64 * PAGE_BYTES]
+
+
 @pytest.mark.parametrize("after", [0, 1, 40, 99])
 @pytest.mark.parametrize("how", ["raised", "dropped"])
 def test_who_stops_early_waits_for_what_is_under_way(content: bytes, fd: int, after: int, how: str) -> None:
@@ -150,8 +175,8 @@ def test_an_interrupt_between_call_and_count_leaves_nothing_under_way(
 ) -> None:
     whole = getattr(Reads, place)
 
-    def interrupted(self: Reads, *arguments: object) -> None:
-        whole(self, *arguments)
+    def interrupted(self: Reads, *arguments: object, **options: object) -> None:
+        whole(self, *arguments, **options)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
