@@ -2,10 +2,10 @@
 
 Put: of `total` bytes into an empty folder, until they would survive a power loss (lmstash by its `flush()`, the others
 by fsync of their files). Cold get: in a new process, pages dropped, the store opened before the clock starts. Warm get:
-the same again with every page in the page cache. Cold get in turn: the raw reads around the page cache and lmstash in one
-process, value by value, so that all meet the disk in the same phase. lmstash checks its checksums; the others have none. All
-read into memory that was touched before (the processes keep their heap): a virtual machine that has to be given its
-memory first takes longer for that than for reading, and how long is chance.
+the same again with every page in the page cache. Cold get in turn: the raw reads around the page cache and lmstash in
+one process, value by value, so that all meet the disk in the same phase. lmstash checks its checksums; the others have
+none. All read into memory that was touched before (the processes keep their heap): a virtual machine that has to be
+given its memory first takes longer for that than for reading, and how long is chance.
 """
 
 from __future__ import annotations
