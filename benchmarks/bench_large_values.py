@@ -376,7 +376,7 @@ def main() -> None:
             best = min(RAW, key=lambda name: median(read[name]["cold"]))
             cold_ratio = ratio(read[best]["cold"], read["lmstash"]["cold"])
             report.goal(f"{size} MiB: cold get against {best}", cold_ratio, GOAL_COLD, at_least=True, unit="x")
-            best = min(RAW, key=lambda name: median(turns[name]))
+            best = min(RAW[1:], key=lambda name: median(turns[name]))
             cold_ratio = ratio(turns[best], turns["lmstash"])
             report.goal(f"the same in turn, against {best}", cold_ratio, GOAL_COLD, at_least=True, unit="x")
     report.finish()
