@@ -356,6 +356,45 @@ def test_an_interrupt_as_a_transaction_is_entered_ends_it_although_the_traceback
     assert time.monotonic() - began < 4, "a lock stayed taken"
 
 
+@pytest.mark.parametrize("number", range(1, 5))
+def test_an_interrupt_as_a_block_is_left_leaves_nothing_open_although_the_traceback_is_kept(
+    tmp_path: Path, tools: Any, number: int
+) -> None:
+    """Of all blocks but the outermost, before the first line of their end."""
+    n_left = 0
+
+    def trace(frame: FrameType, event: str, argument: Any) -> Any:
+        nonlocal n_left
+        if event == "call" and frame.f_code is Guarded.__exit__.__code__:
+            n_left += 1
+            if n_left == number:
+                raise KeyboardInterrupt
+
+    def put() -> None:
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            store.put(tools.key(1), b"first")
+        finally:
+            sys.settrace(before)
+
+    with contextlib.closing(DiskStore(tmp_path / "counted", strict=True)) as store:
+        number, wanted = 0, number
+        put()
+    n_blocks, n_left, number = n_left, 0, wanted
+    if number >= n_blocks:
+        pytest.skip("so many blocks are not left")
+    with contextlib.closing(DiskStore(tmp_path / "stash", strict=True)) as store:
+        with pytest.raises(KeyboardInterrupt) as kept:
+            put()
+        assert not store._opened.index.writer.in_transaction
+        assert not store._opened.index.is_interrupted()
+        assert store.put(tools.key(2), b"second")
+        assert store.get(tools.key(2)) == b"second"
+        assert store.get(tools.key(1)) in (None, b"first")
+        assert kept.traceback
+
+
 def test_an_interrupted_look_up_leaves_no_old_view_behind(tmp_path: Path, tools: Any) -> None:
     class StopError(Exception):
         pass

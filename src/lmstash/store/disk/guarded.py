@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Generator
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+
+
+class _Entered(threading.local):
+    """The blocks that a thread is in, from the outermost to the innermost, as far as anybody still holds them."""
+
+    def __init__(self) -> None:
+        self.blocks: list[weakref.ref[Guarded[Any]]] = []
+
+
+_entered = _Entered()
 
 
 class Guarded(Generic[T]):
     """What `contextlib.contextmanager` makes of a generator, but for an interrupt while the block is being entered.
 
     There the generator would stay suspended, with its lock taken and its transaction open, for as long as anybody keeps
-    the traceback, which notebooks do until the next one.
+    the traceback, which notebooks do until the next one. An interrupt just as the block is left, before its end has
+    begun, leaves it so, too: whatever block it lies in ends it then.
     """
 
-    __slots__ = ("_generator",)
+    __slots__ = ("__weakref__", "_generator")
 
     def __init__(self, generator: Generator[T, None, None]) -> None:
         """Take a generator that yields once, and swallows nothing."""
@@ -24,7 +37,9 @@ class Guarded(Generic[T]):
 
     def __enter__(self) -> T:
         try:
-            return next(self._generator)
+            found = next(self._generator)
+            _entered.blocks.append(weakref.ref(self))
+            return found
         except BaseException:
             self._generator.close()
             raise
@@ -32,6 +47,21 @@ class Guarded(Generic[T]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        try:
+            self._end_those_within()
+        finally:
+            self._end(error, trace)
+
+    def _end_those_within(self) -> None:
+        blocks = _entered.blocks
+        while any(each() is self for each in blocks):
+            last = blocks.pop()()
+            if last is self:
+                return
+            if last is not None:
+                last._generator.close()
+
+    def _end(self, error: BaseException | None, trace: TracebackType | None) -> None:
         if error is None:
             next(self._generator, None)
             return
