@@ -356,11 +356,8 @@ def test_an_interrupt_as_a_transaction_is_entered_ends_it_although_the_traceback
     assert time.monotonic() - began < 4, "a lock stayed taken"
 
 
-@pytest.mark.parametrize("number", range(1, 5))
-def test_an_interrupt_as_a_block_is_left_leaves_nothing_open_although_the_traceback_is_kept(
-    tmp_path: Path, tools: Any, number: int
-) -> None:
-    """Of all blocks but the outermost, before the first line of their end."""
+def interrupted_at_exit(number: int, work: Callable[[], object]) -> int:
+    """Interrupt `work` on the first line of its `number`-th end of a guarded block, 0 for none; returns the blocks."""
     n_left = 0
 
     def trace(frame: FrameType, event: str, argument: Any) -> Any:
@@ -370,29 +367,33 @@ def test_an_interrupt_as_a_block_is_left_leaves_nothing_open_although_the_traceb
             if n_left == number:
                 raise KeyboardInterrupt
 
-    def put() -> None:
-        before = sys.gettrace()
-        sys.settrace(trace)
-        try:
-            store.put(tools.key(1), b"first")
-        finally:
-            sys.settrace(before)
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    return n_left
 
+
+def test_an_interrupt_as_a_block_is_left_leaves_nothing_open_although_the_traceback_is_kept(
+    tmp_path: Path, tools: Any
+) -> None:
+    """Of all blocks but the last to be left, around which there is none."""
     with contextlib.closing(DiskStore(tmp_path / "counted", strict=True)) as store:
-        number, wanted = 0, number
-        put()
-    n_blocks, n_left, number = n_left, 0, wanted
-    if number >= n_blocks:
-        pytest.skip("so many blocks are not left")
-    with contextlib.closing(DiskStore(tmp_path / "stash", strict=True)) as store:
-        with pytest.raises(KeyboardInterrupt) as kept:
-            put()
-        assert not store._opened.index.writer.in_transaction
-        assert not store._opened.index.is_interrupted()
-        assert store.put(tools.key(2), b"second")
-        assert store.get(tools.key(2)) == b"second"
-        assert store.get(tools.key(1)) in (None, b"first")
-        assert kept.traceback
+        n_blocks = interrupted_at_exit(0, lambda: store.put(tools.key(1), b"first"))
+    assert n_blocks > 2
+    for number in range(1, n_blocks):
+        with contextlib.closing(DiskStore(tmp_path / f"{number}", strict=True)) as store:
+            with pytest.raises(KeyboardInterrupt) as kept:
+                interrupted_at_exit(number, lambda store=store: store.put(tools.key(1), b"first"))
+            assert not store._opened.index.writer.in_transaction
+            assert not store._opened.index.is_interrupted()
+            assert store.put(tools.key(2), b"second")
+            assert store.get(tools.key(2)) == b"second"
+            assert store.get(tools.key(1)) in (None, b"first")
+            assert kept.traceback  # until here
+            assert store.verify().ok
 
 
 def test_an_interrupted_look_up_leaves_no_old_view_behind(tmp_path: Path, tools: Any) -> None:

@@ -47,18 +47,19 @@ class Guarded(Generic[T]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        blocks = _entered.blocks
         try:
-            self._end_those_within()
+            if blocks and blocks[-1]() is self:  # as it nearly always is
+                blocks.pop()
+            else:
+                self._end_those_within(blocks)
         finally:
             self._end(error, trace)
 
-    def _end_those_within(self) -> None:
-        blocks = _entered.blocks
+    def _end_those_within(self, blocks: list[weakref.ref[Guarded[Any]]]) -> None:
         while any(each() is self for each in blocks):
             last = blocks.pop()()
-            if last is self:
-                return
-            if last is not None:
+            if last is not None and last is not self:
                 last._generator.close()
 
     def _end(self, error: BaseException | None, trace: TracebackType | None) -> None:
