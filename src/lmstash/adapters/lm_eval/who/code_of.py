@@ -20,10 +20,11 @@ from lmstash.adapters.lm_eval.who.beside_classes import edited, put_into_modules
 from lmstash.adapters.lm_eval.who.machinery import machinery_told
 from lmstash.adapters.lm_eval.who.own_names import SECRET_KINDS, Followed
 from lmstash.adapters.lm_eval.who.sessions import session_told
+from lmstash.adapters.lm_eval.who.untouched import Untouched
 from lmstash.caches.responses.requests.hiding import SECRETS
 from lmstash.errors import InvalidArgumentError, UnsupportedModelError
 from lmstash.identity.code.bytecode import parts_of
-from lmstash.identity.code.owners import defined_in, is_installed
+from lmstash.identity.code.owners import BY_NAME, defined_in, is_installed
 from lmstash.identity.code.templates import is_template, parts_of_template
 from lmstash.identity.content.held_files import content_of
 from lmstash.identity.content.object_parts import attributes_of
@@ -38,7 +39,8 @@ _BY_VERSION = frozenset(
         *("httpx", "httpx2", "httpcore", "httpcore2", "urllib3", "anyio", "h11", "certifi"),  # they note what they meet
     }
 )
-"""Packages whose code is not read: lm_eval counts by version and source, transformers with the module."""
+"""Packages whose code does not count: lm_eval does by version and source, transformers with the module."""
+_NOT_FOLLOWED = _BY_VERSION - BY_NAME - {"lm_eval", "transformers"}
 _VARIABLE = re.compile(r"(?::|\.(?=\w+ alone))(\w+)(?: alone)?'*$")
 """Of a place, as `identity.code` and `identity.asked_by_text` write it."""
 _FUNCTIONS = (FunctionType, staticmethod, classmethod, type)
@@ -59,7 +61,7 @@ def class_of(lm: Any, *, vouched: bool, held: Mapping[str, Any] | None = None) -
     Raises:
         UnsupportedModelError: Something put there cannot be read.
     """
-    code = Followed("lm_eval", pin_of=_pin_of)
+    code = Followed("lm_eval", pin_of=_pin_of, untouched=Untouched(_NOT_FOLLOWED))
     code.lm = lm
     code.note_class(type(lm))
     code.note_held(attributes_of(lm) if held is None else held)
@@ -101,7 +103,8 @@ def code_of_model(lm: Any, *, pinned: bool = False) -> Followed:
         lm: The harness's model.
         pinned: Whether packages that lead to much stand by their version.
     """
-    code, held = Followed("lm_eval", pin_of=_pin_of if pinned else None), attributes_of(lm)
+    code = Followed("lm_eval", pin_of=_pin_of if pinned else None, untouched=Untouched(_NOT_FOLLOWED))
+    held = attributes_of(lm)
     code.lm = lm
     code.note_class(type(lm))
     code.note_held(held)

@@ -8,6 +8,7 @@ from itertools import chain
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 
+from lmstash.adapters.lm_eval.who.untouched import Untouched
 from lmstash.caches.responses.requests.hiding import is_secret
 from lmstash.identity.code.alone import functions_in
 from lmstash.identity.code.asked_by_text import CodeByText
@@ -15,7 +16,7 @@ from lmstash.identity.code.bytecode import names_in, parts_of, texts_in
 from lmstash.identity.code.closures import variables_of
 from lmstash.identity.code.files import FilesInCode
 from lmstash.identity.code.only_added import is_addable, used_in
-from lmstash.identity.code.owners import defined_in, is_installed
+from lmstash.identity.code.owners import defined_in, is_installed, owner_of, version_of
 from lmstash.identity.code.uses import COUNTED, READ, WRITTEN, uses_of
 from lmstash.identity.code.words import (
     ANY_NAME,
@@ -55,14 +56,22 @@ class Followed(CodeByText):
         lm: The model whose code it is, which says nothing new where an object leads back to it.
     """
 
-    def __init__(self, harness: str, *, pin_of: Callable[[str], Component] | None = None) -> None:
+    def __init__(
+        self,
+        harness: str,
+        *,
+        pin_of: Callable[[str], Component] | None = None,
+        untouched: Untouched | None = None,
+    ) -> None:
         """Begin with nothing.
 
         Args:
             harness: The package whose code is nobody's own.
             pin_of: As `CodeGraph` takes it.
+            untouched: Knows code that is not followed: the version of its package stands for it.
         """
         super().__init__(pin_of=pin_of)
+        self._untouched = untouched
         self._harness = harness
         self._noted: set[int] = set()
         self._any_name = False
@@ -82,6 +91,8 @@ class Followed(CodeByText):
         module = defined_in(code)
         if module.partition(".")[0] not in (self._harness, "lmstash") and not is_installed(module):
             self.note(code)
+        elif self._untouched is not None and id(code) not in self._seen and self._untouched.has(code):
+            return self._note(code, f"{module}.{code.__qualname__}", "untouched", version_of(owner_of(module)))
         return super().add(code)
 
     def note(self, code: Any) -> None:
