@@ -17,10 +17,10 @@ from lm_eval.api.model import CacheHook
 from lmstash.adapters.lm_eval.asking.partials import Hook
 from lmstash.adapters.lm_eval.who.addresses import address_of_client, is_client, without_secrets
 from lmstash.adapters.lm_eval.who.beside_classes import edited, put_into_modules
+from lmstash.adapters.lm_eval.who.carriers import Carriers
 from lmstash.adapters.lm_eval.who.machinery import machinery_told
 from lmstash.adapters.lm_eval.who.own_names import SECRET_KINDS, Followed
 from lmstash.adapters.lm_eval.who.sessions import session_told
-from lmstash.adapters.lm_eval.who.untouched import Untouched
 from lmstash.caches.responses.requests.hiding import SECRETS
 from lmstash.errors import InvalidArgumentError, UnsupportedModelError
 from lmstash.identity.code.bytecode import parts_of
@@ -40,7 +40,9 @@ _BY_VERSION = frozenset(
     }
 )
 """Packages whose code does not count: lm_eval does by version and source, transformers with the module."""
-_NOT_FOLLOWED = _BY_VERSION - BY_NAME - {"lm_eval", "transformers"}
+_CARRIERS = _BY_VERSION - BY_NAME - {"lm_eval", "transformers", "datasets", "evaluate", "jinja2", "tokenizers"}
+_ASKING = ("aiohttp", "requests")
+"""By which the harness asks servers."""
 _VARIABLE = re.compile(r"(?::|\.(?=\w+ alone))(\w+)(?: alone)?'*$")
 """Of a place, as `identity.code` and `identity.asked_by_text` write it."""
 _FUNCTIONS = (FunctionType, staticmethod, classmethod, type)
@@ -51,7 +53,8 @@ _READ_BYTES = 64 << 20
 def class_of(lm: Any, *, vouched: bool, held: Mapping[str, Any] | None = None) -> tuple[Followed, Component]:
     """Return what an `LM`'s class is: by version and source within lm_eval, by its code elsewhere.
 
-    What somebody has put into a class or module of lm_eval counts by its code, too, and files of it that were edited.
+    What somebody has put into a class or module of lm_eval, or of what it asks servers by, counts by its code, too, and
+    files of lm_eval that were edited.
 
     Args:
         lm: The harness's model.
@@ -61,7 +64,7 @@ def class_of(lm: Any, *, vouched: bool, held: Mapping[str, Any] | None = None) -
     Raises:
         UnsupportedModelError: Something put there cannot be read.
     """
-    code = Followed("lm_eval", pin_of=_pin_of, untouched=Untouched(_NOT_FOLLOWED))
+    code = Followed("lm_eval", pin_of=_pin_of, carriers=Carriers(_CARRIERS))
     code.lm = lm
     code.note_class(type(lm))
     code.note_held(attributes_of(lm) if held is None else held)
@@ -85,7 +88,12 @@ def class_of(lm: Any, *, vouched: bool, held: Mapping[str, Any] | None = None) -
     if edited():
         about["edited"] = edited()
     if own:
-        code.add(kind)
+        try:
+            code.add(kind)
+        except Exception as error:  # of what stands in for a function
+            code.unread[f"the code of {kind.__qualname__}"] = error
+    if "lm_eval.models.api_models" in sources:
+        code.look_into(_ASKING)
     if foreign:
         told = {place: described({place: part}, frozenset(), code, vouched=vouched) for place, part in foreign.items()}
         units = code.components()  # those under lm_eval's own names are not part of own_code
@@ -103,7 +111,7 @@ def code_of_model(lm: Any, *, pinned: bool = False) -> Followed:
         lm: The harness's model.
         pinned: Whether packages that lead to much stand by their version.
     """
-    code = Followed("lm_eval", pin_of=_pin_of if pinned else None, untouched=Untouched(_NOT_FOLLOWED))
+    code = Followed("lm_eval", pin_of=_pin_of if pinned else None, carriers=Carriers(_CARRIERS))
     held = attributes_of(lm)
     code.lm = lm
     code.note_class(type(lm))
@@ -150,6 +158,8 @@ def own_code(code: Followed, *, vouched: bool) -> Component:
     Raises:
         UnsupportedModelError: An object cannot be read.
     """
+    for place, error in () if vouched else code.unread.items():
+        raise UnsupportedModelError(f"{place} cannot be read ({error}): vouch for it with variant='...'") from error
     objects: dict[Component, Component] = {}
     while left := code.objects.keys() - objects.keys():  # describing one may lead to more code
         for place in sorted(left):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import chain
-from types import CodeType, FunctionType, MethodType
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-from lmstash.adapters.lm_eval.who.untouched import Untouched
+from lmstash.adapters.lm_eval.who.carriers import Carriers
 from lmstash.caches.responses.requests.hiding import is_secret
 from lmstash.identity.code.alone import functions_in
 from lmstash.identity.code.asked_by_text import CodeByText
@@ -54,6 +54,7 @@ class Followed(CodeByText):
         words: Texts in it that may be names, too: of attributes, and of variables of the environment.
         files: That texts in it name.
         lm: The model whose code it is, which says nothing new where an object leads back to it.
+        unread: What could not be read, by place, and why.
     """
 
     def __init__(
@@ -61,17 +62,18 @@ class Followed(CodeByText):
         harness: str,
         *,
         pin_of: Callable[[str], Component] | None = None,
-        untouched: Untouched | None = None,
+        carriers: Carriers | None = None,
     ) -> None:
         """Begin with nothing.
 
         Args:
             harness: The package whose code is nobody's own.
             pin_of: As `CodeGraph` takes it.
-            untouched: Knows code that is not followed: the version of its package stands for it.
+            carriers: Know code that is not followed: the version of its package stands for it.
         """
         super().__init__(pin_of=pin_of)
-        self._untouched = untouched
+        self._carriers, self._n_put = carriers, 0
+        self.unread: dict[str, Exception] = {}
         self._harness = harness
         self._noted: set[int] = set()
         self._any_name = False
@@ -91,9 +93,36 @@ class Followed(CodeByText):
         module = defined_in(code)
         if module.partition(".")[0] not in (self._harness, "lmstash") and not is_installed(module):
             self.note(code)
-        elif self._untouched is not None and id(code) not in self._seen and self._untouched.has(code):
-            return self._note(code, f"{module}.{code.__qualname__}", "untouched", version_of(owner_of(module)))
+        elif self._carriers is not None and id(code) not in self._seen and self._carriers.has(code):
+            name = self._note(code, f"{module}.{code.__qualname__}", "carrier", version_of(owner_of(module)))
+            self._add_put(self._carriers)
+            return name
         return super().add(code)
+
+    def look_into(self, packages: Iterable[str]) -> None:
+        """Read what was put into packages that do not count, whether any code was met that leads there or not."""
+        if self._carriers is not None:
+            for each in packages:
+                self._carriers.look_into(each)
+            self._add_put(self._carriers)
+
+    def _add_put(self, carriers: Carriers) -> None:
+        """Read what was found in such packages and is not theirs."""
+        while self._n_put < len(carriers.put):
+            place, part = [*carriers.put.items()][self._n_put]
+            self._n_put += 1
+            kind = type(part)
+            if kind is FunctionType or issubclass(kind, type):
+                try:
+                    self._units[f"put into {place}"] = self._units[self.add(part)]  # its own name may not count
+                except Exception as error:  # of what stands in for a function
+                    self.unread[f"put into {place}"] = error
+            elif kind.__module__ == "unittest.mock":
+                self.unread[f"put into {place}"] = TypeError(f"a {kind.__name__} may answer anything")
+            elif kind is ModuleType:
+                self._units[f"put into {place}"] = self.add_module(part)
+            else:
+                self.objects[f"put into {place}"] = part
 
     def note(self, code: Any) -> None:
         """Take a function or class for somebody's own, and what it asks for by name."""
