@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import lmstash
 from lmstash.adapters.llama_cpp import LlamaRAMCache, attach, attaching
 from lmstash.adapters.llama_cpp.exactness import Exactness
+from lmstash.caches.models import read_models
 
 from .conftest import STORY, say
 from .toys import KINDS, VOCABULARY, write_toy
@@ -154,9 +155,20 @@ def test_a_prompt_is_computed_where_the_store_takes_too_long(toy, stash, monkeyp
     with attachment.paused():
         say(llm, ids_of(100, 1), 1)
     assert say(llm, ids_of(300), 3) == first
+    assert stash.writes.waiting_bytes, "it waited for the store"
     gate.set()
     attachment.flush()
     assert attachment.kept_tokens(ids_of(300)) == 300
+
+
+def test_what_a_model_is_made_of_is_kept_beside_its_states(toy, stash):
+    llm = toy()
+    attachment = attach(llm, stash)
+    say(llm, ids_of(40), 1)
+    attachment.flush()
+    states = attachment.view.states_now()
+    assert states is not None
+    assert read_models(stash.store)[states.fingerprint.hex[:16]] == states.fingerprint
 
 
 def test_the_context_may_change_before_anything_is_written(toy, stash, monkeypatch):
@@ -170,6 +182,7 @@ def test_the_context_may_change_before_anything_is_written(toy, stash, monkeypat
 
     monkeypatch.setattr(stash.store, "put_many", slow)
     said = [say(llm, ids_of(150, seed), 4) for seed in range(5)]
+    assert stash.writes.waiting_bytes, "it waited for the store"
     gate.set()
     attachment.flush()
     for seed in range(5):

@@ -101,6 +101,7 @@ def test_scores_that_wait_to_be_written_do_not_change_with_the_context(toy, stas
     monkeypatch.setattr(stash.store, "put_many", slow)
     for seed in range(3):
         say(llm, ids_of(150, seed), 1)
+    assert stash.writes.waiting_bytes, "it waited for the store"
     gate.set()
     attachment.flush()
     for seed in range(3):

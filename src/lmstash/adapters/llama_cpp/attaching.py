@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -205,10 +205,10 @@ class Attachment:
             self.cache.events.drop("states/unknown", b"", DropReason.UNAVAILABLE)
             return
         waits = self._queue.waits([each.key for each in writes])
-        self._write([each for each, there in zip(writes, waits, strict=True) if not there])
+        self._write([each for each, there in zip(writes, waits, strict=True) if not there], states.describe)
 
-    def _write(self, writes: list[Write]) -> None:
-        """Have entries written, the last ones first, so that beginnings are the latest used."""
+    def _write(self, writes: list[Write], describe: Callable[[], None]) -> None:
+        """Have entries written, the last ones first, so that beginnings are the latest used; then their model."""
         left = writes
         while left:
             # In parts from the beginning on: where there is no room for all, ends are left out.
@@ -217,7 +217,8 @@ class Attachment:
                 n += 1
                 n_bytes += sum(len(each) for each in byte_views(left[-n].value))
             part, left = left[-n:], left[:-n]
-            if self._queue.offer(part, patience_seconds=_PATIENCE_SECONDS) < len(part):
+            taken = self._queue.offer(part, published=lambda _: describe(), patience_seconds=_PATIENCE_SECONDS)
+            if taken < len(part):
                 for each in left:
                     self.cache.events.drop(each.namespace, each.key, DropReason.BUSY)
                 return

@@ -224,6 +224,8 @@ class States:
         kept = self.store.put_many(writes) if writes else 0
         if kept and kept == len(writes) and self.memory.n_parts:  # else there are no blocks
             known.note(match.path.chain[1:], [write.key for write in writes if write.n_tokens], before)
+        if writes:
+            self.describe()
         return kept
 
     def missing(self, ids: TokenIds, at_most: int | None = None, *, scores: bool = False) -> Match | None:
@@ -286,10 +288,13 @@ class States:
         writes = self._writes(match, state, facts)
         if scores is not None:  # as the last ones: without K/V they are of no use
             writes = [*self._scores.writes(path, scores, facts), *writes]
-        if writes and not self._described:
+        return writes
+
+    def describe(self) -> None:
+        """Keep what the model's fingerprint was made of, once there are states of it. Threads may call it."""
+        if not self._described:
             describe_model(self.store, self.fingerprint, self._name)
             self._described = True
-        return writes
 
     def _writes(self, match: Match, state: State, facts: Facts) -> list[Write]:
         path = match.path
