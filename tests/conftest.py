@@ -25,14 +25,15 @@ hypothesis.settings.register_profile("ci", max_examples=100, deadline=None, prin
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 
 
-_MODULES_MORE = 200
-_n_modules = 0
+_MODULES_MORE, _TESTS_MORE = 200, 50
+_n_modules = _n_tests = 0
 
 
 def pytest_runtest_setup() -> None:
     """What libraries hold is no garbage: to search it at each full collection took a quarter of the suite's time."""
-    global _n_modules
-    if len(sys.modules) >= _n_modules + _MODULES_MORE:
+    global _n_modules, _n_tests
+    _n_tests += 1
+    if len(sys.modules) >= _n_modules + _MODULES_MORE or _n_tests % _TESTS_MORE == 0:
         gc.collect()
         gc.freeze()
         _n_modules = len(sys.modules)

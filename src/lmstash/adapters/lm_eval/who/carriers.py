@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Collection
 from functools import lru_cache, partial
 from importlib.metadata import PackageNotFoundError, requires
-from types import FunctionType, MethodType, ModuleType
+from types import FunctionType, GetSetDescriptorType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any
 
 from lmstash.identity.code.bytecode import parts_of
@@ -23,7 +23,8 @@ from lmstash.identity.code.owners import BY_NAME, defined_in, is_installed, is_o
 
 _INSTALLED_AS = {"attr": "attrs", "yaml": "pyyaml"}
 """Packages that are not called as what installs them."""
-_PLAIN = (str, int, float, bytes, tuple, list, dict, set, frozenset, type(None))
+_PLAIN = frozenset({str, int, float, bool, bytes, tuple, list, dict, set, frozenset, type(None)})
+_NO_CODE = _PLAIN | {GetSetDescriptorType, MemberDescriptorType}
 
 
 class Carriers:
@@ -46,6 +47,8 @@ class Carriers:
         self._todo: set[str] = set()
         self._seen: set[str] = set()
         self._met: set[int] = set()
+        self._own: set[tuple[str, Any, str]] = set()
+        """By package: modules and files of which a function was found to be its own. Most are told by that."""
 
     def has(self, code: Any) -> bool:
         """Return whether code is such a package's own, and nothing more: then it is not to be followed.
@@ -94,16 +97,21 @@ class Carriers:
             kind = type(member)
             if kind is FunctionType:
                 self._see_function(member, f"{name}.{key}", package)
-            elif kind not in _PLAIN and not issubclass(kind, type | ModuleType):
+            elif kind not in _NO_CODE and not issubclass(kind, type | ModuleType):
                 for part in parts_of(key, member):
                     self._see(part, f"{name}.{key}", package)
 
     def _see_function(self, function: FunctionType, place: str, package: str) -> None:
-        if not _is_generated(function):
-            self._note_unless_own(function, defined_in(function), place, package)
-            if owner_of(defined_in(function)) == package and not is_of_its_file(function):
+        lies_in = package, function.__globals__.get("__name__"), function.__code__.co_filename
+        if lies_in not in self._own and not _is_generated(function):
+            is_own = owner_of(defined_in(function)) == package
+            if not is_own:
+                self._note_unless_own(function, defined_in(function), place, package)
+            elif is_of_its_file(function):
+                self._own.add(lies_in)
+            else:
                 self.put[place] = function
-        if id(function) in self._met:
+        if id(function) in self._met or not (function.__defaults__ or function.__kwdefaults__ or function.__closure__):
             return
         self._met.add(id(function))
         held = [*enumerate(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).items()]
@@ -167,5 +175,5 @@ def _modules_by_package() -> dict[str, list[ModuleType]]:
     found: defaultdict[str, list[ModuleType]] = defaultdict(list)
     for name, module in list(sys.modules.items()):
         if type(module) is ModuleType:
-            found[owner_of(name)].append(module)
+            found[name.partition(".")[0]].append(module)
     return found
