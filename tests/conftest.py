@@ -15,6 +15,10 @@ import pytest
 # For the processes that tests start, too: two workers on two cores, whose threads would make each other wait.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+# Tests edit modules twice within a second, by as many letters: Python would run what it compiled before.
+os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+sys.dont_write_bytecode = True
+
 ROOT = Path(__file__).parent.parent
 CONVERTED_MODEL = ROOT / ".cache" / "models" / "smollm2"
 
