@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 import lmstash
 
@@ -19,11 +19,13 @@ SOURCE = str(Path(lmstash.__file__).parent)
 class Lines:
     """Tells the lines before which a signal may come: Python looks for them at calls and jumps only."""
 
+    _known: ClassVar[dict[tuple[int, int, int], bool]] = {}
+    """Of code and two lines of it, one behind the other: to find out takes longer than to run them."""
+    _alive: ClassVar[list[CodeType]] = []
+
     def __init__(self) -> None:
         self._last: dict[int, int] = {}
         """For each frame where its last line began."""
-        self._known: dict[tuple[int, int, int], bool] = {}
-        self._alive: list[CodeType] = []
 
     def is_open(self, frame: FrameType, event: str) -> bool:
         """Whether a signal may come at an event of a frame that is traced; to be told of all its events.
