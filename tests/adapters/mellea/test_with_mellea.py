@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from lmstash.store.memory import MemoryStore
 
 pytest.importorskip("mellea", reason="needs mellea: make env")
 
+import llguidance.hf
 from mellea import MelleaSession
 from mellea.backends import ModelOption
 from mellea.backends import cache as theirs
@@ -26,7 +28,7 @@ from mellea.backends.huggingface import HFAloraCacheInfo, LocalHFBackend
 from mellea.core import CBlock
 from mellea.stdlib.context import ChatContext, SimpleContext
 
-DOCUMENT = "The library keeps what a language model has computed, so that nobody computes it twice. " * 8
+DOCUMENT = "The library keeps what a language model has computed, so that nobody computes it twice. " * 5
 QUESTIONS = ["What does the library keep?", "Who computes it twice?", "Name one thing that is kept."]
 
 
@@ -54,6 +56,14 @@ def fed(smollm2) -> Iterator[Feeding]:
     handle = smollm2[0].model.register_forward_pre_hook(counter, with_kwargs=True)
     yield counter
     handle.remove()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_grammar_tokenizer() -> Iterator[None]:
+    """mellea makes one for each backend, which takes most of a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(llguidance.hf, "from_tokenizer", functools.cache(llguidance.hf.from_tokenizer))
+        yield
 
 
 @pytest.fixture
